@@ -1,0 +1,75 @@
+"""From a command line to a dataclass of options, and from a mistake to one sentence."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import tyro
+
+from nanochat import paths
+from nanochat.errors import UserError
+
+Options = TypeVar("Options")
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def run(
+    main: Callable[[Options], None],
+    options: type[Options],
+    *,
+    demo: Options | None = None,
+    quick: Options | None = None,
+    args: list[str] | None = None,
+) -> None:
+    """Parse the command line into `options`, call `main` with it and exit.
+
+    `--demo` moves the base directory to its folder `demo` and takes `demo` as the defaults;
+    `--quick` is the same with `quick` as the defaults. Every other option still overrides them.
+
+    Exits with 0, with 2 and one sentence for what the user can mend, or with 130 after Ctrl-C.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    try:
+        main(parse(options, args, demo=demo, quick=quick))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def parse(
+    options: type[Options], args: list[str], *, demo: Options | None = None, quick: Options | None = None
+) -> Options:
+    """The options that `args` ask for. Raises UserError on an option or a value that cannot be."""
+    preset = None
+    if "--demo" in args or "--quick" in args:
+        preset = quick if "--quick" in args and quick is not None else demo
+        args = [arg for arg in args if arg not in ("--demo", "--quick")]
+        os.environ["NANOCHAT_BASE_DIR"] = str(paths.base_dir() / "demo")
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                options,
+                args=args,
+                default=options() if preset is None else preset,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as stop:
+        if stop.code == 0:  # --help
+            raise
+        raise UserError(f"{_first_sentence(complaint.getvalue())}; --help lists the options") from None
+
+
+def _first_sentence(box: str) -> str:
+    """The message inside the box that tyro draws around a mistake, on one line."""
+    lines = [line.strip(" │") for line in box.splitlines()]
+    lines = [line for line in lines if line and not line.startswith(("╭", "╰"))]
+    until = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
+    return " ".join(lines[:until]) or "the options cannot be read"
