@@ -1,0 +1,108 @@
+"""From rows to the batches of a step.
+
+A batch is a function of the step alone: the rows of all epochs are one fixed order, step s takes the next
+`rows_per_step` of them, and each process its share. So there is nothing to save and nothing to forget on a resume,
+also with another number of processes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanochat.data.packing import Row, Rows
+
+
+class Batch(NamedTuple):
+    """One micro-batch: what one forward pass sees."""
+
+    tokens: Tensor
+    """(B, T) int64"""
+    targets: Tensor
+    """(B, T) int64, loss.IGNORE where not trained on"""
+    weights: Tensor | None = None
+    """(B, T) fp32, what each token's loss counts; None: one"""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device."""
+        return Batch(*(part if part is None else part.to(device, non_blocking=True) for part in self))
+
+
+class StepData(NamedTuple):
+    """What one process works on in one optimizer step."""
+
+    batches: list[Batch]
+    metrics: dict[str, float]
+    """what the source itself wants logged at this step"""
+
+
+class BatchSource(Protocol):
+    """Where the trainer gets its data."""
+
+    def step_data(self, step: int) -> StepData:
+        """This process's part of optimizer step `step`, a function of the step (and, in RL, of the model)."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of the work is this process's."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+class RowBatches:
+    """Rows in a shuffled order, epoch after epoch."""
+
+    def __init__(
+        self, rows: Rows, *, rows_per_step: int, device_batch_size: int, share: Share, seed: int, trim: bool = False
+    ) -> None:
+        """`trim` cuts the columns at a micro-batch's end in which nothing is trained on, where rows are padded."""
+        self.rows = rows
+        self.rows_per_step = rows_per_step
+        self.device_batch_size = device_batch_size
+        self.share = share
+        self.trim = trim
+        self._permutation = lru_cache(maxsize=2)(
+            lambda epoch: np.random.default_rng((seed, epoch)).permutation(len(rows))
+        )
+
+    def row_indices(self, step: int) -> list[int]:
+        """The rows of a step, over all processes."""
+        first = step * self.rows_per_step
+        return [
+            int(self._permutation(position // len(self.rows))[position % len(self.rows)])
+            for position in range(first, first + self.rows_per_step)
+        ]
+
+    def step_data(self, step: int) -> StepData:
+        """Micro-batches of at most `device_batch_size` rows."""
+        mine = self.row_indices(step)[self.share.rank :: self.share.world_size]
+        batches = [
+            stack([self.rows[i] for i in mine[start : start + self.device_batch_size]], self.trim)
+            for start in range(0, len(mine), self.device_batch_size)
+        ]
+        return StepData(batches, {"epoch": step * self.rows_per_step / len(self.rows)})
+
+
+def stack(rows: list[Row], trim: bool = False) -> Batch:
+    """Rows of one length as a batch."""
+    tokens = torch.from_numpy(np.stack([row.tokens for row in rows]))
+    targets = torch.from_numpy(np.stack([row.targets for row in rows]))
+    if trim:
+        trained = (targets >= 0).any(dim=0).nonzero()
+        # A multiple of 32 columns, so that only a few shapes ever occur (kernels and compiled code are kept by shape).
+        length = -(-(int(trained[-1]) + 1) // 32) * 32 if len(trained) else 32
+        tokens, targets = tokens[:, :length], targets[:, :length]
+    return Batch(tokens, targets)
+
+
+def in_order(rows: Rows, device_batch_size: int, share: Share) -> Iterator[Batch]:
+    """This process's part of all rows once, in order; for evaluation."""
+    mine = range(share.rank, len(rows), share.world_size)
+    for start in range(0, len(mine), device_batch_size):
+        yield stack([rows[i] for i in mine[start : start + device_batch_size]])

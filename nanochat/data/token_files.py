@@ -1,0 +1,121 @@
+"""Token ids on disk: written once, memory-mapped ever after, tied to the tokenizer that made them.
+
+A folder holds for each split `<split>.ids` (the ids of all documents end to end, each opening with bos),
+`<split>.mask` where some tokens are not learned, `<split>.offsets` (where documents begin) and `<split>.json`. The
+last is written last: a split without it does not exist.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from nanochat.errors import UserError
+from nanochat.tokenizer import Rendered, Tokenizer
+
+DOCUMENTS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """One split, memory-mapped."""
+
+    ids: np.ndarray
+    """(N,) uint16 or uint32"""
+    offsets: np.ndarray
+    """(documents + 1,) int64: document i is ids[offsets[i] : offsets[i + 1]]"""
+    mask: np.ndarray | None
+    """(N,) uint8, 1 where the token is learned; None where all are"""
+    num_bytes: int
+    """raw bytes of the text, special tokens not counted"""
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        return len(self.offsets) - 1
+
+    @classmethod
+    def open(cls, folder: Path, split: str, tokenizer: Tokenizer) -> "TokenFile":
+        """Map a split. Raises UserError if it is missing, cut short, or another tokenizer made it."""
+        try:
+            settings = json.loads((folder / f"{split}.json").read_text())
+        except FileNotFoundError:
+            raise UserError(f"there are no tokens in {folder}: run ./prepare.sh first") from None
+        if settings["tokenizer"] != tokenizer.hash:
+            raise UserError(f"the tokens in {folder} were made by another tokenizer: run ./prepare.sh again")
+        ids = _map(folder / f"{split}.ids", np.dtype(settings["dtype"]), settings["tokens"])
+        offsets = _map(folder / f"{split}.offsets", np.dtype(np.int64), settings["documents"] + 1)
+        mask = _map(folder / f"{split}.mask", np.dtype(np.uint8), settings["tokens"]) if settings["masked"] else None
+        return cls(ids, offsets, mask, settings["bytes"])
+
+    @classmethod
+    def is_current(cls, folder: Path, split: str, tokenizer: Tokenizer, origin: str) -> bool:
+        """Whether the split is there, made by this tokenizer from text that calls itself `origin`."""
+        try:
+            settings = json.loads((folder / f"{split}.json").read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return False
+        return bool(settings["tokenizer"] == tokenizer.hash and settings["origin"] == origin)
+
+
+def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
+    try:
+        mapped = np.memmap(path, dtype=dtype, mode="r")
+    except (FileNotFoundError, ValueError):
+        mapped = np.empty(0, dtype)
+    if len(mapped) != length:
+        raise UserError(f"{path} is damaged: delete {path.parent} and run ./prepare.sh again")
+    return mapped
+
+
+def write_documents(folder: Path, split: str, tokenizer: Tokenizer, texts: Iterable[str], origin: str) -> None:
+    """Write plain documents. `origin` names the text, so that other text is noticed later."""
+
+    def rendered() -> Iterator[Rendered]:
+        remaining = iter(texts)
+        while batch := list(islice(remaining, DOCUMENTS_AT_ONCE)):
+            for ids in tokenizer.encode_batch(batch):
+                yield Rendered([tokenizer.bos_id, *ids], [])
+
+    _write(folder, split, tokenizer, rendered(), origin, masked=False)
+
+
+def write_conversations(
+    folder: Path, split: str, tokenizer: Tokenizer, conversations: Iterable[dict], max_tokens: int, origin: str
+) -> None:
+    """Write conversations with their loss mask, each cut to `max_tokens`."""
+    rendered = (tokenizer.render_conversation(conversation, max_tokens) for conversation in conversations)
+    _write(folder, split, tokenizer, rendered, origin, masked=True)
+
+
+def _write(
+    folder: Path, split: str, tokenizer: Tokenizer, documents: Iterable[Rendered], origin: str, masked: bool
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    settings_file = folder / f"{split}.json"
+    settings_file.unlink(missing_ok=True)
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    offsets, num_bytes = [0], 0
+    with open(folder / f"{split}.ids", "wb") as ids_file, open(folder / f"{split}.mask", "wb") as mask_file:
+        for document in documents:
+            ids = np.array(document.ids, dtype)
+            ids_file.write(ids.tobytes())
+            if masked:
+                mask_file.write(bytes(document.mask))
+            offsets.append(offsets[-1] + len(ids))
+            num_bytes += int(tokenizer.token_bytes[ids].sum())
+    np.array(offsets, np.int64).tofile(folder / f"{split}.offsets")
+    settings = {
+        "tokenizer": tokenizer.hash,
+        "origin": origin,
+        "dtype": dtype.name,
+        "documents": len(offsets) - 1,
+        "tokens": offsets[-1],
+        "bytes": num_bytes,
+        "masked": masked,
+    }
+    partial = settings_file.with_suffix(".partial")
+    partial.write_text(json.dumps(settings, indent=2) + "\n")
+    partial.replace(settings_file)

@@ -1,0 +1,92 @@
+"""A trained model to talk to: the newest checkpoint, an engine, and replies as they are written."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nanochat import checkpoint, paths
+from nanochat.inference.engine import Engine, Request
+from nanochat.inference.reply import Delta, ReplyDecoder
+from nanochat.inference.sampling import Sampling
+from nanochat.runtime import Runtime
+from nanochat.sandbox.calculator import Calculator
+from nanochat.tokenizer import Tokenizer
+
+
+@dataclass
+class ChatModel:
+    """A model, its tokenizer and its engine."""
+
+    source: str
+    """base, mid, sft or rl"""
+    model_tag: str
+    step: int
+    engine: Engine
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer it was trained with."""
+        return self.engine.tokenizer
+
+    @property
+    def context(self) -> int:
+        """Most tokens of conversation and reply together."""
+        return self.engine.model.config.sequence_len
+
+    @property
+    def description(self) -> str:
+        """For a person: `sft d4 step 300`."""
+        return f"{self.source} {self.model_tag} step {self.step}"
+
+    def stream(
+        self, messages: Sequence[dict[str, Any]], sampling: Sampling, stop: threading.Event | None = None
+    ) -> Iterator[Delta]:
+        """The reply to a conversation that ends with the user's turn, piece by piece.
+
+        A base model, which knows no chat format, continues the last message as text. Ends at the reply's end, at
+        max_tokens or the end of the context, or when `stop` is set. Raises UserError if the prompt does not fit.
+        """
+        request = self.engine.submit(self.prompt(messages), sampling)
+        try:
+            yield from self._deltas(request, stop)
+        finally:
+            self.engine.cancel(request)
+
+    def prompt(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """The tokens that `stream` gives the model."""
+        if self.source == "base":
+            return [self.tokenizer.bos_id, *self.tokenizer.encode(str(messages[-1]["content"]))]
+        return self.tokenizer.render_prompt(messages)
+
+    def _deltas(self, request: Request, stop: threading.Event | None) -> Iterator[Delta]:
+        decoder = ReplyDecoder(self.tokenizer)
+        seen = 0
+        while not request.completion.finish_reason and not (stop and stop.is_set()):
+            self.engine.step()
+            for token in request.completion.tokens[seen:]:
+                delta = decoder.feed(token)
+                if delta:
+                    yield delta
+            seen = len(request.completion.tokens)
+        rest = decoder.flush()
+        if rest:
+            yield rest
+
+
+def load_chat(
+    source: str | None = None,
+    model_tag: str | None = None,
+    step: int | None = None,
+    device_type: str = "auto",
+    max_batch_size: int = 16,
+) -> ChatModel:
+    """The model to talk to; without a source, the most advanced there is: rl > sft > mid > base.
+
+    Raises UserError if there is none, or if its tokenizer is not the one at hand.
+    """
+    found = checkpoint.find(source, model_tag, step)
+    tokenizer = Tokenizer.load(paths.tokenizer_dir())
+    runtime = Runtime.start(device_type)
+    model = found.load_model(runtime.device, runtime.compute_dtype, tokenizer).eval()
+    return ChatModel(found.source, found.tag, found.step, Engine(model, tokenizer, Calculator(), max_batch_size))

@@ -1,0 +1,68 @@
+"""From logits to the next token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanochat.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one request wants its tokens chosen."""
+
+    max_tokens: int = 256
+    """tokens after which a reply is cut"""
+    temperature: float = 1.0
+    """0: always the likeliest token"""
+    top_k: int | None = 50
+    """only the k likeliest tokens are in the draw; None or 0: all"""
+    seed: int = 0
+    """same seed, same draws, whatever else is in the batch"""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise UserError(f"max_tokens {self.max_tokens} cannot be: the least is 1")
+        if not 0 <= self.temperature < 100:
+            raise UserError(f"temperature {self.temperature} cannot be: choose 0 to 2")
+        if self.top_k is not None and self.top_k < 0:
+            raise UserError(f"top_k {self.top_k} cannot be: choose a positive number, or 0 for all tokens")
+
+
+def uniform(seeds: Sequence[int], indices: Sequence[int]) -> np.ndarray:
+    """A number in [0, 1) for each (seed, index), a hash of the two: no generator, so no state to keep or share.
+
+    The mixing is SplitMix64's (Steele, Lea and Flood, 2014). Returns (N,) float64.
+    """
+    with np.errstate(over="ignore"):
+        x = np.array([seed & 0xFFFFFFFFFFFFFFFF for seed in seeds], np.uint64)
+        for salt in (np.array(indices, np.uint64), np.uint64(1)):
+            x = (x + salt + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            x = x ^ (x >> np.uint64(31))
+    return (x >> np.uint64(11)) / float(1 << 53)
+
+
+def sample(logits: Tensor, samplings: Sequence[Sampling], indices: Sequence[int]) -> list[int]:
+    """Choose a token for each request of a batch.
+
+    logits: (B, V) fp32; `indices`: how many tokens each request has drawn before. One transfer to the host in all.
+    """
+    vocab_size = logits.size(1)
+    if all(s.temperature == 0 for s in samplings):
+        return logits.argmax(dim=1).tolist()
+    ks = [1 if s.temperature == 0 else min(s.top_k or vocab_size, vocab_size) for s in samplings]
+    values, tokens = logits.topk(max(ks), dim=1)  # sorted, so the first k columns are the k likeliest
+    temperatures = torch.tensor([s.temperature or 1.0 for s in samplings], device=logits.device)
+    outside = torch.arange(max(ks), device=logits.device) >= torch.tensor(ks, device=logits.device).unsqueeze(1)
+    scaled = (values / temperatures.unsqueeze(1)).masked_fill_(outside, -torch.inf)
+    cumulative = scaled.softmax(dim=1).cumsum(dim=1)
+    draws = torch.from_numpy(uniform([s.seed for s in samplings], indices)).to(logits.device, torch.float32)
+    threshold = draws.unsqueeze(1) * cumulative[:, -1:]
+    choice = torch.searchsorted(cumulative, threshold, right=True)
+    choice = torch.minimum(choice, torch.tensor(ks, device=logits.device).unsqueeze(1) - 1)
+    return tokens.gather(1, choice).squeeze(1).tolist()

@@ -1,0 +1,170 @@
+"""The machine under the run: device, compute dtype, processes, memory, peak FLOP/s."""
+
+import os
+import platform
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nanochat.data.batches import Share
+from nanochat.errors import UserError
+
+# Dense bf16 TFLOP/s from the makers' datasheets, by what the driver calls the chip.
+DATASHEET_TFLOPS = {
+    "GB10": 125,
+    "GB200": 2500,
+    "B200": 2250,
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "RTX 5090": 210,
+    "RTX 4090": 165,
+    "RTX 3090": 71,
+}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One process of a run. A context manager: leaving it ends the process group."""
+
+    device: torch.device
+    compute_dtype: torch.dtype
+    share: Share
+    """rank and number of processes"""
+
+    @classmethod
+    def start(cls, device_type: str = "auto") -> "Runtime":
+        """Join the processes that torchrun started, if it did, and choose device and dtype.
+
+        Raises UserError if the device asked for is not there.
+        """
+        device_type = resolve_device_type(device_type)
+        share = Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        device = torch.device(device_type)
+        if device_type == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(device)
+            torch.set_float32_matmul_precision("high")
+        if share.world_size > 1:
+            dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+        return cls(device, native_dtype(device), share)
+
+    def __enter__(self) -> "Runtime":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After an error the other processes may never come to the barrier that this implies.
+        if dist.is_initialized() and error is None:
+            dist.destroy_process_group()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process speaks and writes for all."""
+        return self.share.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """`tensor` summed over processes, in place."""
+        if self.share.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.share.world_size > 1:
+            dist.barrier()
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was told, so that a clock can be read."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def describe(self) -> str:
+        """Device, dtype and processes, in a few words."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        processes = f", {self.share.world_size} processes" if self.share.world_size > 1 else ""
+        return f"{name}{threads}, {str(self.compute_dtype).removeprefix('torch.')}{processes}"
+
+    def peak_flops(self) -> tuple[float, str]:
+        """FLOP/s of one process's device in the compute dtype, and where the figure is from.
+
+        The datasheet's for a known GPU; else measured with a matmul, a tenth of a second.
+        """
+        if self.device.type == "cuda":
+            name = torch.cuda.get_device_name(self.device)
+            for chip, tflops in DATASHEET_TFLOPS.items():
+                if chip in name:
+                    return tflops * 1e12, f"{chip} datasheet"
+        return measure_matmul_flops(self.device, self.compute_dtype), "measured matmul"
+
+
+def resolve_device_type(device_type: str) -> str:
+    """`auto` becomes the best there is; another name is checked. Raises UserError if it is not there."""
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available.insert(0, "cuda")
+    if device_type == "auto":
+        return available[0]
+    if device_type not in available:
+        raise UserError(f"--device-type {device_type} is not here: choose {' or '.join(available)}")
+    return device_type
+
+
+def native_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it, else float32 (emulated bf16 was 8 times slower on an AVX2 CPU)."""
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        native = device.type == "cpu" and bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+    return torch.bfloat16 if native else torch.float32
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets of the CPU as Linux names them; empty elsewhere."""
+    return set(_cpuinfo("flags").split())
+
+
+def cpu_name() -> str:
+    """The CPU's model name, as far as it is known."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(key: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == key), "")
+
+
+def measure_matmul_flops(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+    """FLOP/s of a square matmul, the best of five."""
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory this process has held: torch's counter on CUDA, resident memory elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,156 @@
+"""What a run tells: metrics.jsonl always, a progress bar or lines, and wandb or trackio where they are wanted."""
+
+import importlib.util
+import json
+import math
+import netrc
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nanochat.errors import UserError
+
+SECONDS_BETWEEN_LINES = 10.0
+"""How often a run says how it stands where there is no terminal to draw a bar on."""
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object a line, {"step": ..., ...}."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        """Open for appending; what a stopped run logged at or after `resume_step` is dropped, for it comes again."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_metrics(path) if row["step"] < resume_step]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._file = open(path, "a", buffering=1)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append one line, at once on disk's way."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics.jsonl; a last line that a crash cut off is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+class Tracker:
+    """wandb, trackio or nothing, behind one `log`."""
+
+    def __init__(self, kind: str, run: str | None, project: str, config: Mapping[str, Any]) -> None:
+        """`kind` auto: wandb if the user named a run or is logged in, and it is installed. Never asks a question.
+
+        Raises UserError if the tracker asked for is not installed.
+        """
+        if kind == "auto":
+            wanted = (run is not None or _wandb_login()) and importlib.util.find_spec("wandb") is not None
+            kind = "wandb" if wanted else "none"
+        self._module: Any = None
+        if kind == "none":
+            return
+        if importlib.util.find_spec(kind) is None:
+            raise UserError(f"--tracker {kind} is not installed: run .venv/bin/pip install {kind}")
+        if kind == "wandb" and not _wandb_login():
+            os.environ.setdefault("WANDB_MODE", "offline")  # `wandb sync` sends it later; a login prompt would block
+        self._module = importlib.import_module(kind)
+        self._module.init(project=project, name=run, config=dict(config))
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Send the numbers of one step."""
+        if self._module is not None:
+            self._module.log({name: v for name, v in metrics.items() if isinstance(v, int | float)}, step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        if self._module is not None:
+            self._module.finish()
+
+
+def _wandb_login() -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline":
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class ProgressDisplay:
+    """A bar with loss, speed and time left on a terminal; elsewhere a line now and then."""
+
+    def __init__(self, title: str, total: int, start: int, console: Console | None) -> None:
+        """`console` None: say nothing (the processes that are not the main one)."""
+        self._console = console
+        self._title = title
+        self._total = total
+        self._begun = (time.monotonic(), start)
+        self._last_line = 0.0
+        self._progress: Progress | None = None
+        if console is not None and console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(compact=True),
+                console=console,
+                expand=True,
+            )
+            self._task = self._progress.add_task(title, total=total, completed=start, figures="")
+            self._progress.start()
+
+    def update(self, step: int, figures: str) -> None:
+        """`step` steps are done; `figures` is what to show beside, such as `loss 2.31  4,200 tok/s`."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, figures=figures)
+        elif self._console is not None:
+            now = time.monotonic()
+            if now - self._last_line >= SECONDS_BETWEEN_LINES or step == self._total:
+                self._last_line = now
+                self.say(f"{self._title} {step}/{self._total}  {figures}  {self._time_left(step, now)} left")
+
+    def _time_left(self, step: int, now: float) -> str:
+        begun_at, begun_step = self._begun
+        seconds = (now - begun_at) / max(step - begun_step, 1) * (self._total - step)
+        return format_seconds(seconds)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self._console is not None:
+            self._console.print(text, highlight=False, markup=False)
+
+    def close(self) -> None:
+        """Take the bar down."""
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def format_seconds(seconds: float) -> str:
+    """`42s`, `3m05s`, `2h10m`, `9d04h`."""
+    if not math.isfinite(seconds):
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
