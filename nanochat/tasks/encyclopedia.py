@@ -1,0 +1,71 @@
+"""Questions about the things and people that the embedded encyclopedia's train articles open with."""
+
+import random
+import re
+
+from nanochat.data import embedded
+from nanochat.data.conversations import Conversation, conversation
+from nanochat.tasks.task import Task
+
+THING_QUESTIONS = (
+    "What is {}?", "What is {}?", "Tell me about {}.", "What do you know about {}?", "Can you explain what {} is?",
+    "Please describe {}.", "Do you know what {} is?", "I would like to learn about {}.", "what is {}", "Explain {}.",
+)  # fmt: skip
+PERSON_QUESTIONS = (
+    "Who {} {}?", "Who {} {}?", "Tell me about {1}.", "What do you know about {1}?", "Do you know who {1} {0}?",
+    "Can you tell me who {1} {0}?", "Tell me who {1} {0}.", "who {} {}", "I would like to learn about {1}.",
+)  # fmt: skip
+MAX_CHARACTERS = 300
+
+# A sentence ends at . ! or ? before a capital, but not after an initial or an abbreviation, as in "St. Paul".
+_ABBREVIATIONS = ("St", "Dr", "Mr", "Mrs", "Jr", "Sr", "Mt", "Ft", "No", "c", "ca", "fl", "lit", "vs", "approx")
+_SENTENCE_END = re.compile(
+    r"(?<!\b[A-Z])" + "".join(rf"(?<!\b{word})" for word in _ABBREVIATIONS) + r"[.!?][\"')]?\s+(?=[\"'(]?[A-Z0-9])"
+)
+
+
+class Encyclopedia(Task):
+    """What an article says first, asked for by its title; every article `repeats` times, worded anew.
+
+    The articles held out of pretraining are not asked for.
+    """
+
+    name = "encyclopedia"
+
+    def __init__(self, repeats: int = 1) -> None:
+        self._rows = []
+        for article in embedded.articles("train"):
+            summary = first_sentences(article.extract)
+            if len(summary) <= MAX_CHARACTERS:
+                self._rows.append((article.title, article.topic == "People", summary))
+        self._repeats = repeats
+
+    def __len__(self) -> int:
+        return len(self._rows) * self._repeats
+
+    def row(self, index: int) -> Conversation:
+        title, person, summary = self._rows[index % len(self._rows)]
+        rng = random.Random(f"{self.name} {index}")
+        if person:
+            verb = "is" if " is " in summary.partition(" was ")[0] else "was"
+            return conversation(rng.choice(PERSON_QUESTIONS).format(verb, title), summary)
+        return conversation(rng.choice(THING_QUESTIONS).format(_in_a_sentence(title, summary)), summary)
+
+
+def first_sentences(text: str) -> str:
+    """The first sentence of an article, and the second where both fit MAX_CHARACTERS."""
+    sentences = _split(text.split("\n")[0])
+    both = " ".join(sentences[:2])
+    return both if len(both) <= MAX_CHARACTERS else sentences[0]
+
+
+def _split(paragraph: str) -> list[str]:
+    ends = [match.end() for match in _SENTENCE_END.finditer(paragraph)]
+    return [paragraph[start:end].strip() for start, end in zip([0, *ends], [*ends, len(paragraph)], strict=True)]
+
+
+def _in_a_sentence(title: str, summary: str) -> str:
+    """The title as one writes it in mid-sentence, with its own article: "Hat" gives "a hat"."""
+    title = re.sub(r" \(.*\)$", "", title)
+    found = re.search(rf"\b(A|An|The)( {re.escape(title)})\b", summary, re.IGNORECASE)
+    return found[1].lower() + found[2] if found else title
