@@ -62,6 +62,12 @@ class GPTConfig:
         )
 
     @property
+    def num_parameters(self) -> int:
+        """All parameters of such a model, embedding and head included."""
+        kv = 2 * self.n_kv_head * self.head_dim
+        return self.n_layer * self.n_embd * (10 * self.n_embd + kv) + 2 * self.vocab_size * self.n_embd
+
+    @property
     def head_dim(self) -> int:
         """Size of one attention head."""
         return self.n_embd // self.n_head
@@ -216,17 +222,13 @@ class GPT(nn.Module):
         """Where the weights are."""
         return self.embed_tokens.weight.device
 
-    def num_parameters(self) -> int:
-        """All parameters, embedding and head included."""
-        return sum(p.numel() for p in self.parameters())
-
     def flops_per_token(self) -> int:
         """Floating-point operations to train on one token: 6 a matrix parameter, 12 T C a layer for attention.
 
         The convention of PaLM's appendix B (https://arxiv.org/abs/2204.02311): the attention matrix counts in full,
         the embedding not at all.
         """
-        matrices = self.num_parameters() - self.embed_tokens.weight.numel()
+        matrices = self.config.num_parameters - self.embed_tokens.weight.numel()
         return 6 * matrices + 12 * self.config.n_layer * self.config.n_embd * self.config.sequence_len
 
     def hidden(self, tokens: Tensor, cache: AttentionCache | None = None) -> Tensor:

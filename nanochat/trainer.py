@@ -218,7 +218,7 @@ class Training:
         if self.parent and not self.step:
             begin += f" from {self.parent['source']} step {self.parent['step']}"
         display.say(
-            f"{self.source} {self.tag}: {self.model.num_parameters():,} parameters "
+            f"{self.source} {self.tag}: {config.num_parameters:,} parameters "
             f"({config.n_layer} layers of {config.n_embd}, context {config.sequence_len}), {begin}, "
             f"{num_iterations} steps of {self.options.total_batch_size:,} tokens\n"
             f"on {self.runtime.describe()}, peak {peak / 1e12:,.2f} TFLOP/s ({origin})"

@@ -101,8 +101,8 @@ def stack(rows: list[Row], trim: bool = False) -> Batch:
     return Batch(tokens, targets)
 
 
-def in_order(rows: Rows, device_batch_size: int, share: Share) -> Iterator[Batch]:
-    """This process's part of all rows once, in order; for evaluation."""
-    mine = range(share.rank, len(rows), share.world_size)
+def in_order(rows: Rows, device_batch_size: int, share: Share, most_rows: int) -> Iterator[Batch]:
+    """This process's part of the first `most_rows` rows, in order; for evaluation."""
+    mine = range(share.rank, min(len(rows), most_rows), share.world_size)
     for start in range(0, len(mine), device_batch_size):
         yield stack([rows[i] for i in mine[start : start + device_batch_size]])

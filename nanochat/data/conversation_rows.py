@@ -1,0 +1,25 @@
+"""A mixture of conversations as rows to train on, through token files."""
+
+from nanochat import paths
+from nanochat.data.packing import PackedRows
+from nanochat.data.token_files import TokenFile, write_conversations
+from nanochat.runtime import Runtime
+from nanochat.tasks.task import Mixture
+from nanochat.tokenizer import Tokenizer
+
+
+def conversation_rows(
+    mixture: Mixture, tokenizer: Tokenizer, sequence_len: int, runtime: Runtime, *, learn_all: bool, one_per_row: bool
+) -> PackedRows:
+    """Tokenise `mixture` into tokens/<its name>, unless that is done already, and pack it into rows."""
+    folder = paths.tokens_dir(mixture.name.replace(" ", "-"))
+    if runtime.is_main:
+        print(f"{mixture}\n")
+        origin = mixture.fingerprint()
+        if not TokenFile.is_current(folder, "train", tokenizer, origin):
+            write_conversations(folder, "train", tokenizer, mixture, sequence_len, origin)
+    runtime.barrier()
+    file = TokenFile.open(folder, "train", tokenizer)
+    return PackedRows(
+        file, sequence_len, tokenizer.bos_id, learn_all=learn_all, documents_per_row=1 if one_per_row else None
+    )

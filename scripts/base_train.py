@@ -1,0 +1,122 @@
+"""Pretraining: the next token of plain text.
+
+    ./pretrain.sh --depth 20
+    NPROC=8 ./pretrain.sh --depth 32 --device-batch-size 16
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from nanochat import cli, paths, trainer
+from nanochat.data.batches import RowBatches
+from nanochat.data.packing import StreamRows
+from nanochat.data.token_files import TokenFile
+from nanochat.errors import UserError
+from nanochat.eval.bits_per_byte import bits_per_byte
+from nanochat.gpt import GPTConfig
+from nanochat.inference.engine import Engine
+from nanochat.inference.reply import reply_parts
+from nanochat.inference.sampling import Sampling
+from nanochat.options import TrainOptions
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import Tokenizer
+from nanochat.trainer import Training
+
+PROMPTS = ("The capital of France is", "The chemical symbol of gold is", "The planets of the solar system are:")
+REFERENCE_TOKENS, REFERENCE_BATCH = 11.2e9, 524_288
+
+
+@dataclass
+class PretrainOptions(TrainOptions):
+    """Train a base model on text. --depth decides the rest; every other option overrides what follows from it."""
+
+    depth: int = 20
+    """layers; width is 64 times as much"""
+    max_seq_len: int = 2048
+    """context in tokens"""
+    dataset: str = "encyclopedia"
+    """text prepared by prepare.sh"""
+    target_param_data_ratio: float = 20.0
+    """tokens to train on for each parameter (Chinchilla: 20), unless --num-iterations is given"""
+
+
+DEMO = PretrainOptions(
+    depth=4, max_seq_len=256, device_batch_size=16, total_batch_size=8192, num_iterations=170,
+    warmup_ratio=0.05, warmdown_ratio=0.4, eval_every=50, eval_tokens=8192, save_every=0,
+)  # fmt: skip
+QUICK = replace(DEMO, depth=2, num_iterations=30, eval_every=0)
+
+
+def main(options: PretrainOptions) -> None:
+    with Runtime.start(options.device_type) as runtime:
+        tokenizer = Tokenizer.load(paths.tokenizer_dir())
+        config = GPTConfig.from_depth(options.depth, tokenizer.vocab_size, options.max_seq_len)
+        folder = paths.tokens_dir(options.dataset)
+        rows = StreamRows(TokenFile.open(folder, "train", tokenizer), config.sequence_len, tokenizer.bos_id)
+        held_out = StreamRows(TokenFile.open(folder, "val", tokenizer), config.sequence_len, tokenizer.bos_id)
+        options = with_defaults(options, config, runtime)
+        run = trainer.begin("base", options, runtime, tokenizer, config=config)
+        assert options.total_batch_size and options.device_batch_size and options.num_iterations
+        batches = RowBatches(
+            rows,
+            rows_per_step=options.total_batch_size // config.sequence_len,
+            device_batch_size=options.device_batch_size,
+            share=runtime.share,
+            seed=options.seed,
+        )
+
+        def evaluate() -> dict[str, float]:
+            assert options.device_batch_size
+            bpb = bits_per_byte(
+                run.model, tokenizer, held_out, options.device_batch_size, options.eval_tokens, runtime
+            )
+            return {"bpb": bpb}
+
+        run.run(batches, options.num_iterations, evaluate=evaluate, sample=lambda: samples(run))
+
+
+def with_defaults(options: PretrainOptions, config: GPTConfig, runtime: Runtime) -> PretrainOptions:
+    """Fill in what follows from depth: tokens from the parameters, the batch from the tokens.
+
+    The batch grows with the tokens to the power 0.38 (https://arxiv.org/abs/2505.13738), 524,288 at d20's 11.2
+    billion. Raises UserError for a batch that cannot be shared out evenly.
+    """
+    row = config.sequence_len
+    tokens = options.target_param_data_ratio * config.num_parameters
+    total = options.total_batch_size
+    if total is None:
+        ideal = REFERENCE_BATCH * (tokens / REFERENCE_TOKENS) ** 0.38
+        total = max(row * runtime.share.world_size, 2 ** round(math.log2(ideal)))
+    if total < row * runtime.share.world_size or total % (row * runtime.share.world_size):
+        unit = row * runtime.share.world_size
+        nearest = max(1, round(total / unit)) * unit
+        raise UserError(
+            f"--total-batch-size {total} is not a multiple of {unit} (context x processes): "
+            f"the nearest that is is {nearest}"
+        )
+    device_batch_size = options.device_batch_size or (32 if runtime.device.type == "cuda" else 8)
+    if device_batch_size < 1:
+        raise UserError(f"--device-batch-size {device_batch_size} cannot be: the nearest that can is 1")
+    if options.num_iterations is not None and options.num_iterations < 1:
+        raise UserError(f"--num-iterations {options.num_iterations} cannot be: the nearest that can is 1")
+    return replace(
+        options,
+        total_batch_size=total,
+        device_batch_size=device_batch_size,
+        num_iterations=options.num_iterations or max(1, round(tokens / total)),
+    )
+
+
+def samples(run: Training) -> list[str]:
+    """What the model writes after a few beginnings, greedily."""
+    engine = Engine(run.model, run.tokenizer)
+    prompts = [[run.tokenizer.bos_id, *run.tokenizer.encode(prompt)] for prompt in PROMPTS]
+    completions = engine.generate(prompts, Sampling(max_tokens=24, temperature=0))
+    return [
+        prompt + "".join(part["text"] for part in reply_parts(run.tokenizer, completion.tokens)).replace("\n", " ")
+        for prompt, completion in zip(PROMPTS, completions, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    cli.run(main, PretrainOptions, demo=DEMO, quick=QUICK)

@@ -1,0 +1,70 @@
+"""Reinforcement learning on problems with checkable answers.
+
+    ./rl.sh
+"""
+
+from dataclasses import dataclass, replace
+
+from nanochat import cli, paths, trainer
+from nanochat.errors import UserError
+from nanochat.inference.chat import ChatModel
+from nanochat.inference.engine import Engine
+from nanochat.inference.sampling import Sampling
+from nanochat.options import TrainOptions, inherit
+from nanochat.rollouts import RolloutBatches
+from nanochat.runtime import Runtime
+from nanochat.sandbox.calculator import Calculator
+from nanochat.tasks.mixtures import Sums
+from nanochat.tokenizer import Tokenizer
+
+
+@dataclass
+class RLOptions(TrainOptions):
+    """Let the newest SFT model solve problems, and make what worked likelier."""
+
+    num_iterations: int | None = 200
+    init_lr_frac: float = 0.05
+    warmdown_ratio: float = 1.0
+    examples_per_step: int = 16
+    """problems in one optimizer step, over all processes"""
+    num_samples: int = 16
+    """replies to each problem"""
+    max_new_tokens: int = 256
+    """tokens after which a reply is cut"""
+    temperature: float = 1.0
+    top_k: int = 50
+
+
+DEMO = RLOptions(num_iterations=30, num_samples=8, max_new_tokens=48, save_every=0)
+QUICK = replace(DEMO, num_iterations=3, examples_per_step=8, num_samples=4, max_new_tokens=32)
+
+
+def main(options: RLOptions) -> None:
+    if options.num_samples < 2:
+        raise UserError(f"--num-samples {options.num_samples} cannot be: a reply is compared with at least one other")
+    with Runtime.start(options.device_type) as runtime, Calculator() as calculator:
+        if options.examples_per_step < runtime.share.world_size:
+            raise UserError(
+                f"--examples-per-step {options.examples_per_step} leaves processes idle: "
+                f"the nearest that does not is {runtime.share.world_size}"
+            )
+        tokenizer = Tokenizer.load(paths.tokenizer_dir())
+        parent = trainer.parent_of("rl", options.model_tag)
+        options = inherit(options, parent.meta["options"])
+        run = trainer.begin("rl", options, runtime, tokenizer, parent=parent)
+        assert options.device_batch_size and options.num_iterations
+        own = -(-options.examples_per_step // runtime.share.world_size) * options.num_samples
+        batches = RolloutBatches(
+            ChatModel("rl", run.tag, run.step, Engine(run.model, tokenizer, calculator, max_batch_size=min(own, 128))),
+            Sums("train", options.examples_per_step * options.num_iterations),
+            runtime,
+            problems_per_step=options.examples_per_step,
+            samples_per_problem=options.num_samples,
+            device_batch_size=options.device_batch_size,
+            sampling=Sampling(options.max_new_tokens, options.temperature, options.top_k, options.seed),
+        )
+        run.run(batches, options.num_iterations)
+
+
+if __name__ == "__main__":
+    cli.run(main, RLOptions, demo=DEMO, quick=QUICK)

@@ -1,0 +1,53 @@
+"""Midtraining: the base model learns the chat format, who it is, its tool, and to spell.
+
+    ./midtrain.sh
+"""
+
+from dataclasses import dataclass, replace
+
+from nanochat import cli, paths, trainer
+from nanochat.data.batches import RowBatches
+from nanochat.data.conversation_rows import conversation_rows
+from nanochat.options import TrainOptions, inherit
+from nanochat.runtime import Runtime
+from nanochat.tasks import mixtures
+from nanochat.tokenizer import Tokenizer
+
+
+@dataclass
+class MidtrainOptions(TrainOptions):
+    """Train the newest base model on conversations, packed side by side; every token is learned."""
+
+    warmdown_ratio: float = 0.8
+    num_epochs: float = 1.0
+    """times through the mixture, unless --num-iterations is given"""
+
+
+DEMO = MidtrainOptions(init_lr_frac=0.7, save_every=0)
+QUICK = replace(DEMO, num_iterations=20)
+
+
+def main(options: MidtrainOptions) -> None:
+    with Runtime.start(options.device_type) as runtime:
+        tokenizer = Tokenizer.load(paths.tokenizer_dir())
+        parent = trainer.parent_of("mid", options.model_tag)
+        options = inherit(options, parent.meta["options"])
+        run = trainer.begin("mid", options, runtime, tokenizer, parent=parent)
+        sequence_len = run.model.config.sequence_len
+        rows = conversation_rows(
+            mixtures.demo_mid(), tokenizer, sequence_len, runtime, learn_all=True, one_per_row=False
+        )
+        assert options.total_batch_size and options.device_batch_size
+        rows_per_step = max(1, options.total_batch_size // sequence_len)
+        batches = RowBatches(
+            rows,
+            rows_per_step=rows_per_step,
+            device_batch_size=options.device_batch_size,
+            share=runtime.share,
+            seed=options.seed,
+        )
+        run.run(batches, options.num_iterations or max(1, round(options.num_epochs * len(rows) / rows_per_step)))
+
+
+if __name__ == "__main__":
+    cli.run(main, MidtrainOptions, demo=DEMO, quick=QUICK)
