@@ -95,10 +95,13 @@ def _load(package: str, file: str) -> Any:
         raise UserError(f"the package {package} is not installed: run ./setup.sh") from None
 
 
+_INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\xad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+
+
 def clean(text: str) -> str:
     """One kind of space and none doubled, no invisible characters, composed accents; line ends are kept."""
     text = unicodedata.normalize("NFC", text)
-    text = "".join(c for c in text if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf"))
+    text = _INVISIBLE.sub("", text)
     text = re.sub(r"[^\S\n]+", " ", text)
     return re.sub(r" (?=[,;.)\n])|(?<=[(\n]) ", "", text).strip()
 
