@@ -27,7 +27,7 @@ FRAMES = (
 SYMBOLS = {
     "+": ("+", "+", "plus"),
     "-": ("-", "-", "minus", "take away"),
-    "*": ("*", "*", "x", "×", "times", "multiplied by"),  # noqa: RUF001 (people type it)
+    "*": ("*", "*", "x", "\N{MULTIPLICATION SIGN}", "times", "multiplied by"),
     "/": ("/", "/", "÷", "divided by"),
 }
 SENTENCES = {
