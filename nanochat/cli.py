@@ -59,7 +59,12 @@ def parse(
                 options,
                 args=args,
                 default=options() if preset is None else preset,
-                config=(tyro.conf.OmitArgPrefixes,),
+                # The last two are for options that hold sub-commands: short names, and options on either side of them.
+                config=(
+                    tyro.conf.OmitArgPrefixes,
+                    tyro.conf.OmitSubcommandPrefixes,
+                    tyro.conf.CascadeSubcommandArgs,
+                ),
             )
     except SystemExit as stop:
         if stop.code == 0:  # --help

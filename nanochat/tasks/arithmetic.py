@@ -27,18 +27,20 @@ FRAMES = (
 SYMBOLS = {
     "+": ("+", "+", "plus"),
     "-": ("-", "-", "minus", "take away"),
-    "*": ("*", "*", "x", "×", "times", "multiplied by"),
+    "*": ("*", "*", "x", "\N{MULTIPLICATION SIGN}", "times", "multiplied by"),
     "/": ("/", "/", "÷", "divided by"),
 }
 SENTENCES = {
     "+": (
         "Add {a} and {b}.", "Add {a} to {b}.", "What is the sum of {a} and {b}?", "Find the sum of {a} and {b}.",
-        "What do {a} and {b} make together?", "What is the total of {a} and {b}?", "What do I get if I add {a} and {b}?",
+        "What do {a} and {b} make together?", "What is the total of {a} and {b}?",
+        "What do I get if I add {a} and {b}?",
         "What number is {a} plus {b}?",
     ),
     "-": (
         "What is the difference between {a} and {b}?", "Find the difference of {a} and {b}.",
-        "What is left of {a} after taking away {b}?", "How much more is {a} than {b}?", "Start at {a} and subtract {b}.",
+        "What is left of {a} after taking away {b}?", "How much more is {a} than {b}?",
+        "Start at {a} and subtract {b}.",
         "What is {a} reduced by {b}?", "By how much is {a} larger than {b}?",
     ),
     "*": (
@@ -53,7 +55,8 @@ SENTENCES = {
     ),
 }  # fmt: skip
 TWO_STEPS = (
-    "{a} + {b} + {c}", "{a} + {b} - {c}", "{a} * ({b} + {c})", "({a} + {b}) * {c}", "{a} * {b} + {c}", "{a} + {b} * {c}",
+    "{a} + {b} + {c}", "{a} + {b} - {c}", "{a} * ({b} + {c})", "({a} + {b}) * {c}", "{a} * {b} + {c}",
+    "{a} + {b} * {c}",
 )  # fmt: skip
 
 

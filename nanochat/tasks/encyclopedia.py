@@ -20,7 +20,7 @@ MAX_CHARACTERS = 300
 # A sentence ends at . ! or ? before a capital, but not after an initial or an abbreviation, as in "St. Paul".
 _ABBREVIATIONS = ("St", "Dr", "Mr", "Mrs", "Jr", "Sr", "Mt", "Ft", "No", "c", "ca", "fl", "lit", "vs", "approx")
 _SENTENCE_END = re.compile(
-    r"(?<!\b[A-Z])" + "".join(rf"(?<!\b{word})" for word in _ABBREVIATIONS) + r"[.!?][\"')]?\s+(?=[\"'(]?[A-Z0-9])"
+    r"[.!?](?<!\b[A-Z]\.)" + "".join(rf"(?<!\b{word}\.)" for word in _ABBREVIATIONS) + r"[\"')]?\s+(?=[\"'(]?[A-Z0-9])"
 )
 
 

@@ -67,7 +67,10 @@ class LetterCount(NumberTask):
             [
                 {"type": "python", "text": f"'{word}'.count('{letter}')"},
                 {"type": "python_output", "text": str(count)},
-                {"type": "text", "text": f"The letter '{letter}' appears {count} time{'s' * (count != 1)} in '{word}'."},
+                {
+                    "type": "text",
+                    "text": f"The letter '{letter}' appears {count} time{'s' * (count != 1)} in '{word}'.",
+                },
             ],
         )
 

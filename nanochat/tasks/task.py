@@ -94,7 +94,9 @@ class Mixture(Task):
 
     def __str__(self) -> str:
         """A table: task, rows taken, share of the mixture."""
-        rows = [(task.name, count) for task, count in zip(self.tasks, self.counts, strict=True)] + [("total", len(self))]
+        rows = [(task.name, count) for task, count in zip(self.tasks, self.counts, strict=True)] + [
+            ("total", len(self))
+        ]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}} {count:>9,} {count / max(len(self), 1):>6.1%}" for name, count in rows)
 

@@ -51,7 +51,7 @@ STORIES = (
     Story("Each of {c} children brings {b} {things}. How many {things} do they bring?", "{c} * {b}"),
     Story("{name} shares {bc} {things} evenly among {c} friends. How many does each friend get?", "{bc} // {c}"),
     Story("{name} puts {bc} {things} evenly into {c} {containers}. How many are in each?", "{bc} // {c}"),
-    Story("{c} {good}s cost ${bc}. How many dollars does one cost?", "{bc} // {c}"),
+    Story("{name} pays ${bc} for {c} {good}s. How many dollars does one cost?", "{bc} // {c}"),
     Story("{bc} children make teams of {c}. How many teams are there?", "{bc} // {c}"),
     Story("{name} has {bc} {things} and packs {c} into each bag. How many bags are full?", "{bc} // {c}"),
     Story("A car drives {bc} km in {c} hours. How many km does it drive in one hour?", "{bc} // {c}"),

@@ -1,0 +1,126 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+import view_identity_data
+from nanochat import cli
+from nanochat.data import conversations
+from nanochat.data.conversations import conversation
+
+ROWS = [
+    conversation("Who built you?", "Ada [did] 🙂."),
+    conversation("What is 1 + 1?", [{"type": "python", "text": "1 + 1"}, {"type": "python_output", "text": "2"}]),
+]
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "80")
+    path = tmp_path / "identity_conversations.jsonl"
+    conversations.append(path, ROWS)
+    return path
+
+
+def view(*args: str) -> int:
+    """Run the program; its exit code."""
+    try:
+        cli.run(view_identity_data.main, view_identity_data.Options, args=list(args))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_show_is_the_default_and_fits_80_columns(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conversations.append(file, [conversation("word " * 100, "answer " * 100)])
+    assert view() == 0
+    out = capsys.readouterr().out
+    assert "Ada [did]" in out and "[python: 1 + 1]" in out and "line 2" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_show_limit(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert view("show", "--limit", "1") == 0
+    out = capsys.readouterr().out
+    assert "line 1" in out and "1 of 2 lines" in out and "line 2" not in out
+
+
+def test_search_ignores_case(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert view("search", "ADA") == 0
+    out = capsys.readouterr().out
+    assert "line 1" in out and "line 2" not in out
+
+
+def test_count(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert view("count") == 0
+    assert "2 conversations" in capsys.readouterr().out
+
+
+def test_validate(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert view("validate") == 0
+    assert "all 2 lines are good" in capsys.readouterr().out
+
+
+def test_add(file: Path) -> None:
+    assert view("add", "--user", "Hi!", "--assistant", "Hello!") == 0
+    assert conversations.read(file) == [*ROWS, conversation("Hi!", "Hello!")]
+
+
+def test_add_refuses_an_empty_text(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert view("add", "--user", "Hi!", "--assistant", "") == 2
+    assert "message 2 is empty" in capsys.readouterr().err
+    assert conversations.read(file) == ROWS
+
+
+@pytest.mark.parametrize(
+    "command", ["show", "search x", "count", "validate", "export --output {}/out.md", "add --user a --assistant b"]
+)
+def test_a_broken_line_is_reported_and_kept(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    file.write_text(file.read_text() + "{oops\n")
+    assert view(*command.format(tmp_path).split()) == 2
+    captured = capsys.readouterr()
+    assert "line 3: it is not JSON" in captured.out
+    assert "are broken" in captured.err
+    assert file.read_text().splitlines()[2] == "{oops"
+    assert not (tmp_path / "out.md").exists()
+
+
+def test_export(file: Path, tmp_path: Path) -> None:
+    for suffix in ("json", "csv", "md"):
+        assert view("export", "--output", str(tmp_path / f"out.{suffix}")) == 0
+    assert json.loads((tmp_path / "out.json").read_text()) == ROWS
+    with (tmp_path / "out.csv").open(newline="") as table:
+        turns = list(csv.DictReader(table))
+    assert turns[1] == {"conversation": "1", "role": "assistant", "content": "Ada [did] 🙂."}
+    assert len(turns) == 4
+    assert "**user:** What is 1 + 1?" in (tmp_path / "out.md").read_text()
+
+
+def test_export_overwrites_nothing_and_knows_its_formats(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.csv").write_text("mine")
+    assert view("export", "--output", str(tmp_path / "out.csv")) == 2
+    assert (tmp_path / "out.csv").read_text() == "mine"
+    assert view("export", "--output", str(tmp_path / "out.xls")) == 2
+    assert view("export", "--output", str(tmp_path / "no" / "out.csv")) == 2
+
+
+def test_another_file_and_the_demo_s(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "demo" / "identity_conversations.jsonl"
+    conversations.append(other, ROWS[:1])
+    assert view("count", "--file", str(other)) == 0
+    assert "1 conversations" in capsys.readouterr().out
+    assert view("--demo", "count") == 0
+    assert "1 conversations" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("args", [[], ["add", "--user", "a", "--assistant", "b"], ["validate", "--file", "nowhere"]])
+def test_an_absent_file_says_what_to_run(
+    args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    assert view(*args) == 2
+    assert "run ./prepare.sh" in capsys.readouterr().err
