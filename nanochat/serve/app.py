@@ -17,9 +17,9 @@ from starlette.types import Receive, Scope, Send
 
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
+from nanochat.inference.reply import add_delta
 from nanochat.inference.sampling import Sampling
 from nanochat.serve.guard import Guard
-from nanochat.serve.parts import Part, add_delta
 from nanochat.serve.protocol import ApiError, ChatCompletion, ChatRequest, delta_of, error_body, event, usage_of
 from nanochat.serve.worker import GenerationError, ModelWorker, QueueFullError, Reply
 
@@ -136,11 +136,11 @@ class _Answer:
         self.reply = reply
         self.completion = completion
         self.prompt_tokens = prompt_tokens
-        self.parts: list[Part] = []
+        self.parts: list[dict[str, str]] = []
 
     async def whole(self) -> dict[str, Any]:
         async for delta in self.reply:
-            add_delta(self.parts, delta.type, delta.text)
+            add_delta(self.parts, delta)
         reason, usage = self._outcome()
         return self.completion.whole(self.parts, reason, usage)
 
@@ -148,7 +148,7 @@ class _Answer:
         try:
             yield event(self.completion.chunk({"role": "assistant", "content": ""}))
             async for delta in self.reply:
-                add_delta(self.parts, delta.type, delta.text)
+                add_delta(self.parts, delta)
                 yield event(self.completion.chunk(delta_of(delta.type, delta.text)))
             reason, usage = self._outcome()
             yield event(self.completion.chunk({}, reason))

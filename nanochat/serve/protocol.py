@@ -11,8 +11,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
-from nanochat.serve.parts import Part, text_of
-
 ROLES = {"developer": "system"}
 MAX_MESSAGES = 1000
 
@@ -84,13 +82,13 @@ class ChatRequest(BaseModel):
         turns = []
         for i, message in enumerate(self.messages):
             role = ROLES.get(message.role, message.role)
-            content: str | list[Part] = message.content if isinstance(message.content, str) else []
+            content: str | list[dict[str, str]] = message.content if isinstance(message.content, str) else []
             if not isinstance(message.content, str):
                 content = [part.model_dump() for part in message.content]
                 if role != "assistant":
                     if any(part["type"] != "text" for part in content):
                         raise ApiError(400, "only the assistant's messages may hold tool calls", param=f"messages.{i}")
-                    content = text_of(content)
+                    content = _said(content)
             turns.append({"role": role, "content": content})
         spoken = [turn["role"] for turn in turns if turn["role"] != "system"]
         systems = [i for i, turn in enumerate(turns) if turn["role"] == "system"]
@@ -120,9 +118,9 @@ class ChatCompletion:
         """The piece that closes a stream whose client asked for usage."""
         return self._object("chat.completion.chunk", []) | {"usage": usage}
 
-    def whole(self, parts: list[Part], finish_reason: str, usage: dict[str, int]) -> dict[str, Any]:
+    def whole(self, parts: list[dict[str, str]], finish_reason: str, usage: dict[str, int]) -> dict[str, Any]:
         """The answer in one piece."""
-        message: dict[str, Any] = {"role": "assistant", "content": text_of(parts), "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": _said(parts), "refusal": None}
         if any(part["type"] != "text" for part in parts):
             message["nanochat"] = {"parts": parts}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
@@ -130,6 +128,11 @@ class ChatCompletion:
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+
+
+def _said(parts: list[dict[str, str]]) -> str:
+    """The text of a reply, without its tool calls."""
+    return "".join(part["text"] for part in parts if part["type"] == "text")
 
 
 def delta_of(kind: str, text: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +21,6 @@ from rich.console import Console
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.sampling import Sampling
-from nanochat.serve.parts import Part
 from nanochat.serve.writers import PlainWriter, ScreenWriter
 
 HELP = """\
@@ -197,5 +196,5 @@ def _opening(system: str | None) -> list[dict[str, Any]]:
     return [_turn("system", system)] if system else []
 
 
-def _turn(role: str, content: str | Iterable[Part]) -> dict[str, Any]:
+def _turn(role: str, content: str | list[dict[str, str]]) -> dict[str, Any]:
     return {"role": role, "content": content}

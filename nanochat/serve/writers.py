@@ -7,21 +7,20 @@ from typing import TextIO
 from rich.cells import cell_len
 from rich.console import Console
 
-from nanochat.inference.reply import Delta
-from nanochat.serve.parts import Part, add_delta
+from nanochat.inference.reply import Delta, add_delta
 
 
 class ReplyWriter(ABC):
     """Writes text as it comes and each tool call, once its result is there, as `[python] 37*45 -> 1665`."""
 
     def __init__(self) -> None:
-        self.parts: list[Part] = []
+        self.parts: list[dict[str, str]] = []
 
     def add(self, delta: Delta) -> None:
         """Write a piece of the reply."""
         if self._in_step() and delta.type not in (self.parts[-1]["type"], "python_output"):
             self._end_step()
-        add_delta(self.parts, delta.type, delta.text)
+        add_delta(self.parts, delta)
         if delta.type == "text":
             self.write_text(printable(delta.text))
 

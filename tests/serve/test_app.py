@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from nanochat.inference.chat import ChatModel
 from nanochat.inference.sampling import Sampling
 from nanochat.serve import listen
 from nanochat.serve.app import create_app
@@ -21,7 +22,7 @@ CHAT = "/v1/chat/completions"
 
 
 @contextmanager
-def serving(model: ScriptedChatModel, **options: Any) -> Iterator[httpx.Client]:
+def serving(model: ChatModel, **options: Any) -> Iterator[httpx.Client]:
     server = listen.server(create_app(model, allowed_hosts=listen.LOOPBACK_NAMES, **options))
     listener = listen.bind("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -30,7 +31,6 @@ def serving(model: ScriptedChatModel, **options: Any) -> Iterator[httpx.Client]:
         with httpx.Client(base_url=listen.url(listener, "127.0.0.1"), timeout=20) as client:
             yield client
     finally:
-        model.go.set()
         server.should_exit = True
         thread.join()
 

@@ -86,6 +86,9 @@ async function* events(response) {
 
 async function complaint(response) {
   const body = await response.json().catch(() => null);
+  if (body?.error?.code === "context_length_exceeded") {
+    return "This conversation has become longer than the model can read. Start a new chat.";
+  }
   return body?.error?.message ?? `The server answered with status ${response.status}.`;
 }
 
