@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import socket
 
 import uvicorn
@@ -51,6 +52,8 @@ def url(listener: socket.socket, host: str) -> str:
 
 def server(app: FastAPI) -> uvicorn.Server:
     """uvicorn, set up so that neither requests nor prompts are logged, only what fails."""
+    # A client that leaves in mid-sentence is ordinary here; asyncio would warn of every write that came too late.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     config = uvicorn.Config(
         app,
         access_log=False,
