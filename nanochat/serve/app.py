@@ -136,19 +136,18 @@ class _Answer:
         self.reply = reply
         self.completion = completion
         self.prompt_tokens = prompt_tokens
-        self.parts: list[dict[str, str]] = []
 
     async def whole(self) -> dict[str, Any]:
+        parts: list[dict[str, str]] = []
         async for delta in self.reply:
-            add_delta(self.parts, delta)
+            add_delta(parts, delta)
         reason, usage = self._outcome()
-        return self.completion.whole(self.parts, reason, usage)
+        return self.completion.whole(parts, reason, usage)
 
     async def events(self, with_usage: bool) -> AsyncIterator[str]:
         try:
             yield event(self.completion.chunk({"role": "assistant", "content": ""}))
             async for delta in self.reply:
-                add_delta(self.parts, delta)
                 yield event(self.completion.chunk(delta_of(delta.type, delta.text)))
             reason, usage = self._outcome()
             yield event(self.completion.chunk({}, reason))
