@@ -20,11 +20,12 @@ die() {
 # A Python 3.11 to 3.13 that can make virtual environments. python3 comes first: it is the one that the machine's owner
 # chose. Each is run and not only looked up, since a version manager's shim can stand in PATH for a Python that is not there.
 find_python() {
-  local candidate version without_venv=""
-  for candidate in ${PYTHON:+"$PYTHON"} ${PYTHON-python3 python3.13 python3.12 python3.11}; do
+  local candidate candidates=(python3 python3.13 python3.12 python3.11) version without_venv=""
+  if [[ -n "${PYTHON:-}" ]]; then candidates=("$PYTHON"); fi
+  for candidate in "${candidates[@]}"; do
     version="$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" || continue
     [[ "$version" =~ ^3\.1[123]$ ]] || continue
-    if "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
+    if "$candidate" -c 'import ensurepip, venv' >/dev/null 2>&1; then
       echo "$candidate"
       return
     fi
@@ -90,9 +91,10 @@ PYTHON
 # the CUDA one. Its CUDA libraries cannot be left out to save their several GB: libtorch_global_deps.so and
 # libtorch_python.so are linked against libcudart, libcudnn, libnccl and libcufile, so `import torch` fails without them.
 install_packages() {
-  local torch packages
+  local torch list packages
   torch="torch==$(sed -n 's/^torch==//p' "$root/constraints.txt")"
-  mapfile -t packages < <(requirements "$@")
+  list="$(requirements "$@")" || return
+  mapfile -t packages <<<"$list"
   if has_gpu; then
     touch "$venv/for-gpu"
     torch="$torch,!=${torch#torch==}+cpu"

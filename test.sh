@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Lint, types, shellcheck and all the tests. With arguments, pytest alone with these:
 # ./test.sh tests/test_shell.py -k path
+set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 ./setup.sh --dev --quiet
 # shellcheck source=scripts/env.sh
