@@ -1,6 +1,6 @@
 """Everything that training needs on disk: tokenizer, token files, identity conversations.
 
-    ./prepare.sh --demo
+./prepare.sh --demo
 """
 
 import time
