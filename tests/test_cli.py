@@ -1,0 +1,79 @@
+"""Options in, a sentence out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from nanochat import cli, paths
+from nanochat.errors import UserError
+
+
+@dataclass
+class Options:
+    """An example."""
+
+    depth: int = 20
+    """layers"""
+    device_batch_size: int | None = None
+    fresh: bool = False
+
+
+DEMO, QUICK = Options(depth=4), Options(depth=2)
+
+
+def parse(*args: str) -> Options:
+    return cli.parse(Options, list(args), demo=DEMO, quick=QUICK)
+
+
+@pytest.mark.parametrize("spelling", ["--device-batch-size", "--device_batch_size"])
+def test_dashes_and_underscores_are_the_same(spelling: str) -> None:
+    assert parse(spelling, "8", "--fresh") == Options(device_batch_size=8, fresh=True)
+
+
+def test_demo_has_defaults_and_a_folder_of_its_own(base_dir: Path) -> None:
+    assert parse("--demo") == DEMO
+    assert paths.base_dir() == base_dir / "demo"
+
+
+def test_quick_demo_can_be_overridden(base_dir: Path) -> None:
+    assert parse("--demo", "--quick", "--depth", "3") == Options(depth=3)
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("--depth", "x"), "Error parsing --depth: invalid literal for int.*--help lists the options"),
+        (("--dept", "3"), "Unrecognized options: --dept"),
+        (("--depth",), "depth"),
+    ],
+)
+def test_mistakes_are_one_line(args: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as caught:
+        parse(*args)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_user_s_mistake_is_exit_code_2_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(options: Options) -> None:
+        raise UserError("this is wrong: do that")
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(fails, Options, args=[])
+    assert stop.value.code == 2 and capsys.readouterr().err == "error: this is wrong: do that\n"
+
+
+def test_ctrl_c_is_no_traceback_either() -> None:
+    def interrupted(options: Options) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(interrupted, Options, args=[])
+    assert stop.value.code == 130
+
+
+def test_help_shows_defaults_and_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and "default: 20" in text and "--demo" in text

@@ -1,0 +1,36 @@
+"""What the machine is."""
+
+import pytest
+import torch
+
+from nanochat import runtime
+from nanochat.errors import UserError
+from nanochat.runtime import Runtime, native_dtype, peak_memory_bytes
+
+
+def test_a_device_that_is_not_there_gets_a_sentence() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(UserError, match=r"--device-type cuda is not here: choose .*cpu"):
+        Runtime.start("cuda")
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [({"avx2"}, torch.float32), ({"avx512f", "avx512_bf16"}, torch.bfloat16), ({"amx_bf16"}, torch.bfloat16)],
+)
+def test_bfloat16_only_where_the_cpu_multiplies_it(
+    flags: set[str], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "cpu_flags", lambda: flags)
+    assert native_dtype(torch.device("cpu")) == dtype
+
+
+def test_the_assumed_peak_says_where_it_is_from() -> None:
+    with Runtime.start("cpu") as here:
+        flops, origin = here.peak_flops()
+    assert 1e9 < flops < 1e15 and origin == "measured matmul"
+
+
+def test_peak_memory_is_that_of_this_process() -> None:
+    assert 50 * 2**20 < peak_memory_bytes(torch.device("cpu")) < 64 * 2**30

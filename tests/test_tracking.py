@@ -1,0 +1,68 @@
+"""What a run says and writes down."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from nanochat import tracking
+from nanochat.errors import UserError
+from nanochat.tracking import MetricsLog, ProgressDisplay, Tracker, format_seconds, read_metrics
+
+
+def test_metrics_survive_a_crash_and_a_resume(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+    log = MetricsLog(path, 0)
+    for step in range(5):
+        log.log(step, {"loss": step / 2})
+    log.close()
+    with path.open("a") as file:
+        file.write('{"step": 5, "lo')  # the crash
+    assert [row["step"] for row in read_metrics(path)] == [0, 1, 2, 3, 4]
+    log = MetricsLog(path, 3)  # resumed from a checkpoint at step 3
+    log.log(3, {"loss": 9.0})
+    log.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
+
+
+def test_without_a_terminal_progress_is_lines() -> None:
+    out = io.StringIO()
+    display = ProgressDisplay("base d4", 100, 0, Console(file=out, width=80))
+    for step in range(1, 101):
+        display.update(step, f"loss {step}")
+    display.close()
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith("base d4 1/100  loss 1") and lines[-1].startswith("base d4 100/100")
+    assert len(lines) == 2  # the first and the last: the hundred steps took no ten seconds
+
+
+def test_on_a_terminal_progress_is_a_bar_of_80_columns() -> None:
+    out = io.StringIO()
+    display = ProgressDisplay("base d4", 100, 0, Console(file=out, width=80, force_terminal=True))
+    display.update(50, "loss 3.21  4,000 tok/s")
+    display.close()
+    assert "50/100" in out.getvalue() and "loss 3.21" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0s"), (59.6, "1m00s"), (185, "3m05s"), (7810, "2h10m"), (792_000, "9d04h"), (float("inf"), "?")],
+)
+def test_times_are_readable(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+def test_no_tracker_without_a_login_or_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tracker = Tracker("auto", None, "project", {})
+    tracker.log(0, {"loss": 1.0})
+    tracker.close()
+
+
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--tracker trackio is not installed: run .*pip install trackio"):
+        Tracker("trackio", "run", "project", {})
