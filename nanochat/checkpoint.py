@@ -107,9 +107,9 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
 def newest(source: str, tag: str | None = None, step: int | None = None) -> Checkpoint | None:
     """The last step of the model `tag` of a stage; without a tag, of the model that was saved last."""
     folder = paths.checkpoints_dir(source)
-    folders = [folder / tag] if tag else sorted(folder.iterdir()) if folder.is_dir() else []
-    found = [checkpoint for folder in folders for checkpoint in checkpoints(folder) if step in (None, checkpoint.step)]
-    return max(found, key=lambda checkpoint: (checkpoint.meta["saved_at"], checkpoint.step), default=None)
+    folders = [folder / tag] if tag else list(folder.iterdir()) if folder.is_dir() else []
+    found = ([c for c in checkpoints(folder) if step in (None, c.step)] for folder in folders)
+    return max((of_tag[-1] for of_tag in found if of_tag), key=lambda c: float(c.meta["saved_at"]), default=None)
 
 
 def find(source: str | None, tag: str | None = None, step: int | None = None) -> Checkpoint:

@@ -23,7 +23,8 @@ def base_dir() -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot use {path} as the base directory ({error.strerror}): set NANOCHAT_BASE_DIR to a folder you can write to"
+            f"cannot use {path} as the base directory ({error.strerror}): "
+            "set NANOCHAT_BASE_DIR to a folder you can write to"
         ) from None
     if not os.access(path, os.W_OK):
         raise UserError(f"cannot write to {path}: set NANOCHAT_BASE_DIR to a folder you can write to")

@@ -97,7 +97,8 @@ def prepare_tokens(corpus: Corpus, tokenizer: Tokenizer) -> None:
     """Write the token files that are missing, or were not made from this text by this tokenizer."""
     folder = paths.tokens_dir(corpus.name)
     begun = time.perf_counter()
-    written = write_shards(folder, {split: corpus.shards(split) for split in SPLITS}, tokenizer)
+    workers = 1 if corpus.name == "encyclopedia" else None  # it is done before other processes have started
+    written = write_shards(folder, {split: corpus.shards(split) for split in SPLITS}, tokenizer, workers)
     if written:
         print(f"{corpus.name}: {written} token files made in {time.perf_counter() - begun:.1f}s")
     for split in SPLITS:

@@ -1,4 +1,4 @@
-"""The loopback hub for tests that download.
+"""Small real parts for the tests: a tokenizer trained on the embedded text, models of two layers, a hub on loopback.
 
 NANOCHAT_SHARED names the folder that has hub/serve.py, a stand-in for the Hugging Face Hub; tests that need it are
 skipped where it is not set.
@@ -11,11 +11,38 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
 
-from nanochat.data import transfer
+from nanochat.data import embedded, transfer
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.tokenizer import Tokenizer
 
 StartHub = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """A vocabulary of 512, trained on 300 articles."""
+    return Tokenizer.train(embedded.documents("train")[:300], vocab_size=512)
+
+
+@pytest.fixture
+def base_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A base directory of the test's own."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def random_model(vocab_size: int = 512, depth: int = 2, sequence_len: int = 64, **shape: int) -> GPT:
+    """A model whose every matrix is random, the head and the residual projections too."""
+    torch.manual_seed(0)
+    config = GPTConfig.from_depth(depth, vocab_size, sequence_len)
+    model = GPT(GPTConfig(**{**vars(config), **shape}))
+    for name, parameter in model.named_parameters():
+        if name.endswith(("o_proj.weight", "fc2.weight", "lm_head.weight")):
+            torch.nn.init.normal_(parameter, std=parameter.size(1) ** -0.5)
+    return model
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from nanochat import paths
 from nanochat.data.downloads import MissingFilesError, fetch
 from nanochat.data.manifest import HubFile
 from nanochat.errors import UserError
-from nanochat.gpt import GPTConfig
 
 SHARD_CHARS = 250_000_000
 CHARS_PER_TOKEN = 4.8
@@ -61,6 +60,8 @@ DATASETS = {
 
 def shards_for_depth(depth: int, vocab_size: int) -> int:
     """How many shards a model of `depth` sees once in training, the one for validation included; 240 for d20."""
+    from nanochat.gpt import GPTConfig  # brings torch, which the processes that tokenise need not load
+
     parameters = GPTConfig.from_depth(depth, vocab_size, 2048).num_parameters
     needed = SPARE * TOKENS_PER_PARAMETER * parameters * CHARS_PER_TOKEN / SHARD_CHARS
     return max(SHARDS_STEP, math.ceil(needed / SHARDS_STEP) * SHARDS_STEP)

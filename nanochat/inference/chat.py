@@ -1,12 +1,12 @@
 """A trained model to talk to: the newest checkpoint, an engine, and replies as they are written."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nanochat import checkpoint, paths
-from nanochat.inference.engine import Engine, Request
+from nanochat.inference.engine import Completion, Engine, Request
 from nanochat.inference.reply import Delta, ReplyDecoder
 from nanochat.inference.sampling import Sampling
 from nanochat.runtime import Runtime
@@ -41,15 +41,17 @@ class ChatModel:
 
     def stream(
         self, messages: Sequence[dict[str, Any]], sampling: Sampling, stop: threading.Event | None = None
-    ) -> Iterator[Delta]:
+    ) -> Generator[Delta, None, Completion]:
         """The reply to a conversation that ends with the user's turn, piece by piece.
 
         A base model, which knows no chat format, continues the last message as text. Ends at the reply's end, at
-        max_tokens or the end of the context, or when `stop` is set. Raises UserError if the prompt does not fit.
+        max_tokens or the end of the context, or when `stop` is set. Returns, as a generator does, what was written,
+        with its finish_reason. Raises UserError if the prompt does not fit.
         """
         request = self.engine.submit(self.prompt(messages), sampling)
         try:
             yield from self._deltas(request, stop)
+            return request.completion
         finally:
             self.engine.cancel(request)
 

@@ -91,6 +91,7 @@ class Engine:
         self.waiting.append(request)
         return request
 
+    @torch.inference_mode()
     def cancel(self, request: Request) -> None:
         """Stop writing a reply; it leaves the batch at once."""
         if request in self.waiting:

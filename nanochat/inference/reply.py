@@ -42,14 +42,19 @@ class ReplyDecoder:
         return Delta(self._kind, text) if text else None
 
 
+def add_delta(parts: list[dict[str, str]], delta: Delta) -> None:
+    """Add a piece to the parts of a reply, in place: it continues the last part where the type is the same."""
+    if parts and parts[-1]["type"] == delta.type:
+        parts[-1]["text"] += delta.text
+    else:
+        parts.append({"type": delta.type, "text": delta.text})
+
+
 def reply_parts(tokenizer: Tokenizer, tokens: Iterable[int]) -> list[dict[str, str]]:
     """A whole reply as the parts of a message, neighbours of one kind joined."""
     decoder = ReplyDecoder(tokenizer)
     deltas = [decoder.feed(token) for token in tokens] + [decoder.flush()]
     parts: list[dict[str, str]] = []
     for delta in filter(None, deltas):
-        if parts and parts[-1]["type"] == delta.type:
-            parts[-1]["text"] += delta.text
-        else:
-            parts.append({"type": delta.type, "text": delta.text})
+        add_delta(parts, delta)
     return parts

@@ -15,9 +15,7 @@ from tests.conftest import StartHub
 FINEWEB = DATASETS["fineweb-edu"]
 
 
-@pytest.fixture(autouse=True)
-def base_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+pytestmark = pytest.mark.usefixtures("base_dir")
 
 
 def test_a_depth_needs_its_shards() -> None:

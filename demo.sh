@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# The whole pipeline at small scale, on a CPU if need be: set-up, tokenizer, base, mid, SFT, RL, and the model answers.
+# ./demo.sh takes at most 12 minutes on two cores, ./demo.sh --quick 2; --fresh starts over instead of going on.
+# shellcheck source=scripts/env.sh
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/scripts/env.sh"
+
+stage_options=(--demo)
+summary_options=(--demo)
+for option in "$@"; do
+  case "$option" in
+    --quick) stage_options+=(--quick) summary_options+=(--quick) ;;
+    --fresh) stage_options+=(--fresh) ;;
+    -h | --help)
+      sed -n '2,3s/^# //p' "${BASH_SOURCE[0]}"
+      exit
+      ;;
+    *)
+      echo "error: unknown option $option: ./demo.sh takes --quick, --fresh and --help" >&2
+      exit 2
+      ;;
+  esac
+done
+
+for stage in prepare pretrain midtrain sft rl; do "$root/$stage.sh" "${stage_options[@]}"; done
+exec python -m scripts.demo_summary "${summary_options[@]}"

@@ -1,0 +1,70 @@
+"""Where the server listens, and running it until it is told to stop."""
+
+import contextlib
+import errno
+import logging
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+from nanochat.errors import UserError
+
+LOOPBACK_NAMES = ["localhost", "127.0.0.1", "[::1]"]
+SECONDS_TO_FINISH = 2  # for replies under way when the server is stopped
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to `host` and `port`; port 0 takes a free one. Raises UserError where that cannot be."""
+    try:
+        if not 0 <= port <= 65535:
+            raise OverflowError  # getaddrinfo would take the port's last 16 bits
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (socket.gaierror, OverflowError, UnicodeError):
+        raise UserError(f"cannot listen on {host}:{port}: pass --host 127.0.0.1 and a --port up to 65535") from None
+    listener = socket.socket(family, kind, protocol)
+    # A server stopped a moment ago leaves its port in TIME_WAIT; without this it could not start again.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(f"port {port} is in use: pass --port {port + 1}, or stop the program there") from None
+        if error.errno == errno.EACCES:
+            raise UserError(f"port {port} needs root: pass --port 8000") from None
+        raise UserError(f"cannot listen on {host}:{port} ({error}): pass --host 127.0.0.1 --port 8000") from None
+    return listener
+
+
+def is_loopback(listener: socket.socket) -> bool:
+    """Whether only this machine can reach the socket."""
+    host = listener.getsockname()[0]
+    return host.startswith("127.") or host == "::1"
+
+
+def url(listener: socket.socket, host: str) -> str:
+    """The address to open in a browser on this machine."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{name}:{listener.getsockname()[1]}"
+
+
+def server(app: FastAPI) -> uvicorn.Server:
+    """uvicorn, set up so that neither requests nor prompts are logged, only what fails."""
+    # A client that leaves in mid-sentence is ordinary here; asyncio would warn of every write that came too late.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=SECONDS_TO_FINISH,
+    )
+    return uvicorn.Server(config)
+
+
+def serve(app: FastAPI, listener: socket.socket) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    with contextlib.suppress(KeyboardInterrupt):
+        server(app).run(sockets=[listener])

@@ -1,0 +1,133 @@
+"""Putting a streamed reply on a terminal or into a pipe."""
+
+import unicodedata
+from abc import ABC, abstractmethod
+from typing import TextIO
+
+from rich.cells import cell_len
+from rich.console import Console
+
+from nanochat.inference.reply import Delta, add_delta
+
+
+class ReplyWriter(ABC):
+    """Writes text as it comes and each tool call, once its result is there, as `[python] 37*45 -> 1665`."""
+
+    def __init__(self) -> None:
+        self.parts: list[dict[str, str]] = []
+
+    def add(self, delta: Delta) -> None:
+        """Write a piece of the reply."""
+        if self._in_step() and delta.type not in (self.parts[-1]["type"], "python_output"):
+            self._end_step()
+        add_delta(self.parts, delta)
+        if delta.type == "text":
+            self.write_text(printable(delta.text))
+
+    def end(self) -> None:
+        """Write what is still held back, and end the line."""
+        if self._in_step():
+            self._end_step()
+        self.end_line()
+
+    @abstractmethod
+    def write_text(self, text: str) -> None:
+        """Write a piece of text, which may begin or end inside a word."""
+
+    @abstractmethod
+    def write_step(self, line: str) -> None:
+        """Write one tool call on a line of its own."""
+
+    @abstractmethod
+    def end_line(self) -> None:
+        """Go to the start of a line, unless already there."""
+
+    def _in_step(self) -> bool:
+        return bool(self.parts) and self.parts[-1]["type"] != "text"
+
+    def _end_step(self) -> None:
+        *_, code, result = [{"type": "", "text": ""}, *self.parts]
+        if result["type"] == "python":  # the reply ended inside the call
+            code, result = result, {"type": "python_output", "text": "(not run)"}
+        self.end_line()
+        self.write_step(f"[python] {one_line(printable(code['text']))} -> {one_line(printable(result['text']))}")
+
+
+class PlainWriter(ReplyWriter):
+    """For a file or a pipe: the text as it is."""
+
+    def __init__(self, out: TextIO) -> None:
+        super().__init__()
+        self.out = out
+        self.at_start = True
+
+    def write_text(self, text: str) -> None:
+        if text:
+            self.out.write(text)
+            self.out.flush()
+            self.at_start = text.endswith("\n")
+
+    def write_step(self, line: str) -> None:
+        self.write_text(f"{line}\n")
+
+    def end_line(self) -> None:
+        if not self.at_start:
+            self.write_text("\n")
+
+
+class ScreenWriter(ReplyWriter):
+    """For a terminal: no word is broken at the right margin, and tool calls are dim.
+
+    A word is held back until it is whole, so the text stays at most one word behind the model.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+        self.column = 0
+        self.word = ""
+
+    def write_text(self, text: str) -> None:
+        for character in text:
+            if not character.isspace():
+                self.word += character
+                continue
+            self._write_word()
+            if character == "\n":
+                self._new_line()
+            elif self.column < self.console.width:
+                self.console.out(" ", end="")
+                self.column += 1
+
+    def write_step(self, line: str) -> None:
+        self.console.print(line, style="dim", markup=False, highlight=False)
+
+    def end_line(self) -> None:
+        self._write_word()
+        if self.column:
+            self._new_line()
+
+    def _write_word(self) -> None:
+        width = cell_len(self.word)
+        if width and self.column and self.column + width > self.console.width:
+            self._new_line()
+        if width:
+            self.console.out(self.word, end="", highlight=False)
+        self.column += width
+        if self.column > self.console.width:  # longer than a line: the terminal itself has broken it
+            self.column %= self.console.width
+        self.word = ""
+
+    def _new_line(self) -> None:
+        self.console.out("")
+        self.column = 0
+
+
+def one_line(code: str) -> str:
+    """Code as it fits on one line."""
+    return "; ".join(line.rstrip() for line in code.strip().splitlines() if line.strip())
+
+
+def printable(text: str) -> str:
+    """Text without the control characters with which it could move the cursor or rename the window."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")

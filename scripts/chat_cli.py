@@ -1,0 +1,46 @@
+"""Talk to a model in the terminal: `./chat_cli.sh`, or python -m scripts.chat_cli -p "Who are you?" for one answer."""
+
+import secrets
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from nanochat import cli, paths
+from nanochat.inference.chat import load_chat
+from nanochat.inference.sampling import Sampling
+from nanochat.serve.terminal import TerminalChat, answer_once, keyboard
+
+
+@dataclass
+class Options:
+    prompt: Annotated[str | None, tyro.conf.arg(aliases=["-p"])] = None  # print one answer to this text and end
+    system: str | None = None  # tells the model how to behave
+    source: str | None = None  # base, mid, sft or rl; by default the most advanced there is
+    model_tag: str | None = None  # such as d20; by default the newest
+    step: int | None = None  # by default the last
+    temperature: float = 0.8  # 0 always takes the likeliest token
+    top_k: int = 50  # sample among this many tokens; 0 for all
+    max_tokens: int = 512  # longest reply
+    seed: int | None = None  # of the one answer that -p prints; by default another each time
+    device_type: str = "auto"  # cuda, mps or cpu
+
+
+def main(options: Options) -> None:
+    read = keyboard(paths.base_dir() / "chat_history") if options.prompt is None else None
+    chat_model = load_chat(options.source, options.model_tag, options.step, options.device_type, max_batch_size=1)
+    sampling = Sampling(
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k or None,
+        seed=secrets.randbits(31) if options.seed is None else options.seed,
+    )
+    if read is None:
+        answer_once(chat_model, options.prompt or "", sampling, options.system)
+    else:
+        TerminalChat(chat_model, sampling, read, Console(highlight=False), options.system).run()
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)

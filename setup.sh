@@ -1,0 +1,145 @@
+#!/usr/bin/env bash
+# Makes .venv and installs the pinned dependencies in it. Every other script calls it; when nothing changed it is done
+# in a few hundredths of a second, without starting Python.
+#
+#   ./setup.sh           what the scripts need
+#   ./setup.sh --dev     what the tests need as well
+#   ./setup.sh --quiet   say nothing when there is nothing to do
+#
+# PYTHON=/path/to/python chooses the Python; otherwise the first of python3, python3.13, 3.12, 3.11 that will do.
+set -euo pipefail
+
+root="$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
+venv="$root/.venv"
+
+die() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# A Python 3.11 to 3.13 that can make virtual environments. python3 comes first: it is the one that the machine's owner
+# chose. Each is run and not only looked up, since a version manager's shim can stand in PATH for a Python that is not there.
+find_python() {
+  local candidate candidates=(python3 python3.13 python3.12 python3.11) version without_venv=""
+  if [[ -n "${PYTHON:-}" ]]; then candidates=("$PYTHON"); fi
+  for candidate in "${candidates[@]}"; do
+    version="$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" || continue
+    [[ "$version" =~ ^3\.1[123]$ ]] || continue
+    if "$candidate" -c 'import ensurepip, venv' >/dev/null 2>&1; then
+      echo "$candidate"
+      return
+    fi
+    without_venv="$version"
+  done
+  if [[ -n "$without_venv" ]]; then
+    die "Python $without_venv lacks the venv module: sudo apt install python$without_venv-venv"
+  fi
+  die "no Python 3.11, 3.12 or 3.13 found${PYTHON:+ at PYTHON=$PYTHON}: sudo apt install python3 python3-venv," \
+    "or set PYTHON to the path of one"
+}
+
+has_gpu() {
+  [[ "$(timeout 10 nvidia-smi -L 2>/dev/null)" == "GPU "* ]]
+}
+
+# What .venv was made from: these files and the Python behind it.
+fingerprint() {
+  cat "$root/setup.sh" "$root/pyproject.toml" "$root/constraints.txt" | sha256sum
+  readlink -f "$venv/bin/python"
+}
+
+# up_to_date run|dev: .venv was completed from these files. A .venv made without a GPU is looked at again when one appears.
+up_to_date() {
+  [[ -x "$venv/bin/python" && -f "$venv/complete-$1" ]] || return 1
+  [[ "$(<"$venv/complete-$1")" == "$(fingerprint)" ]] || return 1
+  [[ -f "$venv/for-gpu" ]] || ! has_gpu
+}
+
+# step TEXT COMMAND...: a line with what is done and the seconds that it took; what the command has to say on failure.
+step() {
+  local text="$1" start=$SECONDS
+  shift
+  printf 'set-up: %s ... ' "$text"
+  if ! "$@"; then
+    printf '\nerror: set-up stopped at: %s. What was said above tells why; then run %s again\n' "$text" "$root/setup.sh" >&2
+    exit 1
+  fi
+  printf '%d s\n' $((SECONDS - start))
+}
+
+# Twice quiet leaves out pip's warnings, not its errors. PIP_USER would send packages past the virtual environment.
+pip_install() {
+  PIP_USER=0 "$venv/bin/python" -m pip install --quiet --quiet --no-input --disable-pip-version-check \
+    --constraint "$root/constraints.txt" "$@"
+}
+
+# requirements [EXTRA]: the dependencies in pyproject.toml, one a line. The project itself is not installed: the scripts
+# put its folder on PYTHONPATH, so that a copied or moved folder runs its own code and never another's.
+requirements() {
+  "$venv/bin/python" - "$root/pyproject.toml" "$@" <<'PYTHON'
+import sys, tomllib
+
+with open(sys.argv[1], "rb") as file:
+    project = tomllib.load(file)["project"]
+print(*project["dependencies"], *(line for extra in sys.argv[2:] for line in project["optional-dependencies"][extra]), sep="\n")
+PYTHON
+}
+
+# Which build of the pinned torch. "2.13.0+cpu" counts as a 2.13.0 and sorts above it, so where pip's own configuration
+# (find-links, extra-index-url) offers that build pip takes it by itself: right without a GPU, wrong with one, hence the
+# exclusion there. Where none is offered the registry's wheel is installed, which on x86_64 and aarch64 alike is
+# the CUDA one. Its CUDA libraries cannot be left out to save their several GB: libtorch_global_deps.so and
+# libtorch_python.so are linked against libcudart, libcudnn, libnccl and libcufile, so `import torch` fails without them.
+install_packages() {
+  local torch list packages
+  torch="torch==$(sed -n 's/^torch==//p' "$root/constraints.txt")"
+  list="$(requirements "$@")" || return
+  mapfile -t packages <<<"$list"
+  if has_gpu; then
+    touch "$venv/for-gpu"
+    torch="$torch,!=${torch#torch==}+cpu"
+  elif ! [[ "$(pip_install --dry-run --no-deps --ignore-installed --report - "$torch")" == *'+cpu"'* ]]; then
+    printf "\nset-up: pip's configuration offers no build of torch without CUDA for this Python, so this downloads several GB ... "
+  fi
+  pip_install "$torch" "${packages[@]}"
+}
+
+extras=()
+quiet=false
+for option in "$@"; do
+  case "$option" in
+    --dev) extras=(dev) ;;
+    --quiet) quiet=true ;;
+    -h | --help)
+      sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$root/setup.sh"
+      exit
+      ;;
+    *) die "unknown option $option: ./setup.sh takes --dev, --quiet and --help" ;;
+  esac
+done
+stamp="${extras[0]:-run}"
+
+if up_to_date "$stamp"; then
+  $quiet || echo "set-up: nothing to do"
+  exit
+fi
+
+[[ -w "$root" ]] || die "cannot write to $root: clone the project into a folder you can write to"
+
+# One set-up at a time: whoever comes second waits, and then finds the work done.
+exec 9<"$root/setup.sh"
+if ! flock --nonblock 9; then
+  echo "set-up: waiting for another one to finish"
+  flock 9
+  if up_to_date "$stamp"; then exit; fi
+fi
+
+# Only a complete .venv is built upon. The marks go first, so that what an interruption leaves is made anew.
+if ! [[ -x "$venv/bin/python" && -f "$venv/complete-run" && "$(tail -n 1 "$venv/complete-run")" == "$(readlink -f "$venv/bin/python")" ]]; then
+  python="$(find_python)"
+  step "virtual environment with $("$python" --version 2>&1)" "$python" -m venv --clear "$venv"
+  step "pip" pip_install pip
+fi
+rm -f "$venv"/complete-* "$venv/for-gpu"
+step "packages" install_packages ${extras[@]+"${extras[@]}"}
+for mark in run ${extras[@]+"${extras[@]}"}; do fingerprint >"$venv/complete-$mark"; done

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Lint, types, shellcheck and all the tests. With arguments, pytest alone with these:
+# ./test.sh tests/test_shell.py -k path
+set -euo pipefail
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
+./setup.sh --dev --quiet
+# shellcheck source=scripts/env.sh
+source scripts/env.sh
+
+if (($#)); then exec python -m pytest "$@"; fi
+
+python -m ruff check .
+python -m ruff format --check .
+python -m mypy
+if command -v shellcheck >/dev/null; then
+  shellcheck ./*.sh scripts/*.sh .ci/run
+else
+  echo "shellcheck: skipped, there is none for this machine in .venv or PATH: sudo apt install shellcheck"
+fi
+exec python -m pytest

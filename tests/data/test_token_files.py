@@ -1,0 +1,48 @@
+"""Token files: whole, and tied to their tokenizer and text."""
+
+from pathlib import Path
+
+import pytest
+
+from nanochat.data.token_files import TokenFile, write_conversations, write_documents
+from nanochat.errors import UserError
+from nanochat.tokenizer import Tokenizer
+
+
+def test_conversations_keep_their_mask(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    chat = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    write_conversations(tmp_path, "train", tokenizer, [chat, chat], max_tokens=64, origin="x")
+    file = TokenFile.open(tmp_path, "train", tokenizer)
+    rendered = tokenizer.render_conversation(chat)
+    assert file.mask is not None
+    assert file.ids.tolist() == rendered.ids * 2 and file.mask.tolist() == rendered.mask * 2
+
+
+def test_another_tokenizer_or_text_is_noticed(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    write_documents(tmp_path, "val", tokenizer, ["text"], "version 1")
+    assert TokenFile.is_current(tmp_path, "val", tokenizer, "version 1")
+    assert not TokenFile.is_current(tmp_path, "val", tokenizer, "version 2")
+    other = Tokenizer.train(["some other text for other merges"] * 3, 270)
+    assert not TokenFile.is_current(tmp_path, "val", other, "version 1")
+    with pytest.raises(UserError, match="another tokenizer"):
+        TokenFile.open(tmp_path, "val", other)
+
+
+def test_missing_and_cut_files_get_a_sentence(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match="run ./prepare.sh first"):
+        TokenFile.open(tmp_path, "train", tokenizer)
+    write_documents(tmp_path, "train", tokenizer, ["some text"], "x")
+    ids = tmp_path / "train.ids"
+    ids.write_bytes(ids.read_bytes()[:-2])
+    with pytest.raises(UserError, match="damaged"):
+        TokenFile.open(tmp_path, "train", tokenizer)
+
+
+def test_an_interrupted_write_leaves_no_split(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    def texts():  # type: ignore[no-untyped-def]  # a generator that fails
+        yield "first"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_documents(tmp_path, "train", tokenizer, texts(), "x")
+    assert not TokenFile.is_current(tmp_path, "train", tokenizer, "x")

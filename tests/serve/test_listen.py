@@ -1,0 +1,27 @@
+"""The address the server takes, and what it says when it cannot have it."""
+
+import pytest
+
+from nanochat.errors import UserError
+from nanochat.serve import listen
+
+
+def test_port_in_use_names_another() -> None:
+    with listen.bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} is in use: pass --port {port + 1}"):
+            listen.bind("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("host", "port"), [("127.0.0.1", 99_999), ("127.0.0.1", -1), ("no such host", 0), ("192.0.2.1", 0)]
+)
+def test_address_that_cannot_be_is_a_sentence(host: str, port: int) -> None:
+    with pytest.raises(UserError, match="cannot listen on"):
+        listen.bind(host, port)
+
+
+def test_only_loopback_counts_as_local() -> None:
+    with listen.bind("127.0.0.1", 0) as local, listen.bind("0.0.0.0", 0) as everywhere:
+        assert listen.is_loopback(local) and not listen.is_loopback(everywhere)
+        assert listen.url(everywhere, "0.0.0.0").startswith("http://127.0.0.1:")

@@ -1,0 +1,109 @@
+"""A checkpoint is whole or not there, and is found by what a user says."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat import checkpoint, paths
+from nanochat.checkpoint import META_FILE, MODEL_FILE, OPTIMIZER_FILE, Checkpoint
+from nanochat.errors import UserError
+from nanochat.optim import MuonAdamW, OptimizerOptions
+from nanochat.tokenizer import Tokenizer
+from tests.conftest import random_model
+
+CPU = torch.device("cpu")
+
+
+def save(tokenizer: Tokenizer, source: str = "base", tag: str = "d2", step: int = 1, keep_last: int = 9) -> Checkpoint:
+    model = random_model(tokenizer.vocab_size)
+    meta = {"source": source, "tag": tag, "tokenizer": tokenizer.hash, "model_config": vars(model.config)}
+    state = MuonAdamW(model, OptimizerOptions()).state_dict()
+    return checkpoint.save(paths.checkpoints_dir(source) / tag, step, model, state, meta, keep_last)
+
+
+def test_round_trip(base_dir: Path, tokenizer: Tokenizer) -> None:
+    saved = save(tokenizer)
+    model = saved.load_model(CPU, torch.float32, tokenizer)
+    expected = random_model(tokenizer.vocab_size).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    MuonAdamW(model, OptimizerOptions()).load_state_dict(saved.load_optimizer(CPU))
+    assert {path.name for path in saved.folder.iterdir()} == {MODEL_FILE, OPTIMIZER_FILE, META_FILE}
+
+
+def test_the_newest_is_found_among_odd_names(base_dir: Path, tokenizer: Tokenizer) -> None:
+    for step in (9, 100, 20):
+        folder = save(tokenizer, step=step).folder.parent
+    for name in ("step_old", "step_999999.bak", ".step_000500.partial", "step_000700", "notes.txt"):
+        (folder / name).mkdir()
+    assert checkpoint.find("base").step == 100
+    assert checkpoint.find("base", step=9).step == 9
+
+
+def test_the_most_advanced_stage_is_taken_and_within_it_the_last_saved(base_dir: Path, tokenizer: Tokenizer) -> None:
+    save(tokenizer, "base", "d9", 50)
+    save(tokenizer, "sft", "d4", 30)
+    save(tokenizer, "sft", "d2", 3)
+    assert checkpoint.find(None).describe() == "sft d2 step 3"
+    assert checkpoint.find("sft", "d4").describe() == "sft d4 step 30"
+    assert checkpoint.find("base").describe() == "base d9 step 50"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((None,), "there is no checkpoint.*run ./pretrain.sh first"),
+        (("sft",), "there is no sft checkpoint.*run ./sft.sh first"),
+        (("base", "d9", 3), "no base tagged d9 at step 3 checkpoint"),
+        (("best",), "unknown source 'best': choose one of base, mid, sft, rl"),
+    ],
+)
+def test_what_is_not_there_gets_a_sentence(base_dir: Path, arguments: tuple, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        checkpoint.find(*arguments)
+
+
+def test_another_tokenizer_or_architecture_is_refused(base_dir: Path, tokenizer: Tokenizer) -> None:
+    saved = save(tokenizer)
+    other = Tokenizer.train(["some other text"] * 3, 270)
+    with pytest.raises(UserError, match="another tokenizer"):
+        saved.load_model(CPU, torch.float32, other)
+    meta = json.loads((saved.folder / META_FILE).read_text())
+    (saved.folder / META_FILE).write_text(json.dumps({**meta, "architecture": "nanochat-0"}))
+    with pytest.raises(UserError, match="nanochat-0 model"):
+        Checkpoint(saved.folder).load_model(CPU, torch.float32, tokenizer)
+
+
+def test_a_damaged_file_is_named(base_dir: Path, tokenizer: Tokenizer) -> None:
+    saved = save(tokenizer)
+    weights = saved.folder / MODEL_FILE
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=MODEL_FILE):
+        saved.load_model(CPU, torch.float32, tokenizer)
+
+
+def test_a_save_that_fails_leaves_the_old_and_nothing_half(
+    base_dir: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tokenizer, step=1)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        save(tokenizer, step=2)
+    assert [path.name for path in (paths.checkpoints_dir("base") / "d2").iterdir()] == ["step_000001"]
+
+
+def test_only_the_last_are_kept(base_dir: Path, tokenizer: Tokenizer) -> None:
+    for step in (1, 2, 3):
+        save(tokenizer, step=step, keep_last=2)
+    assert [c.step for c in checkpoint.checkpoints(paths.checkpoints_dir("base") / "d2")] == [2, 3]
+
+
+def test_an_unwritable_base_directory_gets_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", "/proc/nowhere")
+    with pytest.raises(UserError, match="set NANOCHAT_BASE_DIR"):
+        paths.base_dir()

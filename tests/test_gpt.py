@@ -1,0 +1,94 @@
+"""The model is the one transformers knows."""
+
+import math
+
+import pytest
+import torch
+from transformers import NanoChatConfig, NanoChatForCausalLM
+
+from nanochat.errors import UserError
+from nanochat.gpt import LOGIT_SOFTCAP, RMS_NORM_EPS, GPT, GPTConfig
+from tests.conftest import random_model
+
+
+@pytest.mark.parametrize("shape", [{}, {"n_kv_head": 1, "n_head": 4, "n_embd": 128}])
+def test_logits_match_transformers(shape: dict[str, int]) -> None:
+    model = random_model(depth=4, **shape)
+    config = model.config
+    peer = NanoChatForCausalLM(
+        NanoChatConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.n_embd,
+            intermediate_size=4 * config.n_embd,
+            num_hidden_layers=config.n_layer,
+            num_attention_heads=config.n_head,
+            num_key_value_heads=config.n_kv_head,
+            max_position_embeddings=config.sequence_len,
+            rms_norm_eps=RMS_NORM_EPS,
+            final_logit_softcapping=LOGIT_SOFTCAP,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        )
+    ).eval()
+    names = {name if name.startswith("lm_head") else f"model.{name}": p for name, p in model.state_dict().items()}
+    peer.load_state_dict(names, strict=True)
+    tokens = torch.randint(config.vocab_size, (3, config.sequence_len))
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), peer(tokens).logits, atol=1e-4, rtol=0)
+
+
+def test_first_loss_is_that_of_guessing() -> None:
+    model = GPT(GPTConfig.from_depth(2, 512, 32))
+    tokens = torch.randint(512, (2, 32))
+    assert model.loss(tokens, tokens).item() / 64 == pytest.approx(math.log(512), abs=1e-4)
+
+
+@pytest.mark.parametrize("depth", range(1, 33))
+def test_every_depth_divides_into_heads(depth: int) -> None:
+    config = GPTConfig.from_depth(depth, 65536, 2048)
+    assert config.n_head * config.head_dim == config.n_embd == 64 * depth
+    assert config.head_dim <= 128 and config.head_dim % 8 == 0
+
+
+def test_parameter_counts() -> None:
+    config = GPTConfig.from_depth(20, 65536, 2048)
+    assert config.num_parameters == 560_988_160  # d20 is 561M
+    assert GPTConfig.from_depth(32, 65536, 2048).num_parameters == 1_879_048_192
+    small = random_model(depth=3)
+    assert small.config.num_parameters == sum(p.numel() for p in small.parameters())
+
+
+def test_vocabulary_is_padded() -> None:
+    assert GPTConfig.from_depth(2, 513, 64).vocab_size == 576
+
+
+@pytest.mark.parametrize(("depth", "context"), [(0, 64), (-3, 64), (1000, 64), (2, 3)])
+def test_impossible_shapes_are_refused_with_the_nearest(depth: int, context: int) -> None:
+    with pytest.raises(UserError, match="the nearest that can is"):
+        GPTConfig.from_depth(depth, 512, context)
+
+
+def test_more_tokens_than_the_context_is_an_error() -> None:
+    with pytest.raises(ValueError, match="context"):
+        random_model(sequence_len=32)(torch.zeros(1, 33, dtype=torch.long))
+
+
+def test_a_token_sees_only_what_came_before() -> None:
+    model = random_model()
+    tokens = torch.randint(512, (1, 20))
+    changed = tokens.clone()
+    changed[0, 12:] = (changed[0, 12:] + 1) % 512
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens)[:, :12], model(changed)[:, :12])
+
+
+def test_compiled_training_gives_the_same_loss_and_gradients() -> None:
+    pytest.importorskip("torch._inductor")
+    model = random_model(depth=1, sequence_len=32)
+    tokens = torch.randint(512, (2, 32))
+    model.loss(tokens, tokens).backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.training_hidden = torch.compile(model.hidden, dynamic=False, backend="aot_eager")
+    model.loss(tokens, tokens).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name])

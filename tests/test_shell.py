@@ -1,0 +1,239 @@
+"""The scripts that a person types: from any folder, with any arguments, and what set-up does when it cannot."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = sorted(ROOT.glob("*.sh"))
+# The scripts that hand their arguments to one Python module, and that module.
+MODULES = {
+    path.name: match[1]
+    for path in SCRIPTS
+    if path.name not in ("setup.sh", "demo.sh", "test.sh")
+    and (match := re.search(r"^(?:launch|exec python -m) (\S+)", path.read_text(), re.MULTILINE))
+}
+# Stands for a stage's module: says what reached it, without the seconds that loading torch takes.
+ECHO = """
+import os, sys
+import nanochat
+print(sys.prefix, nanochat.__file__, os.getcwd(), os.environ["NANOCHAT_BASE_DIR"], *sys.argv[1:], sep="\\n")
+print("rank", os.environ.get("RANK"), flush=True)
+if "--fail" in sys.argv:
+    sys.exit(2)
+if "--wait" in sys.argv:
+    try:
+        sys.stdin.read()
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What a command prints and its exit code. The keywords are added to the environment."""
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def copy_project(to: Path) -> Path:
+    """A copy of the shell, with a stand-in for each stage, and no .venv."""
+    (to / "scripts").mkdir(parents=True)
+    (to / "nanochat").mkdir()
+    for path in [*SCRIPTS, ROOT / "pyproject.toml", ROOT / "constraints.txt"]:
+        shutil.copy(path, to)
+    shutil.copy(ROOT / "scripts/env.sh", to / "scripts")
+    (to / "nanochat/__init__.py").touch()
+    (to / "scripts/__init__.py").touch()
+    for module in [*MODULES.values(), "scripts.demo_summary"]:
+        (to / f"{module.replace('.', '/')}.py").write_text(ECHO)
+    return to
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the project in a folder with a space in its name, with the .venv of this one."""
+    if not (ROOT / ".venv/complete-run").exists():
+        pytest.skip("there is no .venv yet: ./setup.sh makes it")
+    copy = copy_project(tmp_path / "a b")
+    (copy / ".venv").symlink_to(ROOT / ".venv")
+    return copy
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A copy of the project as cloned, with no .venv."""
+    return copy_project(tmp_path / "clone")
+
+
+def executable(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, ROOT / ".ci/run"], ids=lambda path: path.name)
+def test_scripts_can_be_run_and_are_named_as_bash(path: Path) -> None:
+    assert os.access(path, os.X_OK)
+    assert path.read_text().startswith("#!/usr/bin/env bash\n")
+
+
+def test_shellcheck_finds_nothing() -> None:
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed: sudo apt install shellcheck")
+    result = run(shellcheck, *SCRIPTS, *ROOT.glob("scripts/*.sh"), ROOT / ".ci/run", cwd=ROOT)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("script", sorted(MODULES))
+def test_a_script_names_a_module_that_exists(script: str) -> None:
+    assert (ROOT / f"{MODULES[script].replace('.', '/')}.py").exists()
+
+
+@pytest.mark.parametrize("script", sorted(MODULES))
+def test_a_script_runs_its_own_code_from_another_folder(script: str, project: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "else where"
+    (elsewhere / "scripts").mkdir(parents=True)
+    (elsewhere / "scripts/__init__.py").touch()  # must not hide the project's own package
+    base = tmp_path / "base dir"
+    result = run(project / script, "--demo", "two words", cwd=elsewhere, NANOCHAT_BASE_DIR=str(base), NPROC="1")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [
+        str(project / ".venv"),
+        str(project / "nanochat/__init__.py"),
+        str(elsewhere),
+        str(base),
+        "--demo",
+        "two words",
+        "rank None",
+    ]
+
+
+def test_the_exit_code_is_that_of_python(project: Path, tmp_path: Path) -> None:
+    assert run(project / "pretrain.sh", "--fail", cwd=tmp_path, NANOCHAT_BASE_DIR=str(tmp_path)).returncode == 2
+
+
+def test_nproc_starts_that_many_processes(project: Path, tmp_path: Path) -> None:
+    result = run(project / "pretrain.sh", "--depth=4", cwd=tmp_path, NANOCHAT_BASE_DIR=str(tmp_path), NPROC="2")
+    assert result.returncode == 0, result.stderr
+    assert sorted(re.findall(r"rank \d", result.stdout)) == ["rank 0", "rank 1"]
+    assert result.stdout.splitlines().count("--depth=4") == 2
+
+
+@pytest.mark.parametrize("nproc", ["0", "two", "-1", "2 3"])
+def test_nproc_that_is_no_number_of_processes_is_refused(nproc: str, project: Path, tmp_path: Path) -> None:
+    result = run(project / "rl.sh", cwd=tmp_path, NANOCHAT_BASE_DIR=str(tmp_path), NPROC=nproc)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: NPROC={nproc} is not a number of processes")
+
+
+def test_ctrl_c_reaches_python_and_ends_the_demo(project: Path, tmp_path: Path) -> None:
+    (project / "scripts/prepare.py").write_text(ECHO.replace('"--wait" in sys.argv', "True"))
+    demo = subprocess.Popen(
+        [project / "demo.sh"],
+        cwd=tmp_path,
+        env=os.environ | {"NANOCHAT_BASE_DIR": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert demo.stdout is not None
+    while "rank" not in demo.stdout.readline():
+        assert demo.poll() is None
+    os.killpg(demo.pid, signal.SIGINT)  # as a terminal does: to all of its foreground processes
+    rest, _ = demo.communicate(timeout=30)
+    assert demo.returncode in (130, -signal.SIGINT)
+    assert rest == ""
+
+
+def test_the_demo_passes_its_options_to_every_stage(project: Path, tmp_path: Path) -> None:
+    result = run(project / "demo.sh", "--quick", "--fresh", cwd=tmp_path, NANOCHAT_BASE_DIR=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    runs = result.stdout.split(f"{project / '.venv'}\n")[1:]
+    assert [run.splitlines()[3:-1] for run in runs] == [["--demo", "--quick", "--fresh"]] * 5 + [["--demo", "--quick"]]
+
+
+def test_an_option_that_the_demo_does_not_have_is_refused(project: Path, tmp_path: Path) -> None:
+    result = run(project / "demo.sh", "--fast", cwd=tmp_path, NANOCHAT_BASE_DIR=str(tmp_path))
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: unknown option --fast")
+
+
+def test_an_unwritable_base_directory_is_refused_before_anything_is_installed(bare: Path, tmp_path: Path) -> None:
+    result = run(bare / "prepare.sh", cwd=tmp_path, NANOCHAT_BASE_DIR="/proc/nope")
+    assert result.returncode == 2
+    assert result.stderr == "error: cannot write to /proc/nope: set NANOCHAT_BASE_DIR to a folder you can write to\n"
+    assert not (bare / ".venv").exists()
+
+
+def test_set_up_notices_at_once_that_nothing_changed(project: Path, tmp_path: Path) -> None:
+    assert run(project / "setup.sh", cwd=tmp_path).returncode == 0
+    start = time.monotonic()
+    result = run(project / "setup.sh", cwd=tmp_path)
+    assert time.monotonic() - start < 2
+    assert (result.returncode, result.stdout) == (0, "set-up: nothing to do\n")
+
+
+@pytest.mark.parametrize("version", [None, "3.10", "3.14"])
+def test_set_up_without_a_python_that_will_do_says_which_ones_will(version: str | None, bare: Path) -> None:
+    python = bare / "python"
+    if version is not None:
+        executable(python, f"#!/bin/sh\necho {version}\n")
+    result = run(bare / "setup.sh", cwd=bare, PYTHON=str(python))
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: no Python 3.11, 3.12 or 3.13 found")
+    assert "Traceback" not in result.stderr
+
+
+def test_set_up_without_the_venv_module_says_which_package_brings_it(bare: Path) -> None:
+    python = executable(bare / "python", '#!/bin/sh\ncase "$2" in *ensurepip*) exit 1 ;; esac\necho 3.12\n')
+    result = run(bare / "setup.sh", cwd=bare, PYTHON=str(python))
+    assert result.returncode == 2
+    assert result.stderr == "error: Python 3.12 lacks the venv module: sudo apt install python3.12-venv\n"
+
+
+def test_a_version_manager_s_shim_without_a_python_is_passed_over(bare: Path) -> None:
+    for name in ("python3", "python3.13", "python3.11"):
+        executable(bare / "bin" / name, "#!/bin/sh\necho 'command not found' >&2\nexit 127\n")
+    executable(bare / "bin/python3.12", '#!/bin/sh\ncase "$2" in *ensurepip*) exit 1 ;; esac\necho 3.12\n')
+    result = run(bare / "setup.sh", cwd=bare, PYTHON="", PATH=f"{bare / 'bin'}:{os.environ['PATH']}")
+    assert "Python 3.12 lacks the venv module" in result.stderr
+
+
+def test_what_an_interrupted_set_up_left_is_made_anew(bare: Path) -> None:
+    executable(bare / ".venv/bin/python", "#!/bin/sh\nexit 1\n")  # and no mark that it was completed
+    result = run(bare / "setup.sh", cwd=bare, PYTHON="/bin/false")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: no Python")
+
+
+def test_a_failing_installation_is_shown_and_can_be_run_again(bare: Path) -> None:
+    python = executable(bare / "python", '#!/bin/sh\n[ "$1" = -m ] && echo "disk full" >&2 && exit 1\necho 3.12\n')
+    for _ in range(2):
+        result = run(bare / "setup.sh", cwd=bare, PYTHON=str(python))
+        assert result.returncode == 1
+        assert "disk full" in result.stderr
+        assert "error: set-up stopped at: virtual environment" in result.stderr
+
+
+def test_an_unknown_option_of_set_up_is_refused(bare: Path) -> None:
+    result = run(bare / "setup.sh", "--devel", cwd=bare)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: unknown option --devel")
+
+
+def test_the_pins_name_no_address_and_no_build() -> None:
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert pins
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", pin) for pin in pins)
+    assert any(pin.startswith("torch==") for pin in pins)

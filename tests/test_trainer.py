@@ -1,0 +1,232 @@
+"""The loop learns, counts right, resumes exactly, and gives the same with two processes."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nanochat import checkpoint, paths, trainer
+from nanochat.data.batches import Batch, RowBatches, Share, StepData
+from nanochat.data.packing import Row
+from nanochat.errors import UserError
+from nanochat.gpt import GPTConfig
+from nanochat.loss import IGNORE
+from nanochat.options import TrainOptions, inherit
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import Tokenizer
+from nanochat.tracking import read_metrics
+from nanochat.trainer import Training, lr_multiplier
+
+SEQUENCE_LEN = 32
+OPTIONS = TrainOptions(
+    model_tag="test", tracker="none", device_type="cpu", device_batch_size=4, total_batch_size=8 * SEQUENCE_LEN,
+    save_every=0, eval_every=0, warmdown_ratio=0.0,
+)  # fmt: skip
+
+
+class FewRows:
+    """Rows of random tokens, few enough to learn by heart."""
+
+    def __init__(self, count: int = 16) -> None:
+        self.tokens = np.random.default_rng(0).integers(0, 500, (count, SEQUENCE_LEN + 1))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> Row:
+        return Row(self.tokens[index, :-1], self.tokens[index, 1:])
+
+
+def batches(rows: FewRows, options: TrainOptions = OPTIONS, share: Share = Share()) -> RowBatches:  # noqa: B008  # frozen
+    assert options.device_batch_size
+    return RowBatches(rows, rows_per_step=8, device_batch_size=options.device_batch_size, share=share, seed=1)
+
+
+@pytest.fixture
+def runtime(base_dir: Path) -> Iterator[Runtime]:
+    with Runtime.start("cpu") as runtime:
+        yield runtime
+
+
+def begin(runtime: Runtime, tokenizer: Tokenizer, options: TrainOptions = OPTIONS) -> Training:
+    config = GPTConfig.from_depth(2, tokenizer.vocab_size, SEQUENCE_LEN)
+    return trainer.begin("base", options, runtime, tokenizer, config=config)
+
+
+def losses(run: Training) -> list[float]:
+    return [row["loss"] for row in read_metrics(run.folder / "metrics.jsonl")]
+
+
+def test_training_learns_a_small_batch_by_heart(runtime: Runtime, tokenizer: Tokenizer) -> None:
+    run = begin(runtime, tokenizer)
+    run.run(batches(FewRows(8)), 60)
+    first, *_, last = losses(run)
+    assert first == pytest.approx(math.log(512), abs=0.01) and last < 0.1
+
+
+def test_micro_batches_do_not_change_the_result(runtime: Runtime, tokenizer: Tokenizer) -> None:
+    figures = []
+    for size in (8, 3):
+        options = replace(OPTIONS, device_batch_size=size, model_tag=f"size{size}")
+        run = begin(runtime, tokenizer, options)
+        run.run(batches(FewRows(), options), 4)
+        figures.append(losses(run))
+    assert figures[0] == pytest.approx(figures[1], abs=1e-4)
+
+
+def test_a_resumed_run_is_bit_for_bit_the_one_never_stopped(runtime: Runtime, tokenizer: Tokenizer) -> None:
+    straight = begin(runtime, tokenizer, replace(OPTIONS, model_tag="straight"))
+    straight.run(batches(FewRows()), 8)
+    options = replace(OPTIONS, model_tag="stopped", save_every=3, num_iterations=8)
+
+    class Stops:
+        """Data that ends in the middle of a run, after a checkpoint at step 6."""
+
+        def step_data(self, step: int) -> StepData:
+            if step == 7:
+                raise KeyboardInterrupt
+            return batches(FewRows()).step_data(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        begin(runtime, tokenizer, options).run(Stops(), 8)
+    resumed = begin(runtime, tokenizer, options)
+    assert resumed.step == 6
+    resumed.run(batches(FewRows()), 8)
+    assert losses(resumed) == losses(straight)
+    for a, b in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_complete_run_is_not_trained_further(
+    runtime: Runtime, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin(runtime, tokenizer).run(batches(FewRows()), 3)
+    again = begin(runtime, tokenizer)
+    again.run(batches(FewRows()), 3)
+    assert again.step == 3 and len(losses(again)) == 3
+    assert "complete at step 3" in capsys.readouterr().out
+
+
+def test_fresh_sets_the_old_run_aside(runtime: Runtime, tokenizer: Tokenizer) -> None:
+    begin(runtime, tokenizer).run(batches(FewRows()), 2)
+    run = begin(runtime, tokenizer, replace(OPTIONS, fresh=True))
+    assert run.step == 0
+    (kept,) = paths.checkpoints_dir("base").iterdir()
+    assert kept.name.startswith("test.") and checkpoint.checkpoints(kept)[0].step == 2
+
+
+def test_a_run_of_another_shape_is_refused(runtime: Runtime, tokenizer: Tokenizer) -> None:
+    begin(runtime, tokenizer).run(batches(FewRows()), 1)
+    with pytest.raises(UserError, match="another shape.*--fresh"):
+        trainer.begin("base", OPTIONS, runtime, tokenizer, config=GPTConfig.from_depth(3, 512, SEQUENCE_LEN))
+
+
+def test_the_next_stage_starts_from_the_newest_parent_and_again_when_the_parent_changes(
+    runtime: Runtime, tokenizer: Tokenizer
+) -> None:
+    begin(runtime, tokenizer).run(batches(FewRows()), 1)
+    parent = trainer.parent_of("mid", None)
+    mid = trainer.begin("mid", OPTIONS, runtime, tokenizer, parent=parent)
+    assert torch.equal(mid.model.lm_head.weight, begin(runtime, tokenizer).model.lm_head.weight)
+    mid.run(batches(FewRows()), 2)
+    assert trainer.begin("mid", OPTIONS, runtime, tokenizer, parent=parent).step == 2
+    begin(runtime, tokenizer).run(batches(FewRows()), 2)
+    changed = trainer.parent_of("mid", None)
+    assert trainer.begin("mid", OPTIONS, runtime, tokenizer, parent=changed).step == 0
+
+
+def test_a_missing_stage_names_the_script_to_run(base_dir: Path) -> None:
+    for source, script in (("mid", "pretrain"), ("sft", "midtrain"), ("rl", "sft")):
+        with pytest.raises(UserError, match=rf"run \./{script}\.sh first"):
+            trainer.parent_of(source, None)
+
+
+def test_steps_with_nothing_to_learn_change_nothing(runtime: Runtime, tokenizer: Tokenizer) -> None:
+    class Nothing:
+        def step_data(self, step: int) -> StepData:
+            if step == 0:
+                return StepData([], {})
+            zeros = torch.zeros(2, SEQUENCE_LEN, dtype=torch.long)
+            return StepData([Batch(zeros, torch.full_like(zeros, IGNORE))], {})
+
+    run = begin(runtime, tokenizer)
+    before = run.model.embed_tokens.weight.detach().clone()
+    run.run(Nothing(), 2)
+    assert torch.equal(run.model.embed_tokens.weight, before) and losses(run) == [0.0, 0.0]
+
+
+def test_a_step_that_is_not_finite_is_left_out(runtime: Runtime, tokenizer: Tokenizer) -> None:
+    class OneBadStep:
+        def step_data(self, step: int) -> StepData:
+            data = batches(FewRows()).step_data(step)
+            weight = math.nan if step == 1 else 1.0
+            return StepData([b._replace(weights=torch.full(b.targets.shape, weight)) for b in data.batches], {})
+
+    run = begin(runtime, tokenizer)
+    run.run(OneBadStep(), 3)
+    assert all(torch.isfinite(parameter).all() for parameter in run.model.parameters())
+    assert run.optimizer.steps == 2
+
+
+def test_too_many_bad_steps_end_the_run(runtime: Runtime, tokenizer: Tokenizer) -> None:
+    class Bad:
+        def step_data(self, step: int) -> StepData:
+            data = batches(FewRows()).step_data(step)
+            return StepData([b._replace(weights=torch.full(b.targets.shape, math.inf)) for b in data.batches], {})
+
+    with pytest.raises(UserError, match="no finite gradient"):
+        begin(runtime, tokenizer).run(Bad(), 50)
+
+
+def test_learning_rate_rises_stays_and_falls() -> None:
+    options = TrainOptions(warmup_ratio=0.2, warmdown_ratio=0.4, final_lr_frac=0.1, init_lr_frac=0.5)
+    scales = [lr_multiplier(step, 10, options) for step in range(10)]
+    assert scales[:7] == pytest.approx([0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5])
+    assert scales[7:] == pytest.approx([0.5 * (s + (1 - s) * 0.1) for s in (0.75, 0.5, 0.25)])
+
+
+def test_options_are_inherited_where_they_are_open() -> None:
+    mine = TrainOptions(matrix_lr=0.1)
+    merged = inherit(mine, {"matrix_lr": 0.02, "device_batch_size": 4, "fresh": True, "gone": 1})
+    assert (merged.matrix_lr, merged.device_batch_size, merged.fresh) == (0.1, 4, False)
+
+
+PROCESS = """
+from dataclasses import replace
+import torch
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import Tokenizer
+from nanochat import paths
+from tests.test_trainer import FewRows, OPTIONS, batches, begin
+
+torch.set_num_threads(1)
+with Runtime.start("cpu") as runtime:
+    options = replace(OPTIONS, model_tag=f"world{runtime.share.world_size}", device_batch_size=3)
+    run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), options)
+    run.run(batches(FewRows(64), options, runtime.share), 20)
+"""
+
+
+def test_two_processes_give_the_losses_of_one(base_dir: Path, tokenizer: Tokenizer) -> None:
+    tokenizer.save(paths.tokenizer_dir())
+    script = base_dir / "process.py"
+    script.write_text(PROCESS)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    for command in ([sys.executable, str(script)], torchrun):
+        subprocess.run(command, env=environment, check=True, timeout=120, capture_output=True)
+    one, two = (
+        [json.loads(line) for line in (paths.checkpoints_dir("base") / tag / "metrics.jsonl").read_text().splitlines()]
+        for tag in ("world1", "world2")
+    )
+    assert len(one) == 20
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], abs=1e-3)
+    assert [row["tokens"] for row in two] == [row["tokens"] for row in one]
