@@ -39,7 +39,7 @@ class StreamRows:
     is a target exactly once, and no row depends on another.
     """
 
-    def __init__(self, stream: TokenShards, sequence_len: int, bos_id: int) -> None:
+    def __init__(self, stream: TokenFile | TokenShards, sequence_len: int, bos_id: int) -> None:
         self.stream = stream
         self.sequence_len = sequence_len
         self.bos_id = bos_id
