@@ -14,8 +14,10 @@ from nanochat import cli, paths
 from nanochat.data.corpora import Corpus, Encyclopedia, HubShards, texts
 from nanochat.data.shards import DATASETS, shards_for_depth
 from nanochat.data.token_shards import TokenShards, write_shards
+from nanochat.data.words import write_words
 from nanochat.errors import UserError
 from nanochat.tasks import identity
+from nanochat.tasks.mixtures import HUB_FILES
 from nanochat.tokenizer import Tokenizer
 
 
@@ -29,6 +31,8 @@ class PrepareOptions:
     """the model that the text is for: decides how much of it is fetched"""
     num_shards: int | None = None
     """files of text, the one for validation included; by default what the depth needs, 240 for 20"""
+    tasks: bool = True
+    """fetch what the stages after pretraining and the evaluation need as well"""
     verify: bool = False
     """hash every file again and replace what is damaged"""
     vocab_size: int = 65536
@@ -39,7 +43,7 @@ class PrepareOptions:
     """make the tokenizer again; checkpoints trained with the old one cannot be used with the new"""
 
 
-DEMO = PrepareOptions(dataset="encyclopedia", vocab_size=4096)
+DEMO = PrepareOptions(dataset="encyclopedia", vocab_size=4096, tasks=False)
 SPLITS = ("val", "train")
 
 
@@ -47,6 +51,8 @@ def main(options: PrepareOptions) -> None:
     corpus = prepare_text(options)
     tokenizer = prepare_tokenizer(corpus, options)
     prepare_tokens(corpus, tokenizer)
+    if options.tasks:
+        prepare_tasks(corpus, options)
     if identity.write_default(paths.identity_file()):
         print(f"identity conversations: {paths.identity_file()}, yours to edit (view_identity_data.py)")
 
@@ -107,6 +113,13 @@ def prepare_tokens(corpus: Corpus, tokenizer: Tokenizer) -> None:
             f"{corpus.name} {split}: {tokens.num_documents:,} documents, {len(tokens.ids):,} tokens, "
             f"{tokens.num_bytes:,} bytes"
         )
+
+
+def prepare_tasks(corpus: Corpus, options: PrepareOptions) -> None:
+    """Fetch the data sets of the stages after pretraining, and list the words to spell."""
+    sizes = [file.size for files in HUB_FILES for file in files.fetch(verify=options.verify)]
+    print(f"tasks: {len(sizes)} files, {sum(sizes) / 1e6:.0f} MB, every sha256 right")
+    print(f"words to spell: {write_words(paths.words_file(), texts(corpus, 'train')):,}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +19,8 @@ from rich.progress import (
 )
 
 SECONDS_BETWEEN_LINES = 30.0
+
+Item = TypeVar("Item")
 
 
 class Bar:
@@ -53,6 +57,12 @@ class Bar:
             elif time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
                 self._said = time.monotonic()
                 print(f"{self.title}: {self._figure(self.done)} of {self._figure(self.total)}", flush=True)
+
+    def each(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, counted as they are taken."""
+        for item in items:
+            yield item
+            self.advance()
 
     def _figure(self, count: int) -> str:
         return f"{count / 1e9:.2f} GB" if self.in_bytes else f"{count:,}"
