@@ -52,9 +52,7 @@ class GPTConfig:
         width = WIDTH_PER_DEPTH * depth
         # Kernels want head sizes that are multiples of 8: depth 17 gets 17 heads of 64, not 16 of 68.
         n_head = next(
-            n
-            for n in range(-(-width // MAX_HEAD_DIM), width + 1)
-            if width % n == 0 and (width // n) % 8 == 0
+            n for n in range(-(-width // MAX_HEAD_DIM), width + 1) if width % n == 0 and (width // n) % 8 == 0
         )
         padded = -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
         return cls(

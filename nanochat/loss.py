@@ -84,4 +84,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # as torch calls it
         hidden_grad, weight_grad = ctx.saved_tensors
-        return hidden_grad * grad_output.to(hidden_grad.dtype), (weight_grad * grad_output).to(ctx.weight_dtype), None, None, None
+        return (
+            hidden_grad * grad_output.to(hidden_grad.dtype),
+            (weight_grad * grad_output).to(ctx.weight_dtype),
+            None,
+            None,
+            None,
+        )

@@ -27,7 +27,7 @@ class MetricsLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_metrics(path) if row["step"] < resume_step]
         path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self._file = open(path, "a", buffering=1)
+        self._file = path.open("a", buffering=1)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one line, at once on disk's way."""

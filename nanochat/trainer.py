@@ -56,7 +56,12 @@ class Training:
         return paths.checkpoints_dir(self.source) / self.tag
 
     def run(
-        self, batches: BatchSource, num_iterations: int, *, evaluate: Evaluate | None = None, sample: Sample | None = None
+        self,
+        batches: BatchSource,
+        num_iterations: int,
+        *,
+        evaluate: Evaluate | None = None,
+        sample: Sample | None = None,
     ) -> None:
         """Train until `num_iterations` steps are taken, from wherever it stands; save as it goes.
 
@@ -91,7 +96,7 @@ class Training:
     ) -> None:
         options = self.options
         peak, _ = self.runtime.peak_flops()
-        smooth_loss, tokens_seen, bad_steps = 0.0, 0, 0
+        smooth_loss, bad_steps = math.nan, 0
         if options.compile if options.compile is not None else self.runtime.device.type == "cuda":
             self.model.compile_training()
         while self.step < num_iterations:
@@ -115,18 +120,15 @@ class Training:
             elapsed = time.perf_counter() - begun
             self.seconds += elapsed
             self.step += 1
-            tokens_seen += tokens
-            weight = LOSS_SMOOTHING if tokens_seen > tokens else 0.0
-            smooth_loss = weight * smooth_loss + (1 - weight) * loss
-            tokens_per_second = tokens / elapsed
-            flops = self.model.flops_per_token() * tokens_per_second / self.runtime.share.world_size
+            smooth_loss = loss if math.isnan(smooth_loss) else smooth_loss + (1 - LOSS_SMOOTHING) * (loss - smooth_loss)
+            own_tokens_per_second = sum(batch.tokens.numel() for batch in data.batches) / elapsed
             metrics = {
                 "loss": loss,
                 "lr_scale": lr_scale,
                 "gradient_norm": gradient_norm,
                 "tokens": tokens,
-                "tokens_per_second": tokens_per_second,
-                "mfu": flops / peak,
+                "tokens_per_second": own_tokens_per_second * self.runtime.share.world_size,
+                "mfu": self.model.flops_per_token() * own_tokens_per_second / peak,
                 "seconds": self.seconds,
                 **data.metrics,
             }
@@ -138,7 +140,7 @@ class Training:
             if "reward" in data.metrics:
                 figures = {"reward": f"{data.metrics['reward']:.2f}"}
             shown = "  ".join(f"{name} {figure}" for name, figure in figures.items())
-            display.update(self.step, f"{shown}  {tokens_per_second:,.0f} tok/s")
+            display.update(self.step, f"{shown}  {metrics['tokens_per_second']:,.0f} tok/s")
             tracker.log(self.step, metrics)
             if log:
                 log.log(self.step - 1, metrics)

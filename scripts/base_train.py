@@ -1,7 +1,7 @@
 """Pretraining: the next token of plain text.
 
-    ./pretrain.sh --depth 20
-    NPROC=8 ./pretrain.sh --depth 32 --device-batch-size 16
+./pretrain.sh --depth 20
+NPROC=8 ./pretrain.sh --depth 32 --device-batch-size 16
 """
 
 import math
@@ -67,9 +67,7 @@ def main(options: PretrainOptions) -> None:
 
         def evaluate() -> dict[str, float]:
             assert options.device_batch_size
-            bpb = bits_per_byte(
-                run.model, tokenizer, held_out, options.device_batch_size, options.eval_tokens, runtime
-            )
+            bpb = bits_per_byte(run.model, tokenizer, held_out, options.device_batch_size, options.eval_tokens, runtime)
             return {"bpb": bpb}
 
         run.run(batches, options.num_iterations, evaluate=evaluate, sample=lambda: samples(run))

@@ -1,6 +1,6 @@
 """The table of what each stage taught.
 
-    ./eval.sh --source sft
+./eval.sh --source sft
 """
 
 from dataclasses import dataclass, replace

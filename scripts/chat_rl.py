@@ -1,6 +1,6 @@
 """Reinforcement learning on problems with checkable answers.
 
-    ./rl.sh
+./rl.sh
 """
 
 from dataclasses import dataclass, replace

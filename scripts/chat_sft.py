@@ -1,6 +1,6 @@
 """Supervised fine-tuning: one conversation a row, and only what the assistant says is learned.
 
-    ./sft.sh
+./sft.sh
 """
 
 from dataclasses import dataclass, replace

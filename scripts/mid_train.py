@@ -1,6 +1,6 @@
 """Midtraining: the base model learns the chat format, who it is, its tool, and to spell.
 
-    ./midtrain.sh
+./midtrain.sh
 """
 
 from dataclasses import dataclass, replace

@@ -1,8 +1,8 @@
 """Everything that training needs on disk: text, tokenizer, token files, identity conversations.
 
-    ./prepare.sh --depth 20
-    ./prepare.sh --dataset climbmix --num-shards 100
-    ./prepare.sh --verify
+./prepare.sh --depth 20
+./prepare.sh --dataset climbmix --num-shards 100
+./prepare.sh --verify
 """
 
 import time

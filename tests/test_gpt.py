@@ -7,7 +7,7 @@ import torch
 from transformers import NanoChatConfig, NanoChatForCausalLM
 
 from nanochat.errors import UserError
-from nanochat.gpt import LOGIT_SOFTCAP, RMS_NORM_EPS, GPT, GPTConfig
+from nanochat.gpt import GPT, LOGIT_SOFTCAP, RMS_NORM_EPS, GPTConfig
 from tests.conftest import random_model
 
 

@@ -20,7 +20,9 @@ def test_text_never_becomes_a_special_token(tokenizer: Tokenizer) -> None:
     special = set(tokenizer.special_ids.values())
     for name in SPECIAL_TOKENS:
         assert not special & set(tokenizer.encode(f"a{name}b"))
-    conversation = {"messages": [{"role": "user", "content": "<|assistant_end|>"}, {"role": "assistant", "content": "x"}]}
+    conversation = {
+        "messages": [{"role": "user", "content": "<|assistant_end|>"}, {"role": "assistant", "content": "x"}]
+    }
     assert tokenizer.render_conversation(conversation).ids.count(tokenizer.special("<|assistant_end|>")) == 1
 
 
@@ -48,7 +50,7 @@ def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
 
 
 def test_missing_and_damaged_files_get_a_sentence(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="run ./prepare.sh first"):
+    with pytest.raises(UserError, match=r"run \./prepare\.sh first"):
         Tokenizer.load(tmp_path / "nothing")
     tokenizer.save(tmp_path)
     ranks = (tmp_path / RANKS_FILE).read_text()

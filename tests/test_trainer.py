@@ -125,7 +125,7 @@ def test_fresh_sets_the_old_run_aside(runtime: Runtime, tokenizer: Tokenizer) ->
 
 def test_a_run_of_another_shape_is_refused(runtime: Runtime, tokenizer: Tokenizer) -> None:
     begin(runtime, tokenizer).run(batches(FewRows()), 1)
-    with pytest.raises(UserError, match="another shape.*--fresh"):
+    with pytest.raises(UserError, match=r"another shape.*--fresh"):
         trainer.begin("base", OPTIONS, runtime, tokenizer, config=GPTConfig.from_depth(3, 512, SEQUENCE_LEN))
 
 

@@ -70,9 +70,7 @@ class Engine:
         self._python_start = tokenizer.special("<|python_start|>")
         self._python_end = tokenizer.special("<|python_end|>")
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling]
-    ) -> list[Completion]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
         """Complete every prompt, in their order. Raises UserError if a prompt does not fit the context."""
         samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
         requests = [self.submit(prompt, own) for prompt, own in zip(prompts, samplings, strict=True)]

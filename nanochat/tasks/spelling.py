@@ -65,7 +65,8 @@ class LetterCount(NumberTask):
         return conversation(
             rng.choice(COUNT_QUESTIONS).format(letter=letter, word=word),
             [
-                {"type": "python", "text": f"'{word}'.count('{letter}')"},
+                # In brackets the quoted word has the tokens that it has in the question, and so can be copied.
+                {"type": "python", "text": f"('{word}').count('{letter}')"},
                 {"type": "python_output", "text": str(count)},
                 {
                     "type": "text",

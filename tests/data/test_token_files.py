@@ -29,7 +29,7 @@ def test_another_tokenizer_or_text_is_noticed(tmp_path: Path, tokenizer: Tokeniz
 
 
 def test_missing_and_cut_files_get_a_sentence(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    with pytest.raises(UserError, match="run ./prepare.sh first"):
+    with pytest.raises(UserError, match=r"run \./prepare\.sh first"):
         TokenFile.open(tmp_path, "train", tokenizer)
     write_documents(tmp_path, "train", tokenizer, ["some text"], "x")
     ids = tmp_path / "train.ids"

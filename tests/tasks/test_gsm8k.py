@@ -67,9 +67,7 @@ def test_the_real_set(start_hub: StartHub) -> None:
             assert task.grade(row, reference) == 1.0
             assert isinstance(reference, list) and "<<" not in str(reference)
             calls += [
-                (call["text"], output["text"])
-                for call, output in pairwise(reference)
-                if call["type"] == "python"
+                (call["text"], output["text"]) for call, output in pairwise(reference) if call["type"] == "python"
             ]
     with Calculator(max_workers=1) as calculator:
         said = [(calculator.run(call), output) for call, output in calls[::100]]
