@@ -1,6 +1,7 @@
 """From a command line to a dataclass of options, and from a mistake to one sentence."""
 
 import contextlib
+import inspect
 import io
 import os
 import sys
@@ -15,6 +16,7 @@ from nanochat.errors import UserError
 Options = TypeVar("Options")
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+DEMO_HELP = " With --demo: on the demo's data and folder, at its size; with --quick, smaller still."
 
 
 def run(
@@ -36,7 +38,8 @@ def run(
     try:
         main(parse(options, args, demo=demo, quick=quick))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes that stumble on the same thing, one says so
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -59,6 +62,7 @@ def parse(
                 options,
                 args=args,
                 default=options() if preset is None else preset,
+                description=f"{inspect.getdoc(options)}{DEMO_HELP if demo else ''}",
                 # The last two are for options that hold sub-commands: short names, and options on either side of them.
                 config=(
                     tyro.conf.OmitArgPrefixes,

@@ -35,14 +35,13 @@ if [[ -z "${TRITON_PTXAS_PATH:-}" && "$(/usr/local/cuda/bin/ptxas --version 2>/d
   export TRITON_PTXAS_PATH=/usr/local/cuda/bin/ptxas
 fi
 
-# launch MODULE ARGS...: becomes `python -m MODULE ARGS...`, or torchrun with NPROC processes when NPROC is above 1.
+# launch MODULE ARGS...: becomes `python -m MODULE ARGS...`, in NPROC processes (torchrun) when NPROC is above 1.
 # It replaces the shell, so that Ctrl-C and the exit code are Python's.
 launch() {
   case "${NPROC:-1}" in
     1) exec python -m "$@" ;;
     [2-9] | [1-9][0-9] | [1-9][0-9][0-9])
-      # torchrun by its module: the script of that name has .venv's first place written into it.
-      exec python -m torch.distributed.run --standalone --nproc_per_node="$NPROC" -m "$@" ;;
+      exec python -m scripts.processes "$NPROC" "$@" ;;
     *)
       echo "error: NPROC=$NPROC is not a number of processes: set it to the number of GPUs, such as NPROC=8" >&2
       exit 2

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-import view_identity_data
 from nanochat import cli
 from nanochat.data import conversations
 from nanochat.data.conversations import conversation
+from scripts import identity_data
 
 ROWS = [
     conversation("Who built you?", "Ada [did] 🙂."),
@@ -27,7 +27,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def view(*args: str) -> int:
     """Run the program; its exit code."""
     try:
-        cli.run(view_identity_data.main, view_identity_data.Options, args=list(args))
+        cli.run(identity_data.main, identity_data.Options, args=list(args))
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0

@@ -1,0 +1,196 @@
+"""Look at the identity conversations, check them, add to them and export them.
+
+./view_identity_data.py                      show the first ones
+./view_identity_data.py search "your name"
+./view_identity_data.py add --user "Who built you?" --assistant "Ada did, and I am nanochat."
+./view_identity_data.py --demo export --output identity.csv
+"""
+
+import csv
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Column, Table
+from rich.text import Text
+
+from nanochat import cli, paths
+from nanochat.data import conversations
+from nanochat.data.conversations import Conversation, Line, Message, conversation
+from nanochat.errors import UserError
+
+COLOURS = {"system": "magenta", "user": "cyan", "assistant": "green"}
+console = Console()
+
+
+@dataclass
+class Show:
+    """Show the conversations."""
+
+    limit: int = 20
+    """how many to show; 0 for all"""
+
+
+@dataclass
+class Search:
+    """Show the conversations that contain a text, in upper or lower case."""
+
+    text: tyro.conf.Positional[str]
+
+
+@dataclass
+class Count:
+    """Count conversations, turns and words."""
+
+
+@dataclass
+class Validate:
+    """Check every line."""
+
+
+@dataclass
+class Add:
+    """Add a conversation at the end of the file."""
+
+    user: str
+    """what the user says"""
+    assistant: str
+    """what the model is to answer"""
+
+
+@dataclass
+class Export:
+    """Write the conversations in another format."""
+
+    output: Path
+    """a new file whose name ends in .json, .csv or .md"""
+
+
+@dataclass
+class Options:
+    command: Show | Search | Count | Validate | Add | Export = field(default_factory=Show)
+    file: Path | None = None
+    """JSON Lines file; by default identity_conversations.jsonl in the base directory"""
+
+
+def main(options: Options) -> None:
+    """Do what was asked, then report the lines that are broken: their conversations are left out, never removed."""
+    path = options.file or paths.identity_file()
+    command = options.command
+    if not path.exists() and not (isinstance(command, Add) and options.file):
+        raise UserError(f"there is no {path}: run ./prepare.sh to make the default one, or give --file")
+    if isinstance(command, Add):
+        add(path, command)
+    lines = list(conversations.scan(path))
+    broken = [line for line in lines if line.conversation is None]
+    match command:
+        case Show(limit=limit):
+            show(lines[:limit] if limit > 0 else lines)
+            if 0 < limit < len(lines):
+                console.print(f"{limit} of {len(lines)} lines; show --limit 0 for all", style="dim")
+        case Search(text=text):
+            show([line for line in lines if line.conversation and contains(line.conversation, text)])
+        case Count():
+            count([line.conversation for line in lines if line.conversation])
+        case Export(output=output) if not broken:
+            export([line.conversation for line in lines if line.conversation], output)
+    if broken:
+        for line in broken:
+            console.print(Text(f"line {line.number}: {line.problem}", style="red"))
+        undone = ", nothing was exported" if isinstance(command, Export) else ""
+        raise UserError(f"{len(broken)} of {len(lines)} lines of {path} are broken{undone}: mend them in an editor")
+    if isinstance(command, Validate):
+        console.print(f"all {len(lines)} lines are good")
+
+
+def add(path: Path, command: Add) -> None:
+    """Append one conversation of two turns."""
+    new = conversation(command.user, command.assistant)
+    if problem := conversations.find_problem(new):
+        raise UserError(f"cannot add that conversation, {problem}: give --user and --assistant some text")
+    conversations.append(path, [new])
+    console.print(Text(f"added to {path}"))
+
+
+def show(lines: list[Line]) -> None:
+    """Print each conversation in a box that bears its line number."""
+    for line in lines:
+        if line.conversation is None:
+            continue
+        body = Text()
+        for message in line.conversation["messages"]:
+            body.append(f"{message['role']}  ", style=f"bold {COLOURS[message['role']]}")
+            body.append(f"{written_out(message)}\n")
+        body.right_crop(1)
+        console.print(Panel(body, title=f"line {line.number}", title_align="left", border_style="dim"))
+
+
+def contains(conversation: Conversation, text: str) -> bool:
+    """Whether any turn contains `text`, in upper or lower case."""
+    return any(text.casefold() in written_out(message).casefold() for message in conversation["messages"])
+
+
+def count(rows: list[Conversation]) -> None:
+    """Print how much there is, by role."""
+    table = Table("role", *(Column(name, justify="right") for name in ("turns", "words", "words a turn")))
+    for role in COLOURS:
+        sizes = [len(written_out(m).split()) for row in rows for m in row["messages"] if m["role"] == role]
+        if sizes:
+            table.add_row(role, f"{len(sizes):,}", f"{sum(sizes):,}", f"{sum(sizes) / len(sizes):.1f}")
+    console.print(f"{len(rows):,} conversations")
+    console.print(table)
+
+
+def export(rows: list[Conversation], output: Path) -> None:
+    """Write all conversations in the format that the suffix of `output` names; a file there is not overwritten."""
+    formats = {".json": as_json, ".csv": as_csv, ".md": as_markdown}
+    if output.suffix not in formats:
+        raise UserError(f"cannot export to {output}: let its name end in {', '.join(formats)}")
+    try:
+        with output.open("x", encoding="utf-8", newline="") as file:
+            file.write(formats[output.suffix](rows))
+    except FileExistsError:
+        raise UserError(f"{output} is there already: choose another name for --output") from None
+    except OSError as error:
+        raise UserError(f"cannot write {output} ({error.strerror}): choose another --output") from None
+    console.print(Text(f"{len(rows):,} conversations written to {output}"))
+
+
+def as_json(rows: list[Conversation]) -> str:
+    return json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
+
+
+def as_csv(rows: list[Conversation]) -> str:
+    """One turn a row: the conversation's number, the role, the text."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["conversation", "role", "content"])
+    for number, row in enumerate(rows, start=1):
+        writer.writerows([number, message["role"], written_out(message)] for message in row["messages"])
+    return text.getvalue()
+
+
+def as_markdown(rows: list[Conversation]) -> str:
+    text = "# Conversations\n"
+    for number, row in enumerate(rows, start=1):
+        text += f"\n## {number}\n"
+        for message in row["messages"]:
+            text += f"\n**{message['role']}:** {written_out(message)}\n"
+    return text
+
+
+def written_out(message: Message) -> str:
+    """A message as one text, its tool calls marked as such."""
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    marks = {"text": "{}", "python": "[python: {}]", "python_output": "[output: {}]"}
+    return " ".join(marks[part["type"]].format(part["text"]) for part in content)
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)
