@@ -8,17 +8,16 @@ partial file carries the digest of what it will be in its name, so whoever comes
 import hashlib
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
-from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 
 from nanochat.data.bars import Bar
+from nanochat.data.locks import only_one
 from nanochat.data.manifest import HubFile, Manifest
 from nanochat.data.transfer import Advance, StoppedError, append_rest, patiently
 from nanochat.errors import UserError
@@ -54,28 +53,17 @@ def fetch(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder):
+        with only_one(folder):
             manifest = Manifest.load(folder, repository)
             _Fetch(manifest, verify, room).run(names)
             return [manifest.files[name] for name in names]
     except httpx2.HTTPError as error:
         raise UserError(_explained(repository, error)) from error
     except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror or error}): make room, or move it") from error
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        print(f"another run is fetching into {folder}: waiting for it", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror or error}): free some space, or set NANOCHAT_BASE_DIR to a "
+            "folder you can write to"
+        ) from error
 
 
 def _explained(repository: str, error: httpx2.HTTPError) -> str:
@@ -114,7 +102,7 @@ class _Fetch:
         if missing := [name for name in lacking if name not in listing]:
             raise MissingFilesError(self.repository, missing, list(listing))
         # What lies there without being in the manifest, copied from elsewhere perhaps, may be what is asked for.
-        strange = [listing[name] for name in lacking if name not in self.manifest.files]
+        strange = [listing[name] for name in lacking if name not in {file.name for file in known}]
         self._check([file for file in strange if _size(self.folder / file.name) == file.size])
         self._download([listing[name] for name in lacking if not self.manifest.is_unchanged(name)])
 

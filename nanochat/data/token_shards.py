@@ -11,15 +11,16 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from filelock import FileLock
 
 from nanochat.data.bars import Bar
+from nanochat.data.locks import only_one
 from nanochat.data.token_files import TokenFile, write_documents
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
@@ -98,9 +99,26 @@ def write_shards(
 
     One process for each core (or `workers` of them) takes a shard at a time: tiktoken encodes 12 MB a second on a core
     of a 2-core x86 machine, and threads would wait for each other. A second run waits for the first.
+    Raises UserError if a process was killed or the disk is full; what is written by then is kept.
     """
+    try:
+        return _write_shards(folder, splits, tokenizer, workers)
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that made token files was killed, perhaps for want of memory: run ./prepare.sh again, it goes "
+            "on with the shards that are left"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror or error}): free some space and run ./prepare.sh again"
+        ) from error
+
+
+def _write_shards(
+    folder: Path, splits: Mapping[str, Sequence[TextShard]], tokenizer: Tokenizer, workers: int | None
+) -> int:
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with only_one(folder):
         shards = [shard for part in splits.values() for shard in part]
         stale = [shard for shard in shards if not TokenFile.is_current(folder, shard.name, tokenizer, shard.origin)]
         workers = min(workers or os.cpu_count() or 1, len(stale))

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +105,25 @@ def test_another_tokenizer_and_missing_tokens_are_refused(
     (tmp_path / "shard_1.json").unlink()
     with pytest.raises(UserError, match="there are no tokens"):
         TokenShards.open(tmp_path, "train", tokenizer)
+
+
+@dataclass(frozen=True)
+class Deadly(Lines):
+    """Kills the process that reads it."""
+
+    def texts(self) -> Iterator[str]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return iter(())
+
+
+def test_a_process_that_is_killed_gets_a_sentence_and_the_next_run_makes_the_rest(
+    tokenizer: Tokenizer, shards: list[Lines], tmp_path: Path
+) -> None:
+    deadly = Deadly("shard_4", (), shards[0].log)
+    with pytest.raises(UserError, match=r"was killed.*run \./prepare\.sh again"):
+        write_shards(tmp_path, {"train": [*shards, deadly]}, tokenizer, 2)
+    write_shards(tmp_path, {"train": shards}, tokenizer, 1)
+    assert TokenShards.open(tmp_path, "train", tokenizer).ids[:].tolist() == expected(tokenizer, TEXTS)
 
 
 def test_slices_are_those_of_the_arrays_joined() -> None:
