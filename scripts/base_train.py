@@ -41,7 +41,7 @@ class PretrainOptions(TrainOptions):
 
 
 DEMO = PretrainOptions(
-    dataset="encyclopedia", depth=4, max_seq_len=256, device_batch_size=16, total_batch_size=8192, num_iterations=170,
+    dataset="encyclopedia", depth=4, max_seq_len=256, device_batch_size=16, total_batch_size=4096, num_iterations=190,
     warmup_ratio=0.05, warmdown_ratio=0.4, eval_every=50, eval_tokens=8192, save_every=0,
 )  # fmt: skip
 QUICK = replace(DEMO, depth=2, num_iterations=30, eval_every=0)

@@ -25,7 +25,7 @@ from nanochat.tasks.spelling import LetterCount, Spelling
 from nanochat.tasks.task import GradedTask, Mixture, NumberTask, Split, Task
 from nanochat.tasks.word_problems import WordProblems
 
-DEMO_WORDS = 2000
+DEMO_WORDS = 3000
 """Spelling is practised on this many of the encyclopedia's most frequent words."""
 
 HUB_FILES: list[HubFiles] = [
@@ -98,13 +98,13 @@ def demo_mid() -> Mixture:
     words = embedded.frequent_words(DEMO_WORDS)
     return Mixture(
         [
-            (Encyclopedia(), 0.5),
-            (SmallTalk(), 1.0),
-            (Identity(paths.identity_file()), 2.0),
-            (Arithmetic("train", 9000), 1.0),
-            (WordProblems("train", 6000), 1.0),
-            (Spelling(words, "train"), 1.0),
-            (LetterCount(words, "train"), 1.0),
+            (Encyclopedia(), 0.15),
+            (SmallTalk(), 0.6),
+            (Identity(paths.identity_file()), 1.0),
+            (Arithmetic("train", 2500), 1.0),
+            (WordProblems("train", 1500), 1.0),
+            (Spelling(words, "train"), 0.5),
+            (LetterCount(words, "train"), 0.5),
         ],
         name="demo mid",
     )
@@ -115,14 +115,14 @@ def demo_sft() -> Mixture:
     words = embedded.frequent_words(DEMO_WORDS)
     return Mixture(
         [
-            (Encyclopedia(), 0.05),
-            (SmallTalk(), 0.3),
-            (Identity(paths.identity_file()), 1.0),
+            (Encyclopedia(), 0.02),
+            (SmallTalk(), 0.1),
+            (Identity(paths.identity_file()), 0.3),
             (Refusals(), 1.0),
-            (Arithmetic("train", 12000), 0.1),
-            (WordProblems("train", 12000), 0.1),
-            (Spelling(words, "train"), 0.3),
-            (LetterCount(words, "train"), 0.1),
+            (Arithmetic("train", 3500), 1 / 3.5),
+            (WordProblems("train", 2500), 1 / 2.5),
+            (Spelling(words, "train"), 0.4),
+            (LetterCount(words, "train"), 0.2),
         ],
         name="demo sft",
     )
