@@ -58,6 +58,11 @@ def identity_file() -> Path:
     return base_dir() / "identity_conversations.jsonl"
 
 
+def words_file() -> Path:
+    """Frequent words of the pretraining text, one a line."""
+    return base_dir() / "words.txt"
+
+
 def report_dir() -> Path:
     """Folder of the report and its plots."""
     return base_dir() / "report"

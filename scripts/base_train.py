@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from nanochat import cli, paths, trainer
 from nanochat.data.batches import RowBatches
 from nanochat.data.packing import StreamRows
-from nanochat.data.token_files import TokenFile
+from nanochat.data.token_shards import TokenShards
 from nanochat.errors import UserError
 from nanochat.eval.bits_per_byte import bits_per_byte
 from nanochat.gpt import GPTConfig
@@ -34,14 +34,14 @@ class PretrainOptions(TrainOptions):
     """layers; width is 64 times as much"""
     max_seq_len: int = 2048
     """context in tokens"""
-    dataset: str = "encyclopedia"
+    dataset: str = "fineweb-edu"
     """text prepared by prepare.sh"""
     target_param_data_ratio: float = 20.0
     """tokens to train on for each parameter (Chinchilla: 20), unless --num-iterations is given"""
 
 
 DEMO = PretrainOptions(
-    depth=4, max_seq_len=256, device_batch_size=16, total_batch_size=4096, num_iterations=190,
+    dataset="encyclopedia", depth=4, max_seq_len=256, device_batch_size=16, total_batch_size=4096, num_iterations=190,
     warmup_ratio=0.05, warmdown_ratio=0.4, eval_every=50, eval_tokens=8192, save_every=0,
 )  # fmt: skip
 QUICK = replace(DEMO, depth=2, num_iterations=30, eval_every=0)
@@ -52,8 +52,8 @@ def main(options: PretrainOptions) -> None:
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
         config = GPTConfig.from_depth(options.depth, tokenizer.vocab_size, options.max_seq_len)
         folder = paths.tokens_dir(options.dataset)
-        rows = StreamRows(TokenFile.open(folder, "train", tokenizer), config.sequence_len, tokenizer.bos_id)
-        held_out = StreamRows(TokenFile.open(folder, "val", tokenizer), config.sequence_len, tokenizer.bos_id)
+        rows = StreamRows(TokenShards.open(folder, "train", tokenizer), config.sequence_len, tokenizer.bos_id)
+        held_out = StreamRows(TokenShards.open(folder, "val", tokenizer), config.sequence_len, tokenizer.bos_id)
         options = with_defaults(options, config, runtime)
         run = trainer.begin("base", options, runtime, tokenizer, config=config)
         assert options.total_batch_size and options.device_batch_size and options.num_iterations

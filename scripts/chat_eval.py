@@ -3,7 +3,7 @@
 ./eval.sh --source sft
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 
@@ -24,7 +24,7 @@ class EvalOptions:
     """which model; by default the newest"""
     step: int | None = None
     """which checkpoint; by default the last"""
-    dataset: str = "encyclopedia"
+    dataset: str = "fineweb-edu"
     """text for bits per byte"""
     max_problems: int = 500
     """held-out sums; a fifth as many words to spell and to count letters of"""
@@ -33,8 +33,8 @@ class EvalOptions:
     device_type: str = "auto"
 
 
-DEMO = EvalOptions()
-QUICK = EvalOptions(max_problems=50)
+DEMO = EvalOptions(dataset="encyclopedia")
+QUICK = replace(DEMO, max_problems=50)
 
 
 def main(options: EvalOptions) -> None:

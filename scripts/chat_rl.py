@@ -14,7 +14,7 @@ from nanochat.options import TrainOptions, inherit
 from nanochat.rollouts import RolloutBatches
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
-from nanochat.tasks.mixtures import Sums
+from nanochat.tasks import mixtures
 from nanochat.tokenizer import Tokenizer
 
 
@@ -22,6 +22,8 @@ from nanochat.tokenizer import Tokenizer
 class RLOptions(TrainOptions):
     """Let the newest SFT model solve problems, and make what worked likelier."""
 
+    mixture: mixtures.Choice = "real"
+    """real: GSM8K; demo: sums and little stories"""
     num_iterations: int | None = 200
     init_lr_frac: float = 0.05
     warmdown_ratio: float = 1.0
@@ -35,7 +37,7 @@ class RLOptions(TrainOptions):
     top_k: int = 50
 
 
-DEMO = RLOptions(num_iterations=30, num_samples=8, max_new_tokens=48, save_every=0)
+DEMO = RLOptions(mixture="demo", num_iterations=30, num_samples=8, max_new_tokens=48, save_every=0)
 QUICK = replace(DEMO, num_iterations=3, examples_per_step=8, num_samples=4, max_new_tokens=32)
 
 
@@ -56,7 +58,7 @@ def main(options: RLOptions) -> None:
         own = -(-options.examples_per_step // runtime.share.world_size) * options.num_samples
         batches = RolloutBatches(
             ChatModel("rl", run.tag, run.step, Engine(run.model, tokenizer, calculator, max_batch_size=min(own, 128))),
-            Sums("train", options.examples_per_step * options.num_iterations),
+            mixtures.rl(options.mixture, options.examples_per_step * options.num_iterations),
             runtime,
             problems_per_step=options.examples_per_step,
             samples_per_problem=options.num_samples,

@@ -18,6 +18,8 @@ from nanochat.tokenizer import Tokenizer
 class SFTOptions(TrainOptions):
     """Train the newest midtrained model on fewer and better conversations."""
 
+    mixture: mixtures.Choice = "real"
+    """real: ARC, GSM8K, SmolTalk and more, as prepare.sh fetched them; demo: what comes with the installation"""
     warmdown_ratio: float = 1.0
     init_lr_frac: float = 0.02
     num_epochs: float = 1.0
@@ -26,7 +28,7 @@ class SFTOptions(TrainOptions):
     """conversations in one optimizer step"""
 
 
-DEMO = SFTOptions(init_lr_frac=0.25, target_examples_per_step=64, save_every=0)
+DEMO = SFTOptions(mixture="demo", init_lr_frac=0.25, target_examples_per_step=64, save_every=0)
 QUICK = replace(DEMO, num_iterations=10)
 
 
@@ -36,9 +38,9 @@ def main(options: SFTOptions) -> None:
         parent = trainer.parent_of("sft", options.model_tag)
         options = inherit(options, parent.meta["options"])
         run = trainer.begin("sft", options, runtime, tokenizer, parent=parent)
-        rows = conversation_rows(
-            mixtures.demo_sft(), tokenizer, run.model.config.sequence_len, runtime, learn_all=False, one_per_row=True
-        )
+        mixture = mixtures.sft(options.mixture)
+        sequence_len = run.model.config.sequence_len
+        rows = conversation_rows(mixture, tokenizer, sequence_len, runtime, learn_all=False, one_per_row=True)
         assert options.device_batch_size
         batches = RowBatches(
             rows,

@@ -61,8 +61,8 @@ def answer(chat: ChatModel, prompt: str) -> list[str]:
     ]
 
 
-DEMO = SummaryOptions()
-QUICK = SummaryOptions(max_problems=chat_eval.QUICK.max_problems)
+DEMO = SummaryOptions(**vars(chat_eval.DEMO))
+QUICK = SummaryOptions(**vars(chat_eval.QUICK))
 
 if __name__ == "__main__":
     cli.run(main, SummaryOptions, demo=DEMO, quick=QUICK)

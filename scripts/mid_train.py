@@ -18,12 +18,14 @@ from nanochat.tokenizer import Tokenizer
 class MidtrainOptions(TrainOptions):
     """Train the newest base model on conversations, packed side by side; every token is learned."""
 
+    mixture: mixtures.Choice = "real"
+    """real: SmolTalk, MMLU, GSM8K and more, as prepare.sh fetched them; demo: what comes with the installation"""
     warmdown_ratio: float = 0.8
     num_epochs: float = 1.0
     """times through the mixture, unless --num-iterations is given"""
 
 
-DEMO = MidtrainOptions(init_lr_frac=0.7, save_every=0)
+DEMO = MidtrainOptions(mixture="demo", init_lr_frac=0.7, save_every=0)
 QUICK = replace(DEMO, num_iterations=20)
 
 
@@ -34,9 +36,8 @@ def main(options: MidtrainOptions) -> None:
         options = inherit(options, parent.meta["options"])
         run = trainer.begin("mid", options, runtime, tokenizer, parent=parent)
         sequence_len = run.model.config.sequence_len
-        rows = conversation_rows(
-            mixtures.demo_mid(), tokenizer, sequence_len, runtime, learn_all=True, one_per_row=False
-        )
+        mixture = mixtures.mid(options.mixture)
+        rows = conversation_rows(mixture, tokenizer, sequence_len, runtime, learn_all=True, one_per_row=False)
         assert options.total_batch_size and options.device_batch_size
         rows_per_step = max(1, options.total_batch_size // sequence_len)
         batches = RowBatches(

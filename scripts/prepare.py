@@ -1,6 +1,8 @@
-"""Everything that training needs on disk: tokenizer, token files, identity conversations.
+"""Everything that training needs on disk: text, tokenizer, token files, identity conversations.
 
-./prepare.sh --demo
+./prepare.sh --depth 20
+./prepare.sh --dataset climbmix --num-shards 100
+./prepare.sh --verify
 """
 
 import time
@@ -9,10 +11,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanochat import cli, paths
-from nanochat.data.corpora import Corpus, Encyclopedia
-from nanochat.data.token_files import TokenFile, write_documents
+from nanochat.data.corpora import Corpus, Encyclopedia, HubShards, texts
+from nanochat.data.shards import DATASETS, shards_for_depth
+from nanochat.data.token_shards import TokenShards, write_shards
+from nanochat.data.words import write_words
 from nanochat.errors import UserError
 from nanochat.tasks import identity
+from nanochat.tasks.mixtures import HUB_FILES
 from nanochat.tokenizer import Tokenizer
 
 
@@ -20,8 +25,16 @@ from nanochat.tokenizer import Tokenizer
 class PrepareOptions:
     """Prepare the text, the tokenizer and the token files. What is there and current is not made again."""
 
-    dataset: Literal["encyclopedia"] = "encyclopedia"
-    """text to pretrain on"""
+    dataset: Literal["fineweb-edu", "climbmix", "encyclopedia"] = "fineweb-edu"
+    """text to pretrain on; encyclopedia comes with the installation, five million characters"""
+    depth: int = 20
+    """the model that the text is for: decides how much of it is fetched"""
+    num_shards: int | None = None
+    """files of text, the one for validation included; by default what the depth needs, 240 for 20"""
+    tasks: bool = True
+    """fetch what the stages after pretraining and the evaluation need as well"""
+    verify: bool = False
+    """hash every file again and replace what is damaged"""
     vocab_size: int = 65536
     """tokens in the vocabulary, the nine special ones included"""
     max_chars: int = 2_000_000_000
@@ -30,17 +43,32 @@ class PrepareOptions:
     """make the tokenizer again; checkpoints trained with the old one cannot be used with the new"""
 
 
-DEMO = PrepareOptions(dataset="encyclopedia", vocab_size=4096)
-CORPORA = {"encyclopedia": Encyclopedia}
+DEMO = PrepareOptions(dataset="encyclopedia", vocab_size=4096, tasks=False)
+SPLITS = ("val", "train")
 
 
 def main(options: PrepareOptions) -> None:
-    corpus = CORPORA[options.dataset]()
+    corpus = prepare_text(options)
     tokenizer = prepare_tokenizer(corpus, options)
-    for split in ("val", "train"):
-        prepare_tokens(corpus, split, tokenizer)
+    prepare_tokens(corpus, tokenizer)
+    if options.tasks:
+        prepare_tasks(corpus, options)
     if identity.write_default(paths.identity_file()):
         print(f"identity conversations: {paths.identity_file()}, yours to edit (view_identity_data.py)")
+
+
+def prepare_text(options: PrepareOptions) -> Corpus:
+    """Fetch the text, where it does not come with the installation."""
+    if options.dataset == "encyclopedia":
+        return Encyclopedia()
+    num_shards = options.num_shards
+    if num_shards is None:
+        num_shards = min(shards_for_depth(options.depth, options.vocab_size), DATASETS[options.dataset].num_shards)
+    files = DATASETS[options.dataset].fetch(num_shards, verify=options.verify)
+    print(
+        f"{options.dataset}: {len(files)} shards, {sum(file.size for file in files) / 1e9:.2f} GB, every sha256 right"
+    )
+    return HubShards(options.dataset, files)
 
 
 def prepare_tokenizer(corpus: Corpus, options: PrepareOptions) -> Tokenizer:
@@ -56,28 +84,42 @@ def prepare_tokenizer(corpus: Corpus, options: PrepareOptions) -> Tokenizer:
         print(f"tokenizer: {tokenizer.vocab_size:,} tokens, in {folder}")
         return tokenizer
     begun = time.perf_counter()
-    tokenizer = Tokenizer.train(limited(corpus.texts("train"), options.max_chars), options.vocab_size)
+    tokenizer = Tokenizer.train(limited(texts(corpus, "train"), options.max_chars), options.vocab_size)
     tokenizer.save(folder)
     print(f"tokenizer: {tokenizer.vocab_size:,} tokens, trained in {time.perf_counter() - begun:.1f}s")
     return tokenizer
 
 
-def limited(texts: Iterator[str], max_chars: int) -> Iterator[str]:
-    """The first texts, `max_chars` characters in all."""
-    for text in texts:
+def limited(documents: Iterator[str], max_chars: int) -> Iterator[str]:
+    """The first documents, `max_chars` characters in all."""
+    for text in documents:
         yield text[:max_chars]
         max_chars -= len(text)
         if max_chars <= 0:
             return
 
 
-def prepare_tokens(corpus: Corpus, split: str, tokenizer: Tokenizer) -> None:
-    """Write the token file of a split, if what is there was not made from this text by this tokenizer."""
+def prepare_tokens(corpus: Corpus, tokenizer: Tokenizer) -> None:
+    """Write the token files that are missing, or were not made from this text by this tokenizer."""
     folder = paths.tokens_dir(corpus.name)
-    if not TokenFile.is_current(folder, split, tokenizer, corpus.origin()):
-        write_documents(folder, split, tokenizer, corpus.texts(split), corpus.origin())
-    file = TokenFile.open(folder, split, tokenizer)
-    print(f"{corpus.name} {split}: {len(file):,} documents, {len(file.ids):,} tokens, {file.num_bytes:,} bytes")
+    begun = time.perf_counter()
+    workers = 1 if corpus.name == "encyclopedia" else None  # it is done before other processes have started
+    written = write_shards(folder, {split: corpus.shards(split) for split in SPLITS}, tokenizer, workers)
+    if written:
+        print(f"{corpus.name}: {written} token files made in {time.perf_counter() - begun:.1f}s")
+    for split in SPLITS:
+        tokens = TokenShards.open(folder, split, tokenizer)
+        print(
+            f"{corpus.name} {split}: {tokens.num_documents:,} documents, {len(tokens.ids):,} tokens, "
+            f"{tokens.num_bytes:,} bytes"
+        )
+
+
+def prepare_tasks(corpus: Corpus, options: PrepareOptions) -> None:
+    """Fetch the data sets of the stages after pretraining, and list the words to spell."""
+    sizes = [file.size for files in HUB_FILES for file in files.fetch(verify=options.verify)]
+    print(f"tasks: {len(sizes)} files, {sum(sizes) / 1e6:.0f} MB, every sha256 right")
+    print(f"words to spell: {write_words(paths.words_file(), texts(corpus, 'train')):,}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,24 @@
-"""Small real parts for the tests: a tokenizer trained on the embedded text, models of two layers."""
+"""Small real parts for the tests: a tokenizer trained on the embedded text, models of two layers, a hub on loopback.
 
+NANOCHAT_SHARED names the folder that has hub/serve.py, a stand-in for the Hugging Face Hub; tests that need it are
+skipped where it is not set.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 
-from nanochat.data import embedded
+from nanochat.data import embedded, transfer
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
+
+StartHub = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +43,30 @@ def random_model(vocab_size: int = 512, depth: int = 2, sequence_len: int = 64, 
         if name.endswith(("o_proj.weight", "fc2.weight", "lm_head.weight")):
             torch.nn.init.normal_(parameter, std=parameter.size(1) ** -0.5)
     return model
+
+
+@pytest.fixture
+def start_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StartHub]:
+    """Start a hub with the options of serve.py and make it this process's; gives its address. Retries are quick."""
+    shared = os.environ.get("NANOCHAT_SHARED")
+    if not shared:
+        pytest.skip("NANOCHAT_SHARED does not name the folder with the loopback hub")
+    started = []
+
+    def start(*options: object) -> str:
+        command = [sys.executable, str(Path(shared) / "hub" / "serve.py"), "--port", "0", *map(str, options)]
+        hub = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        started.append(hub)
+        assert hub.stdout
+        address = hub.stdout.readline().split()[-1]
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        return address
+
+    monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 0.01)
+    yield start
+    for hub in started:
+        hub.kill()
+        hub.wait()

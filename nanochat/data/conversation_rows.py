@@ -1,6 +1,7 @@
 """A mixture of conversations as rows to train on, through token files."""
 
 from nanochat import paths
+from nanochat.data.bars import Bar
 from nanochat.data.packing import PackedRows
 from nanochat.data.token_files import TokenFile, write_conversations
 from nanochat.runtime import Runtime
@@ -17,7 +18,8 @@ def conversation_rows(
         print(f"{mixture}\n")
         origin = mixture.fingerprint()
         if not TokenFile.is_current(folder, "train", tokenizer, origin):
-            write_conversations(folder, "train", tokenizer, mixture, sequence_len, origin)
+            with Bar(f"tokenising {mixture.name}", len(mixture)) as bar:
+                write_conversations(folder, "train", tokenizer, bar.each(mixture), sequence_len, origin)
     runtime.barrier()
     file = TokenFile.open(folder, "train", tokenizer)
     return PackedRows(

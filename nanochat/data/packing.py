@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from nanochat.data.token_files import TokenFile
+from nanochat.data.token_shards import TokenShards
 from nanochat.loss import IGNORE
 
 
@@ -38,18 +39,18 @@ class StreamRows:
     is a target exactly once, and no row depends on another.
     """
 
-    def __init__(self, file: TokenFile, sequence_len: int, bos_id: int) -> None:
-        self.file = file
+    def __init__(self, stream: TokenFile | TokenShards, sequence_len: int, bos_id: int) -> None:
+        self.stream = stream
         self.sequence_len = sequence_len
         self.bos_id = bos_id
 
     def __len__(self) -> int:
         """Rows, the last padded."""
-        return -(-len(self.file.ids) // self.sequence_len)
+        return -(-len(self.stream.ids) // self.sequence_len)
 
     def __getitem__(self, index: int) -> Row:
         """Row `index`, in O(sequence_len)."""
-        stream = self.file.ids[index * self.sequence_len :][: self.sequence_len].astype(np.int64)
+        stream = self.stream.ids[index * self.sequence_len : (index + 1) * self.sequence_len].astype(np.int64)
         tokens = np.full(self.sequence_len, self.bos_id, np.int64)
         targets = np.full(self.sequence_len, IGNORE, np.int64)
         tokens[1 : len(stream) + 1] = stream[: self.sequence_len - 1]

@@ -6,9 +6,9 @@ last is written last: a split without it does not exist.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from nanochat.errors import UserError
 from nanochat.tokenizer import Rendered, Tokenizer
 
-DOCUMENTS_AT_ONCE = 4096
+DOCUMENTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,17 @@ class TokenFile:
 
     @classmethod
     def is_current(cls, folder: Path, split: str, tokenizer: Tokenizer, origin: str) -> bool:
-        """Whether the split is there, made by this tokenizer from text that calls itself `origin`."""
+        """Whether the split is there and whole, made by this tokenizer from text that calls itself `origin`."""
         try:
             settings = json.loads((folder / f"{split}.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            cls.open(folder, split, tokenizer)
+        except (FileNotFoundError, json.JSONDecodeError, UserError):
             return False
-        return bool(settings["tokenizer"] == tokenizer.hash and settings["origin"] == origin)
+        return bool(settings["origin"] == origin)
 
 
 def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
+    mapped: np.ndarray
     try:
         mapped = np.memmap(path, dtype=dtype, mode="r")
     except (FileNotFoundError, ValueError):
@@ -71,15 +73,9 @@ def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
 
 
 def write_documents(folder: Path, split: str, tokenizer: Tokenizer, texts: Iterable[str], origin: str) -> None:
-    """Write plain documents. `origin` names the text, so that other text is noticed later."""
-
-    def rendered() -> Iterator[Rendered]:
-        remaining = iter(texts)
-        while batch := list(islice(remaining, DOCUMENTS_AT_ONCE)):
-            for ids in tokenizer.encode_batch(batch):
-                yield Rendered([tokenizer.bos_id, *ids], [])
-
-    _write(folder, split, tokenizer, rendered(), origin, masked=False)
+    """Write plain documents, on one core. `origin` names the text, so that other text is noticed later."""
+    rendered = (Rendered([tokenizer.bos_id, *tokenizer.encode(text)], []) for text in texts)
+    _write(folder, split, tokenizer, rendered, origin, masked=False)
 
 
 def write_conversations(
@@ -99,12 +95,14 @@ def _write(
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     offsets, num_bytes = [0], 0
     with open(folder / f"{split}.ids", "wb") as ids_file, open(folder / f"{split}.mask", "wb") as mask_file:
-        for document in documents:
-            ids = np.array(document.ids, dtype)
-            ids_file.write(ids.tobytes())
-            if masked:
+        remaining = iter(documents)
+        # Some documents at a time: a few numpy calls for each of them are a sixth of the time.
+        while batch := list(islice(remaining, DOCUMENTS_AT_ONCE)):
+            ids = np.fromiter(chain.from_iterable(document.ids for document in batch), dtype)
+            ids_file.write(ids.data)
+            for document in batch:
                 mask_file.write(bytes(document.mask))
-            offsets.append(offsets[-1] + len(ids))
+                offsets.append(offsets[-1] + len(document.ids))
             num_bytes += int(tokenizer.token_bytes[ids].sum())
     np.array(offsets, np.int64).tofile(folder / f"{split}.offsets")
     settings = {

@@ -11,7 +11,7 @@ from nanochat import paths
 from nanochat.checkpoint import Checkpoint
 from nanochat.data import embedded
 from nanochat.data.packing import StreamRows
-from nanochat.data.token_files import TokenFile
+from nanochat.data.token_shards import TokenShards
 from nanochat.eval.bits_per_byte import bits_per_byte
 from nanochat.eval.chat_tasks import score
 from nanochat.inference.chat import ChatModel
@@ -45,7 +45,7 @@ def evaluate_stage(
 ) -> StageResult:
     """Measure one checkpoint: greedy replies to `problems` held-out sums, a fifth as many words, five questions."""
     rows = StreamRows(
-        TokenFile.open(paths.tokens_dir(dataset), "val", chat.tokenizer), chat.context, chat.tokenizer.bos_id
+        TokenShards.open(paths.tokens_dir(dataset), "val", chat.tokenizer), chat.context, chat.tokenizer.bos_id
     )
     words = embedded.frequent_words(DEMO_WORDS)
     spelling, counting = Spelling(words, "test"), LetterCount(words, "test")

@@ -31,6 +31,13 @@ class Task(Sequence[Conversation], ABC):
     def row(self, index: int) -> Conversation:
         """The conversation at 0 <= index < len(self), in constant time."""
 
+    def fingerprint(self) -> str:
+        """A hash of its conversations: others give another one."""
+        digest = hashlib.sha256()
+        for row in self:
+            digest.update(json.dumps(row).encode())
+        return digest.hexdigest()
+
     @overload
     def __getitem__(self, index: int) -> Conversation: ...
     @overload
@@ -70,6 +77,7 @@ class Mixture(Task):
     def __init__(self, tasks: Sequence[Task | tuple[Task, float]], seed: int = 0, name: str = "mixture") -> None:
         pairs = [task if isinstance(task, tuple) else (task, 1.0) for task in tasks]
         self.name = name
+        self.seed = seed
         self.tasks = [task for task, _ in pairs]
         self.counts = [round(len(task) * repeats) for task, repeats in pairs]
         self._starts = [0, *accumulate(self.counts)]
@@ -86,11 +94,9 @@ class Mixture(Task):
         return task[(position - self._starts[which]) % len(task)]
 
     def fingerprint(self) -> str:
-        """A hash of all its conversations in their order: other conversations give another one."""
-        digest = hashlib.sha256()
-        for row in self:
-            digest.update(json.dumps(row).encode())
-        return digest.hexdigest()
+        """A hash of its tasks, how often each is shown, and their order."""
+        parts = [(task.fingerprint(), count) for task, count in zip(self.tasks, self.counts, strict=True)]
+        return hashlib.sha256(json.dumps([parts, self.seed]).encode()).hexdigest()
 
     def __str__(self) -> str:
         """A table: task, rows taken, share of the mixture."""

@@ -1,0 +1,79 @@
+"""How fast text becomes token files, by the number of processes; and tiktoken alone on one core.
+
+python -m benchmarks.token_files --dataset fineweb-edu --workers 2
+"""
+
+import os
+import resource
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat import cli, paths
+from nanochat.data.corpora import ParquetShard
+from nanochat.data.token_shards import TokenShards, write_shards
+from nanochat.errors import UserError
+from nanochat.tokenizer import Tokenizer
+
+
+@dataclass
+class BenchmarkOptions:
+    """Time the making of token files from shards that ./prepare.sh fetched, with its tokenizer."""
+
+    dataset: str = "fineweb-edu"
+    """whose shards"""
+    num_shards: int = 8
+    """how many of them, at most"""
+    repeats: int = 4
+    """times that each is used: the loopback hub's shards are small"""
+    workers: int | None = None
+    """processes; by default one a core"""
+
+
+@dataclass(frozen=True)
+class RepeatedShard(ParquetShard):
+    """The same file again, under another name."""
+
+    repeat: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.stem}-{self.repeat}"
+
+
+def main(options: BenchmarkOptions) -> None:
+    tokenizer = Tokenizer.load(paths.tokenizer_dir())
+    files = sorted(paths.data_dir(options.dataset).glob("shard_*.parquet"))[: options.num_shards]
+    if not files:
+        raise UserError(f"there are no shards in {paths.data_dir(options.dataset)}: run ./prepare.sh first")
+    shards = [RepeatedShard(path, str(path), repeat) for path in files for repeat in range(options.repeats)]
+
+    texts = list(shards[0].texts())
+    begun = time.perf_counter()
+    for text in texts:
+        tokenizer.encode(text)
+    size = sum(len(text.encode()) for text in texts)
+    print(f"tiktoken alone, one core: {size / (time.perf_counter() - begun) / 1e6:.1f} MB/s")
+
+    most = options.workers or os.cpu_count() or 1
+    for workers in sorted({1, most}):
+        with tempfile.TemporaryDirectory() as folder:
+            cpu, begun = cpu_seconds(), time.perf_counter()
+            write_shards(Path(folder), {"train": shards}, tokenizer, workers)
+            seconds, cpu = time.perf_counter() - begun, cpu_seconds() - cpu
+            size = TokenShards.open(Path(folder), "train", tokenizer).num_bytes
+        print(
+            f"{workers} processes: {size / 1e6:.0f} MB of text in {seconds:.1f}s, {size / seconds / 1e6:.1f} MB/s "
+            f"({size / cpu / 1e6:.1f} MB for each second of a core)"
+        )
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of those that it started and waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+if __name__ == "__main__":
+    cli.run(main, BenchmarkOptions)

@@ -1,0 +1,56 @@
+"""HumanEval: Python functions to write from their docstrings (https://arxiv.org/abs/2107.03374).
+
+What the model writes is run, by nanochat.sandbox.runner, in a process that can reach nothing.
+"""
+
+import re
+
+from nanochat.data.conversations import Conversation, conversation, text_of
+from nanochat.sandbox.runner import run_program
+from nanochat.tasks.hub_task import HubFiles, HubTask
+from nanochat.tasks.task import GradedTask, Reply, final_text
+
+FILES = {"test": HubFiles("openai/openai_humaneval", ["openai_humaneval/test-00000-of-00001.parquet"])}
+INSTRUCTION = "Complete this Python function. Answer with the whole function in one code block."
+_CODE_BLOCK = re.compile(r"```(?:[Pp]ython|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
+
+
+class HumanEval(HubTask, GradedTask):
+    """164 problems for evaluation only; graded 1.0 if the problem's own tests pass."""
+
+    name = "humaneval"
+
+    def __init__(self, *, unconfined: bool = False) -> None:
+        """`unconfined`: run the model's code also where the kernel cannot protect the machine from it."""
+        super().__init__(FILES["test"])
+        self.unconfined = unconfined
+        self._index_of: dict[str, int] = {}
+
+    def row(self, index: int) -> Conversation:
+        row = self.rows[index]
+        solution = f"```python\n{row['prompt']}{row['canonical_solution'].rstrip()}\n```"
+        return conversation(question(row["prompt"]), solution)
+
+    def grade(self, conversation: Conversation, reply: Reply) -> float:
+        """Raises UserError where the machine cannot run it safely and `unconfined` was not asked for."""
+        if not self._index_of:
+            self._index_of = {question(row["prompt"]): i for i, row in enumerate(self.rows)}
+        row = self.rows[self._index_of[text_of(conversation["messages"][-2])]]
+        code = f"{function(row['prompt'], row['entry_point'], final_text(reply))}\n{row['test']}"
+        return float(run_program(f"{code}\ncheck({row['entry_point']})\n", unconfined=self.unconfined).passed)
+
+
+def question(prompt: str) -> str:
+    """What the model is asked."""
+    return f"{INSTRUCTION}\n\n```python\n{prompt.strip()}\n```"
+
+
+def function(prompt: str, name: str, reply: str) -> str:
+    """The function that a reply gives, in a code block or plain; a body alone continues the prompt."""
+    block = _CODE_BLOCK.search(reply)
+    code = block[1] if block else reply
+    definition = re.compile(rf"^def {re.escape(name)}\b", re.MULTILINE)
+    if not definition.search(code):
+        return prompt + code
+    before = definition.split(prompt)[0]  # imports, and functions that this one calls
+    return before + code

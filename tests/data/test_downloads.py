@@ -1,0 +1,217 @@
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from nanochat.data import downloads, transfer
+from nanochat.data.downloads import MissingFilesError, fetch
+from nanochat.data.manifest import MANIFEST_FILE
+from nanochat.errors import UserError
+from tests.conftest import StartHub
+
+REPOSITORY = "someone/text"
+NAMES = [f"shard_{i:05d}.parquet" for i in range(5)]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A hub's folder with one repository of five files of 300 KB."""
+    repository = tmp_path / "hub" / "datasets" / REPOSITORY
+    repository.mkdir(parents=True)
+    for i, name in enumerate(NAMES):
+        (repository / name).write_bytes(hashlib.sha256(name.encode()).digest() * (9_000 + i))
+    return tmp_path / "hub"
+
+
+def assert_whole(root: Path, folder: Path, names: list[str]) -> None:
+    for name in names:
+        assert (folder / name).read_bytes() == (root / "datasets" / REPOSITORY / name).read_bytes()
+    assert not list(folder.glob(".*.partial"))
+
+
+def test_files_and_manifest(start_hub: StartHub, root: Path, tmp_path: Path) -> None:
+    start_hub("--root", root)
+    files = fetch(REPOSITORY, NAMES[:3], tmp_path / "data")
+    assert_whole(root, tmp_path / "data", NAMES[:3])
+    assert not (tmp_path / "data" / NAMES[3]).exists()
+    manifest = json.loads((tmp_path / "data" / MANIFEST_FILE).read_text())
+    assert manifest["repository"] == REPOSITORY and len(manifest["revision"]) == 40
+    for file in files:
+        assert file.sha256 == hashlib.sha256((tmp_path / "data" / file.name).read_bytes()).hexdigest()
+        assert manifest["files"][file.name]["sha256"] == file.sha256
+
+
+@pytest.mark.parametrize("faults", [("--cut", 2), ("--fail", 2), ("--cut", 3, "--fail", 4, "--corrupt", NAMES[1])])
+def test_a_bad_network_is_outlived(start_hub: StartHub, root: Path, tmp_path: Path, faults: tuple[object, ...]) -> None:
+    start_hub("--root", root, *faults)
+    fetch(REPOSITORY, NAMES, tmp_path / "data")
+    assert_whole(root, tmp_path / "data", NAMES)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_next_run_goes_on_where_this_one_stopped(
+    start_hub: StartHub, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    size = (root / "datasets" / REPOSITORY / NAMES[0]).stat().st_size
+    start_hub("--root", root, "--cut", 1)
+    with monkeypatch.context() as context:
+        context.setattr(transfer, "MOST_FAILURES", 0)
+        with pytest.raises(UserError, match="run it again, it goes on where it stopped"):
+            fetch(REPOSITORY, NAMES[:1], tmp_path / "data")
+    (partial,) = (tmp_path / "data").glob(".*.partial")
+    half = partial.stat().st_size
+    assert 0 < half < size
+    if damaged:
+        partial.write_bytes(b"\0" * half)
+    start_hub("--root", root)
+    fetched: list[int] = []
+    monkeypatch.setattr(downloads, "append_rest", counted(fetched))
+    fetch(REPOSITORY, NAMES[:1], tmp_path / "data")
+    assert fetched == ([size - half, size] if damaged else [size - half])
+    assert_whole(root, tmp_path / "data", NAMES[:1])
+
+
+def counted(fetched: list[int]):  # type: ignore[no-untyped-def]
+    def append_rest(url: str, size: int, partial: Path, advance, stop) -> None:  # type: ignore[no-untyped-def]
+        before = partial.stat().st_size if partial.exists() else 0
+        transfer.append_rest(url, size, partial, advance, stop)
+        fetched.append(partial.stat().st_size - before)
+
+    return append_rest
+
+
+def test_what_is_there_needs_no_network(
+    start_hub: StartHub, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_hub("--root", root)
+    first = fetch(REPOSITORY, NAMES, tmp_path / "data")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    assert fetch(REPOSITORY, NAMES, tmp_path / "data") == first
+    assert fetch(REPOSITORY, NAMES[:2], tmp_path / "data", verify=True) == first[:2]
+
+
+def test_an_old_file_that_was_touched_is_fetched_again(start_hub: StartHub, root: Path, tmp_path: Path) -> None:
+    start_hub("--root", root)
+    fetch(REPOSITORY, NAMES, tmp_path / "data")
+    damaged = tmp_path / "data" / NAMES[2]
+    times = damaged.stat().st_atime_ns, damaged.stat().st_mtime_ns
+    damaged.write_bytes(b"\0" * damaged.stat().st_size)
+    os.utime(damaged, ns=times)
+    (tmp_path / "data" / NAMES[3]).unlink()
+    fetch(REPOSITORY, NAMES, tmp_path / "data")
+    assert_whole(root, tmp_path / "data", NAMES)
+
+
+def test_files_without_a_manifest_are_hashed_not_fetched(
+    start_hub: StartHub, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_hub("--root", root)
+    shutil.copytree(root / "datasets" / REPOSITORY, tmp_path / "data")
+    monkeypatch.setattr(downloads, "append_rest", None)
+    fetch(REPOSITORY, NAMES, tmp_path / "data")
+    (tmp_path / "data" / MANIFEST_FILE).write_text("{half a manif")
+    fetch(REPOSITORY, NAMES, tmp_path / "data")
+    assert_whole(root, tmp_path / "data", NAMES)
+
+
+def test_two_runs_at_once_do_not_harm_each_other(
+    start_hub: StartHub, root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    address = start_hub("--root", root, "--slow", 20)
+    code = f"from nanochat.data.downloads import *; fetch({REPOSITORY!r}, {NAMES!r}, Path({str(tmp_path / 'data')!r}))"
+    command = [sys.executable, "-c", code]
+    runs = [subprocess.Popen(command, env={**os.environ, "HF_ENDPOINT": address}) for _ in range(2)]
+    assert [run.wait(60) for run in runs] == [0, 0]
+    assert_whole(root, tmp_path / "data", NAMES)
+    assert capfd.readouterr().out.count("fetching 5 files") == 1
+
+
+def test_a_missing_file_is_named(start_hub: StartHub, root: Path, tmp_path: Path) -> None:
+    start_hub("--root", root)
+    with pytest.raises(MissingFilesError, match=r"someone/text at http://\S+ has no file other\.parquet") as raised:
+        fetch(REPOSITORY, [NAMES[0], "other.parquet"], tmp_path / "data")
+    assert set(raised.value.present) == set(NAMES)
+    with pytest.raises(UserError, match=r"nobody/text is not at http.*HF_TOKEN"):
+        fetch("nobody/text", NAMES, tmp_path / "none")
+
+
+def test_offline_is_obeyed(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"lacks shard_00000\.parquet and HF_HUB_OFFLINE is set"):
+        fetch(REPOSITORY, NAMES, tmp_path / "data")
+
+
+def test_a_hub_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 0.001)
+    with pytest.raises(UserError, match=r"cannot fetch someone/text from http://127\.0\.0\.1:1"):
+        fetch(REPOSITORY, NAMES, tmp_path / "data")
+
+
+def test_room_on_the_disk_is_looked_at_first(
+    start_hub: StartHub, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_hub("--root", root)
+    monkeypatch.setattr(downloads, "DISK_RESERVE_BYTES", 1 << 60)
+    with pytest.raises(UserError, match=r"GB are needed and .* are free in .*--num-shards"):
+        fetch(REPOSITORY, NAMES, tmp_path / "data")
+    assert not list((tmp_path / "data").glob("*.parquet"))
+
+
+def test_one_failure_stops_the_other_files(
+    start_hub: StartHub, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_hub("--root", root, "--slow", 100)
+    real = transfer.append_rest
+
+    def append_rest(url: str, *rest: object) -> None:
+        if NAMES[1] in url:
+            raise OSError(28, "No space left on device")
+        real(url, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(downloads, "append_rest", append_rest)
+    begun = time.monotonic()
+    with pytest.raises(UserError, match="No space left on device"):
+        fetch(REPOSITORY, NAMES, tmp_path / "data")
+    assert time.monotonic() - begun < 0.4  # a whole file takes 0.5 s
+
+
+def test_patience_ends_and_is_renewed_by_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 0.0)
+    calls = 0
+
+    def ask() -> None:
+        nonlocal calls
+        calls += 1
+        raise transfer.httpx2.ReadTimeout("slow")
+
+    with pytest.raises(transfer.httpx2.ReadTimeout):
+        transfer.patiently(ask)
+    assert calls == transfer.MOST_FAILURES + 1
+    calls = 0
+    with pytest.raises(transfer.httpx2.ReadTimeout):
+        transfer.patiently(ask, gained=lambda: min(calls, 20))
+    assert calls == 20 + transfer.MOST_FAILURES
+
+
+def test_stopping_ends_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 60.0)
+    stop = threading.Event()
+
+    def ask() -> None:
+        raise transfer.httpx2.ConnectError("refused")
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(transfer.patiently, ask, stop=stop)
+        stop.set()
+        with pytest.raises(transfer.StoppedError):
+            waiting.result(timeout=5)

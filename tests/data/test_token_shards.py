@@ -1,0 +1,157 @@
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nanochat.data.packing import StreamRows
+from nanochat.data.token_files import TokenFile
+from nanochat.data.token_shards import ShardedIds, TokenShards, write_shards
+from nanochat.errors import UserError
+from nanochat.loss import IGNORE
+from nanochat.tokenizer import Tokenizer
+
+TEXTS = [f"Document {i} of many, about the number {i * i}. " * (i % 5 + 1) for i in range(60)]
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Texts as a shard that notes each reading, in a file that other processes can add to as well."""
+
+    name: str
+    lines: tuple[str, ...]
+    log: Path
+
+    @property
+    def origin(self) -> str:
+        return repr(self.lines)
+
+    def texts(self) -> Iterator[str]:
+        with open(self.log, "a") as log:
+            log.write(f"{self.name}\n")
+        return iter(self.lines)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(TEXTS, 400)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[Lines]:
+    return [Lines(f"shard_{i}", tuple(TEXTS[i * 15 : i * 15 + 15]), tmp_path / "log") for i in range(4)]
+
+
+def written(shards: list[Lines]) -> list[str]:
+    log = shards[0].log
+    names = sorted(log.read_text().split()) if log.exists() else []
+    log.unlink(missing_ok=True)
+    return names
+
+
+def expected(tokenizer: Tokenizer, texts: list[str]) -> list[int]:
+    return [token for text in texts for token in (tokenizer.bos_id, *tokenizer.encode(text))]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_shards_of_a_split_are_one_stream(
+    tokenizer: Tokenizer, shards: list[Lines], tmp_path: Path, workers: int
+) -> None:
+    splits = {"val": shards[:1], "train": shards[1:]}
+    assert write_shards(tmp_path / "tokens", splits, tokenizer, workers) == 4
+    for split, texts in (("val", TEXTS[:15]), ("train", TEXTS[15:])):
+        tokens = TokenShards.open(tmp_path / "tokens", split, tokenizer)
+        assert tokens.ids[:].tolist() == expected(tokenizer, texts)
+        assert tokens.num_documents == len(texts)
+        assert tokens.num_bytes == sum(len(text.encode()) for text in texts)
+
+
+def test_only_what_is_missing_or_stale_is_made(tokenizer: Tokenizer, shards: list[Lines], tmp_path: Path) -> None:
+    folder = tmp_path / "tokens"
+    write_shards(folder, {"train": shards[:2]}, tokenizer, 1)
+    assert written(shards) == ["shard_0", "shard_1"]
+    write_shards(folder, {"train": shards}, tokenizer, 1)
+    assert written(shards) == ["shard_2", "shard_3"]
+    (folder / "shard_2.json").unlink()  # as if the process had been killed while it wrote
+    with open(folder / "shard_3.ids", "r+b") as file:
+        file.truncate(10)
+    changed = Lines("shard_1", ("Other text.",), shards[0].log)
+    write_shards(folder, {"train": [shards[0], changed, *shards[2:]]}, tokenizer, 1)
+    assert written(shards) == ["shard_1", "shard_2", "shard_3"]
+    assert write_shards(folder, {"train": shards}, Tokenizer.train(TEXTS, 300), 1) == 4
+
+
+def test_fewer_shards_than_before_are_a_shorter_stream(
+    tokenizer: Tokenizer, shards: list[Lines], tmp_path: Path
+) -> None:
+    for count in (4, 2):
+        write_shards(tmp_path, {"train": shards[:count]}, tokenizer, 1)
+        ids = TokenShards.open(tmp_path, "train", tokenizer).ids
+        assert ids[:].tolist() == expected(tokenizer, TEXTS[: 15 * count])
+
+
+def test_another_tokenizer_and_missing_tokens_are_refused(
+    tokenizer: Tokenizer, shards: list[Lines], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"there are no tokens in .*prepare\.sh"):
+        TokenShards.open(tmp_path, "train", tokenizer)
+    write_shards(tmp_path, {"train": shards}, tokenizer, 1)
+    with pytest.raises(UserError, match="made by another tokenizer"):
+        TokenShards.open(tmp_path, "train", Tokenizer.train(TEXTS, 300))
+    (tmp_path / "shard_1.json").unlink()
+    with pytest.raises(UserError, match="there are no tokens"):
+        TokenShards.open(tmp_path, "train", tokenizer)
+
+
+@dataclass(frozen=True)
+class Deadly(Lines):
+    """Kills the process that reads it."""
+
+    def texts(self) -> Iterator[str]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return iter(())
+
+
+def test_a_process_that_is_killed_gets_a_sentence_and_the_next_run_makes_the_rest(
+    tokenizer: Tokenizer, shards: list[Lines], tmp_path: Path
+) -> None:
+    deadly = Deadly("shard_4", (), shards[0].log)
+    with pytest.raises(UserError, match=r"was killed.*run \./prepare\.sh again"):
+        write_shards(tmp_path, {"train": [*shards, deadly]}, tokenizer, 2)
+    write_shards(tmp_path, {"train": shards}, tokenizer, 1)
+    assert TokenShards.open(tmp_path, "train", tokenizer).ids[:].tolist() == expected(tokenizer, TEXTS)
+
+
+def test_slices_are_those_of_the_arrays_joined() -> None:
+    arrays = [np.arange(0, 5, dtype=np.uint16), np.empty(0, np.uint16), np.arange(5, 7, dtype=np.uint16)]
+    ids, joined = ShardedIds(arrays), np.arange(7)
+    assert len(ids) == 7
+    for start in range(9):
+        for stop in range(9):
+            assert ids[start:stop].tolist() == joined[start:stop].tolist()
+    with pytest.raises(ValueError, match="without a step"):
+        ids[::2]
+
+
+def test_rows_over_shards_predict_every_token_once_and_documents_can_be_told_apart(
+    tokenizer: Tokenizer, shards: list[Lines], tmp_path: Path
+) -> None:
+    write_shards(tmp_path, {"train": shards}, tokenizer, 1)
+    rows = StreamRows(TokenShards.open(tmp_path, "train", tokenizer), 32, tokenizer.bos_id)
+    stream = expected(tokenizer, TEXTS)
+    targets = [rows[i].targets for i in range(len(rows))]
+    assert all(rows[i].tokens[0] == tokenizer.bos_id for i in range(len(rows)))
+    told = [token for row in targets for token in row.tolist() if token != IGNORE]
+    opening = sum(stream[i] == tokenizer.bos_id for i in range(0, len(stream), 32))  # given, not predicted
+    assert len(told) == len(stream) - opening
+    assert told.count(tokenizer.bos_id) == len(TEXTS) - opening
+
+
+def test_a_token_file_of_documents_has_no_mask(tokenizer: Tokenizer, shards: list[Lines], tmp_path: Path) -> None:
+    write_shards(tmp_path, {"train": shards[:1]}, tokenizer, 1)
+    assert TokenFile.open(tmp_path, "shard_0", tokenizer).mask is None
+    assert json.loads((tmp_path / "train.shards.json").read_text()) == {"shards": ["shard_0"]}

@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+
+from nanochat import paths
+from nanochat.data.conversations import find_problem
+from nanochat.data.words import read_words, write_words
+from nanochat.errors import UserError
+from nanochat.tasks import identity, mixtures
+from nanochat.tasks.smoltalk import SmolTalk
+from nanochat.tasks.spelling import Spelling
+from nanochat.tasks.task import Mixture, Task
+from tests.conftest import StartHub
+
+pytestmark = pytest.mark.usefixtures("base_dir")
+WORDS = [a + b + c + d for a in "bcdfg" for b in "aeiou" for c in "lmnrst" for d in ("", "s")]
+
+
+@pytest.fixture
+def prepared(base_dir: Path, start_hub: StartHub) -> None:
+    start_hub()
+    identity.write_default(paths.identity_file())
+    write_words(paths.words_file(), [" ".join(WORDS)] * 3)
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("make", [mixtures.mid, mixtures.sft])
+def test_the_real_mixtures_hold_valid_conversations(make: "type[Mixture]") -> None:
+    mixture = make("real")  # type: ignore[arg-type]
+    assert not [row for row in mixture[::97] if find_problem(row)]
+
+
+@pytest.mark.usefixtures("prepared")
+def test_spelling_is_as_much_as_asked_for_however_many_words_there_are() -> None:
+    counts = dict(zip((task.name for task in mixtures.mid("real").tasks), mixtures.mid("real").counts, strict=True))
+    assert counts["spelling"] == 200_000
+    assert counts["letter count"] == 80_000
+    assert counts["smoltalk"] == len(SmolTalk("train"))
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_fingerprint_tells_mixtures_apart() -> None:
+    talk = SmolTalk("train")
+    prints = {
+        Mixture(tasks, seed=seed).fingerprint()
+        for tasks, seed in (
+            ([talk], 0),
+            ([talk], 1),
+            ([(talk, 0.5)], 0),
+            ([SmolTalk("test")], 0),
+            ([Spelling(WORDS, "train")], 0),
+            ([Spelling(WORDS[:-1], "train")], 0),
+        )
+    }
+    assert len(prints) == 6
+    assert Mixture([SmolTalk("train")]).fingerprint() in prints
+
+
+def test_some_of_a_task_words_its_rows_anew() -> None:
+    made: list[Task] = []
+
+    def make(repeats: int) -> Task:
+        made.append(Spelling(WORDS, "train", repeats))
+        return made[-1]
+
+    mixture = Mixture([mixtures.some(3 * len(WORDS), make)])
+    assert len(mixture) == 3 * len(WORDS)
+    assert len(made[-1]) >= len(mixture)
+
+
+def test_words_are_those_used_often_in_lower_case(tmp_path: Path) -> None:
+    path = tmp_path / "words.txt"
+    texts = ["Apple apple apple apple", "it's pear-tree pear pear", "rare to be of", "pear pear"]
+    assert write_words(path, texts) == 2
+    assert read_words(path) == ["pear", "apple"]
+    assert write_words(path, ["other other other"]) == 2  # not made again: spelling stays split as it was
+
+
+def test_no_words_get_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"no words to spell in .*prepare\.sh"):
+        read_words(paths.words_file())

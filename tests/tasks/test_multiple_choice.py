@@ -1,0 +1,64 @@
+import pytest
+
+from nanochat.data.conversations import find_problem, text_of
+from nanochat.tasks.arc import ARC
+from nanochat.tasks.mmlu import MMLU
+from nanochat.tasks.multiple_choice import LETTERS, CategoricalTask
+from nanochat.tokenizer import Tokenizer
+from tests.conftest import StartHub
+
+pytestmark = pytest.mark.usefixtures("base_dir")
+
+
+def test_a_question_and_its_lettered_choices(start_hub: StartHub) -> None:
+    start_hub()
+    task = ARC("Easy", "train")
+    row = task[0]
+    assert text_of(row["messages"][0]) == (
+        "Which factor will most likely cause a person to develop a fever?\nA) a leg muscle relaxing after exercise\n"
+        "B) a bacterial population in the bloodstream\nC) several viral particles on the skin\n"
+        "D) carbohydrates being digested in the stomach\nAnswer with the letter of the right choice."
+    )
+    assert row["messages"][1]["content"] == "B"
+    assert task.letters(0) == "ABCD"
+
+
+def test_the_auxiliary_rows_of_mmlu_are_unwrapped(start_hub: StartHub) -> None:
+    start_hub()
+    train, test = MMLU("train"), MMLU("test")
+    assert (len(train), len(test)) == (3358, 14042)
+    assert test.subject(0) == "abstract_algebra"
+    for task in (train, test):
+        assert not [row for row in task[::50] if find_problem(row)]
+    assert text_of(train[0]["messages"][0]).startswith("Which factor will most likely cause a person")
+
+
+def test_every_answer_is_among_the_letters(start_hub: StartHub) -> None:
+    start_hub()
+    tasks: list[CategoricalTask] = [ARC("Easy", "test"), ARC("Challenge", "test"), ARC("Challenge", "train")]
+    for task in tasks:
+        for i in range(len(task)):
+            assert str(task[i]["messages"][1]["content"]) in task.letters(i)
+            assert 3 <= len(task.letters(i)) <= 5
+
+
+@pytest.mark.parametrize(
+    ("reply", "grade"),
+    [("B", 1.0), (" B\n", 1.0), ("B) a bacterial", 1.0), ("(B)", 1.0), ("B.", 1.0), ("A", 0.0), ("", 0.0),
+     ("Because", 0.0), ("B is right", 0.0), ("The answer is B", 0.0), ("b", 0.0)],
+)  # fmt: skip
+def test_the_letter_is_graded(start_hub: StartHub, reply: str, grade: float) -> None:
+    start_hub()
+    task = ARC("Easy", "train")
+    assert task.grade(task[0], reply) == grade
+
+
+def test_a_letter_is_the_same_single_token_in_the_question_and_as_the_reply(
+    start_hub: StartHub, tokenizer: Tokenizer
+) -> None:
+    start_hub()
+    row = ARC("Easy", "train")[0]
+    asked = tokenizer.encode(text_of(row["messages"][0]))
+    for letter in LETTERS:
+        assert len(tokenizer.encode(letter)) == 1
+    assert [asked.count(tokenizer.encode(letter)[0]) for letter in "ABCD"] == [2, 1, 1, 1]  # A opens "Answer" too
