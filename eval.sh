@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures the model of any stage: bits per byte on held-out text, and the chat tasks.
-# NPROC=8 for eight GPUs; --demo measures the demo's models; --help lists the options.
+# --demo measures the demo's models; --help lists the options.
 # shellcheck source=scripts/env.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/scripts/env.sh"
-launch scripts.chat_eval "$@"
+exec python -m scripts.chat_eval "$@"

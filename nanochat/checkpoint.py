@@ -52,7 +52,7 @@ class Checkpoint:
     @cached_property
     def meta(self) -> dict[str, Any]:
         """What meta.json says."""
-        return json.loads((self.folder / META_FILE).read_text())  # type: ignore[no-any-return]  # JSON object
+        return json.loads((self.folder / META_FILE).read_text())
 
     @property
     def source(self) -> str:

@@ -26,7 +26,7 @@ def linear_cross_entropy(
     hidden: (N, C) in the compute dtype; weight: (V, C); targets: (N,), IGNORE where a position is not trained on;
     token_weights: (N,) or None for ones. Logits are capped softly, softcap * tanh(logits / softcap), in fp32.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets, token_weights, softcap)  # type: ignore[no-untyped-call,no-any-return]  # autograd.Function is untyped
+    return _LinearCrossEntropy.apply(hidden, weight, targets, token_weights, softcap)
 
 
 @torch.no_grad()
@@ -56,8 +56,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, token_weights, softcap):  # type: ignore[no-untyped-def]  # as torch calls it
         head = weight.to(hidden.dtype)
         wants_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        hidden_grad = torch.empty_like(hidden) if wants_gradient else None
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wants_gradient else None
+        hidden_grad = torch.empty_like(hidden if wants_gradient else hidden[:0])
+        weight_grad = torch.zeros_like(weight if wants_gradient else weight[:0], dtype=torch.float32)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for rows in _slices(hidden, weight):
             logits = _capped_logits(hidden[rows], head, softcap)

@@ -9,7 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nanochat.gpt import GPT
 
@@ -70,8 +70,8 @@ class MuonAdamW:
         self.steps = 0
         """optimizer steps taken"""
         self.compute_dtype = model.compute_dtype
-        self.matrices: dict[torch.Size, dict[str, Tensor]] = defaultdict(dict)
-        self.vectors: dict[str, tuple[Tensor, float]] = {}
+        self.matrices: dict[torch.Size, dict[str, nn.Parameter]] = defaultdict(dict)
+        self.vectors: dict[str, tuple[nn.Parameter, float]] = {}
         scale = (model.config.n_embd / ADAM_REFERENCE_WIDTH) ** -0.5
         for name, parameter in model.named_parameters():
             if name.startswith("embed_tokens"):
@@ -97,7 +97,7 @@ class MuonAdamW:
         for name, (parameter, lr) in self.vectors.items():
             self._adamw(name, parameter, lr * lr_scale)
 
-    def _muon(self, shape: torch.Size, group: dict[str, Tensor], lr_scale: float) -> None:
+    def _muon(self, shape: torch.Size, group: dict[str, nn.Parameter], lr_scale: float) -> None:
         """All matrices of one shape at once, as one batched product."""
         share = min(self.steps / MOMENTUM_WARMUP_STEPS, 1.0)
         momentum = 0.85 + (self.options.momentum - 0.85) * share
@@ -107,7 +107,7 @@ class MuonAdamW:
         updates = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov's look ahead
         directions = orthogonalize(torch.stack(updates).to(self.compute_dtype)).float().unbind()
         lr = self.options.matrix_lr * lr_scale * max(1.0, shape[0] / shape[1]) ** 0.5
-        parameters = list(group.values())
+        parameters: list[Tensor] = list(group.values())
         if self.options.weight_decay:
             torch._foreach_mul_(parameters, 1 - lr * self.options.weight_decay)
         torch._foreach_add_(parameters, directions, alpha=-lr)

@@ -5,6 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from nanochat.errors import UserError
+
+AT_LEAST_ONE = ("device_batch_size", "total_batch_size", "num_iterations", "keep_last")
+AT_LEAST_ZERO = ("save_every", "grad_clip", "init_lr_frac", "weight_decay")
+SHARES = ("warmup_ratio", "warmdown_ratio", "final_lr_frac")
+
 
 @dataclass
 class TrainOptions:
@@ -21,13 +27,11 @@ class TrainOptions:
     device_type: str = "auto"
     """auto, cuda, mps or cpu"""
     compile: bool | None = None
-    """torch.compile; by default on CUDA only"""
+    """torch.compile; by default on CUDA, in the stages whose batches all have one shape"""
     seed: int = 42
 
     device_batch_size: int | None = None
     """rows in one forward pass; lower it if memory runs out, the result stays the same"""
-    total_batch_size: int | None = None
-    """tokens in one optimizer step, over all processes and micro-batches"""
     num_iterations: int | None = None
     """optimizer steps"""
 
@@ -50,16 +54,25 @@ class TrainOptions:
     final_lr_frac: float = 0.0
     """where they fall to"""
 
-    eval_every: int = 250
-    """steps between validations; 0: at the end only"""
-    eval_tokens: int = 10_485_760
-    """tokens of held-out text to validate on"""
-    sample_every: int = 0
-    """steps between samples from the model; 0: at the end only"""
-    save_every: int = 1000
+    save_every: int = 250
     """steps between checkpoints; 0: at the end only"""
     keep_last: int = 2
     """checkpoints to keep"""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a number that cannot be, naming the nearest that can."""
+        for names, low, high in ((AT_LEAST_ONE, 1, None), (AT_LEAST_ZERO, 0, None), (SHARES, 0, 1)):
+            for name in names:
+                check_range(name, getattr(self, name, None), low, high)
+
+
+def check_range(name: str, value: float | None, low: float, high: float | None = None) -> None:
+    """Raise UserError if the option `name` is below `low` or above `high`, naming the nearest that can be."""
+    if value is None:
+        return
+    nearest = max(value, low) if high is None else min(max(value, low), high)
+    if nearest != value:
+        raise UserError(f"--{name.replace('_', '-')} {value} cannot be: the nearest that can is {nearest}")
 
 
 Options = TypeVar("Options", bound=TrainOptions)
@@ -72,10 +85,25 @@ INHERITED = (
     "unembedding_lr",
     "weight_decay",
 )
+FREE_ON_RESUME = {
+    "run", "tracker", "fresh", "device_type", "compile", "device_batch_size", "num_iterations", "num_epochs",
+    "target_param_data_ratio", "eval_every", "eval_tokens", "sample_every", "save_every", "keep_last",
+}  # fmt: skip
+"""Options that may change when a run is resumed; any other would bend its course."""
 
 
 def inherit(options: Options, parent: Mapping[str, Any]) -> Options:
     """`options` with what was left open taken from the stage before."""
-    return dataclasses.replace(
-        options, **{name: parent[name] for name in INHERITED if getattr(options, name) is None and name in parent}
-    )
+    is_open = (name for name in INHERITED if getattr(options, name, 0) is None and name in parent)
+    return dataclasses.replace(options, **{name: parent[name] for name in is_open})
+
+
+def check_same_course(options: TrainOptions, saved: Mapping[str, Any]) -> None:
+    """Raise UserError if resuming with `options` would go another way than the run that saved `saved`."""
+    for name, value in dataclasses.asdict(options).items():
+        if name not in FREE_ON_RESUME and name in saved and saved[name] != value:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"this run was started with {option} {saved[name]}, not {value}: go on with that, start over with "
+                "--fresh, or name a new model with --model-tag"
+            )

@@ -10,12 +10,13 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import rustbpe
 import tiktoken
 
+from nanochat.data.conversations import Conversation, Message, Part
 from nanochat.errors import UserError
 
 SPECIAL_TOKENS = (
@@ -144,7 +145,7 @@ class Tokenizer:
         """Text of `ids`, with U+FFFD for bytes that are no UTF-8."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-    def render_conversation(self, conversation: dict[str, Any], max_tokens: int | None = None) -> Rendered:
+    def render_conversation(self, conversation: Conversation, max_tokens: int | None = None) -> Rendered:
         """A whole conversation as ids with their mask, cut to `max_tokens`.
 
         The mask covers what the assistant writes, tool calls and <|assistant_end|> included; neither the marks
@@ -169,17 +170,17 @@ class Tokenizer:
             add([self.special(f"<|{role}_end|>")], int(role == "assistant"))
         return Rendered(ids[:max_tokens], mask[:max_tokens])
 
-    def render_prompt(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+    def render_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation that ends with the user's turn, and <|assistant_start|> to answer it."""
-        return [*self.render_conversation({"messages": messages}).ids, self.special("<|assistant_start|>")]
+        return [*self.render_conversation({"messages": list(messages)}).ids, self.special("<|assistant_start|>")]
 
 
-def parts_of(content: str | list[dict[str, str]]) -> list[dict[str, str]]:
+def parts_of(content: str | list[Part]) -> list[Part]:
     """A message's content as parts, each {"type": "text" | "python" | "python_output", "text": ...}."""
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def fold_system_message(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def fold_system_message(messages: Sequence[Message]) -> list[Message]:
     """Put a system message in front of the first user turn: the chat format has no role for it."""
     if not messages or messages[0]["role"] != "system":
         return list(messages)

@@ -1,5 +1,6 @@
 """What a run tells: metrics.jsonl always, a progress bar or lines, and wandb or trackio where they are wanted."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -8,24 +9,68 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nanochat.errors import UserError
 
+if TYPE_CHECKING:
+    from nanochat.trainer import Training
+
 SECONDS_BETWEEN_LINES = 10.0
 """How often a run says how it stands where there is no terminal to draw a bar on."""
 
 
+class RunLog:
+    """All that tells of one run; a context manager. Processes but the main one say and write nothing."""
+
+    def __init__(self, run: "Training", num_iterations: int) -> None:
+        """Raises UserError if the tracker asked for is not installed."""
+        main = run.runtime.is_main
+        config = dataclasses.asdict(run.options)
+        self._tracker = Tracker(
+            run.options.tracker if main else "none", run.options.run, f"nanochat-{run.source}", config
+        )
+        self._metrics = MetricsLog(run.folder / "metrics.jsonl", run.step) if main else None
+        self._display = ProgressDisplay(
+            f"{run.source} {run.tag}", num_iterations, run.step, Console() if main else None
+        )
+        self._smooth_loss = math.nan
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._display.close()
+        self._tracker.close()
+        if self._metrics:
+            self._metrics.close()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._display.say(text)
+
+    def step(self, step: int, metrics: Mapping[str, float], results: Mapping[str, float]) -> None:
+        """Log step number `step`, counted from 1, and show how it goes; `results` are of the last evaluation."""
+        self._tracker.log(step, metrics)
+        if self._metrics:
+            self._metrics.log(step, metrics)
+        loss = metrics["loss"]
+        self._smooth_loss = loss if math.isnan(self._smooth_loss) else 0.9 * self._smooth_loss + 0.1 * loss
+        shown = {"reward": metrics["reward"]} if "reward" in metrics else {"loss": self._smooth_loss, **results}
+        figures = "  ".join(f"{name} {figure:.3f}" for name, figure in shown.items())
+        self._display.update(step, f"{figures}  {metrics['tokens_per_second']:,.0f} tok/s")
+
+
 class MetricsLog:
-    """metrics.jsonl: one JSON object a line, {"step": ..., ...}."""
+    """metrics.jsonl: one JSON object a line, {"step": ..., ...}, steps counted from 1."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
-        """Open for appending; what a stopped run logged at or after `resume_step` is dropped, for it comes again."""
+        """Open for appending; what a stopped run logged after step `resume_step` is dropped, for it comes again."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_metrics(path) if row["step"] < resume_step]
+        kept = [row for row in read_metrics(path) if row["step"] <= resume_step]
         path.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a", buffering=1)
 
@@ -55,18 +100,20 @@ class Tracker:
     """wandb, trackio or nothing, behind one `log`."""
 
     def __init__(self, kind: str, run: str | None, project: str, config: Mapping[str, Any]) -> None:
-        """`kind` auto: wandb if the user named a run or is logged in, and it is installed. Never asks a question.
+        """`kind` auto: wandb if the user named a run, or is logged in and it is installed. Never asks a question.
 
         Raises UserError if the tracker asked for is not installed.
         """
         if kind == "auto":
-            wanted = (run is not None or _wandb_login()) and importlib.util.find_spec("wandb") is not None
+            wanted = run is not None or (_wandb_login() and importlib.util.find_spec("wandb") is not None)
             kind = "wandb" if wanted else "none"
         self._module: Any = None
         if kind == "none":
             return
         if importlib.util.find_spec(kind) is None:
-            raise UserError(f"--tracker {kind} is not installed: run .venv/bin/pip install {kind}")
+            raise UserError(
+                f"{kind} is not installed: run .venv/bin/pip install {kind}, or leave out --run and --tracker"
+            )
         if kind == "wandb" and not _wandb_login():
             os.environ.setdefault("WANDB_MODE", "offline")  # `wandb sync` sends it later; a login prompt would block
         self._module = importlib.import_module(kind)

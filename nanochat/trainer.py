@@ -3,37 +3,58 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 
 from nanochat import checkpoint, paths
-from nanochat.checkpoint import SCRIPTS, Checkpoint
-from nanochat.data.batches import BatchSource
+from nanochat.data.batches import Batch, BatchSource
 from nanochat.errors import UserError
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GPT
 from nanochat.loss import IGNORE
-from nanochat.optim import MuonAdamW, OptimizerOptions
+from nanochat.optim import MuonAdamW
 from nanochat.options import TrainOptions
 from nanochat.runtime import Runtime, peak_memory_bytes
 from nanochat.tokenizer import Tokenizer
-from nanochat.tracking import MetricsLog, ProgressDisplay, Tracker, format_seconds
+from nanochat.tracking import RunLog, format_seconds
 
-LOSS_SMOOTHING = 0.9
 MOST_BAD_STEPS = 10
 """Steps in a row without a finite gradient after which the run ends."""
 
-Evaluate = Callable[[], dict[str, float]]
-Sample = Callable[[], list[str]]
+
+class Evaluation(NamedTuple):
+    """Something measured on the way, by every process."""
+
+    every: int
+    """steps between; 0: at the end only"""
+    measure: Callable[[], dict[str, float]]
+
+
+class Samples(NamedTuple):
+    """Something shown on the way, by the main process."""
+
+    every: int
+    """steps between; 0: at the end only"""
+    write: Callable[[], list[str]]
+
+
+class StepResult(NamedTuple):
+    """What the gradients of one step came from."""
+
+    loss: float
+    """mean over the tokens of the step, in nats"""
+    tokens: int
+    """trained on, over all processes"""
+    gradient_norm: float
+    """before clipping"""
 
 
 @dataclass
 class Training:
-    """One stage's model and optimizer, and how far they are."""
+    """One stage's model and optimizer, and how far they are. Made by nanochat.lineage.begin."""
 
     source: str
     tag: str
@@ -43,10 +64,13 @@ class Training:
     model: GPT
     optimizer: MuonAdamW
     parent: dict[str, Any] | None
+    """the checkpoint this stage started from; None for pretraining"""
+    data: str | None = None
+    """identifies the data, where other data makes another run"""
     step: int = 0
     """optimizer steps taken"""
     seconds: float = 0.0
-    """time spent training, over all resumes"""
+    """time spent in steps, over all resumes"""
     results: dict[str, float] = field(default_factory=dict)
     """the last evaluation"""
 
@@ -60,104 +84,77 @@ class Training:
         batches: BatchSource,
         num_iterations: int,
         *,
-        evaluate: Evaluate | None = None,
-        sample: Sample | None = None,
+        step_size: str,
+        one_shape: bool,
+        evaluation: Evaluation | None = None,
+        samples: Samples | None = None,
     ) -> None:
         """Train until `num_iterations` steps are taken, from wherever it stands; save as it goes.
 
-        `evaluate` runs on every process; `sample` on the main one.
+        `step_size` tells a person what a step is, such as "4,096 tokens"; `one_shape` says that all batches have
+        the same shape, so that compiling pays.
         """
-        console = Console() if self.runtime.is_main else None
-        display = ProgressDisplay(f"{self.source} {self.tag}", num_iterations, self.step, console)
         if self.step >= num_iterations:
-            display.say(f"{self.source} {self.tag} is complete at step {self.step}; --fresh starts over")
-            display.close()
+            if self.runtime.is_main:
+                print(f"{self.source} {self.tag} is complete at step {self.step}; --fresh starts over")
             return
-        log = MetricsLog(self.folder / "metrics.jsonl", self.step) if self.runtime.is_main else None
-        tracker = self._tracker()
-        try:
-            self._announce(display, num_iterations)
-            self._loop(batches, num_iterations, evaluate, sample, display, log, tracker)
-        finally:
-            display.close()
-            tracker.close()
-            if log:
-                log.close()
-
-    def _loop(
-        self,
-        batches: BatchSource,
-        num_iterations: int,
-        evaluate: Evaluate | None,
-        sample: Sample | None,
-        display: ProgressDisplay,
-        log: MetricsLog | None,
-        tracker: Tracker,
-    ) -> None:
-        options = self.options
-        peak, _ = self.runtime.peak_flops()
-        smooth_loss, bad_steps = math.nan, 0
-        if options.compile if options.compile is not None else self.runtime.device.type == "cuda":
+        compiled = self.options.compile
+        if compiled if compiled is not None else one_shape and self.runtime.device.type == "cuda":
             self.model.compile_training()
-        while self.step < num_iterations:
-            begun = time.perf_counter()
-            data = batches.step_data(self.step)
-            lr_scale = lr_multiplier(self.step, num_iterations, options)
-            loss, tokens, gradient_norm = self._backward(data.batches)
-            if math.isfinite(gradient_norm):
-                bad_steps = 0
-                if tokens:
-                    self.optimizer.step(lr_scale)
-            else:
-                bad_steps += 1
-                display.say(f"step {self.step}: the gradient is not finite, so the step is left out")
-                if bad_steps >= MOST_BAD_STEPS:
-                    raise UserError(
-                        f"{MOST_BAD_STEPS} steps in a row had no finite gradient: run again with lower learning "
-                        f"rates; the last checkpoint in {self.folder} is good"
-                    )
-            self.runtime.synchronize()
-            elapsed = time.perf_counter() - begun
-            self.seconds += elapsed
-            self.step += 1
-            smooth_loss = loss if math.isnan(smooth_loss) else smooth_loss + (1 - LOSS_SMOOTHING) * (loss - smooth_loss)
-            own_tokens_per_second = sum(batch.tokens.numel() for batch in data.batches) / elapsed
-            metrics = {
-                "loss": loss,
-                "lr_scale": lr_scale,
-                "gradient_norm": gradient_norm,
-                "tokens": tokens,
-                "tokens_per_second": own_tokens_per_second * self.runtime.share.world_size,
-                "mfu": self.model.flops_per_token() * own_tokens_per_second / peak,
-                "seconds": self.seconds,
-                **data.metrics,
-            }
-            finished = self.step == num_iterations
-            if evaluate and (finished or (options.eval_every and self.step % options.eval_every == 0)):
-                self.results = evaluate()
-                metrics |= self.results
-            figures = {"loss": f"{smooth_loss:.3f}", **{k: f"{v:.3f}" for k, v in self.results.items()}}
-            if "reward" in data.metrics:
-                figures = {"reward": f"{data.metrics['reward']:.2f}"}
-            shown = "  ".join(f"{name} {figure}" for name, figure in figures.items())
-            display.update(self.step, f"{shown}  {metrics['tokens_per_second']:,.0f} tok/s")
-            tracker.log(self.step, metrics)
-            if log:
-                log.log(self.step - 1, metrics)
-            if sample and self.runtime.is_main and (
-                finished or (options.sample_every and self.step % options.sample_every == 0)
-            ):  # fmt: skip
-                for text in sample():
-                    display.say(f"  {text}")
-            if finished or (options.save_every and self.step % options.save_every == 0):
-                self._save(num_iterations)
-        display.say(
-            f"{self.source} {self.tag}: {self.step} steps in {format_seconds(self.seconds)}, "
-            f"{peak_memory_bytes(self.runtime.device) / 2**30:.1f} GiB at most, saved in {self.folder}"
-        )
+        peak_flops, origin = self.runtime.peak_flops()
+        with RunLog(self, num_iterations) as log:
+            log.say(self._introduction(num_iterations, step_size))
+            log.say(f"on {self.runtime.describe()}, peak {peak_flops / 1e12:,.2f} TFLOP/s ({origin})")
+            bad_steps = 0
+            while self.step < num_iterations:
+                metrics = self._step(batches, num_iterations, peak_flops)
+                finished = self.step == num_iterations
+                if math.isfinite(metrics["gradient_norm"]):
+                    bad_steps = 0
+                else:
+                    bad_steps += 1
+                    log.say(f"step {self.step}: the gradient is not finite, so the step is left out")
+                    self._give_up_after(bad_steps)
+                if evaluation and due(self.step, evaluation.every, finished):
+                    self.results = evaluation.measure()
+                    metrics |= self.results
+                log.step(self.step, metrics, self.results)
+                if samples and self.runtime.is_main and due(self.step, samples.every, finished):
+                    for text in samples.write():
+                        log.say(f"  {text}")
+                if due(self.step, self.options.save_every, finished):
+                    self._save(num_iterations)
+            log.say(
+                f"{self.source} {self.tag}: {self.step} steps in {format_seconds(self.seconds)}, "
+                f"{peak_memory_bytes(self.runtime.device) / 2**30:.1f} GiB at most, saved in {self.folder}"
+            )
 
-    def _backward(self, batches: list) -> tuple[float, int, float]:
-        """Gradients of this step's mean loss, over all processes: (loss, tokens trained on, gradient norm).
+    def _step(self, batches: BatchSource, num_iterations: int, peak_flops: float) -> dict[str, float]:
+        """One optimizer step; what there is to log of it."""
+        begun = time.perf_counter()
+        data = batches.step_data(self.step)
+        lr_scale = lr_multiplier(self.step, num_iterations, self.options)
+        result = self._backward(data.batches)
+        if result.tokens and math.isfinite(result.gradient_norm):
+            self.optimizer.step(lr_scale)
+        self.runtime.synchronize()
+        elapsed = time.perf_counter() - begun
+        self.seconds += elapsed
+        self.step += 1
+        own_tokens_per_second = sum(batch.tokens.numel() for batch in data.batches) / elapsed
+        return {
+            "loss": result.loss,
+            "lr_scale": lr_scale,
+            "gradient_norm": result.gradient_norm,
+            "tokens": result.tokens,
+            "tokens_per_second": own_tokens_per_second * self.runtime.share.world_size,
+            "mfu": self.model.flops_per_token() * own_tokens_per_second / peak_flops,
+            "seconds": self.seconds,
+            **data.metrics,
+        }
+
+    def _backward(self, batches: Sequence[Batch]) -> StepResult:
+        """Gradients of this step's mean loss over all processes.
 
         The mean is over the tokens of the whole step, so micro-batches and processes with fewer of them weigh less,
         and one that has none does no harm.
@@ -165,28 +162,30 @@ class Training:
         device = self.runtime.device
         own_tokens = sum(int((batch.targets != IGNORE).sum()) for batch in batches)
         tokens = int(self.runtime.sum(torch.tensor(own_tokens, device=device)))
-        for parameter in self.model.parameters():
+        if tokens == 0:
+            return StepResult(0.0, 0, 0.0)
+        parameters = list(self.model.parameters())
+        for parameter in parameters:
             parameter.grad = None
         total = torch.zeros((), device=device)
-        if tokens == 0:
-            return 0.0, 0, 0.0
         for batch in batches:
             loss = self.model.loss(*batch.to(device)) / tokens
             loss.backward()
             total += loss.detach()
-        gradients = [
-            parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-            for parameter in self.model.parameters()
-        ]
         if self.runtime.share.world_size > 1:
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
             flat = self.runtime.sum(torch.cat([gradient.flatten() for gradient in gradients]))
-            for parameter, part in zip(
-                self.model.parameters(), flat.split([gradient.numel() for gradient in gradients]), strict=True
-            ):
+            for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
                 parameter.grad = part.view_as(parameter)
-        most = self.options.grad_clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), most)
-        return float(self.runtime.sum(total)), tokens, float(norm)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.grad_clip or math.inf)
+        return StepResult(float(self.runtime.sum(total)), tokens, float(norm))
+
+    def _give_up_after(self, bad_steps: int) -> None:
+        if bad_steps >= MOST_BAD_STEPS:
+            raise UserError(
+                f"{MOST_BAD_STEPS} steps in a row had no finite gradient: run again with lower learning rates; "
+                f"the last checkpoint in {self.folder} is good"
+            )
 
     def _save(self, num_iterations: int) -> None:
         """Let the main process write a checkpoint."""
@@ -199,6 +198,7 @@ class Training:
                 "model_config": dataclasses.asdict(self.model.config),
                 "options": dataclasses.asdict(self.options),
                 "parent": self.parent,
+                "data": self.data,
                 "seconds": self.seconds,
                 "results": self.results,
                 "machine": self.runtime.describe(),
@@ -209,22 +209,20 @@ class Training:
             )
         self.runtime.barrier()
 
-    def _tracker(self) -> Tracker:
-        kind = self.options.tracker if self.runtime.is_main else "none"
-        return Tracker(kind, self.options.run, f"nanochat-{self.source}", dataclasses.asdict(self.options))
-
-    def _announce(self, display: ProgressDisplay, num_iterations: int) -> None:
-        peak, origin = self.runtime.peak_flops()
+    def _introduction(self, num_iterations: int, step_size: str) -> str:
         config = self.model.config
         begin = f"resuming at step {self.step}" if self.step else "starting"
         if self.parent and not self.step:
             begin += f" from {self.parent['source']} step {self.parent['step']}"
-        display.say(
-            f"{self.source} {self.tag}: {config.num_parameters:,} parameters "
-            f"({config.n_layer} layers of {config.n_embd}, context {config.sequence_len}), {begin}, "
-            f"{num_iterations} steps of {self.options.total_batch_size:,} tokens\n"
-            f"on {self.runtime.describe()}, peak {peak / 1e12:,.2f} TFLOP/s ({origin})"
+        return (
+            f"{self.source} {self.tag}: {config.num_parameters:,} parameters ({config.n_layer} layers of "
+            f"{config.n_embd}, context {config.sequence_len}), {begin}, {num_iterations:,} steps of {step_size}"
         )
+
+
+def due(step: int, every: int, finished: bool) -> bool:
+    """Whether something that is done every so many steps, and at the end, is done after `step`."""
+    return finished or (every > 0 and step % every == 0)
 
 
 def lr_multiplier(step: int, num_iterations: int, options: TrainOptions) -> float:
@@ -238,63 +236,3 @@ def lr_multiplier(step: int, num_iterations: int, options: TrainOptions) -> floa
         left = (num_iterations - step) / warmdown
         scale = left + (1 - left) * options.final_lr_frac
     return options.init_lr_frac * scale
-
-
-def begin(
-    source: str,
-    options: TrainOptions,
-    runtime: Runtime,
-    tokenizer: Tokenizer,
-    *,
-    parent: Checkpoint | None = None,
-    config: GPTConfig | None = None,
-) -> Training:
-    """Resume the newest checkpoint of this model, or start it: from `parent`'s weights, or anew in shape `config`.
-
-    A checkpoint that grew from another parent is not resumed. What a new start replaces is set aside under a name
-    with the time. Raises UserError if the checkpoint has another shape or tokenizer than asked for.
-    """
-    tag = options.model_tag or (parent.tag if parent else f"d{config.n_layer}" if config else "")
-    lineage = parent and {key: parent.meta[key] for key in ("source", "tag", "step", "saved_at")}
-    existing = checkpoint.newest(source, tag)
-    if existing and not options.fresh and existing.meta["parent"] == lineage:
-        model = existing.load_model(runtime.device, runtime.compute_dtype, tokenizer)
-        if config and model.config != config:
-            raise UserError(
-                f"{existing.folder} holds a model of another shape: go on with its options, start over with "
-                f"{SCRIPTS[source]} --fresh, or name a new model with --model-tag"
-            )
-        optimizer = MuonAdamW(model, optimizer_options(options))
-        optimizer.load_state_dict(existing.load_optimizer(runtime.device))
-        meta = existing.meta
-        return Training(
-            source, tag, options, runtime, tokenizer, model, optimizer, lineage,
-            step=existing.step, seconds=meta["seconds"], results=meta["results"],
-        )  # fmt: skip
-    runtime.barrier()  # all have looked before the main process moves anything
-    if existing and runtime.is_main:
-        set_aside = existing.folder.parent.with_name(time.strftime(f"{tag}.%Y%m%d-%H%M%S"))
-        existing.folder.parent.rename(set_aside)
-        print(f"the {source} model {tag} that was here is kept as {set_aside.name}")
-    runtime.barrier()
-    if parent:
-        model = parent.load_model(runtime.device, runtime.compute_dtype, tokenizer)
-    else:
-        assert config is not None
-        torch.manual_seed(options.seed)
-        with torch.device(runtime.device):
-            model = GPT(config, runtime.compute_dtype)
-    optimizer = MuonAdamW(model, optimizer_options(options))
-    return Training(source, tag, options, runtime, tokenizer, model, optimizer, lineage)
-
-
-def optimizer_options(options: TrainOptions) -> OptimizerOptions:
-    """The optimizer's part of a stage's options; what is None keeps the optimizer's default."""
-    names = ("matrix_lr", "embedding_lr", "unembedding_lr", "weight_decay")
-    return OptimizerOptions(**{name: v for name in names if (v := getattr(options, name)) is not None})
-
-
-def parent_of(source: str, tag: str | None) -> Checkpoint:
-    """The newest checkpoint of the stage before `source`. Raises UserError, naming the script to run, if none."""
-    before = list(paths.CHECKPOINT_FOLDERS)[list(paths.CHECKPOINT_FOLDERS).index(source) - 1]
-    return checkpoint.find(before, tag)

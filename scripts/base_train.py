@@ -7,7 +7,7 @@ NPROC=8 ./pretrain.sh --depth 32 --device-batch-size 16
 import math
 from dataclasses import dataclass, replace
 
-from nanochat import cli, paths, trainer
+from nanochat import cli, lineage, paths
 from nanochat.data.batches import RowBatches
 from nanochat.data.packing import StreamRows
 from nanochat.data.token_shards import TokenShards
@@ -17,10 +17,10 @@ from nanochat.gpt import GPTConfig
 from nanochat.inference.engine import Engine
 from nanochat.inference.reply import reply_parts
 from nanochat.inference.sampling import Sampling
-from nanochat.options import TrainOptions
+from nanochat.options import TrainOptions, check_range
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
-from nanochat.trainer import Training
+from nanochat.trainer import Evaluation, Samples, Training
 
 PROMPTS = ("The capital of France is", "The chemical symbol of gold is", "The planets of the solar system are:")
 REFERENCE_TOKENS, REFERENCE_BATCH = 11.2e9, 524_288
@@ -36,8 +36,22 @@ class PretrainOptions(TrainOptions):
     """context in tokens"""
     dataset: str = "fineweb-edu"
     """text prepared by prepare.sh"""
+    total_batch_size: int | None = None
+    """tokens in one optimizer step, over all processes and micro-batches; by default it follows from depth"""
     target_param_data_ratio: float = 20.0
     """tokens to train on for each parameter (Chinchilla: 20), unless --num-iterations is given"""
+    eval_every: int = 250
+    """steps between validations; 0: at the end only"""
+    eval_tokens: int = 10_485_760
+    """tokens of held-out text to validate on"""
+    sample_every: int = 0
+    """steps between samples from the model; 0: at the end only"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("eval_every", "sample_every"):
+            check_range(name, getattr(self, name), 0)
+        check_range("eval_tokens", self.eval_tokens, 1)
 
 
 DEMO = PretrainOptions(
@@ -55,7 +69,7 @@ def main(options: PretrainOptions) -> None:
         rows = StreamRows(TokenShards.open(folder, "train", tokenizer), config.sequence_len, tokenizer.bos_id)
         held_out = StreamRows(TokenShards.open(folder, "val", tokenizer), config.sequence_len, tokenizer.bos_id)
         options = with_defaults(options, config, runtime)
-        run = trainer.begin("base", options, runtime, tokenizer, config=config)
+        run = lineage.begin("base", options, runtime, tokenizer, config=config)
         assert options.total_batch_size and options.device_batch_size and options.num_iterations
         batches = RowBatches(
             rows,
@@ -70,7 +84,14 @@ def main(options: PretrainOptions) -> None:
             bpb = bits_per_byte(run.model, tokenizer, held_out, options.device_batch_size, options.eval_tokens, runtime)
             return {"bpb": bpb}
 
-        run.run(batches, options.num_iterations, evaluate=evaluate, sample=lambda: samples(run))
+        run.run(
+            batches,
+            options.num_iterations,
+            step_size=f"{options.total_batch_size:,} tokens",
+            one_shape=True,
+            evaluation=Evaluation(options.eval_every, evaluate),
+            samples=Samples(options.sample_every, lambda: samples(run)),
+        )
 
 
 def with_defaults(options: PretrainOptions, config: GPTConfig, runtime: Runtime) -> PretrainOptions:
@@ -92,15 +113,10 @@ def with_defaults(options: PretrainOptions, config: GPTConfig, runtime: Runtime)
             f"--total-batch-size {total} is not a multiple of {unit} (context x processes): "
             f"the nearest that is is {nearest}"
         )
-    device_batch_size = options.device_batch_size or (32 if runtime.device.type == "cuda" else 8)
-    if device_batch_size < 1:
-        raise UserError(f"--device-batch-size {device_batch_size} cannot be: the nearest that can is 1")
-    if options.num_iterations is not None and options.num_iterations < 1:
-        raise UserError(f"--num-iterations {options.num_iterations} cannot be: the nearest that can is 1")
     return replace(
         options,
         total_batch_size=total,
-        device_batch_size=device_batch_size,
+        device_batch_size=options.device_batch_size or (32 if runtime.device.type == "cuda" else 8),
         num_iterations=options.num_iterations or max(1, round(tokens / total)),
     )
 

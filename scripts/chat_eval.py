@@ -11,6 +11,7 @@ from nanochat import checkpoint, cli, paths
 from nanochat.errors import UserError
 from nanochat.eval import stages
 from nanochat.inference.chat import load_chat
+from nanochat.options import check_range
 from nanochat.runtime import Runtime
 
 
@@ -29,12 +30,16 @@ class EvalOptions:
     max_problems: int = 500
     """held-out sums; a fifth as many words to spell and to count letters of"""
     device_batch_size: int = 32
-    """rows, or replies at a time"""
+    """rows of text, or replies, at a time"""
     device_type: str = "auto"
 
+    def __post_init__(self) -> None:
+        check_range("max_problems", self.max_problems, 5)
+        check_range("device_batch_size", self.device_batch_size, 1)
 
-DEMO = EvalOptions(dataset="encyclopedia")
-QUICK = replace(DEMO, max_problems=50)
+
+DEMO = EvalOptions(dataset="encyclopedia", model_tag="d4", device_batch_size=128)
+QUICK = replace(DEMO, model_tag="d2", max_problems=50)
 
 
 def main(options: EvalOptions) -> None:
@@ -48,7 +53,7 @@ def main(options: EvalOptions) -> None:
             result = stages.load_result(found, options.max_problems)
             if result is None:
                 with console.status(f"measuring {found.describe()}"):
-                    chat = load_chat(source, found.tag, found.step, options.device_type, max_batch_size=128)
+                    chat = load_chat(source, found.tag, found.step, options.device_type, options.device_batch_size)
                     result = stages.evaluate_stage(
                         found, chat, runtime, options.dataset, options.device_batch_size, options.max_problems
                     )

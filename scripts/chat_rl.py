@@ -5,12 +5,12 @@
 
 from dataclasses import dataclass, replace
 
-from nanochat import cli, paths, trainer
+from nanochat import cli, lineage, paths
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling import Sampling
-from nanochat.options import TrainOptions, inherit
+from nanochat.options import TrainOptions, check_range, inherit
 from nanochat.rollouts import RolloutBatches
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
@@ -36,14 +36,17 @@ class RLOptions(TrainOptions):
     temperature: float = 1.0
     top_k: int = 50
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("num_samples", self.num_samples, 2)  # a reply is compared with at least one other
+        check_range("max_new_tokens", self.max_new_tokens, 1)
 
-DEMO = RLOptions(mixture="demo", num_iterations=30, num_samples=8, max_new_tokens=48, save_every=0)
-QUICK = replace(DEMO, num_iterations=3, examples_per_step=8, num_samples=4, max_new_tokens=32)
+
+DEMO = RLOptions(mixture="demo", model_tag="d4", num_iterations=30, num_samples=8, max_new_tokens=48, save_every=0)
+QUICK = replace(DEMO, model_tag="d2", num_iterations=3, examples_per_step=8, num_samples=4, max_new_tokens=32)
 
 
 def main(options: RLOptions) -> None:
-    if options.num_samples < 2:
-        raise UserError(f"--num-samples {options.num_samples} cannot be: a reply is compared with at least one other")
     with Runtime.start(options.device_type) as runtime, Calculator() as calculator:
         if options.examples_per_step < runtime.share.world_size:
             raise UserError(
@@ -51,9 +54,9 @@ def main(options: RLOptions) -> None:
                 f"the nearest that does not is {runtime.share.world_size}"
             )
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
-        parent = trainer.parent_of("rl", options.model_tag)
+        parent = lineage.parent_of("rl", options.model_tag)
         options = inherit(options, parent.meta["options"])
-        run = trainer.begin("rl", options, runtime, tokenizer, parent=parent)
+        run = lineage.begin("rl", options, runtime, tokenizer, parent=parent)
         assert options.device_batch_size and options.num_iterations
         own = -(-options.examples_per_step // runtime.share.world_size) * options.num_samples
         batches = RolloutBatches(
@@ -65,7 +68,12 @@ def main(options: RLOptions) -> None:
             device_batch_size=options.device_batch_size,
             sampling=Sampling(options.max_new_tokens, options.temperature, options.top_k, options.seed),
         )
-        run.run(batches, options.num_iterations)
+        run.run(
+            batches,
+            options.num_iterations,
+            step_size=f"{options.examples_per_step} problems, {options.num_samples} replies to each",
+            one_shape=False,
+        )
 
 
 if __name__ == "__main__":

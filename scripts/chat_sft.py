@@ -5,10 +5,10 @@
 
 from dataclasses import dataclass, replace
 
-from nanochat import cli, paths, trainer
+from nanochat import cli, lineage, paths
 from nanochat.data.batches import RowBatches
 from nanochat.data.conversation_rows import conversation_rows
-from nanochat.options import TrainOptions, inherit
+from nanochat.options import TrainOptions, check_range, inherit
 from nanochat.runtime import Runtime
 from nanochat.tasks import mixtures
 from nanochat.tokenizer import Tokenizer
@@ -27,18 +27,22 @@ class SFTOptions(TrainOptions):
     target_examples_per_step: int = 32
     """conversations in one optimizer step"""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("target_examples_per_step", self.target_examples_per_step, 1)
 
-DEMO = SFTOptions(mixture="demo", init_lr_frac=0.25, target_examples_per_step=64, save_every=0)
-QUICK = replace(DEMO, num_iterations=10)
+
+DEMO = SFTOptions(mixture="demo", model_tag="d4", init_lr_frac=0.25, target_examples_per_step=64, save_every=0)
+QUICK = replace(DEMO, model_tag="d2", num_iterations=10)
 
 
 def main(options: SFTOptions) -> None:
     with Runtime.start(options.device_type) as runtime:
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
-        parent = trainer.parent_of("sft", options.model_tag)
+        parent = lineage.parent_of("sft", options.model_tag)
         options = inherit(options, parent.meta["options"])
-        run = trainer.begin("sft", options, runtime, tokenizer, parent=parent)
         mixture = mixtures.sft(options.mixture)
+        run = lineage.begin("sft", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint())
         sequence_len = run.model.config.sequence_len
         rows = conversation_rows(mixture, tokenizer, sequence_len, runtime, learn_all=False, one_per_row=True)
         assert options.device_batch_size
@@ -51,7 +55,12 @@ def main(options: SFTOptions) -> None:
             trim=True,
         )
         steps = max(1, round(options.num_epochs * len(rows) / options.target_examples_per_step))
-        run.run(batches, options.num_iterations or steps)
+        run.run(
+            batches,
+            options.num_iterations or steps,
+            step_size=f"{options.target_examples_per_step} conversations",
+            one_shape=False,
+        )
 
 
 if __name__ == "__main__":

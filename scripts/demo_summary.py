@@ -21,7 +21,7 @@ PROMPTS = ("Who are you?", "What is 37 * 45?", "What is the Moon?")
 NEXT = """\
 Talk to it:            ./chat.sh --demo       (in the browser)
                        ./chat_cli.sh --demo   (in the terminal)
-Who it says it is:     view_identity_data.py --demo shows it; edit it, then ./midtrain.sh --demo
+Who it says it is:     view_identity_data.py --demo shows it; edit it, then ./demo.sh again
 The real thing:        ./prepare.sh && ./pretrain.sh, see README.md"""
 
 
@@ -41,7 +41,7 @@ def main(options: SummaryOptions) -> None:
         f"{max(found.meta['peak_memory'] for found in stages) / 2**30:.1f} GiB of memory at most, "
         f"on {stages[-1].meta['machine']}\n"
     )
-    chat = load_chat(device_type=options.device_type)
+    chat = load_chat(model_tag=options.model_tag, device_type=options.device_type)
     for prompt in PROMPTS:
         console.print(f"[bold]{escape(prompt)}[/bold]")
         for line in answer(chat, prompt):

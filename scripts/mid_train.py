@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass, replace
 
-from nanochat import cli, paths, trainer
+from nanochat import cli, lineage, paths
 from nanochat.data.batches import RowBatches
 from nanochat.data.conversation_rows import conversation_rows
 from nanochat.options import TrainOptions, inherit
@@ -21,22 +21,24 @@ class MidtrainOptions(TrainOptions):
     mixture: mixtures.Choice = "real"
     """real: SmolTalk, MMLU, GSM8K and more, as prepare.sh fetched them; demo: what comes with the installation"""
     warmdown_ratio: float = 0.8
+    total_batch_size: int | None = None
+    """tokens in one optimizer step, over all processes and micro-batches; by default as in pretraining"""
     num_epochs: float = 1.0
     """times through the mixture, unless --num-iterations is given"""
 
 
-DEMO = MidtrainOptions(mixture="demo", init_lr_frac=0.7, save_every=0)
-QUICK = replace(DEMO, num_iterations=20)
+DEMO = MidtrainOptions(mixture="demo", model_tag="d4", init_lr_frac=0.7, save_every=0)
+QUICK = replace(DEMO, model_tag="d2", num_iterations=20)
 
 
 def main(options: MidtrainOptions) -> None:
     with Runtime.start(options.device_type) as runtime:
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
-        parent = trainer.parent_of("mid", options.model_tag)
+        parent = lineage.parent_of("mid", options.model_tag)
         options = inherit(options, parent.meta["options"])
-        run = trainer.begin("mid", options, runtime, tokenizer, parent=parent)
-        sequence_len = run.model.config.sequence_len
         mixture = mixtures.mid(options.mixture)
+        run = lineage.begin("mid", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint())
+        sequence_len = run.model.config.sequence_len
         rows = conversation_rows(mixture, tokenizer, sequence_len, runtime, learn_all=True, one_per_row=False)
         assert options.total_batch_size and options.device_batch_size
         rows_per_step = max(1, options.total_batch_size // sequence_len)
@@ -47,7 +49,8 @@ def main(options: MidtrainOptions) -> None:
             share=runtime.share,
             seed=options.seed,
         )
-        run.run(batches, options.num_iterations or max(1, round(options.num_epochs * len(rows) / rows_per_step)))
+        steps = options.num_iterations or max(1, round(options.num_epochs * len(rows) / rows_per_step))
+        run.run(batches, steps, step_size=f"{rows_per_step * sequence_len:,} tokens", one_shape=True)
 
 
 if __name__ == "__main__":

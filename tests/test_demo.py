@@ -42,7 +42,7 @@ def test_every_stage_trains_and_its_loss_falls(demo: tuple[Path, str]) -> None:
             None if source == "base" else list(STAGES)[list(STAGES).index(source) - 1]
         )
         rows = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]
-        assert [row["step"] for row in rows] == list(range(meta["step"]))
+        assert [row["step"] for row in rows] == list(range(1, meta["step"] + 1))
         if source != "rl":
             assert rows[-1]["loss"] < rows[0]["loss"]
 

@@ -55,7 +55,7 @@ def test_every_parameter_moves() -> None:
 
 def test_a_muon_step_has_the_size_of_its_learning_rate() -> None:
     model = random_model(sequence_len=256, depth=2)
-    weight = model.layers[0].mlp.fc1.weight  # (512, 128): scaled by sqrt(rows / columns)
+    weight = model.get_parameter("layers.0.mlp.fc1.weight")  # (512, 128): scaled by sqrt(rows / columns)
     before = weight.detach().clone()
     tokens = torch.randint(512, (8, 128))
     model.loss(tokens[:, :-1], tokens[:, 1:]).backward()

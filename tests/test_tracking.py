@@ -15,16 +15,16 @@ from nanochat.tracking import MetricsLog, ProgressDisplay, Tracker, format_secon
 def test_metrics_survive_a_crash_and_a_resume(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.jsonl"
     log = MetricsLog(path, 0)
-    for step in range(5):
+    for step in range(1, 6):
         log.log(step, {"loss": step / 2})
     log.close()
     with path.open("a") as file:
-        file.write('{"step": 5, "lo')  # the crash
-    assert [row["step"] for row in read_metrics(path)] == [0, 1, 2, 3, 4]
+        file.write('{"step": 6, "lo')  # the crash
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4, 5]
     log = MetricsLog(path, 3)  # resumed from a checkpoint at step 3
-    log.log(3, {"loss": 9.0})
+    log.log(4, {"loss": 9.0})
     log.close()
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
 
 
 def test_without_a_terminal_progress_is_lines() -> None:
@@ -64,5 +64,5 @@ def test_no_tracker_without_a_login_or_a_name(monkeypatch: pytest.MonkeyPatch, t
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"--tracker trackio is not installed: run .*pip install trackio"):
+    with pytest.raises(UserError, match=r"trackio is not installed: run .*pip install trackio"):
         Tracker("trackio", "run", "project", {})

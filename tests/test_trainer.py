@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat import checkpoint, paths, trainer
+from nanochat import checkpoint, lineage, paths
 from nanochat.data.batches import Batch, RowBatches, Share, StepData
 from nanochat.data.packing import Row
 from nanochat.errors import UserError
@@ -27,8 +27,7 @@ from nanochat.trainer import Training, lr_multiplier
 
 SEQUENCE_LEN = 32
 OPTIONS = TrainOptions(
-    model_tag="test", tracker="none", device_type="cpu", device_batch_size=4, total_batch_size=8 * SEQUENCE_LEN,
-    save_every=0, eval_every=0, warmdown_ratio=0.0,
+    model_tag="test", tracker="none", device_type="cpu", device_batch_size=4, save_every=0, warmdown_ratio=0.0,
 )  # fmt: skip
 
 
@@ -58,7 +57,7 @@ def runtime(base_dir: Path) -> Iterator[Runtime]:
 
 def begin(runtime: Runtime, tokenizer: Tokenizer, options: TrainOptions = OPTIONS) -> Training:
     config = GPTConfig.from_depth(2, tokenizer.vocab_size, SEQUENCE_LEN)
-    return trainer.begin("base", options, runtime, tokenizer, config=config)
+    return lineage.begin("base", options, runtime, tokenizer, config=config)
 
 
 def losses(run: Training) -> list[float]:
@@ -67,7 +66,7 @@ def losses(run: Training) -> list[float]:
 
 def test_training_learns_a_small_batch_by_heart(runtime: Runtime, tokenizer: Tokenizer) -> None:
     run = begin(runtime, tokenizer)
-    run.run(batches(FewRows(8)), 60)
+    run.run(batches(FewRows(8)), 60, step_size="8 rows", one_shape=True)
     first, *_, last = losses(run)
     assert first == pytest.approx(math.log(512), abs=0.01) and last < 0.1
 
@@ -77,14 +76,14 @@ def test_micro_batches_do_not_change_the_result(runtime: Runtime, tokenizer: Tok
     for size in (8, 3):
         options = replace(OPTIONS, device_batch_size=size, model_tag=f"size{size}")
         run = begin(runtime, tokenizer, options)
-        run.run(batches(FewRows(), options), 4)
+        run.run(batches(FewRows(), options), 4, step_size="8 rows", one_shape=True)
         figures.append(losses(run))
     assert figures[0] == pytest.approx(figures[1], abs=1e-4)
 
 
 def test_a_resumed_run_is_bit_for_bit_the_one_never_stopped(runtime: Runtime, tokenizer: Tokenizer) -> None:
     straight = begin(runtime, tokenizer, replace(OPTIONS, model_tag="straight"))
-    straight.run(batches(FewRows()), 8)
+    straight.run(batches(FewRows()), 8, step_size="8 rows", one_shape=True)
     options = replace(OPTIONS, model_tag="stopped", save_every=3, num_iterations=8)
 
     class Stops:
@@ -96,10 +95,10 @@ def test_a_resumed_run_is_bit_for_bit_the_one_never_stopped(runtime: Runtime, to
             return batches(FewRows()).step_data(step)
 
     with pytest.raises(KeyboardInterrupt):
-        begin(runtime, tokenizer, options).run(Stops(), 8)
+        begin(runtime, tokenizer, options).run(Stops(), 8, step_size="8 rows", one_shape=True)
     resumed = begin(runtime, tokenizer, options)
     assert resumed.step == 6
-    resumed.run(batches(FewRows()), 8)
+    resumed.run(batches(FewRows()), 8, step_size="8 rows", one_shape=True)
     assert losses(resumed) == losses(straight)
     for a, b in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -108,15 +107,15 @@ def test_a_resumed_run_is_bit_for_bit_the_one_never_stopped(runtime: Runtime, to
 def test_a_complete_run_is_not_trained_further(
     runtime: Runtime, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begin(runtime, tokenizer).run(batches(FewRows()), 3)
+    begin(runtime, tokenizer).run(batches(FewRows()), 3, step_size="8 rows", one_shape=True)
     again = begin(runtime, tokenizer)
-    again.run(batches(FewRows()), 3)
+    again.run(batches(FewRows()), 3, step_size="8 rows", one_shape=True)
     assert again.step == 3 and len(losses(again)) == 3
     assert "complete at step 3" in capsys.readouterr().out
 
 
 def test_fresh_sets_the_old_run_aside(runtime: Runtime, tokenizer: Tokenizer) -> None:
-    begin(runtime, tokenizer).run(batches(FewRows()), 2)
+    begin(runtime, tokenizer).run(batches(FewRows()), 2, step_size="8 rows", one_shape=True)
     run = begin(runtime, tokenizer, replace(OPTIONS, fresh=True))
     assert run.step == 0
     (kept,) = paths.checkpoints_dir("base").iterdir()
@@ -124,29 +123,29 @@ def test_fresh_sets_the_old_run_aside(runtime: Runtime, tokenizer: Tokenizer) ->
 
 
 def test_a_run_of_another_shape_is_refused(runtime: Runtime, tokenizer: Tokenizer) -> None:
-    begin(runtime, tokenizer).run(batches(FewRows()), 1)
+    begin(runtime, tokenizer).run(batches(FewRows()), 1, step_size="8 rows", one_shape=True)
     with pytest.raises(UserError, match=r"another shape.*--fresh"):
-        trainer.begin("base", OPTIONS, runtime, tokenizer, config=GPTConfig.from_depth(3, 512, SEQUENCE_LEN))
+        lineage.begin("base", OPTIONS, runtime, tokenizer, config=GPTConfig.from_depth(3, 512, SEQUENCE_LEN))
 
 
 def test_the_next_stage_starts_from_the_newest_parent_and_again_when_the_parent_changes(
     runtime: Runtime, tokenizer: Tokenizer
 ) -> None:
-    begin(runtime, tokenizer).run(batches(FewRows()), 1)
-    parent = trainer.parent_of("mid", None)
-    mid = trainer.begin("mid", OPTIONS, runtime, tokenizer, parent=parent)
+    begin(runtime, tokenizer).run(batches(FewRows()), 1, step_size="8 rows", one_shape=True)
+    parent = lineage.parent_of("mid", None)
+    mid = lineage.begin("mid", OPTIONS, runtime, tokenizer, parent=parent)
     assert torch.equal(mid.model.lm_head.weight, begin(runtime, tokenizer).model.lm_head.weight)
-    mid.run(batches(FewRows()), 2)
-    assert trainer.begin("mid", OPTIONS, runtime, tokenizer, parent=parent).step == 2
-    begin(runtime, tokenizer).run(batches(FewRows()), 2)
-    changed = trainer.parent_of("mid", None)
-    assert trainer.begin("mid", OPTIONS, runtime, tokenizer, parent=changed).step == 0
+    mid.run(batches(FewRows()), 2, step_size="8 rows", one_shape=True)
+    assert lineage.begin("mid", OPTIONS, runtime, tokenizer, parent=parent).step == 2
+    begin(runtime, tokenizer).run(batches(FewRows()), 2, step_size="8 rows", one_shape=True)
+    changed = lineage.parent_of("mid", None)
+    assert lineage.begin("mid", OPTIONS, runtime, tokenizer, parent=changed).step == 0
 
 
 def test_a_missing_stage_names_the_script_to_run(base_dir: Path) -> None:
     for source, script in (("mid", "pretrain"), ("sft", "midtrain"), ("rl", "sft")):
         with pytest.raises(UserError, match=rf"run \./{script}\.sh first"):
-            trainer.parent_of(source, None)
+            lineage.parent_of(source, None)
 
 
 def test_steps_with_nothing_to_learn_change_nothing(runtime: Runtime, tokenizer: Tokenizer) -> None:
@@ -159,7 +158,7 @@ def test_steps_with_nothing_to_learn_change_nothing(runtime: Runtime, tokenizer:
 
     run = begin(runtime, tokenizer)
     before = run.model.embed_tokens.weight.detach().clone()
-    run.run(Nothing(), 2)
+    run.run(Nothing(), 2, step_size="8 rows", one_shape=True)
     assert torch.equal(run.model.embed_tokens.weight, before) and losses(run) == [0.0, 0.0]
 
 
@@ -171,7 +170,7 @@ def test_a_step_that_is_not_finite_is_left_out(runtime: Runtime, tokenizer: Toke
             return StepData([b._replace(weights=torch.full(b.targets.shape, weight)) for b in data.batches], {})
 
     run = begin(runtime, tokenizer)
-    run.run(OneBadStep(), 3)
+    run.run(OneBadStep(), 3, step_size="8 rows", one_shape=True)
     assert all(torch.isfinite(parameter).all() for parameter in run.model.parameters())
     assert run.optimizer.steps == 2
 
@@ -183,7 +182,7 @@ def test_too_many_bad_steps_end_the_run(runtime: Runtime, tokenizer: Tokenizer) 
             return StepData([b._replace(weights=torch.full(b.targets.shape, math.inf)) for b in data.batches], {})
 
     with pytest.raises(UserError, match="no finite gradient"):
-        begin(runtime, tokenizer).run(Bad(), 50)
+        begin(runtime, tokenizer).run(Bad(), 50, step_size="8 rows", one_shape=True)
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:
@@ -211,7 +210,7 @@ torch.set_num_threads(1)
 with Runtime.start("cpu") as runtime:
     options = replace(OPTIONS, model_tag=f"world{runtime.share.world_size}", device_batch_size=3)
     run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), options)
-    run.run(batches(FewRows(64), options, runtime.share), 20)
+    run.run(batches(FewRows(64), options, runtime.share), 20, step_size="8 rows", one_shape=True)
 """
 
 

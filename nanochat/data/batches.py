@@ -29,7 +29,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """The same on another device."""
-        return Batch(*(part if part is None else part.to(device, non_blocking=True) for part in self))
+        tokens, targets = (part.to(device, non_blocking=True) for part in (self.tokens, self.targets))
+        return Batch(tokens, targets, None if self.weights is None else self.weights.to(device, non_blocking=True))
 
 
 class StepData(NamedTuple):

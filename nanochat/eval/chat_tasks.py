@@ -1,15 +1,14 @@
 """Scores of a chat model on graded tasks, by letting it answer."""
 
-from nanochat.data.batches import Share
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.reply import reply_parts
 from nanochat.inference.sampling import Sampling
 from nanochat.tasks.task import GradedTask
 
 
-def score(chat: ChatModel, task: GradedTask, sampling: Sampling, most: int, share: Share = Share()) -> float:  # noqa: B008  # frozen
-    """Mean grade, 0 to 1, of the replies to the first `most` problems; of this process's part of them."""
-    problems = [task[i] for i in range(share.rank, min(len(task), most), share.world_size)]
+def score(chat: ChatModel, task: GradedTask, sampling: Sampling, most: int) -> float:
+    """Mean grade, 0 to 1, of the replies to the first `most` problems."""
+    problems = [task[i] for i in range(min(len(task), most))]
     completions = chat.engine.generate([chat.prompt(task.prompt(problem)) for problem in problems], sampling)
     grades = [
         task.grade(problem, reply_parts(chat.tokenizer, completion.tokens))

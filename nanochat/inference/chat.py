@@ -3,9 +3,9 @@
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from nanochat import checkpoint, paths
+from nanochat.data.conversations import Message
 from nanochat.inference.engine import Completion, Engine, Request
 from nanochat.inference.reply import Delta, ReplyDecoder
 from nanochat.inference.sampling import Sampling
@@ -40,7 +40,7 @@ class ChatModel:
         return f"{self.source} {self.model_tag} step {self.step}"
 
     def stream(
-        self, messages: Sequence[dict[str, Any]], sampling: Sampling, stop: threading.Event | None = None
+        self, messages: Sequence[Message], sampling: Sampling, stop: threading.Event | None = None
     ) -> Generator[Delta, None, Completion]:
         """The reply to a conversation that ends with the user's turn, piece by piece.
 
@@ -55,7 +55,7 @@ class ChatModel:
         finally:
             self.engine.cancel(request)
 
-    def prompt(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The tokens that `stream` gives the model."""
         if self.source == "base":
             return [self.tokenizer.bos_id, *self.tokenizer.encode(str(messages[-1]["content"]))]

@@ -15,6 +15,8 @@ from nanochat.tokenizer import Tokenizer
 
 PREFILL_TOKENS = 16_384
 """Most tokens, padding counted, in one forward pass over new prompts."""
+CACHE_STEP = 128
+"""The KV cache's slots are this many tokens long or a multiple."""
 
 
 class Tool(Protocol):
@@ -100,9 +102,8 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> None:
         """Append one token to every request of the batch, or take new ones in and write their first."""
-        if self._cache is None:
-            self._cache = KVCache(self.model, self.max_batch_size)
         newcomers = self._admit()
+        self._make_room(newcomers)
         if newcomers:
             logits = self._prefill(newcomers)
         elif self.active:
@@ -128,6 +129,17 @@ class Engine:
             newcomers.append(self.waiting.popleft())
             self.active.append(newcomers[-1])
         return newcomers
+
+    def _make_room(self, newcomers: list[Request]) -> None:
+        """Let the slots be as long as the longest reply may become: 128 whole contexts of a d20 would take 27 GB."""
+        context = self.model.config.sequence_len
+        longest = max((len(request.prompt) + request.sampling.max_tokens for request in newcomers), default=0)
+        needed = min(-(-longest // CACHE_STEP) * CACHE_STEP, context)
+        if self._cache is None or self._cache.length < needed:
+            cache = KVCache(self.model, self.max_batch_size, needed)
+            if self._cache is not None:
+                cache.copy_from(self._cache)
+            self._cache = cache
 
     def _prefill(self, newcomers: list[Request]) -> torch.Tensor:
         """Run the prompts, padded to one length; logits after each prompt's last token, (B, V)."""

@@ -7,15 +7,15 @@ from nanochat.gpt import GPT
 
 
 class KVCache:
-    """`slots` sequences of at most the model's context, in the model's dtype.
+    """`slots` sequences of at most `length` tokens, in the model's dtype.
 
     The sequences in use are always slots 0 to n - 1, so that what a step reads is a view. Before a forward pass,
     `prefill` or `decode` says which slots and positions it fills; the model then calls `update` layer by layer.
     """
 
-    def __init__(self, model: GPT, slots: int) -> None:
+    def __init__(self, model: GPT, slots: int, length: int) -> None:
         config = model.config
-        shape = (config.n_layer, slots, config.n_kv_head, config.sequence_len, config.head_dim)
+        shape = (config.n_layer, slots, config.n_kv_head, length, config.head_dim)
         self.keys = torch.zeros(shape, dtype=model.compute_dtype, device=model.device)
         self.values = torch.zeros_like(self.keys)
         self.device = model.device
@@ -23,6 +23,16 @@ class KVCache:
         """(B, T) of the forward pass under way"""
         self._slots = slice(0)
         self._mask = torch.empty(0)
+
+    @property
+    def length(self) -> int:
+        """Tokens that a slot has room for."""
+        return self.keys.size(3)
+
+    def copy_from(self, smaller: "KVCache") -> None:
+        """Take over all that another cache of as many slots holds."""
+        self.keys[:, :, :, : smaller.length] = smaller.keys
+        self.values[:, :, :, : smaller.length] = smaller.values
 
     def prefill(self, first_slot: int, sequences: int, length: int) -> None:
         """The next forward pass fills positions 0 to `length` - 1 of `sequences` slots from `first_slot` on.

@@ -89,9 +89,9 @@ def test_the_tool_s_output_is_forced_and_marked(tokenizer: Tokenizer) -> None:
     engine = Engine(model_for(tokenizer), tokenizer, Echo())
     request = engine.submit([tokenizer.bos_id, 5], Sampling(max_tokens=40, temperature=0))
     engine.step()
-    written = ["<|python_start|>", *tokenizer.encode("1+2"), "<|python_end|>"]
-    for token in written:  # as if the model had drawn them
-        engine._accept(request, tokenizer.special(token) if isinstance(token, str) else token)
+    python_start, python_end = (tokenizer.special(name) for name in ("<|python_start|>", "<|python_end|>"))
+    for token in (python_start, *tokenizer.encode("1+2"), python_end):  # as if the model had drawn them
+        engine._accept(request, token)
     while request.forced:
         engine.step()
     completion = request.completion
