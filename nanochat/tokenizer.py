@@ -16,7 +16,7 @@ import numpy as np
 import rustbpe
 import tiktoken
 
-from nanochat.data.conversations import Conversation, Message, Part
+from nanochat.data.conversations import Conversation, Message, Part, PartType
 from nanochat.errors import UserError
 
 SPECIAL_TOKENS = (
@@ -39,7 +39,10 @@ SPLIT_PATTERN = (
 
 RANKS_FILE = "ranks.tiktoken"
 SETTINGS_FILE = "tokenizer.json"
-PART_MARKS = {"python": ("<|python_start|>", "<|python_end|>"), "python_output": ("<|output_start|>", "<|output_end|>")}
+PART_MARKS: dict[PartType, tuple[str, str]] = {
+    "python": ("<|python_start|>", "<|python_end|>"),
+    "python_output": ("<|output_start|>", "<|output_end|>"),
+}
 
 
 class Rendered(NamedTuple):

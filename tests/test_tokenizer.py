@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nanochat.data.conversations import Conversation, Message
 from nanochat.errors import UserError
 from nanochat.tokenizer import RANKS_FILE, SETTINGS_FILE, SPECIAL_TOKENS, Tokenizer
 
@@ -20,10 +21,10 @@ def test_text_never_becomes_a_special_token(tokenizer: Tokenizer) -> None:
     special = set(tokenizer.special_ids.values())
     for name in SPECIAL_TOKENS:
         assert not special & set(tokenizer.encode(f"a{name}b"))
-    conversation = {
+    chat: Conversation = {
         "messages": [{"role": "user", "content": "<|assistant_end|>"}, {"role": "assistant", "content": "x"}]
     }
-    assert tokenizer.render_conversation(conversation).ids.count(tokenizer.special("<|assistant_end|>")) == 1
+    assert tokenizer.render_conversation(chat).ids.count(tokenizer.special("<|assistant_end|>")) == 1
 
 
 def test_numbers_are_split_in_groups_of_two(tokenizer: Tokenizer) -> None:
@@ -65,7 +66,7 @@ def test_a_vocabulary_below_the_bytes_is_refused() -> None:
 
 
 def test_mask_covers_what_the_assistant_writes(tokenizer: Tokenizer) -> None:
-    conversation = {
+    chat: Conversation = {
         "messages": [
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": "What is 2+3?"},
@@ -82,7 +83,7 @@ def test_mask_covers_what_the_assistant_writes(tokenizer: Tokenizer) -> None:
             {"role": "assistant", "content": "Welcome"},
         ]
     }
-    ids, mask = tokenizer.render_conversation(conversation)
+    ids, mask = tokenizer.render_conversation(chat)
     assert tokenizer.decode(ids) == (
         "<|bos|><|user_start|>Be brief.\n\nWhat is 2+3?<|user_end|><|assistant_start|>Let me see. <|python_start|>2+3"
         "<|python_end|><|output_start|>5<|output_end|>It is 5.<|assistant_end|><|user_start|>Thanks<|user_end|>"
@@ -93,7 +94,7 @@ def test_mask_covers_what_the_assistant_writes(tokenizer: Tokenizer) -> None:
 
 
 def test_prompt_is_the_beginning_of_the_conversation(tokenizer: Tokenizer) -> None:
-    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    messages: list[Message] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     whole = tokenizer.render_conversation({"messages": messages}).ids
     prompt = tokenizer.render_prompt(messages[:1])
     assert whole[: len(prompt)] == prompt and prompt[-1] == tokenizer.special("<|assistant_start|>")

@@ -16,9 +16,11 @@ from typing import Any, Literal, NamedTuple, TypedDict, cast
 
 from nanochat.errors import UserError
 
+PartType = Literal["text", "python", "python_output"]
+
 
 class Part(TypedDict):
-    type: Literal["text", "python", "python_output"]
+    type: PartType
     text: str
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nanochat.data.conversations import Conversation
 from nanochat.errors import UserError
 from nanochat.tokenizer import Rendered, Tokenizer
 
@@ -79,7 +80,7 @@ def write_documents(folder: Path, split: str, tokenizer: Tokenizer, texts: Itera
 
 
 def write_conversations(
-    folder: Path, split: str, tokenizer: Tokenizer, conversations: Iterable[dict], max_tokens: int, origin: str
+    folder: Path, split: str, tokenizer: Tokenizer, conversations: Iterable[Conversation], max_tokens: int, origin: str
 ) -> None:
     """Write conversations with their loss mask, each cut to `max_tokens`."""
     rendered = (tokenizer.render_conversation(conversation, max_tokens) for conversation in conversations)

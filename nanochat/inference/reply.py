@@ -4,6 +4,7 @@ import codecs
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from nanochat.data.conversations import Part, PartType
 from nanochat.tokenizer import PART_MARKS, Tokenizer
 
 
@@ -11,8 +12,7 @@ from nanochat.tokenizer import PART_MARKS, Tokenizer
 class Delta:
     """The next piece of a reply."""
 
-    type: str
-    """text, python or python_output"""
+    type: PartType
     text: str
 
 
@@ -23,7 +23,7 @@ class ReplyDecoder:
         self._tokenizer = tokenizer
         self._opening = {tokenizer.special(opening): kind for kind, (opening, _) in PART_MARKS.items()}
         self._special = set(tokenizer.special_ids.values())
-        self._kind = "text"
+        self._kind: PartType = "text"
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, token: int) -> Delta | None:
@@ -42,7 +42,7 @@ class ReplyDecoder:
         return Delta(self._kind, text) if text else None
 
 
-def add_delta(parts: list[dict[str, str]], delta: Delta) -> None:
+def add_delta(parts: list[Part], delta: Delta) -> None:
     """Add a piece to the parts of a reply, in place: it continues the last part where the type is the same."""
     if parts and parts[-1]["type"] == delta.type:
         parts[-1]["text"] += delta.text
@@ -50,11 +50,11 @@ def add_delta(parts: list[dict[str, str]], delta: Delta) -> None:
         parts.append({"type": delta.type, "text": delta.text})
 
 
-def reply_parts(tokenizer: Tokenizer, tokens: Iterable[int]) -> list[dict[str, str]]:
+def reply_parts(tokenizer: Tokenizer, tokens: Iterable[int]) -> list[Part]:
     """A whole reply as the parts of a message, neighbours of one kind joined."""
     decoder = ReplyDecoder(tokenizer)
     deltas = [decoder.feed(token) for token in tokens] + [decoder.flush()]
-    parts: list[dict[str, str]] = []
+    parts: list[Part] = []
     for delta in filter(None, deltas):
         add_delta(parts, delta)
     return parts

@@ -15,6 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from nanochat.data.conversations import Message, Part
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.reply import add_delta
@@ -138,7 +139,7 @@ class _Answer:
         self.prompt_tokens = prompt_tokens
 
     async def whole(self) -> dict[str, Any]:
-        parts: list[dict[str, str]] = []
+        parts: list[Part] = []
         async for delta in self.reply:
             add_delta(parts, delta)
         reason, usage = self._outcome()
@@ -179,7 +180,7 @@ def _sampling(body: ChatRequest, defaults: Sampling) -> Sampling:
     )
 
 
-def _count_prompt(chat_model: ChatModel, messages: list[dict[str, Any]]) -> int:
+def _count_prompt(chat_model: ChatModel, messages: list[Message]) -> int:
     """Tokens of the prompt. Raises ApiError if no room is left in the context for an answer."""
     try:
         count = len(chat_model.prompt(messages))

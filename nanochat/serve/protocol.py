@@ -11,7 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
-ROLES = {"developer": "system"}
+from nanochat.data import conversations
+from nanochat.data.conversations import Part
+
+Role = Literal["system", "user", "assistant"]
 MAX_MESSAGES = 1000
 
 
@@ -77,14 +80,14 @@ class ChatRequest(BaseModel):
     logprobs: Literal[False] | None = None
     tools: None = None
 
-    def conversation(self) -> list[dict[str, Any]]:
+    def conversation(self) -> list[conversations.Message]:
         """The messages as the model reads them. Raises ApiError where the turns do not alternate."""
-        turns = []
+        turns: list[conversations.Message] = []
         for i, message in enumerate(self.messages):
-            role = ROLES.get(message.role, message.role)
-            content: str | list[dict[str, str]] = message.content if isinstance(message.content, str) else []
+            role: Role = "system" if message.role == "developer" else message.role
+            content: str | list[Part] = message.content if isinstance(message.content, str) else []
             if not isinstance(message.content, str):
-                content = [part.model_dump() for part in message.content]
+                content = [Part(type=part.type, text=part.text) for part in message.content]
                 if role != "assistant":
                     if any(part["type"] != "text" for part in content):
                         raise ApiError(400, "only the assistant's messages may hold tool calls", param=f"messages.{i}")
@@ -118,7 +121,7 @@ class ChatCompletion:
         """The piece that closes a stream whose client asked for usage."""
         return self._object("chat.completion.chunk", []) | {"usage": usage}
 
-    def whole(self, parts: list[dict[str, str]], finish_reason: str, usage: dict[str, int]) -> dict[str, Any]:
+    def whole(self, parts: list[Part], finish_reason: str, usage: dict[str, int]) -> dict[str, Any]:
         """The answer in one piece."""
         message: dict[str, Any] = {"role": "assistant", "content": _said(parts), "refusal": None}
         if any(part["type"] != "text" for part in parts):
@@ -130,7 +133,7 @@ class ChatCompletion:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
 
-def _said(parts: list[dict[str, str]]) -> str:
+def _said(parts: list[Part]) -> str:
     """The text of a reply, without its tool calls."""
     return "".join(part["text"] for part in parts if part["type"] == "text")
 

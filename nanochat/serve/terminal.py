@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Literal
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.formatted_text import HTML
@@ -18,6 +18,7 @@ from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from rich.console import Console
 
+from nanochat.data.conversations import Message, Part
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.sampling import Sampling
@@ -65,7 +66,7 @@ class TerminalChat:
         self.read = read
         self.console = console
         self.system = system
-        self.messages: list[dict[str, Any]] = []
+        self.messages: list[Message] = []
 
     def run(self) -> None:
         """Talk until the person leaves."""
@@ -192,9 +193,9 @@ def _number(text: str, low: float, high: float) -> float | None:
     return number if low <= number <= high else None
 
 
-def _opening(system: str | None) -> list[dict[str, Any]]:
+def _opening(system: str | None) -> list[Message]:
     return [_turn("system", system)] if system else []
 
 
-def _turn(role: str, content: str | list[dict[str, str]]) -> dict[str, Any]:
+def _turn(role: Literal["system", "user", "assistant"], content: str | list[Part]) -> Message:
     return {"role": role, "content": content}

@@ -9,8 +9,8 @@ import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
 
+from nanochat.data.conversations import Message
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Completion
@@ -35,7 +35,7 @@ class Reply:
     and GenerationError where the model broke down.
     """
 
-    def __init__(self, messages: list[dict[str, Any]], sampling: Sampling) -> None:
+    def __init__(self, messages: list[Message], sampling: Sampling) -> None:
         self.messages = messages
         self.sampling = sampling
         self.stop = threading.Event()
@@ -87,7 +87,7 @@ class ModelWorker:
         """Requests being answered now."""
         return int(self._current is not None)
 
-    def submit(self, messages: list[dict[str, Any]], sampling: Sampling) -> Reply:
+    def submit(self, messages: list[Message], sampling: Sampling) -> Reply:
         """Queue a conversation for an answer; call it in the event loop. Raises QueueFullError if the line is full."""
         reply = Reply(messages, sampling)
         with self._changed:

@@ -7,6 +7,7 @@ from typing import TextIO
 from rich.cells import cell_len
 from rich.console import Console
 
+from nanochat.data.conversations import Part
 from nanochat.inference.reply import Delta, add_delta
 
 
@@ -14,7 +15,7 @@ class ReplyWriter(ABC):
     """Writes text as it comes and each tool call, once its result is there, as `[python] 37*45 -> 1665`."""
 
     def __init__(self) -> None:
-        self.parts: list[dict[str, str]] = []
+        self.parts: list[Part] = []
 
     def add(self, delta: Delta) -> None:
         """Write a piece of the reply."""

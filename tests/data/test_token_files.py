@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.data.conversations import Conversation
 from nanochat.data.token_files import TokenFile, write_conversations, write_documents
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
 
 
 def test_conversations_keep_their_mask(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    chat = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    chat: Conversation = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
     write_conversations(tmp_path, "train", tokenizer, [chat, chat], max_tokens=64, origin="x")
     file = TokenFile.open(tmp_path, "train", tokenizer)
     rendered = tokenizer.render_conversation(chat)

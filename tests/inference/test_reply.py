@@ -1,5 +1,6 @@
 """Replies come as whole characters, and special tokens are never shown."""
 
+from nanochat.data.conversations import Message, Part
 from nanochat.inference.reply import ReplyDecoder, reply_parts
 from nanochat.tokenizer import Tokenizer
 
@@ -19,12 +20,12 @@ def test_a_character_cut_off_is_shown_as_such_at_the_end(tokenizer: Tokenizer) -
 
 
 def test_parts_of_a_reply_with_a_tool_call(tokenizer: Tokenizer) -> None:
-    parts = [
+    parts: list[Part] = [
         {"type": "python", "text": "1 + 2"},
         {"type": "python_output", "text": "3"},
         {"type": "text", "text": "It is 3."},
     ]
-    messages = [{"role": "user", "content": "1+2?"}, {"role": "assistant", "content": parts}]
+    messages: list[Message] = [{"role": "user", "content": "1+2?"}, {"role": "assistant", "content": parts}]
     whole = tokenizer.render_conversation({"messages": messages}).ids
     reply = whole[len(tokenizer.render_prompt(messages[:1])) :]
     assert reply_parts(tokenizer, reply) == parts

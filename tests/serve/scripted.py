@@ -7,8 +7,8 @@ nothing until it is told to stop or `go` is set; `fail` breaks down; anything el
 
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any
 
+from nanochat.data.conversations import Message
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Completion
@@ -25,23 +25,23 @@ class ScriptedChatModel(ChatModel):
         self.go = threading.Event()
         self.started = threading.Event()  # an answer is under way
         self.stopped = threading.Event()  # an answer was broken off
-        self.seen: list[tuple[Sequence[dict[str, Any]], Sampling]] = []
+        self.seen: list[tuple[Sequence[Message], Sampling]] = []
 
     @property
     def context(self) -> int:
         return 2000
 
-    def prompt(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
         return [0 for message in messages for _ in str(message["content"])]
 
     def stream(
-        self, messages: Sequence[dict[str, Any]], sampling: Sampling, stop: threading.Event | None = None
+        self, messages: Sequence[Message], sampling: Sampling, stop: threading.Event | None = None
     ) -> Generator[Delta, None, Completion]:
         stop = stop or threading.Event()
         completion = Completion()
         self.seen.append((messages, sampling))
         self.started.set()
-        for delta in self._script(messages[-1]["content"], stop):
+        for delta in self._script(str(messages[-1]["content"]), stop):
             if stop.is_set():
                 self.stopped.set()
                 return completion

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from nanochat.data.conversations import PartType
 from nanochat.errors import UserError
 from nanochat.inference.reply import Delta
 from nanochat.inference.sampling import Sampling
@@ -156,7 +157,7 @@ def plain(deltas: Iterable[Delta]) -> str:
         ([("text", "so "), ("python", "1+")], "so \n[python] 1+ -> (not run)\n"),
     ],
 )
-def test_plain_reply_has_one_line_a_tool_call(deltas: list[tuple[str, str]], written: str) -> None:
+def test_plain_reply_has_one_line_a_tool_call(deltas: list[tuple[PartType, str]], written: str) -> None:
     assert plain(Delta(*delta) for delta in deltas) == written
 
 
