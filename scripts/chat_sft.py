@@ -32,7 +32,7 @@ class SFTOptions(TrainOptions):
         check_range("target_examples_per_step", self.target_examples_per_step, 1)
 
 
-DEMO = SFTOptions(mixture="demo", model_tag="d4", init_lr_frac=0.25, target_examples_per_step=64, save_every=0)
+DEMO = SFTOptions(mixture="demo", model_tag="d4", init_lr_frac=0.4, target_examples_per_step=64, save_every=0)
 QUICK = replace(DEMO, model_tag="d2", num_iterations=10)
 
 

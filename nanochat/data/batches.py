@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nanochat.data.packing import Row, Rows
+from nanochat.loss import IGNORE
 
 
 class Batch(NamedTuple):
@@ -62,7 +63,7 @@ class RowBatches:
     def __init__(
         self, rows: Rows, *, rows_per_step: int, device_batch_size: int, share: Share, seed: int, trim: bool = False
     ) -> None:
-        """`trim` cuts the columns at a micro-batch's end in which nothing is trained on, where rows are padded."""
+        """`trim`, for padded rows: put rows of like length together and cut the columns that train nothing."""
         self.rows = rows
         self.rows_per_step = rows_per_step
         self.device_batch_size = device_batch_size
@@ -82,12 +83,19 @@ class RowBatches:
 
     def step_data(self, step: int) -> StepData:
         """Micro-batches of at most `device_batch_size` rows."""
-        mine = self.row_indices(step)[self.share.rank :: self.share.world_size]
+        mine = [self.rows[i] for i in self.row_indices(step)[self.share.rank :: self.share.world_size]]
+        if self.trim:
+            mine.sort(key=trained_length)
         batches = [
-            stack([self.rows[i] for i in mine[start : start + self.device_batch_size]], self.trim)
+            stack(mine[start : start + self.device_batch_size], self.trim)
             for start in range(0, len(mine), self.device_batch_size)
         ]
         return StepData(batches, {"epoch": step * self.rows_per_step / len(self.rows)})
+
+
+def trained_length(row: Row) -> int:
+    """Positions up to the last that is trained on."""
+    return int(np.flatnonzero(row.targets != IGNORE).max(initial=-1)) + 1
 
 
 def stack(rows: list[Row], trim: bool = False) -> Batch:
@@ -95,9 +103,8 @@ def stack(rows: list[Row], trim: bool = False) -> Batch:
     tokens = torch.from_numpy(np.stack([row.tokens for row in rows]))
     targets = torch.from_numpy(np.stack([row.targets for row in rows]))
     if trim:
-        trained = (targets >= 0).any(dim=0).nonzero()
-        # A multiple of 32 columns, so that only a few shapes ever occur (kernels and compiled code are kept by shape).
-        length = -(-(int(trained[-1]) + 1) // 32) * 32 if len(trained) else 32
+        # A multiple of 32 columns, so that only a few shapes ever occur: kernels are chosen and kept by shape.
+        length = max(-(-max(map(trained_length, rows)) // 32), 1) * 32
         tokens, targets = tokens[:, :length], targets[:, :length]
     return Batch(tokens, targets)
 
