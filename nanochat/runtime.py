@@ -80,6 +80,10 @@ class Runtime:
             dist.all_reduce(tensor)
         return tensor
 
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set in any process."""
+        return bool(self.sum(torch.tensor(int(flag), device=self.device)))
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.share.world_size > 1:

@@ -14,6 +14,7 @@ from nanochat import checkpoint, paths
 from nanochat.data.batches import Batch, BatchSource
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
+from nanochat.interruption import Interruption
 from nanochat.loss import IGNORE
 from nanochat.optim import MuonAdamW
 from nanochat.options import TrainOptions
@@ -92,7 +93,8 @@ class Training:
         """Train until `num_iterations` steps are taken, from wherever it stands; save as it goes.
 
         `step_size` tells a person what a step is, such as "4,096 tokens"; `one_shape` says that all batches have
-        the same shape, so that compiling pays.
+        the same shape, so that compiling pays. After Ctrl-C or SIGTERM it saves at the end of the step and raises
+        KeyboardInterrupt.
         """
         if self.step >= num_iterations:
             if self.runtime.is_main:
@@ -102,11 +104,11 @@ class Training:
         if compiled if compiled is not None else one_shape and self.runtime.device.type == "cuda":
             self.model.compile_training()
         peak_flops, origin = self.runtime.peak_flops()
-        with RunLog(self, num_iterations) as log:
+        with RunLog(self, num_iterations) as log, Interruption() as interruption:
             log.say(self._introduction(num_iterations, step_size))
             log.say(f"on {self.runtime.describe()}, peak {peak_flops / 1e12:,.2f} TFLOP/s ({origin})")
-            bad_steps = 0
-            while self.step < num_iterations:
+            bad_steps, stopped = 0, False
+            while self.step < num_iterations and not stopped:
                 metrics = self._step(batches, num_iterations, peak_flops)
                 finished = self.step == num_iterations
                 if math.isfinite(metrics["gradient_norm"]):
@@ -122,8 +124,12 @@ class Training:
                 if samples and self.runtime.is_main and due(self.step, samples.every, finished):
                     for text in samples.write():
                         log.say(f"  {text}")
-                if due(self.step, self.options.save_every, finished):
+                stopped = self.runtime.any(interruption.requested)
+                if stopped or due(self.step, self.options.save_every, finished):
                     self._save(num_iterations)
+            if stopped and not finished:
+                log.say(f"stopped and saved at step {self.step}: the same command goes on from there")
+                raise KeyboardInterrupt
             log.say(
                 f"{self.source} {self.tag}: {self.step} steps in {format_seconds(self.seconds)}, "
                 f"{peak_memory_bytes(self.runtime.device) / 2**30:.1f} GiB at most, saved in {self.folder}"

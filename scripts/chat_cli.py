@@ -1,6 +1,7 @@
 """Talk to a model in the terminal: `./chat_cli.sh`, or python -m scripts.chat_cli -p "Who are you?" for one answer."""
 
 import secrets
+import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,6 +16,8 @@ from nanochat.serve.terminal import TerminalChat, answer_once, keyboard
 
 @dataclass
 class Options:
+    """Talk to the model in the terminal."""
+
     prompt: Annotated[str | None, tyro.conf.arg(aliases=["-p"])] = None  # print one answer to this text and end
     system: str | None = None  # tells the model how to behave
     source: str | None = None  # base, mid, sft or rl; by default the most advanced there is
@@ -27,6 +30,9 @@ class Options:
     device_type: str = "auto"  # cuda, mps or cpu
 
 
+DEMO = Options(temperature=0.3)  # a model of few parameters is only sure of little
+
+
 def main(options: Options) -> None:
     read = keyboard(paths.base_dir() / "chat_history") if options.prompt is None else None
     chat_model = load_chat(options.source, options.model_tag, options.step, options.device_type, max_batch_size=1)
@@ -37,10 +43,11 @@ def main(options: Options) -> None:
         seed=secrets.randbits(31) if options.seed is None else options.seed,
     )
     if read is None:
+        print(f"({chat_model.description})", file=sys.stderr)  # stdout holds the answer alone
         answer_once(chat_model, options.prompt or "", sampling, options.system)
     else:
         TerminalChat(chat_model, sampling, read, Console(highlight=False), options.system).run()
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    cli.run(main, Options, demo=DEMO)

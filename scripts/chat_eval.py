@@ -9,8 +9,7 @@ from rich.console import Console
 
 from nanochat import checkpoint, cli, paths
 from nanochat.errors import UserError
-from nanochat.eval import stages
-from nanochat.inference.chat import load_chat
+from nanochat.eval.stages import Effort, measure, table
 from nanochat.options import check_range
 from nanochat.runtime import Runtime
 
@@ -27,6 +26,8 @@ class EvalOptions:
     """which checkpoint; by default the last"""
     dataset: str = "fineweb-edu"
     """text for bits per byte"""
+    eval_tokens: int = 10_485_760
+    """tokens of it, at most"""
     max_problems: int = 500
     """held-out sums; a fifth as many words to spell and to count letters of"""
     device_batch_size: int = 32
@@ -35,6 +36,7 @@ class EvalOptions:
 
     def __post_init__(self) -> None:
         check_range("max_problems", self.max_problems, 5)
+        check_range("eval_tokens", self.eval_tokens, 1)
         check_range("device_batch_size", self.device_batch_size, 1)
 
 
@@ -44,24 +46,19 @@ QUICK = replace(DEMO, model_tag="d2", max_problems=50)
 
 def main(options: EvalOptions) -> None:
     console = Console()
+    effort = Effort(options.dataset, options.eval_tokens, options.max_problems)
+    sources = [options.source]
+    if options.source == "all":
+        sources = [s for s in paths.CHECKPOINT_FOLDERS if checkpoint.newest(s, options.model_tag, options.step)]
+    if not sources:
+        raise UserError(f"there is no checkpoint in {paths.base_dir()}: run ./pretrain.sh first")
     with Runtime.start(options.device_type) as runtime:
         results = []
-        for source in paths.CHECKPOINT_FOLDERS if options.source == "all" else [options.source]:
-            if options.source == "all" and not checkpoint.newest(source, options.model_tag, options.step):
-                continue
+        for source in sources:
             found = checkpoint.find(source, options.model_tag, options.step)
-            result = stages.load_result(found, options.max_problems)
-            if result is None:
-                with console.status(f"measuring {found.describe()}"):
-                    chat = load_chat(source, found.tag, found.step, options.device_type, options.device_batch_size)
-                    result = stages.evaluate_stage(
-                        found, chat, runtime, options.dataset, options.device_batch_size, options.max_problems
-                    )
-                stages.save_result(found, result, options.max_problems)
-            results.append(result)
-        if not results:
-            raise UserError(f"there is no checkpoint in {paths.base_dir()}: run ./pretrain.sh first")
-        console.print(stages.table(results))
+            with console.status(f"measuring {found.describe()}"):
+                results.append(measure(found, effort, runtime, options.device_batch_size))
+    console.print(table(results))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from nanochat.serve.app import create_app
 
 @dataclass
 class Options:
+    """Serve the chat page and OpenAI's API."""
+
     source: str | None = None  # base, mid, sft or rl; by default the most advanced there is
     model_tag: str | None = None  # such as d20; by default the newest
     step: int | None = None  # by default the last
@@ -21,6 +23,9 @@ class Options:
     max_tokens: int = 512  # longest reply
     max_waiting: int = 16  # requests that may wait for their turn
     device_type: str = "auto"  # cuda, mps or cpu
+
+
+DEMO = Options(temperature=0.3)  # a model of few parameters is only sure of little
 
 
 def main(options: Options) -> None:
@@ -41,4 +46,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    cli.run(main, Options, demo=DEMO)

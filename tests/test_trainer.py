@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -104,6 +105,45 @@ def test_a_resumed_run_is_bit_for_bit_the_one_never_stopped(runtime: Runtime, to
         assert torch.equal(a, b)
 
 
+def test_ctrl_c_finishes_the_step_saves_and_loses_nothing(runtime: Runtime, tokenizer: Tokenizer) -> None:
+    straight = begin(runtime, tokenizer, replace(OPTIONS, model_tag="straight"))
+    straight.run(batches(FewRows()), 6, step_size="8 rows", one_shape=True)
+
+    class PressesCtrlC:
+        def step_data(self, step: int) -> StepData:
+            if step == 2:
+                signal.raise_signal(signal.SIGINT)
+            return batches(FewRows()).step_data(step)
+
+    options = replace(OPTIONS, model_tag="stopped")
+    with pytest.raises(KeyboardInterrupt):
+        begin(runtime, tokenizer, options).run(PressesCtrlC(), 6, step_size="8 rows", one_shape=True)
+    resumed = begin(runtime, tokenizer, options)
+    assert resumed.step == 3
+    resumed.run(batches(FewRows()), 6, step_size="8 rows", one_shape=True)
+    assert losses(resumed) == losses(straight)
+
+
+def test_a_second_ctrl_c_ends_at_once(runtime: Runtime, tokenizer: Tokenizer) -> None:
+    class PressesTwice:
+        def step_data(self, step: int) -> StepData:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("not reached")
+
+    run = begin(runtime, tokenizer)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(PressesTwice(), 6, step_size="8 rows", one_shape=True)
+    assert run.step == 0 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_other_options_do_not_bend_a_resumed_run(runtime: Runtime, tokenizer: Tokenizer) -> None:
+    begin(runtime, tokenizer).run(batches(FewRows()), 1, step_size="8 rows", one_shape=True)
+    with pytest.raises(UserError, match="started with --seed 42, not 43"):
+        begin(runtime, tokenizer, replace(OPTIONS, seed=43))
+    assert begin(runtime, tokenizer, replace(OPTIONS, device_batch_size=2, save_every=5)).step == 1
+
+
 def test_a_complete_run_is_not_trained_further(
     runtime: Runtime, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +230,21 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     scales = [lr_multiplier(step, 10, options) for step in range(10)]
     assert scales[:7] == pytest.approx([0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5])
     assert scales[7:] == pytest.approx([0.5 * (s + (1 - s) * 0.1) for s in (0.75, 0.5, 0.25)])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ({"device_batch_size": 0}, "--device-batch-size 0 cannot be: the nearest that can is 1"),
+        ({"num_iterations": -3}, "the nearest that can is 1"),
+        ({"keep_last": 0}, "the nearest that can is 1"),
+        ({"save_every": -1}, "the nearest that can is 0"),
+        ({"warmdown_ratio": 1.5}, "the nearest that can is 1"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_with_the_nearest(wrong: dict[str, float], nearest: str) -> None:
+    with pytest.raises(UserError, match=nearest):
+        replace(OPTIONS, **wrong)
 
 
 def test_options_are_inherited_where_they_are_open() -> None:

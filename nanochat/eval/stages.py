@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from rich.table import Table
 
@@ -14,7 +13,7 @@ from nanochat.data.packing import StreamRows
 from nanochat.data.token_shards import TokenShards
 from nanochat.eval.bits_per_byte import bits_per_byte
 from nanochat.eval.chat_tasks import score
-from nanochat.inference.chat import ChatModel
+from nanochat.inference.chat import load_chat
 from nanochat.inference.sampling import Sampling
 from nanochat.runtime import Runtime
 from nanochat.tasks.identity import IdentityQuestions
@@ -40,50 +39,55 @@ class StageResult:
     """spent training this stage"""
 
 
-def evaluate_stage(
-    found: Checkpoint, chat: ChatModel, runtime: Runtime, dataset: str, device_batch_size: int, problems: int
-) -> StageResult:
-    """Measure one checkpoint: greedy replies to `problems` held-out sums, a fifth as many words, five questions."""
-    rows = StreamRows(
-        TokenShards.open(paths.tokens_dir(dataset), "val", chat.tokenizer), chat.context, chat.tokenizer.bos_id
-    )
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured."""
+
+    dataset: str
+    """held-out text for bits per byte"""
+    eval_tokens: int
+    """most tokens of it"""
+    problems: int
+    """held-out sums; a fifth as many words to spell and to count letters of"""
+
+
+def measure(found: Checkpoint, effort: Effort, runtime: Runtime, device_batch_size: int) -> StageResult:
+    """The result of one checkpoint: the one that is kept in report/, or a new one, which is kept there.
+
+    Replies are greedy. Raises UserError if the checkpoint or the text cannot be used.
+    """
+    file = paths.report_dir() / f"{found.source}-{found.tag}-{found.step:06d}.json"
+    key = {"saved_at": found.meta["saved_at"], **asdict(effort)}
+    if file.exists():
+        kept = json.loads(file.read_text())
+        if kept["key"] == key:
+            return StageResult(**kept["result"])
+    result = _evaluate(found, effort, runtime, device_batch_size)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"key": key, "result": asdict(result)}, indent=2) + "\n")
+    return result
+
+
+def _evaluate(found: Checkpoint, effort: Effort, runtime: Runtime, device_batch_size: int) -> StageResult:
+    chat = load_chat(found.source, found.tag, found.step, runtime.device.type, device_batch_size)
+    shards = TokenShards.open(paths.tokens_dir(effort.dataset), "val", chat.tokenizer)
+    rows = StreamRows(shards, chat.context, chat.tokenizer.bos_id)
     words = embedded.frequent_words(DEMO_WORDS)
-    spelling, counting = Spelling(words, "test"), LetterCount(words, "test")
+    spelling, counting = (
+        score(chat, task(words, "test"), GREEDY, effort.problems // 5) for task in (Spelling, LetterCount)
+    )
     return StageResult(
         source=found.source,
         tag=found.tag,
         step=found.step,
         bits_per_byte=bits_per_byte(
-            chat.engine.model, chat.tokenizer, rows, device_batch_size, len(rows) * chat.context, runtime
+            chat.engine.model, chat.tokenizer, rows, device_batch_size, effort.eval_tokens, runtime
         ),
         identity=score(chat, IdentityQuestions(), GREEDY, 5),
-        arithmetic=score(chat, Sums("test", problems), GREEDY, problems),
-        spelling=(score(chat, spelling, GREEDY, problems // 5) + score(chat, counting, GREEDY, problems // 5)) / 2,
+        arithmetic=score(chat, Sums("test", effort.problems), GREEDY, effort.problems),
+        spelling=(spelling + counting) / 2,
         seconds=found.meta["seconds"],
     )
-
-
-def results_file(found: Checkpoint) -> Path:
-    """Where a checkpoint's result is kept."""
-    return paths.report_dir() / f"{found.source}-{found.tag}-{found.step:06d}.json"
-
-
-def save_result(found: Checkpoint, result: StageResult, problems: int) -> None:
-    """Keep a result, with the checkpoint it belongs to."""
-    paths.report_dir().mkdir(parents=True, exist_ok=True)
-    kept = {"saved_at": found.meta["saved_at"], "problems": problems, **asdict(result)}
-    results_file(found).write_text(json.dumps(kept, indent=2) + "\n")
-
-
-def load_result(found: Checkpoint, problems: int) -> StageResult | None:
-    """The result kept for this very checkpoint and as many problems, if there is one."""
-    try:
-        kept = json.loads(results_file(found).read_text())
-    except FileNotFoundError:
-        return None
-    if kept.pop("saved_at") != found.meta["saved_at"] or kept.pop("problems") != problems:
-        return None
-    return StageResult(**kept)
 
 
 def table(results: Sequence[StageResult]) -> Table:
