@@ -79,12 +79,9 @@ class RolloutBatches:
             self._batch(rows[start : start + self.device_batch_size])
             for start in range(0, len(rows), self.device_batch_size)
         ]
-        totals = torch.tensor(
-            [rewards.sum(), sum(len(c.tokens) for c in completions), len(teaching), len(completions)],
-            dtype=torch.float64,
-            device="cpu" if self.runtime.device.type == "cpu" else self.runtime.device,
+        reward, length, taught, count = self.runtime.sum_numbers(
+            rewards.sum(), sum(len(c.tokens) for c in completions), len(teaching), len(completions)
         )
-        reward, length, taught, count = self.runtime.sum(totals.float()).tolist()
         return StepData(
             batches, {"reward": reward / count, "reply_tokens": length / count, "taught_share": taught / count}
         )

@@ -80,9 +80,10 @@ class Runtime:
             dist.all_reduce(tensor)
         return tensor
 
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` is set in any process."""
-        return bool(self.sum(torch.tensor(int(flag), device=self.device)))
+    def sum_numbers(self, *numbers: float) -> list[float]:
+        """Each number summed over processes, in float64."""
+        device = self.device if self.device.type == "cuda" else "cpu"  # MPS has no float64, and gloo wants the CPU
+        return self.sum(torch.tensor(numbers, dtype=torch.float64, device=device)).tolist()
 
     def barrier(self) -> None:
         """Wait for all processes."""

@@ -124,7 +124,7 @@ class Training:
                 if samples and self.runtime.is_main and due(self.step, samples.every, finished):
                     for text in samples.write():
                         log.say(f"  {text}")
-                stopped = self.runtime.any(interruption.requested)
+                stopped = self.runtime.sum_numbers(interruption.requested)[0] > 0
                 if stopped or due(self.step, self.options.save_every, finished):
                     self._save(num_iterations)
             if stopped and not finished:
@@ -167,7 +167,7 @@ class Training:
         """
         device = self.runtime.device
         own_tokens = sum(int((batch.targets != IGNORE).sum()) for batch in batches)
-        tokens = int(self.runtime.sum(torch.tensor(own_tokens, device=device)))
+        tokens = int(self.runtime.sum_numbers(own_tokens)[0])
         if tokens == 0:
             return StepResult(0.0, 0, 0.0)
         parameters = list(self.model.parameters())
@@ -184,7 +184,7 @@ class Training:
             for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
                 parameter.grad = part.view_as(parameter)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.grad_clip or math.inf)
-        return StepResult(float(self.runtime.sum(total)), tokens, float(norm))
+        return StepResult(self.runtime.sum_numbers(float(total))[0], tokens, float(norm))
 
     def _give_up_after(self, bad_steps: int) -> None:
         if bad_steps >= MOST_BAD_STEPS:

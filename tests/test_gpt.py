@@ -81,6 +81,15 @@ def test_a_token_sees_only_what_came_before() -> None:
         torch.testing.assert_close(model(tokens)[:, :12], model(changed)[:, :12])
 
 
+def test_bfloat16_is_close_to_float32() -> None:
+    model = random_model(depth=2)
+    tokens = torch.randint(512, (2, 64))
+    expected = model.loss(tokens, tokens).item()
+    model.compute_dtype = torch.bfloat16
+    assert model.loss(tokens, tokens).item() == pytest.approx(expected, rel=0.01)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
 def test_compiled_training_gives_the_same_loss_and_gradients() -> None:
     pytest.importorskip("torch._inductor")
     model = random_model(depth=1, sequence_len=32)

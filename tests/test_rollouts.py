@@ -95,4 +95,4 @@ class _Alone(Runtime):
         super().__init__(torch.device("cpu"), torch.float32, Share(rank, 2))
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor
+        return tensor  # sum_numbers goes through here too

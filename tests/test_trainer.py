@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -242,7 +243,7 @@ def test_learning_rate_rises_stays_and_falls() -> None:
         ({"warmdown_ratio": 1.5}, "the nearest that can is 1"),
     ],
 )
-def test_numbers_that_cannot_be_are_refused_with_the_nearest(wrong: dict[str, float], nearest: str) -> None:
+def test_numbers_that_cannot_be_are_refused_with_the_nearest(wrong: dict[str, Any], nearest: str) -> None:
     with pytest.raises(UserError, match=nearest):
         replace(OPTIONS, **wrong)
 

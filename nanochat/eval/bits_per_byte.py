@@ -21,11 +21,12 @@ def bits_per_byte(
     """
     token_bytes = torch.zeros(model.config.vocab_size, dtype=torch.int64, device=model.device)
     token_bytes[: tokenizer.vocab_size] = torch.from_numpy(tokenizer.token_bytes).to(model.device)
-    sums = torch.zeros(2, dtype=torch.float64, device=model.device)
+    nats, total_bytes = 0.0, 0.0
     for batch in in_order(rows, device_batch_size, runtime.share, most_rows=max(1, most_tokens // rows.sequence_len)):
         tokens, targets, _ = batch.to(model.device)
         losses = model.token_losses(tokens, targets)
         num_bytes = token_bytes[targets.clamp(min=0)] * (targets >= 0)
-        sums += torch.stack(((losses * (num_bytes > 0)).sum(dtype=torch.float64), num_bytes.sum(dtype=torch.float64)))
-    nats, total_bytes = runtime.sum(sums).tolist()
+        nats += float((losses * (num_bytes > 0)).sum())
+        total_bytes += int(num_bytes.sum())
+    nats, total_bytes = runtime.sum_numbers(nats, total_bytes)
     return nats / math.log(2) / total_bytes
