@@ -1,39 +1,47 @@
-"""CORE: 22 tasks of language, knowledge and reasoning, for models that have not learned to chat or have.
+"""CORE: 22 tasks of language, knowledge and reasoning, for models that have learned to chat and those that have not.
 
 The mean over the tasks of (accuracy - baseline) / (1 - baseline), as in DataComp-LM (https://arxiv.org/abs/2406.11794):
 0 is guessing. GPT-2 has 0.114 and GPT-2 XL 0.257 by the bundle's reference scores.
 """
 
-from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-from nanochat.eval.core_tasks import CoreTask, Problem
-from nanochat.eval.option_scores import OptionScore, score_options
+from nanochat.eval.benchmark import Benchmark, OnTask
+from nanochat.eval.core_tasks import CoreTask, fingerprint, read_tasks
+from nanochat.eval.option_scores import is_right, score_options
 from nanochat.eval.scores import TaskScore
 from nanochat.gpt import GPT
+from nanochat.inference.chat import ChatModel
 from nanochat.tokenizer import Tokenizer
 
 PROBLEMS_AT_A_TIME = 2048
 """Sorted by length together: enough for even batches, few enough to hold in memory."""
 
 
-def core_scores(
-    model: GPT,
-    tokenizer: Tokenizer,
-    tasks: Sequence[CoreTask],
-    batch_tokens: int,
-    max_per_task: int | None = None,
-    on_task: Callable[[str], None] = lambda name: None,
-) -> list[TaskScore]:
-    """The score of each task on its first `max_per_task` problems, by default all.
+class Core(Benchmark):
+    """The tasks of one bundle."""
 
-    `batch_tokens`: most tokens in one forward pass; `on_task` hears the name of each task as it begins.
-    """
-    scores = []
-    for task in tasks:
-        on_task(task.name)
-        answers = right_answers(model, tokenizer, task, batch_tokens, max_per_task)
-        scores.append(TaskScore(task.name, len(answers), sum(answers) / len(answers), task.baseline))
-    return scores
+    name = "CORE"
+
+    def __init__(self, bundle: Path, max_per_task: int | None = None) -> None:
+        """At most `max_per_task` problems of each, by default all. Raises UserError if the folder is no bundle."""
+        self.tasks = read_tasks(bundle)
+        self.bundle = bundle
+        self.max_per_task = max_per_task
+
+    def key(self) -> dict[str, Any]:
+        """The bundle's hash, and how much of it."""
+        return {"bundle": fingerprint(self.bundle), "max_per_task": self.max_per_task}
+
+    def scores(self, chat: ChatModel, batch_tokens: int, on_task: OnTask) -> list[TaskScore]:
+        """The score of each task; `baseline` is the bundle's."""
+        scores = []
+        for task in self.tasks:
+            on_task(task.name)
+            right = right_answers(chat.engine.model, chat.tokenizer, task, batch_tokens, self.max_per_task)
+            scores.append(TaskScore(task.name, len(right), sum(right) / len(right), task.baseline))
+        return scores
 
 
 def right_answers(
@@ -47,11 +55,3 @@ def right_answers(
         problems = [task.problem(i, tokenizer, model.config.sequence_len) for i in indices]
         right.extend(map(is_right, problems, score_options(model, problems, batch_tokens)))
     return right
-
-
-def is_right(problem: Problem, options: Sequence[OptionScore]) -> bool:
-    """Whether the model prefers the right option, or would write the only one word for word."""
-    if len(options) == 1:
-        return options[0].is_greedy
-    losses = [option.mean_loss for option in options]
-    return losses.index(min(losses)) == problem.gold

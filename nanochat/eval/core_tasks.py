@@ -8,7 +8,6 @@ import csv
 import hashlib
 import json
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,29 +16,13 @@ from typing import Any, Literal, get_args
 import yaml
 
 from nanochat.errors import UserError
+from nanochat.eval.option_scores import Option, Problem, common_prefix
 from nanochat.tokenizer import Tokenizer
 
 Kind = Literal["multiple_choice", "schema", "language_modeling"]
 ORDER_SEED = 1337
 EXAMPLES_SEED = 1234
 """With these two, nanochat's seed picks its problems and examples; the same ones make the scores comparable."""
-
-
-@dataclass(frozen=True)
-class Option:
-    """One answer to a problem, with all that stands before it."""
-
-    tokens: list[int]
-    start: int
-    """`tokens[start:]` is scored; at least 1, for the first token has nothing to be predicted from"""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What may be answered. Right is the likeliest option; of a single one, that the model would write just that."""
-
-    options: list[Option]
-    gold: int
 
 
 @dataclass(frozen=True)
@@ -114,13 +97,6 @@ class CoreTask:
         if self.kind == "schema":
             return str(row["context_options"][row["gold"]] + self.delimiter + row["continuation"])
         return str(row["context"].strip() + self.delimiter + row["continuation"])
-
-
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens all sequences begin with."""
-    shortest = min(map(len, sequences))
-    first = sequences[0]
-    return next((i for i in range(shortest) if any(tokens[i] != first[i] for tokens in sequences)), shortest)
 
 
 def read_tasks(bundle: Path) -> list[CoreTask]:

@@ -12,12 +12,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.eval.core_tasks import Problem, common_prefix
 from nanochat.gpt import GPT
 
 PADDING = -1
 HEAD_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
 """Logits at a time."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One answer to a problem, with all that stands before it."""
+
+    tokens: list[int]
+    start: int
+    """`tokens[start:]` is scored; at least 1, for the first token has nothing to be predicted from"""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What may be answered. Right is the likeliest option; of a single one, that the model would write just that."""
+
+    options: list[Option]
+    gold: int
 
 
 @dataclass(frozen=True)
@@ -28,6 +44,14 @@ class OptionScore:
     """cross-entropy in nats, the mean of the scored tokens"""
     is_greedy: bool
     """whether each scored token is the likeliest in its place"""
+
+
+def is_right(problem: Problem, scores: Sequence[OptionScore]) -> bool:
+    """Whether the model prefers the right option, or would write the only one token for token."""
+    if len(scores) == 1:
+        return scores[0].is_greedy
+    losses = [score.mean_loss for score in scores]
+    return losses.index(min(losses)) == problem.gold
 
 
 @dataclass(frozen=True)
@@ -76,6 +100,13 @@ def _row(problem: Problem) -> _Row:
         row.positions.extend(range(shared, len(option.tokens)))
         row.branches.extend([branch] * len(rest))
     return row
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all sequences begin with."""
+    shortest = min(map(len, sequences))
+    first = sequences[0]
+    return next((i for i in range(shortest) if any(tokens[i] != first[i] for tokens in sequences)), shortest)
 
 
 class _Branches:

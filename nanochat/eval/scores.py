@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich import box
 from rich.table import Table
 
 
@@ -29,6 +30,10 @@ class TaskScore:
         return math.sqrt(self.accuracy * (1 - self.accuracy) / self.problems)
 
 
+Scores = dict[str, list[TaskScore]]
+"""Of each stage, by its name."""
+
+
 def centred_mean(scores: Sequence[TaskScore]) -> float:
     """The mean of the centred scores: CORE, ChatCORE."""
     return sum(score.centred for score in scores) / len(scores)
@@ -39,15 +44,18 @@ def centred_mean_error(scores: Sequence[TaskScore]) -> float:
     return math.hypot(*(score.standard_error / (1 - score.baseline) for score in scores)) / len(scores)
 
 
-def score_table(title: str, name: str, scores: Sequence[TaskScore]) -> Table:
-    """A line a task and, last, their centred mean under `name`; 80 columns wide at most."""
-    drawn = Table(title=title)
-    for heading in ("task", "problems", "right", "guessing", "centred"):
-        drawn.add_column(heading, justify="left" if heading == "task" else "right")
-    for score in scores:
-        right = f"{score.accuracy:.1%} ± {score.standard_error:.1%}"
-        drawn.add_row(score.task, f"{score.problems:,}", right, f"{score.baseline:.1%}", f"{score.centred:.3f}")
+def score_table(name: str, stages: Scores) -> Table:
+    """A line a task, a column a stage, and last the centred mean under `name`; 80 columns wide at most.
+
+    The scores of each stage are those of the same tasks.
+    """
+    drawn = Table(title=f"{name}\n% right ± standard error", box=box.SIMPLE_HEAD)
+    for heading in ("task", "guess", *stages):
+        drawn.add_column(heading, justify="left" if heading == "task" else "right", no_wrap=True)
+    for line in zip(*stages.values(), strict=True):
+        cells = (f"{100 * score.accuracy:.1f} ±{100 * score.standard_error:.1f}" for score in line)
+        drawn.add_row(line[0].task.removeprefix("bigbench_"), f"{100 * line[0].baseline:.0f}", *cells)
     drawn.add_section()
-    total = f"{sum(score.problems for score in scores):,}"
-    drawn.add_row(name, total, "", "", f"{centred_mean(scores):.4f} ± {centred_mean_error(scores):.4f}")
+    means = (f"{centred_mean(scores):.3f} ±{centred_mean_error(scores):.3f}" for scores in stages.values())
+    drawn.add_row(name, "0", *means)
     return drawn

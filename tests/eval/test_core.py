@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from nanochat.errors import UserError
-from nanochat.eval.core import core_scores, right_answers
-from nanochat.eval.core_tasks import CoreTask, Kind, Problem, fingerprint, read_tasks
-from nanochat.eval.option_scores import OptionScore, score_options
+from nanochat.eval.core import Core, right_answers
+from nanochat.eval.core_tasks import CoreTask, Kind, fingerprint, read_tasks
+from nanochat.eval.option_scores import OptionScore, Problem, score_options
 from nanochat.eval.scores import TaskScore, centred_mean, centred_mean_error
 from nanochat.gpt import GPT
+from nanochat.inference.chat import ChatModel
+from nanochat.inference.engine import Engine
 from nanochat.tokenizer import Tokenizer
 from tests.conftest import random_model
 
@@ -139,9 +141,11 @@ def test_scores_are_centred_on_guessing() -> None:
 
 def test_the_bundle_has_22_tasks_and_each_scores_as_one_at_a_time(bundle: Path, tokenizer: Tokenizer) -> None:
     model, context, count = random_model(tokenizer.vocab_size, sequence_len=256), 256, 3
-    tasks = read_tasks(bundle)
+    core = Core(bundle, count)
+    tasks = core.tasks
     assert len(tasks) == 22
-    for task, score in zip(tasks, core_scores(model, tokenizer, tasks, 2000, count), strict=True):
+    chat = ChatModel("base", "d2", 1, Engine(model, tokenizer))
+    for task, score in zip(tasks, core.scores(chat, 2000, lambda task: None), strict=True):
         expected = 0
         for problem in (task.problem(i, tokenizer, context) for i in range(count)):
             options = brute_force(model, problem)
