@@ -42,7 +42,7 @@ class Candidate:
         whole_key = {"saved_at": found.meta["saved_at"], **key}
         if file.exists():
             kept = json.loads(file.read_text())
-            if kept["key"] == whole_key:
+            if kept.get("key") == whole_key:
                 return kept["result"]
         result = measure()
         file.parent.mkdir(parents=True, exist_ok=True)
