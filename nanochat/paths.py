@@ -63,6 +63,11 @@ def words_file() -> Path:
     return base_dir() / "words.txt"
 
 
+def eval_bundle_dir() -> Path:
+    """Folder of the tasks of CORE."""
+    return base_dir() / "eval_bundle"
+
+
 def report_dir() -> Path:
     """Folder of the report and its plots."""
     return base_dir() / "report"

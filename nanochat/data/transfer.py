@@ -3,7 +3,7 @@
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -63,18 +63,26 @@ def _asked_pause(error: httpx2.HTTPError) -> float:
     return float(header) if header.isdecimal() else 0.0
 
 
-def append_rest(url: str, size: int, partial: Path, advance: Advance, stop: threading.Event) -> None:
+def append_rest(
+    url: str,
+    size: int,
+    partial: Path,
+    advance: Advance,
+    stop: threading.Event,
+    headers: Mapping[str, str] | None = None,
+) -> None:
     """Ask for the bytes that `partial` lacks of a file of `size` bytes; `advance` hears of every change in its size.
 
+    `headers`: by default the hub's, with the user's token; other servers must not see it.
     Raises httpx2.HTTPError if the connection fails or ends early, and StoppedError; what has come is kept.
     """
     have = partial.stat().st_size if partial.exists() else 0
     if have >= size:
         return
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+    asked = {**(build_hf_headers() if headers is None else headers), "Accept-Encoding": "identity"}
     if have:
-        headers["Range"] = f"bytes={have}-"
-    with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+        asked["Range"] = f"bytes={have}-"
+    with get_session().stream("GET", url, headers=asked, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
         hf_raise_for_status(response)
         if response.status_code != 206:  # the server sends the whole file, whatever was asked for
             advance(-have)

@@ -1,21 +1,18 @@
 """The table that shows what each stage taught: bits per byte, identity, arithmetic with the tool, spelling."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from rich.table import Table
 
 from nanochat import paths
-from nanochat.checkpoint import Checkpoint
 from nanochat.data import embedded
 from nanochat.data.packing import StreamRows
 from nanochat.data.token_shards import TokenShards
 from nanochat.eval.bits_per_byte import bits_per_byte
+from nanochat.eval.candidate import Candidate
 from nanochat.eval.chat_tasks import score
-from nanochat.inference.chat import load_chat
 from nanochat.inference.sampling import Sampling
-from nanochat.runtime import Runtime
 from nanochat.tasks.identity import IdentityQuestions
 from nanochat.tasks.mixtures import DEMO_WORDS, Sums
 from nanochat.tasks.spelling import LetterCount, Spelling
@@ -51,25 +48,16 @@ class Effort:
     """held-out sums; a fifth as many words to spell and to count letters of"""
 
 
-def measure(found: Checkpoint, effort: Effort, runtime: Runtime, device_batch_size: int) -> StageResult:
+def measure(candidate: Candidate, effort: Effort) -> StageResult:
     """The result of one checkpoint: the one that is kept in report/, or a new one, which is kept there.
 
     Replies are greedy. Raises UserError if the checkpoint or the text cannot be used.
     """
-    file = paths.report_dir() / f"{found.source}-{found.tag}-{found.step:06d}.json"
-    key = {"saved_at": found.meta["saved_at"], **asdict(effort)}
-    if file.exists():
-        kept = json.loads(file.read_text())
-        if kept["key"] == key:
-            return StageResult(**kept["result"])
-    result = _evaluate(found, effort, runtime, device_batch_size)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"key": key, "result": asdict(result)}, indent=2) + "\n")
-    return result
+    return StageResult(**candidate.result("", asdict(effort), lambda: asdict(_evaluate(candidate, effort))))
 
 
-def _evaluate(found: Checkpoint, effort: Effort, runtime: Runtime, device_batch_size: int) -> StageResult:
-    chat = load_chat(found.source, found.tag, found.step, runtime.device.type, device_batch_size)
+def _evaluate(candidate: Candidate, effort: Effort) -> StageResult:
+    found, chat = candidate.found, candidate.chat
     shards = TokenShards.open(paths.tokens_dir(effort.dataset), "val", chat.tokenizer)
     rows = StreamRows(shards, chat.context, chat.tokenizer.bos_id)
     words = embedded.frequent_words(DEMO_WORDS)
@@ -81,7 +69,12 @@ def _evaluate(found: Checkpoint, effort: Effort, runtime: Runtime, device_batch_
         tag=found.tag,
         step=found.step,
         bits_per_byte=bits_per_byte(
-            chat.engine.model, chat.tokenizer, rows, device_batch_size, effort.eval_tokens, runtime
+            chat.engine.model,
+            chat.tokenizer,
+            rows,
+            candidate.device_batch_size,
+            effort.eval_tokens,
+            candidate.runtime,
         ),
         identity=score(chat, IdentityQuestions(), GREEDY, 5),
         arithmetic=score(chat, Sums("test", effort.problems), GREEDY, effort.problems),

@@ -1,0 +1,44 @@
+"""How well the tokenizer compresses, against GPT-2's and GPT-4's.
+
+python -m scripts.tok_eval
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from nanochat import cli, paths
+from nanochat.errors import UserError
+from nanochat.eval.compression import SAMPLES, compression_table, load_references
+from nanochat.tokenizer import Tokenizer
+
+
+@dataclass
+class TokEvalOptions:
+    """Compare how many bytes of text a token holds, by kind of text."""
+
+    text: Path | None = None
+    """a text file of your own to add to the comparison"""
+
+
+def main(options: TokEvalOptions) -> None:
+    tokenizer = Tokenizer.load(paths.tokenizer_dir())
+    texts = dict(SAMPLES)
+    if options.text:
+        try:
+            texts[options.text.name] = options.text.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {options.text} ({error}): name a text file in UTF-8") from None
+        if not texts[options.text.name]:
+            raise UserError(f"{options.text} is empty: name a file with text in it")
+    references, problem = load_references()
+    console = Console(highlight=False)
+    ours = {f"ours ({tokenizer.vocab_size:,})": tokenizer.encode}
+    console.print(compression_table(ours | references, texts))
+    if problem:
+        console.print(problem)
+
+
+if __name__ == "__main__":
+    cli.run(main, TokEvalOptions, demo=TokEvalOptions())

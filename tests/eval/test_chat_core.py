@@ -1,0 +1,111 @@
+"""The letters of multiple choice and the replies of the other tasks, against one problem at a time."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat.data.conversations import Conversation, conversation
+from nanochat.errors import UserError
+from nanochat.eval.chat_core import ChatCore, letter_grades, reply_grades, sample_indices
+from nanochat.eval.chat_tasks import score
+from nanochat.inference.chat import ChatModel
+from nanochat.inference.engine import Engine
+from nanochat.inference.sampling import Sampling
+from nanochat.sandbox import runner
+from nanochat.sandbox.runner import missing_protection
+from nanochat.tasks.multiple_choice import CategoricalTask, Choices
+from nanochat.tasks.task import GradedTask, Reply
+from nanochat.tokenizer import Tokenizer
+from tests.conftest import StartHub, random_model
+
+
+class Colours(CategoricalTask):
+    """Three to five choices, some questions far longer than others."""
+
+    name = "colours"
+
+    def __init__(self) -> None:
+        pass
+
+    def __len__(self) -> int:
+        return 12
+
+    def choices(self, index: int) -> Choices:
+        names = ["red", "green", "blue", "white", "black"][: 3 + index % 3]
+        return Choices(f"Which colour is number {index}{' of these' * (index % 4)}?", names, index // 3 % 3)
+
+
+class Echo(GradedTask):
+    """Graded by the length of the reply, which every model gives differently."""
+
+    name = "echo"
+
+    def __len__(self) -> int:
+        return 9
+
+    def row(self, index: int) -> Conversation:
+        return conversation(f"Say {index} times: {'hello ' * 3 * index}", "hello")
+
+    def grade(self, conversation: Conversation, reply: Reply) -> float:
+        return len(str(reply)) / 1000
+
+
+def random_chat(tokenizer: Tokenizer, context: int) -> ChatModel:
+    model = random_model(tokenizer.vocab_size, sequence_len=context)
+    return ChatModel("sft", "d2", 1, Engine(model, tokenizer, max_batch_size=4))
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 400, 10_000])
+@pytest.mark.parametrize("context", [64, 256])
+def test_the_likeliest_letter_after_the_prompt_is_the_answer(
+    tokenizer: Tokenizer, batch_tokens: int, context: int
+) -> None:
+    task, chat = Colours(), random_chat(tokenizer, context)
+    expected = []
+    for i in range(len(task)):
+        prompt = tokenizer.render_prompt(task.prompt(task[i]))[-(context - 1) :]
+        with torch.no_grad():
+            logits = chat.engine.model(torch.tensor([prompt]))[0, -1]
+        letters = task.letters(i)
+        best = max(letters, key=lambda letter: float(logits[tokenizer.encode(letter)[0]]))
+        expected.append(float(best == task[i]["messages"][-1]["content"]))
+    assert letter_grades(chat, task, range(len(task)), batch_tokens) == expected
+    assert len(set(expected)) == 2
+
+
+def test_replies_in_a_batch_are_graded_as_one_at_a_time(tokenizer: Tokenizer) -> None:
+    task, chat = Echo(), random_chat(tokenizer, 512)
+    together = reply_grades(chat, task, range(6))
+    assert together == [reply_grades(chat, task, [i])[0] for i in range(6)]
+    assert sum(together) / 6 == pytest.approx(score(chat, task, Sampling(max_tokens=256, temperature=0), 6))
+
+
+def test_a_prompt_longer_than_the_context_is_still_answered(tokenizer: Tokenizer) -> None:
+    assert len(reply_grades(random_chat(tokenizer, 32), Echo(), range(9))) == 9
+
+
+def test_a_sample_is_spread_and_always_the_same() -> None:
+    assert sample_indices(14_042, 100) == sample_indices(14_042, 100)
+    assert max(sample_indices(14_042, 100)) > 10_000
+    assert sorted(sample_indices(5, 100)) == [0, 1, 2, 3, 4]
+
+
+def test_code_that_cannot_be_confined_is_refused_before_anything_is_fetched(
+    base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "missing_protection", lambda: "no Landlock")
+    with pytest.raises(UserError, match="--unconfined-code"):
+        ChatCore()
+    assert not list(base_dir.iterdir())
+
+
+@pytest.mark.usefixtures("base_dir")
+@pytest.mark.skipif(missing_protection() is not None, reason=f"{missing_protection()}")
+def test_the_six_tasks_of_a_random_model(start_hub: StartHub, tokenizer: Tokenizer) -> None:
+    start_hub()
+    scores = ChatCore(4).scores(random_chat(tokenizer, 128), 1000, lambda task: None)
+    assert [s.task for s in scores] == ["arc easy", "arc challenge", "mmlu", "gsm8k", "humaneval", "letter count"]
+    assert [s.problems for s in scores] == [4] * 6
+    assert [s.baseline for s in scores][2:] == [0.25, 0, 0, 0]
+    assert all(s.accuracy == 0 for s in scores[3:])

@@ -1,0 +1,113 @@
+"""Fetching the bundle from a web server of the test's own."""
+
+import io
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from nanochat.data import transfer
+from nanochat.errors import UserError
+from nanochat.eval import core_bundle
+from nanochat.eval.core_bundle import fetch_bundle
+from nanochat.eval.core_tasks import read_tasks
+
+Serve = Callable[..., list[dict[str, str]]]
+FILES = {
+    "core.yaml": "icl_tasks:\n"
+    "- {label: x, dataset_uri: a/x.jsonl, num_fewshot: [0], icl_task_type: language_modeling}\n",
+    "eval_meta_data.csv": "Eval Task,Random baseline\nx,25\n",
+    "eval_data/a/x.jsonl": '{"context": "a", "continuation": "b"}\n' * 1000,
+}
+
+
+def zipped(files: dict[str, str] = FILES) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(f"eval_bundle/{name}", text)
+    return packed.getvalue()
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """Serve these bytes, the first answer cut short by `cut`; gives the headers of each GET as they come."""
+    servers = []
+
+    def start(content: bytes, cut: int = 0) -> list[dict[str, str]]:
+        asked: list[dict[str, str]] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self, first: int) -> None:
+                self.send_response(206 if first else 200)
+                self.send_header("Content-Length", str(len(content) - first))
+                self.send_header("ETag", '"version-1"')
+                self.end_headers()
+
+            def do_HEAD(self) -> None:
+                self.answer(0)
+
+            def do_GET(self) -> None:
+                first = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+                asked.append(dict(self.headers))
+                self.answer(first)
+                self.wfile.write(content[first : len(content) - (cut if len(asked) == 1 else 0)])
+                self.close_connection = True
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        monkeypatch.setattr(core_bundle, "ADDRESS", f"http://127.0.0.1:{server.server_port}/eval_bundle.zip")
+        return asked
+
+    monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 0.01)
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_it_is_fetched_once_and_goes_on_where_it_was_cut(
+    base_dir: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    asked = serve(zipped(), cut=500)
+    folder = fetch_bundle()
+    assert folder == base_dir / "eval_bundle" == fetch_bundle()
+    assert [task.baseline for task in read_tasks(folder)] == [0.25]
+    assert (folder / "eval_data" / "a" / "x.jsonl").read_text() == FILES["eval_data/a/x.jsonl"]
+    assert [headers.get("Range") for headers in asked] == [None, f"bytes={len(zipped()) - 500}-"]
+    assert "hf_secret" not in str(asked)
+    assert [path.name for path in (base_dir / "data" / "eval_bundle").iterdir()] == [".lock"]
+
+
+def test_a_damaged_one_is_refused_and_fetched_anew(base_dir: Path, serve: Serve) -> None:
+    damaged = bytearray(zipped())
+    damaged[damaged.index(b'{"context"') + 50] ^= 1
+    serve(bytes(damaged))
+    with pytest.raises(UserError, match="damaged"):
+        fetch_bundle()
+    assert not (base_dir / "eval_bundle").exists()
+    serve(zipped())
+    assert read_tasks(fetch_bundle())
+
+
+def test_a_file_that_is_no_bundle_is_refused(base_dir: Path, serve: Serve) -> None:
+    serve(zipped({name: text for name, text in FILES.items() if name != "core.yaml"}))
+    with pytest.raises(UserError, match="no evaluation bundle"):
+        fetch_bundle()
+    assert not (base_dir / "eval_bundle").exists()
+
+
+@pytest.mark.usefixtures("base_dir")
+def test_without_a_network_it_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="--eval-bundle"):
+        fetch_bundle()
