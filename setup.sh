@@ -17,7 +17,7 @@ die() {
   exit 2
 }
 
-# A Python 3.11 to 3.13 that can make virtual environments. python3 comes first: it is the one that the machine's owner
+# A Python 3.11 to 3.13 that can make virtual environments with pip in them. python3 comes first: it is the one that the machine's owner
 # chose. Each is run and not only looked up, since a version manager's shim can stand in PATH for a Python that is not there.
 find_python() {
   local candidate candidates=(python3 python3.13 python3.12 python3.11) version without_venv=""
@@ -25,7 +25,7 @@ find_python() {
   for candidate in "${candidates[@]}"; do
     version="$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" || continue
     [[ "$version" =~ ^3\.1[123]$ ]] || continue
-    if "$candidate" -c 'import ensurepip, venv' >/dev/null 2>&1; then
+    if "$candidate" -c 'import ensurepip, venv' >/dev/null 2>&1 || has_pip_for_others "$candidate"; then
       echo "$candidate"
       return
     fi
@@ -36,6 +36,21 @@ find_python() {
   fi
   die "no Python 3.11, 3.12 or 3.13 found${PYTHON:+ at PYTHON=$PYTHON}: sudo apt install python3 python3-venv," \
     "or set PYTHON to the path of one"
+}
+
+# has_pip_for_others PYTHON: it has a pip that can install into another environment (--python, since 22.3). Debian and
+# Ubuntu leave ensurepip out until python3-venv is installed, which takes root; python3-pip may be there all the same.
+has_pip_for_others() {
+  "$1" -c 'import pip, venv; assert tuple(map(int, pip.__version__.split(".")[:2])) >= (22, 3)' >/dev/null 2>&1
+}
+
+# make_venv PYTHON: .venv anew, with a pip in it.
+make_venv() {
+  if "$1" -c 'import ensurepip' >/dev/null 2>&1; then
+    "$1" -m venv --clear "$venv"
+  else
+    "$1" -m venv --clear --without-pip "$venv" && pip_from="$1" pip_install pip
+  fi
 }
 
 has_gpu() {
@@ -68,8 +83,11 @@ step() {
 }
 
 # Twice quiet leaves out pip's warnings, not its errors. PIP_USER would send packages past the virtual environment.
+# It is .venv's own pip, or, while there is none, that of the Python in $pip_from.
 pip_install() {
-  PIP_USER=0 "$venv/bin/python" -m pip install --quiet --quiet --no-input --disable-pip-version-check \
+  local pip=("$venv/bin/python" -m pip)
+  if [[ -n "${pip_from:-}" ]]; then pip=("$pip_from" -m pip --python "$venv/bin/python"); fi
+  PIP_USER=0 "${pip[@]}" install --quiet --quiet --no-input --disable-pip-version-check \
     --constraint "$root/constraints.txt" "$@"
 }
 
@@ -137,7 +155,7 @@ fi
 # Only a complete .venv is built upon. The marks go first, so that what an interruption leaves is made anew.
 if ! [[ -x "$venv/bin/python" && -f "$venv/complete-run" && "$(tail -n 1 "$venv/complete-run")" == "$(readlink -f "$venv/bin/python")" ]]; then
   python="$(find_python)"
-  step "virtual environment with $("$python" --version 2>&1)" "$python" -m venv --clear "$venv"
+  step "virtual environment with $("$python" --version 2>&1)" make_venv "$python"
   step "pip" pip_install pip
 fi
 rm -f "$venv"/complete-* "$venv/for-gpu"

@@ -25,7 +25,8 @@ REMEDIES = {
     errno.EACCES: "give yourself the right to, or set NANOCHAT_BASE_DIR to a folder you can write to",
 }
 """What to do about the operating system's refusals that a user can mend."""
-DEMO_HELP = " With --demo: on the demo's data and folder, at its size; with --quick, smaller still."
+DEMO_HELP = " With --demo: on the demo's data and in its folder, at its size"
+QUICK_HELP = "; with --quick, smaller still"
 
 
 def run(
@@ -81,6 +82,9 @@ def parse(
         preset = quick if "--quick" in args and quick is not None else demo
         args = [arg for arg in args if arg not in ("--demo", "--quick")]
         os.environ["NANOCHAT_BASE_DIR"] = str(paths.base_dir() / "demo")
+    description = inspect.getdoc(options) or ""
+    if demo:
+        description += f"{DEMO_HELP}{QUICK_HELP if quick else ''}."
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -88,7 +92,7 @@ def parse(
                 options,
                 args=args,
                 default=options() if preset is None else preset,
-                description=f"{inspect.getdoc(options)}{DEMO_HELP if demo else ''}",
+                description=description,
                 # The last two are for options that hold sub-commands: short names, and options on either side of them.
                 config=(
                     tyro.conf.OmitArgPrefixes,
@@ -96,6 +100,9 @@ def parse(
                     tyro.conf.CascadeSubcommandArgs,
                 ),
             )
+    except BrokenPipeError:  # --help, and its reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except SystemExit as stop:
         if stop.code == 0:  # --help
             raise

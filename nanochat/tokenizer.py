@@ -7,6 +7,8 @@ nine special tokens enter only through the functions that render a conversation.
 import base64
 import hashlib
 import json
+import shutil
+import time
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -97,12 +99,26 @@ class Tokenizer:
             raise UserError(f"the tokenizer in {folder} is damaged: delete that folder and run ./prepare.sh again")
         return tokenizer
 
-    def save(self, folder: Path) -> None:
-        """Write tiktoken's text format and a small JSON; no pickle."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RANKS_FILE).write_text(self._ranks_text)
+    def save(self, folder: Path) -> Path | None:
+        """Write tiktoken's text format and a small JSON, no pickle, into a folder that is there whole or not at all.
+
+        Another tokenizer that is there, which checkpoints may need, is set aside as <folder>.<time>: returns where.
+        """
         settings = {"pattern": self.pattern, "special_tokens": self.special_ids, "hash": self.hash}
-        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+        files = {RANKS_FILE: self._ranks_text, SETTINGS_FILE: json.dumps(settings, indent=2) + "\n"}
+        if all((folder / name).is_file() and (folder / name).read_text() == text for name, text in files.items()):
+            return None
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name, text in files.items():
+            (partial / name).write_text(text)
+        aside = None
+        if folder.is_dir() and any(folder.iterdir()):
+            aside = folder.with_name(time.strftime(f"{folder.name}.%Y%m%d-%H%M%S"))
+            folder.rename(aside)
+        partial.rename(folder)
+        return aside
 
     @property
     def vocab_size(self) -> int:

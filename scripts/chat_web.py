@@ -32,15 +32,14 @@ def main(options: Options) -> None:
     listener = listen.bind(options.host, options.port)  # before the model, which takes longer to load
     chat_model = load_chat(options.source, options.model_tag, options.step, options.device_type, max_batch_size=1)
     sampling = Sampling(max_tokens=options.max_tokens, temperature=options.temperature, top_k=options.top_k or None)
-    local = listen.is_loopback(listener)
     app = create_app(
         chat_model,
         defaults=sampling,
         max_waiting=options.max_waiting,
-        allowed_hosts=listen.LOOPBACK_NAMES if local else None,
+        allowed_hosts=listen.allowed_hosts(listener, options.host),
     )
     print(f"{chat_model.description} talks at {listen.url(listener, options.host)} (Ctrl-C stops)", flush=True)
-    if not local:
+    if not listen.is_loopback(listener):
         print("warning: everyone who can reach this machine over the network can talk to the model", flush=True)
     listen.serve(app, listener)
 

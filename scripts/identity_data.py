@@ -72,9 +72,14 @@ class Export:
 
 @dataclass
 class Options:
+    """Look at the identity conversations, check them, add to them and export them."""
+
     command: Show | Search | Count | Validate | Add | Export = field(default_factory=Show)
     file: Path | None = None
     """JSON Lines file; by default identity_conversations.jsonl in the base directory"""
+
+
+DEMO = Options()
 
 
 def main(options: Options) -> None:
@@ -193,4 +198,4 @@ def written_out(message: Message) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    cli.run(main, Options, demo=DEMO)

@@ -8,10 +8,12 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from nanochat import cli, paths
 from nanochat.data.corpora import Corpus, Encyclopedia, HubShards, texts
+from nanochat.data.locks import only_one
 from nanochat.data.shards import DATASETS, shards_for_depth
 from nanochat.data.token_shards import TokenShards, write_shards
 from nanochat.data.words import write_words
@@ -40,7 +42,7 @@ class PrepareOptions:
     max_chars: int = 2_000_000_000
     """characters of text that the tokenizer is trained on, at most"""
     fresh: bool = False
-    """make the tokenizer again; checkpoints trained with the old one cannot be used with the new"""
+    """make the tokenizer again; checkpoints trained with the old one, which is kept, cannot be used with the new"""
 
 
 DEMO = PrepareOptions(dataset="encyclopedia", vocab_size=4096, tasks=False)
@@ -72,8 +74,12 @@ def prepare_text(options: PrepareOptions) -> Corpus:
 
 
 def prepare_tokenizer(corpus: Corpus, options: PrepareOptions) -> Tokenizer:
-    """The tokenizer that is there, or a new one."""
-    folder = paths.tokenizer_dir()
+    """The tokenizer that is there, or a new one. A second run waits for one that trains it."""
+    with only_one(paths.base_dir()):
+        return _prepare_tokenizer(corpus, options, paths.tokenizer_dir())
+
+
+def _prepare_tokenizer(corpus: Corpus, options: PrepareOptions, folder: Path) -> Tokenizer:
     if folder.exists() and not options.fresh:
         tokenizer = Tokenizer.load(folder)
         if tokenizer.vocab_size != options.vocab_size:
@@ -85,7 +91,9 @@ def prepare_tokenizer(corpus: Corpus, options: PrepareOptions) -> Tokenizer:
         return tokenizer
     begun = time.perf_counter()
     tokenizer = Tokenizer.train(limited(texts(corpus, "train"), options.max_chars), options.vocab_size)
-    tokenizer.save(folder)
+    aside = tokenizer.save(folder)
+    if aside:
+        print(f"the tokenizer that was here is kept as {aside}")
     print(f"tokenizer: {tokenizer.vocab_size:,} tokens, trained in {time.perf_counter() - begun:.1f}s")
     return tokenizer
 

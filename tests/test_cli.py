@@ -1,6 +1,7 @@
 """Options in, a sentence out."""
 
 import errno
+import importlib
 import os
 import re
 from dataclasses import dataclass
@@ -117,6 +118,17 @@ def test_ctrl_c_is_no_traceback_either() -> None:
     with pytest.raises(SystemExit) as stop:
         cli.run(interrupted, Options, args=[])
     assert stop.value.code == 130
+
+
+@pytest.mark.parametrize("module", ["chat_cli", "chat_web", "identity_data", "prepare"])
+def test_help_of_every_program_tells_of_the_demo(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    program = importlib.import_module(f"scripts.{module}")
+    options = type(program.DEMO)
+    with pytest.raises(SystemExit):
+        cli.parse(options, ["--help"], demo=program.DEMO)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "With --demo: on the demo's data" in text and "--quick" not in text
+    assert "<factory>" not in text
 
 
 def test_help_shows_defaults_and_the_demo(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,17 @@ def test_verify_replaces_what_is_damaged(texts: list[str], capsys: pytest.Captur
     assert stream("train") == expected(texts[20:60])
 
 
+def test_fresh_keeps_the_old_tokenizer(base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = replace(prepare.DEMO, vocab_size=400, max_chars=20_000)
+    corpus = prepare.prepare_text(old)
+    first = prepare.prepare_tokenizer(corpus, old)
+    second = prepare.prepare_tokenizer(corpus, replace(old, vocab_size=500, fresh=True))
+    (aside,) = base_dir.glob("tokenizer.*")
+    assert f"kept as {aside}" in capsys.readouterr().out
+    assert Tokenizer.load(aside).hash == first.hash
+    assert prepare.prepare_tokenizer(corpus, replace(old, vocab_size=500)).hash == second.hash
+
+
 def test_the_default_number_of_shards_follows_the_depth(texts: list[str]) -> None:
     with pytest.raises(UserError, match="has 4 shards, not 16: pass --num-shards 4"):
         prepare.main(PrepareOptions(depth=4, tasks=False))

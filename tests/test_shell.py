@@ -196,16 +196,37 @@ def test_set_up_without_a_python_that_will_do_says_which_ones_will(version: str 
 
 
 def test_set_up_without_the_venv_module_says_which_package_brings_it(bare: Path) -> None:
-    python = executable(bare / "python", '#!/bin/sh\ncase "$2" in *ensurepip*) exit 1 ;; esac\necho 3.12\n')
+    python = executable(bare / "python", '#!/bin/sh\ncase "$2" in *venv*) exit 1 ;; esac\necho 3.12\n')
     result = run(bare / "setup.sh", cwd=bare, PYTHON=str(python))
     assert result.returncode == 2
     assert result.stderr == "error: Python 3.12 lacks the venv module: sudo apt install python3.12-venv\n"
 
 
+def test_set_up_without_ensurepip_borrows_the_pip_of_that_python(bare: Path, tmp_path: Path) -> None:
+    """As on a Debian with python3-pip and no python3-venv; the borrowed pip stops here, for want of a network."""
+    log = tmp_path / "log"
+    script = (
+        "#!/bin/sh\n"
+        f'echo "$@" >>"{log}"\n'
+        'case "$*" in\n'
+        '  *"import ensurepip"*) exit 1 ;;\n'
+        '  "-m pip"*) echo "no network" >&2; exit 1 ;;\n'
+        '  "-m venv"*) for venv; do :; done; mkdir -p "$venv/bin" ;;\n'
+        "  *) echo 3.12 ;;\n"
+        "esac\n"
+    )
+    result = run(bare / "setup.sh", cwd=bare, PYTHON=str(executable(bare / "python", script)))
+    assert result.returncode == 1
+    assert "no network" in result.stderr and "error: set-up stopped at: virtual environment" in result.stderr
+    made, borrowed = log.read_text().splitlines()[-2:]
+    assert made == f"-m venv --clear --without-pip {bare / '.venv'}"
+    assert borrowed.startswith(f"-m pip --python {bare / '.venv'}/bin/python install ") and borrowed.endswith(" pip")
+
+
 def test_a_version_manager_s_shim_without_a_python_is_passed_over(bare: Path) -> None:
     for name in ("python3", "python3.13", "python3.11"):
         executable(bare / "bin" / name, "#!/bin/sh\necho 'command not found' >&2\nexit 127\n")
-    executable(bare / "bin/python3.12", '#!/bin/sh\ncase "$2" in *ensurepip*) exit 1 ;; esac\necho 3.12\n')
+    executable(bare / "bin/python3.12", '#!/bin/sh\ncase "$2" in *venv*) exit 1 ;; esac\necho 3.12\n')
     result = run(bare / "setup.sh", cwd=bare, PYTHON="", PATH=f"{bare / 'bin'}:{os.environ['PATH']}")
     assert "Python 3.12 lacks the venv module" in result.stderr
 

@@ -46,6 +46,26 @@ def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {RANKS_FILE, SETTINGS_FILE}
 
 
+def test_another_tokenizer_is_set_aside_and_the_same_is_left_alone(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    other = Tokenizer.train(["some other text"] * 3, 270)
+    assert other.save(folder) is None and other.save(folder) is None
+    aside = tokenizer.save(folder)
+    assert aside is not None and aside.name.startswith("tokenizer.")
+    assert Tokenizer.load(aside).hash == other.hash and Tokenizer.load(folder).hash == tokenizer.hash
+    assert set(tmp_path.iterdir()) == {folder, aside}
+
+
+def test_a_save_that_fails_leaves_the_old_one(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    other = Tokenizer.train(["some other text"] * 3, 270)
+    other.save(folder)
+    (tmp_path / ".tokenizer.partial").write_text("in the way")
+    with pytest.raises(FileExistsError):
+        tokenizer.save(folder)
+    assert Tokenizer.load(folder).hash == other.hash
+
+
 def test_missing_and_damaged_files_get_a_sentence(tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run \./prepare\.sh first"):
         Tokenizer.load(tmp_path / "nothing")

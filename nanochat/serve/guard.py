@@ -88,5 +88,5 @@ class _Metered:
 
 
 def _host_name(host: str) -> str:
-    """The name in a Host header, without its port: `[::1]:8000` is `[::1]`."""
-    return host if host.endswith("]") else host.rpartition(":")[0] or host
+    """The name in a Host header, in lower case and without its port: `[::1]:8000` is `[::1]`."""
+    return (host if host.endswith("]") else host.rpartition(":")[0] or host).lower()

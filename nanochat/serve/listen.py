@@ -44,9 +44,25 @@ def is_loopback(listener: socket.socket) -> bool:
     return host.startswith("127.") or host == "::1"
 
 
+def allowed_hosts(listener: socket.socket, host: str) -> list[str] | None:
+    """What a browser may call the server by; None for anything, where others reach it than this machine.
+
+    Besides the loopback's names: the address it is bound to and `host`, which was asked for. That may well be the
+    machine's own name, for Debian has it mean 127.0.1.1.
+    """
+    if not is_loopback(listener):
+        return None
+    return [*LOOPBACK_NAMES, _in_url(listener.getsockname()[0]), _in_url(host.lower())]
+
+
+def _in_url(host: str) -> str:
+    """A name or an address as it stands in a URL and in a Host header."""
+    return f"[{host}]" if ":" in host else host
+
+
 def url(listener: socket.socket, host: str) -> str:
     """The address to open in a browser on this machine."""
-    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, _in_url(host))
     return f"http://{name}:{listener.getsockname()[1]}"
 
 

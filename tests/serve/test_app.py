@@ -22,13 +22,13 @@ CHAT = "/v1/chat/completions"
 
 
 @contextmanager
-def serving(model: ChatModel, **options: Any) -> Iterator[httpx.Client]:
-    server = listen.server(create_app(model, allowed_hosts=listen.LOOPBACK_NAMES, **options))
-    listener = listen.bind("127.0.0.1", 0)
+def serving(model: ChatModel, host: str = "127.0.0.1", **options: Any) -> Iterator[httpx.Client]:
+    listener = listen.bind(host, 0)
+    server = listen.server(create_app(model, allowed_hosts=listen.allowed_hosts(listener, host), **options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        with httpx.Client(base_url=listen.url(listener, "127.0.0.1"), timeout=20) as client:
+        with httpx.Client(base_url=listen.url(listener, host), timeout=20) as client:
             yield client
     finally:
         server.should_exit = True
@@ -310,6 +310,13 @@ def test_pages_of_other_sites_get_nothing(shared: httpx.Client) -> None:
     # A form or a simple fetch of another site may send text/plain without asking; it must not reach the model.
     plain = shared.post(CHAT, content=json.dumps(say("hello")), headers={"content-type": "text/plain"})
     assert plain.status_code == 400
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "localhost"])
+def test_a_loopback_host_of_ones_choice_is_answered(host: str) -> None:
+    with serving(ScriptedChatModel(), host) as client:
+        assert client.get("/health").status_code == 200
+        assert client.get("/health", headers={"host": "LOCALHOST:80"}).status_code == 200
 
 
 def test_prompts_are_not_logged(client: httpx.Client, capfd: pytest.CaptureFixture[str]) -> None:

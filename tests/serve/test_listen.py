@@ -21,6 +21,25 @@ def test_address_that_cannot_be_is_a_sentence(host: str, port: int) -> None:
         listen.bind(host, port)
 
 
+@pytest.mark.parametrize(
+    ("host", "names"),
+    [
+        ("localhost", {"localhost", "127.0.0.1"}),
+        ("127.0.0.2", {"localhost", "127.0.0.2"}),
+        ("LocalHost", {"localhost"}),
+    ],
+)
+def test_the_host_that_was_asked_for_is_one_to_answer_to(host: str, names: set[str]) -> None:
+    with listen.bind(host, 0) as listener:
+        allowed = listen.allowed_hosts(listener, host)
+    assert allowed is not None and names <= set(allowed) and "evil.example" not in allowed
+
+
+def test_who_listens_to_others_answers_to_any_name() -> None:
+    with listen.bind("0.0.0.0", 0) as listener:
+        assert listen.allowed_hosts(listener, "0.0.0.0") is None
+
+
 def test_only_loopback_counts_as_local() -> None:
     with listen.bind("127.0.0.1", 0) as local, listen.bind("0.0.0.0", 0) as everywhere:
         assert listen.is_loopback(local) and not listen.is_loopback(everywhere)
