@@ -90,8 +90,8 @@ def score_options(model: GPT, problems: Sequence[Problem], batch_tokens: int) ->
 
 
 def _row(problem: Problem) -> _Row:
-    shared = min(common_prefix([option.tokens for option in problem.options]),
-                 min(option.start for option in problem.options))  # fmt: skip
+    alike = common_prefix([option.tokens for option in problem.options])
+    shared = min(alike, *(option.start for option in problem.options))
     row = _Row(problem.options[0].tokens[:shared], list(range(shared)), [0] * shared, [], [], [])
     for branch, option in enumerate(problem.options, start=1):
         rest = option.tokens[shared:]
