@@ -5,6 +5,7 @@
 There is no random state to save: the batches of a step, and what RL samples at it, are functions of the step.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from nanochat.tokenizer import Tokenizer
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 META_FILE = "meta.json"
+REQUIRED_META = {"architecture", "source", "saved_at"}
 SCRIPTS = {"base": "./pretrain.sh", "mid": "./midtrain.sh", "sft": "./sft.sh", "rl": "./rl.sh"}
 """The script that makes the checkpoints of each stage."""
 
@@ -58,6 +60,13 @@ class Checkpoint:
     def source(self) -> str:
         """The stage: base, mid, sft or rl."""
         return str(self.meta["source"])
+
+    def is_readable(self) -> bool:
+        """Whether meta.json is there and says what a checkpoint is found by."""
+        try:
+            return self.meta.keys() >= REQUIRED_META
+        except (OSError, ValueError, AttributeError):  # no file, no JSON, no object
+            return False
 
     def describe(self) -> str:
         """For a person: `sft d4 step 300`."""
@@ -97,15 +106,18 @@ class Checkpoint:
 
 
 def checkpoints(folder: Path) -> list[Checkpoint]:
-    """All checkpoints of one model, oldest first. Other files in the folder do not matter."""
+    """All checkpoints of one model, oldest first. Other files, and steps whose meta.json is damaged, do not matter."""
     if not folder.is_dir():
         return []
-    found = (entry for entry in folder.iterdir() if re.fullmatch(r"step_\d{6,}", entry.name))
-    return sorted((Checkpoint(entry) for entry in found if (entry / META_FILE).is_file()), key=lambda c: c.step)
+    found = (Checkpoint(entry) for entry in folder.iterdir() if re.fullmatch(r"step_\d{6,}", entry.name))
+    return sorted((candidate for candidate in found if candidate.is_readable()), key=lambda c: c.step)
 
 
 def newest(source: str, tag: str | None = None, step: int | None = None) -> Checkpoint | None:
-    """The last step of the model `tag` of a stage; without a tag, of the model that was saved last."""
+    """The last step of the model `tag` of a stage; without a tag, of the model that was saved last.
+
+    Models that were set aside, in aside/<tag>.<time>, count only where a tag names one of them.
+    """
     folder = paths.checkpoints_dir(source)
     folders = [folder / tag] if tag else list(folder.iterdir()) if folder.is_dir() else []
     found = ([c for c in checkpoints(folder) if step in (None, c.step)] for folder in folders)
@@ -154,7 +166,9 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"the checkpoint could not be written to {folder} ({error}): make room and run again") from None
     for old in checkpoints(folder)[:-keep_last]:
-        shutil.rmtree(old.folder)
+        # The save has succeeded whatever comes of this. Renamed first, what cannot be removed is no broken checkpoint.
+        with contextlib.suppress(OSError):
+            shutil.rmtree(old.folder.rename(folder / f".{old.folder.name}.old"))
     return Checkpoint(final)
 
 

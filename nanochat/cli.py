@@ -1,6 +1,7 @@
 """From a command line to a dataclass of options, and from a mistake to one sentence."""
 
 import contextlib
+import errno
 import inspect
 import io
 import os
@@ -16,6 +17,14 @@ from nanochat.errors import UserError
 Options = TypeVar("Options")
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+MAKE_ROOM = "make room there, or set NANOCHAT_BASE_DIR to a folder on another disk, and run again"
+REMEDIES = {
+    errno.ENOSPC: MAKE_ROOM,
+    errno.EDQUOT: MAKE_ROOM,
+    errno.EROFS: "set NANOCHAT_BASE_DIR to a folder you can write to",
+    errno.EACCES: "give yourself the right to, or set NANOCHAT_BASE_DIR to a folder you can write to",
+}
+"""What to do about the operating system's refusals that a user can mend."""
 DEMO_HELP = " With --demo: on the demo's data and folder, at its size; with --quick, smaller still."
 
 
@@ -33,17 +42,34 @@ def run(
     `--quick` is the same with `quick` as the defaults. Every other option still overrides them.
 
     Exits with 0, with 2 and one sentence for what the user can mend, or with 130 after Ctrl-C.
+    A disk that is full or may not be written to counts as something the user can mend, wherever it is met.
     """
     args = list(sys.argv[1:] if args is None else args)
     try:
         main(parse(options, args, demo=demo, quick=quick))
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # of several processes that stumble on the same thing, one says so
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+        _complain(str(error))
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        _complain(f"cannot use {_place(error)} ({error.strerror}): {REMEDIES[error.errno]}")
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _complain(sentence: str) -> None:
+    """Print the sentence and exit. Every process does: its mistake may be its own."""
+    rank = os.environ.get("RANK", "0")
+    print(f"error: {sentence}" if rank == "0" else f"process {rank}: error: {sentence}", file=sys.stderr, flush=True)
+    sys.exit(EXIT_BAD_INPUT)
+
+
+def _place(error: OSError) -> str:
+    """The file that an operating system's error names, or where it most likely was: only opening a file names it."""
+    return (
+        os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else str(paths.base_dir())
+    )
 
 
 def parse(

@@ -5,6 +5,7 @@ grouped-query attention, a squared-ReLU MLP of four times the width, no biases, 
 logits. The parameters bear the names that transformers gives them, so an export is a copy.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -191,7 +192,7 @@ class GPT(nn.Module):
         angles = torch.outer(torch.arange(config.sequence_len, dtype=torch.float32), frequencies)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
-        self.training_hidden = self.hidden
+        self._compiled_hidden: Callable[[Tensor], Tensor] | None = None
         self.init_weights()
 
     @torch.no_grad()
@@ -213,7 +214,7 @@ class GPT(nn.Module):
 
     def compile_training(self) -> None:
         """Compile what `loss` runs. Evaluation and decoding, whose shapes vary, stay as they are: no recompilation."""
-        self.training_hidden = torch.compile(self.hidden, dynamic=False)
+        self._compiled_hidden = torch.compile(self.hidden, dynamic=False)
 
     @property
     def device(self) -> torch.device:
@@ -254,7 +255,7 @@ class GPT(nn.Module):
     def loss(self, tokens: Tensor, targets: Tensor, token_weights: Tensor | None = None) -> Tensor:
         """Sum over tokens of weight x cross-entropy, a scalar. tokens, targets, token_weights: (B, T)."""
         weights = None if token_weights is None else token_weights.flatten()
-        hidden = self.training_hidden(tokens).flatten(0, 1)
+        hidden = (self._compiled_hidden or self.hidden)(tokens).flatten(0, 1)
         return linear_cross_entropy(hidden, self.lm_head.weight, targets.flatten(), weights, LOGIT_SOFTCAP)
 
     @torch.no_grad()

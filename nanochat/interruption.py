@@ -15,7 +15,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.requested = False
-        self._interrupts = 0
+        self._interrupted = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -27,8 +27,10 @@ class Interruption:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        # torchrun sends SIGTERM after the terminal's SIGINT; only a second SIGINT is a person in a hurry.
-        self._interrupts += number == signal.SIGINT
-        if self._interrupts > 1:
+        # A supervisor may send SIGTERM to every process, and torchrun pass its own on: a second one means nothing. But
+        # whoever pressed Ctrl-C and does so again is in a hurry. Processes that torchrun started have no terminal: it
+        # passes the first Ctrl-C on as SIGINT and the second as SIGTERM.
+        if self._interrupted:
             raise KeyboardInterrupt
+        self.requested = True
+        self._interrupted = number == signal.SIGINT

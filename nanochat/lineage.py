@@ -34,24 +34,33 @@ def begin(
 ) -> Training:
     """Resume the newest checkpoint of this model, or start it: from `parent`'s weights, or anew in shape `config`.
 
-    A checkpoint that grew from another parent, or learned from other `data`, is not resumed. What a new start
-    replaces is set aside under a name with the time. Raises UserError if the checkpoint has another shape, tokenizer
-    or course than asked for.
+    A checkpoint that grew from another parent, or from other conversations (`data`), is not resumed but begun anew,
+    which takes minutes or hours; pretraining, which takes days, is refused on other text. What a new start replaces
+    is set aside. Raises UserError if the checkpoint has another shape, tokenizer or course than asked for.
     """
     tag = options.model_tag or (parent.tag if parent else f"d{config.n_layer}" if config else "")
     ancestry: dict[str, Any] | None = None
     if parent:
         ancestry = {key: parent.meta[key] for key in ("source", "tag", "step", "saved_at")}
     existing = checkpoint.newest(source, tag)
-    if existing and not options.fresh and (existing.meta["parent"], existing.meta["data"]) == (ancestry, data):
-        return _resume(existing, options, runtime, tokenizer, config)
+    if existing and not options.fresh:
+        if (existing.meta["parent"], existing.meta["data"]) == (ancestry, data):
+            return _resume(existing, options, runtime, tokenizer, config)
+        if not parent:
+            raise UserError(
+                f"{existing.folder} learned from other text ({existing.meta['data']}) than there is now ({data}): "
+                f"prepare that again, or start over with {SCRIPTS[source]} --fresh"
+            )
     runtime.barrier()  # all have looked before the main process moves anything
     if existing and runtime.is_main:
-        set_aside = existing.folder.parent.with_name(time.strftime(f"{tag}.%Y%m%d-%H%M%S"))
-        existing.folder.parent.rename(set_aside)
-        print(f"the {source} model {tag} that was here is kept as {set_aside.name}")
+        aside = existing.folder.parent.parent / "aside" / time.strftime(f"{tag}.%Y%m%d-%H%M%S")
+        aside.parent.mkdir(exist_ok=True)
+        existing.folder.parent.rename(aside)
+        print(f"the {source} model {tag} that was here is kept as {aside}")
     runtime.barrier()
     if parent:
+        if runtime.is_main and parent.step < parent.meta["num_iterations"]:
+            print(f"note: {parent.describe()} is not finished ({parent.meta['num_iterations']} steps were planned)")
         model = parent.load_model(runtime.device, runtime.compute_dtype, tokenizer)
     else:
         assert config is not None
@@ -78,7 +87,7 @@ def _resume(
     run = Training(
         existing.source, existing.tag, options, runtime, tokenizer, model, optimizer, meta["parent"], meta["data"]
     )
-    run.step, run.seconds, run.results = existing.step, meta["seconds"], meta["results"]
+    run.step, run.seconds_before, run.results = existing.step, meta["seconds"], meta["results"]
     return run
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from nanochat.errors import UserError
 
 AT_LEAST_ONE = ("device_batch_size", "total_batch_size", "num_iterations", "keep_last")
-AT_LEAST_ZERO = ("save_every", "grad_clip", "init_lr_frac", "weight_decay")
+AT_LEAST_ZERO = ("save_every", "grad_clip", "init_lr_frac", "weight_decay", "seed")
 SHARES = ("warmup_ratio", "warmdown_ratio", "final_lr_frac")
 
 
@@ -25,7 +25,7 @@ class TrainOptions:
     fresh: bool = False
     """start over instead of resuming; what was there is set aside, not deleted"""
     device_type: str = "auto"
-    """auto, cuda, mps or cpu"""
+    """auto, cuda or cpu"""
     compile: bool | None = None
     """torch.compile; by default on CUDA, in the stages whose batches all have one shape"""
     seed: int = 42
@@ -86,8 +86,8 @@ INHERITED = (
     "weight_decay",
 )
 FREE_ON_RESUME = {
-    "run", "tracker", "fresh", "device_type", "compile", "device_batch_size", "num_iterations", "num_epochs",
-    "target_param_data_ratio", "eval_every", "eval_tokens", "sample_every", "save_every", "keep_last",
+    "run", "tracker", "model_tag", "fresh", "device_type", "compile", "device_batch_size", "num_iterations",
+    "num_epochs",    "target_param_data_ratio", "eval_every", "eval_tokens", "sample_every", "save_every", "keep_last",
 }  # fmt: skip
 """Options that may change when a run is resumed; any other would bend its course."""
 

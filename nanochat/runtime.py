@@ -3,9 +3,12 @@
 import os
 import platform
 import resource
+import shutil
 import sys
+import sysconfig
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
@@ -41,6 +44,8 @@ class Runtime:
     compute_dtype: torch.dtype
     share: Share
     """rank and number of processes"""
+    started: float = 0.0
+    """time.monotonic() when it began"""
 
     @classmethod
     def start(cls, device_type: str = "auto") -> "Runtime":
@@ -52,12 +57,20 @@ class Runtime:
         share = Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
         device = torch.device(device_type)
         if device_type == "cuda":
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            local_rank, local_world_size = (
+                int(os.environ.get(f"LOCAL_{name}", "0")) for name in ("RANK", "WORLD_SIZE")
+            )
+            if local_world_size > torch.cuda.device_count():
+                raise UserError(
+                    f"NPROC={local_world_size} is more than the GPUs here: the most is {torch.cuda.device_count()}"
+                )
+            device = torch.device("cuda", local_rank)
             torch.cuda.set_device(device)
             torch.set_float32_matmul_precision("high")
         if share.world_size > 1:
-            dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
-        return cls(device, native_dtype(device), share)
+            # The main process tokenises, evaluates and saves while the others wait, on a big run for over ten minutes.
+            dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=timedelta(hours=2))
+        return cls(device, native_dtype(device), share, time.monotonic())
 
     def __enter__(self) -> "Runtime":
         return self
@@ -82,8 +95,7 @@ class Runtime:
 
     def sum_numbers(self, *numbers: float) -> list[float]:
         """Each number summed over processes, in float64."""
-        device = self.device if self.device.type == "cuda" else "cpu"  # MPS has no float64, and gloo wants the CPU
-        return self.sum(torch.tensor(numbers, dtype=torch.float64, device=device)).tolist()
+        return self.sum(torch.tensor(numbers, dtype=torch.float64, device=self.device)).tolist()
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -95,6 +107,11 @@ class Runtime:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
+    def can_compile(self) -> bool:
+        """Whether torch.compile pays here and can: on CUDA, with the C compiler and Python's headers Triton needs."""
+        headers = Path(sysconfig.get_path("include")) / "Python.h"
+        return self.device.type == "cuda" and headers.exists() and any(map(shutil.which, ("cc", "gcc", "clang")))
+
     def describe(self) -> str:
         """Device, dtype and processes, in a few words."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
@@ -105,7 +122,7 @@ class Runtime:
     def peak_flops(self) -> tuple[float, str]:
         """FLOP/s of one process's device in the compute dtype, and where the figure is from.
 
-        The datasheet's for a known GPU; else measured with a matmul, a tenth of a second.
+        The datasheet's for a known GPU; else measured with a matmul.
         """
         if self.device.type == "cuda":
             name = torch.cuda.get_device_name(self.device)
@@ -117,11 +134,7 @@ class Runtime:
 
 def resolve_device_type(device_type: str) -> str:
     """`auto` becomes the best there is; another name is checked. Raises UserError if it is not there."""
-    available = ["cpu"]
-    if torch.backends.mps.is_available():
-        available.insert(0, "mps")
-    if torch.cuda.is_available():
-        available.insert(0, "cuda")
+    available = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     if device_type == "auto":
         return available[0]
     if device_type not in available:
@@ -134,7 +147,7 @@ def native_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        native = device.type == "cpu" and bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+        native = bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
     return torch.bfloat16 if native else torch.float32
 
 

@@ -136,10 +136,6 @@ class Tokenizer:
         """Ids of `text`; what looks like a special token is plain text."""
         return self._encoding.encode_ordinary(text)
 
-    def encode_batch(self, texts: Sequence[str], num_threads: int = 8) -> list[list[int]]:
-        """`encode` of many texts, in threads."""
-        return self._encoding.encode_ordinary_batch(list(texts), num_threads=num_threads)
-
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """Raw bytes of `ids`; a special token gives its name."""
         return self._encoding.decode_bytes(list(ids))

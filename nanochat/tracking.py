@@ -71,16 +71,24 @@ class MetricsLog:
         """Open for appending; what a stopped run logged after step `resume_step` is dropped, for it comes again."""
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_metrics(path) if row["step"] <= resume_step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        partial = path.with_name(f"{path.name}.partial")  # a crash in between must not cost the log
+        partial.write_text("".join(_line(row) for row in kept))
+        partial.replace(path)
         self._file = path.open("a", buffering=1)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one line, at once on disk's way."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.write(_line({"step": step, **metrics}))
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """One line of metrics.jsonl. JSON has no word for infinity or not a number: they become null."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
 """The one training loop. Pretraining, midtraining, SFT and RL differ in the batches they pass to it."""
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,10 +71,15 @@ class Training:
     """identifies the data, where other data makes another run"""
     step: int = 0
     """optimizer steps taken"""
-    seconds: float = 0.0
-    """time spent in steps, over all resumes"""
+    seconds_before: float = 0.0
+    """wall time of the runs that this one resumes"""
     results: dict[str, float] = field(default_factory=dict)
     """the last evaluation"""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of this stage so far, loading and evaluating included, over all resumes."""
+        return self.seconds_before + time.monotonic() - self.runtime.started
 
     @property
     def folder(self) -> Path:
@@ -101,10 +107,10 @@ class Training:
                 print(f"{self.source} {self.tag} is complete at step {self.step}; --fresh starts over")
             return
         compiled = self.options.compile
-        if compiled if compiled is not None else one_shape and self.runtime.device.type == "cuda":
+        if compiled if compiled is not None else one_shape and self.runtime.can_compile():
             self.model.compile_training()
         peak_flops, origin = self.runtime.peak_flops()
-        with RunLog(self, num_iterations) as log, Interruption() as interruption:
+        with RunLog(self, num_iterations) as log, Interruption() as interruption, explained_memory():
             log.say(self._introduction(num_iterations, step_size))
             log.say(f"on {self.runtime.describe()}, peak {peak_flops / 1e12:,.2f} TFLOP/s ({origin})")
             bad_steps, stopped = 0, False
@@ -145,7 +151,6 @@ class Training:
             self.optimizer.step(lr_scale)
         self.runtime.synchronize()
         elapsed = time.perf_counter() - begun
-        self.seconds += elapsed
         self.step += 1
         own_tokens_per_second = sum(batch.tokens.numel() for batch in data.batches) / elapsed
         return {
@@ -224,6 +229,17 @@ class Training:
             f"{self.source} {self.tag}: {config.num_parameters:,} parameters ({config.n_layer} layers of "
             f"{config.n_embd}, context {config.sequence_len}), {begin}, {num_iterations:,} steps of {step_size}"
         )
+
+
+@contextlib.contextmanager
+def explained_memory() -> Iterator[None]:
+    """Turn CUDA's running out of memory into a sentence."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(
+            "the GPU's memory ran out: run again with half the --device-batch-size; it resumes from the last checkpoint"
+        ) from None
 
 
 def due(step: int, every: int, finished: bool) -> bool:

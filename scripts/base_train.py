@@ -8,10 +8,9 @@ import math
 from dataclasses import dataclass, replace
 
 from nanochat import cli, lineage, paths
-from nanochat.data.batches import RowBatches
+from nanochat.data.batches import RowBatches, rows_per_step
 from nanochat.data.packing import StreamRows
 from nanochat.data.token_shards import TokenShards
-from nanochat.errors import UserError
 from nanochat.eval.bits_per_byte import bits_per_byte
 from nanochat.gpt import GPTConfig
 from nanochat.inference.engine import Engine
@@ -44,7 +43,7 @@ class PretrainOptions(TrainOptions):
     """steps between validations; 0: at the end only"""
     eval_tokens: int = 10_485_760
     """tokens of held-out text to validate on"""
-    sample_every: int = 0
+    sample_every: int = 2000
     """steps between samples from the model; 0: at the end only"""
 
     def __post_init__(self) -> None:
@@ -52,11 +51,12 @@ class PretrainOptions(TrainOptions):
         for name in ("eval_every", "sample_every"):
             check_range(name, getattr(self, name), 0)
         check_range("eval_tokens", self.eval_tokens, 1)
+        check_range("target_param_data_ratio", self.target_param_data_ratio, 0.01)
 
 
 DEMO = PretrainOptions(
     dataset="encyclopedia", depth=4, max_seq_len=256, device_batch_size=16, total_batch_size=4096, num_iterations=190,
-    warmup_ratio=0.05, warmdown_ratio=0.4, eval_every=50, eval_tokens=8192, save_every=0,
+    warmup_ratio=0.05, warmdown_ratio=0.4, eval_every=50, eval_tokens=8192, sample_every=95, save_every=0,
 )  # fmt: skip
 QUICK = replace(DEMO, depth=2, num_iterations=30, eval_every=0)
 
@@ -69,11 +69,12 @@ def main(options: PretrainOptions) -> None:
         rows = StreamRows(TokenShards.open(folder, "train", tokenizer), config.sequence_len, tokenizer.bos_id)
         held_out = StreamRows(TokenShards.open(folder, "val", tokenizer), config.sequence_len, tokenizer.bos_id)
         options = with_defaults(options, config, runtime)
-        run = lineage.begin("base", options, runtime, tokenizer, config=config)
+        data = f"{options.dataset}, {rows.num_tokens:,} tokens"
+        run = lineage.begin("base", options, runtime, tokenizer, config=config, data=data)
         assert options.total_batch_size and options.device_batch_size and options.num_iterations
         batches = RowBatches(
             rows,
-            rows_per_step=options.total_batch_size // config.sequence_len,
+            rows_per_step=rows_per_step(options.total_batch_size, config.sequence_len, runtime.share),
             device_batch_size=options.device_batch_size,
             share=runtime.share,
             seed=options.seed,
@@ -98,21 +99,14 @@ def with_defaults(options: PretrainOptions, config: GPTConfig, runtime: Runtime)
     """Fill in what follows from depth: tokens from the parameters, the batch from the tokens.
 
     The batch grows with the tokens to the power 0.38 (https://arxiv.org/abs/2505.13738), 524,288 at d20's 11.2
-    billion. Raises UserError for a batch that cannot be shared out evenly.
+    billion.
     """
-    row = config.sequence_len
     tokens = options.target_param_data_ratio * config.num_parameters
     total = options.total_batch_size
     if total is None:
-        ideal = REFERENCE_BATCH * (tokens / REFERENCE_TOKENS) ** 0.38
-        total = max(row * runtime.share.world_size, 2 ** round(math.log2(ideal)))
-    if total < row * runtime.share.world_size or total % (row * runtime.share.world_size):
-        unit = row * runtime.share.world_size
-        nearest = max(1, round(total / unit)) * unit
-        raise UserError(
-            f"--total-batch-size {total} is not a multiple of {unit} (context x processes): "
-            f"the nearest that is is {nearest}"
-        )
+        unit = config.sequence_len * runtime.share.world_size
+        ideal = 2 ** round(math.log2(REFERENCE_BATCH * (tokens / REFERENCE_TOKENS) ** 0.38))
+        total = max(1, round(ideal / unit)) * unit
     return replace(
         options,
         total_batch_size=total,

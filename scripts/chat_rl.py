@@ -61,7 +61,7 @@ def main(options: RLOptions) -> None:
         own = -(-options.examples_per_step // runtime.share.world_size) * options.num_samples
         batches = RolloutBatches(
             ChatModel("rl", run.tag, run.step, Engine(run.model, tokenizer, calculator, max_batch_size=min(own, 128))),
-            mixtures.rl(options.mixture, options.examples_per_step * options.num_iterations),
+            mixtures.rl(options.mixture),
             runtime,
             problems_per_step=options.examples_per_step,
             samples_per_problem=options.num_samples,

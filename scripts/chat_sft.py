@@ -29,6 +29,7 @@ class SFTOptions(TrainOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_range("num_epochs", self.num_epochs, 0.01)
         check_range("target_examples_per_step", self.target_examples_per_step, 1)
 
 

@@ -6,9 +6,9 @@
 from dataclasses import dataclass, replace
 
 from nanochat import cli, lineage, paths
-from nanochat.data.batches import RowBatches
+from nanochat.data.batches import RowBatches, rows_per_step
 from nanochat.data.conversation_rows import conversation_rows
-from nanochat.options import TrainOptions, inherit
+from nanochat.options import TrainOptions, check_range, inherit
 from nanochat.runtime import Runtime
 from nanochat.tasks import mixtures
 from nanochat.tokenizer import Tokenizer
@@ -26,6 +26,10 @@ class MidtrainOptions(TrainOptions):
     num_epochs: float = 1.0
     """times through the mixture, unless --num-iterations is given"""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("num_epochs", self.num_epochs, 0.01)
+
 
 DEMO = MidtrainOptions(mixture="demo", model_tag="d4", init_lr_frac=0.7, save_every=0)
 QUICK = replace(DEMO, model_tag="d2", num_iterations=20)
@@ -41,16 +45,16 @@ def main(options: MidtrainOptions) -> None:
         sequence_len = run.model.config.sequence_len
         rows = conversation_rows(mixture, tokenizer, sequence_len, runtime, learn_all=True, one_per_row=False)
         assert options.total_batch_size and options.device_batch_size
-        rows_per_step = max(1, options.total_batch_size // sequence_len)
+        in_a_step = rows_per_step(options.total_batch_size, sequence_len, runtime.share)
         batches = RowBatches(
             rows,
-            rows_per_step=rows_per_step,
+            rows_per_step=in_a_step,
             device_batch_size=options.device_batch_size,
             share=runtime.share,
             seed=options.seed,
         )
-        steps = options.num_iterations or max(1, round(options.num_epochs * len(rows) / rows_per_step))
-        run.run(batches, steps, step_size=f"{rows_per_step * sequence_len:,} tokens", one_shape=True)
+        steps = options.num_iterations or max(1, round(options.num_epochs * len(rows) / in_a_step))
+        run.run(batches, steps, step_size=f"{options.total_batch_size:,} tokens", one_shape=True)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,34 @@ def test_only_the_last_are_kept(base_dir: Path, tokenizer: Tokenizer) -> None:
     assert [c.step for c in checkpoint.checkpoints(paths.checkpoints_dir("base") / "d2")] == [2, 3]
 
 
+def test_a_model_that_was_set_aside_is_not_the_newest(base_dir: Path, tokenizer: Tokenizer) -> None:
+    save(tokenizer, tag="d2", step=1)
+    save(tokenizer, tag="aside/d4.20260101-120000", step=9)
+    assert checkpoint.find("base").describe() == "base d2 step 1"
+    assert checkpoint.find("base", "aside/d4.20260101-120000").step == 9
+
+
+@pytest.mark.parametrize("damaged", ['{"step": 3, "sour', "{}", "[]", "\0"])
+def test_a_step_with_damaged_meta_is_passed_over(base_dir: Path, tokenizer: Tokenizer, damaged: str) -> None:
+    save(tokenizer, step=2)
+    meta = save(tokenizer, step=3).folder / META_FILE
+    meta.write_text(damaged)
+    assert checkpoint.find("base").step == 2
+
+
+def test_old_steps_that_cannot_be_removed_do_not_fail_the_save(
+    base_dir: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(16, "Device or resource busy", str(path))
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", busy)
+    save(tokenizer, step=1, keep_last=1)
+    assert save(tokenizer, step=2, keep_last=1).step == 2
+    assert [c.step for c in checkpoint.checkpoints(paths.checkpoints_dir("base") / "d2")] == [2]
+
+
 def test_an_unwritable_base_directory_gets_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOCHAT_BASE_DIR", "/proc/nowhere")
     with pytest.raises(UserError, match="set NANOCHAT_BASE_DIR"):

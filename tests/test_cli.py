@@ -1,5 +1,8 @@
 """Options in, a sentence out."""
 
+import errno
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +64,50 @@ def test_a_user_s_mistake_is_exit_code_2_without_a_traceback(capsys: pytest.Capt
     with pytest.raises(SystemExit) as stop:
         cli.run(fails, Options, args=[])
     assert stop.value.code == 2 and capsys.readouterr().err == "error: this is wrong: do that\n"
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "error: this"), ("3", "process 3: error: this")])
+def test_each_of_several_processes_tells_its_own_mistake(
+    rank: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(options: Options) -> None:
+        raise UserError("this is wrong: do that")
+
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as stop:
+        cli.run(fails, Options, args=[])
+    assert stop.value.code == 2 and capsys.readouterr().err == f"{said} is wrong: do that\n"
+
+
+def test_a_full_disk_is_a_sentence(base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fills(options: Options) -> None:
+        Path("/dev/full").write_text("text")
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(fills, Options, args=[])
+    assert stop.value.code == 2
+    assert re.fullmatch(
+        f"error: cannot use {base_dir} \\(No space left on device\\): make room there, .* run again\n",
+        capsys.readouterr().err,
+    )
+
+
+def test_a_file_that_may_not_be_written_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(options: Options) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/there/it is")
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(refused, Options, args=[])
+    assert stop.value.code == 2
+    assert "cannot use /there/it is (Permission denied): give yourself" in capsys.readouterr().err
+
+
+def test_other_trouble_keeps_its_traceback() -> None:
+    def stumbles(options: Options) -> None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/gone")
+
+    with pytest.raises(FileNotFoundError):
+        cli.run(stumbles, Options, args=[])
 
 
 def test_ctrl_c_is_no_traceback_either() -> None:

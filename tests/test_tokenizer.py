@@ -39,10 +39,6 @@ def test_token_bytes_counts_raw_bytes(tokenizer: Tokenizer) -> None:
         assert int(tokenizer.token_bytes[np.array(tokenizer.encode(text), int)].sum()) == len(text.encode())
 
 
-def test_batch_encoding_is_the_same(tokenizer: Tokenizer) -> None:
-    assert tokenizer.encode_batch(TEXTS) == [tokenizer.encode(text) for text in TEXTS]
-
-
 def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     loaded = Tokenizer.load(tmp_path)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,24 @@ def test_metrics_survive_a_crash_and_a_resume(tmp_path: Path) -> None:
     log.log(4, {"loss": 9.0})
     log.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_metrics_are_valid_json_whatever_the_loss(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": NaN}\n')
+    log = MetricsLog(path, 1)
+    log.log(2, {"loss": math.inf, "lr": 0.5})
+    log.close()
+    assert path.read_text() == '{"step": 1, "loss": null}\n{"step": 2, "loss": null, "lr": 0.5}\n'
+
+
+def test_a_log_that_cannot_be_rewritten_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    (tmp_path / "metrics.jsonl.partial").mkdir()
+    with pytest.raises(IsADirectoryError):
+        MetricsLog(path, 1)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_without_a_terminal_progress_is_lines() -> None:

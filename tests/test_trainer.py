@@ -159,8 +159,25 @@ def test_fresh_sets_the_old_run_aside(runtime: Runtime, tokenizer: Tokenizer) ->
     begin(runtime, tokenizer).run(batches(FewRows()), 2, step_size="8 rows", one_shape=True)
     run = begin(runtime, tokenizer, replace(OPTIONS, fresh=True))
     assert run.step == 0
-    (kept,) = paths.checkpoints_dir("base").iterdir()
+    (kept,) = (paths.checkpoints_dir("base") / "aside").iterdir()
     assert kept.name.startswith("test.") and checkpoint.checkpoints(kept)[0].step == 2
+    with pytest.raises(UserError):  # and is nobody's parent
+        lineage.parent_of("mid", None)
+
+
+def test_pretraining_on_other_text_is_refused_and_other_conversations_begin_anew(
+    runtime: Runtime, tokenizer: Tokenizer
+) -> None:
+    config = GPTConfig.from_depth(2, tokenizer.vocab_size, SEQUENCE_LEN)
+    base = lineage.begin("base", OPTIONS, runtime, tokenizer, config=config, data="8 shards")
+    base.run(batches(FewRows()), 1, step_size="8 rows", one_shape=True)
+    with pytest.raises(UserError, match=r"other text \(8 shards\) than there is now \(9 shards\)"):
+        lineage.begin("base", OPTIONS, runtime, tokenizer, config=config, data="9 shards")
+    parent = lineage.parent_of("mid", None)
+    mid = lineage.begin("mid", OPTIONS, runtime, tokenizer, parent=parent, data="old")
+    mid.run(batches(FewRows()), 1, step_size="8 rows", one_shape=True)
+    assert lineage.begin("mid", OPTIONS, runtime, tokenizer, parent=parent, data="old").step == 1
+    assert lineage.begin("mid", OPTIONS, runtime, tokenizer, parent=parent, data="new").step == 0
 
 
 def test_a_run_of_another_shape_is_refused(runtime: Runtime, tokenizer: Tokenizer) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nanochat.data.packing import Row, Rows
+from nanochat.errors import UserError
 from nanochat.loss import IGNORE
 
 
@@ -91,6 +92,17 @@ class RowBatches:
             for start in range(0, len(mine), self.device_batch_size)
         ]
         return StepData(batches, {"epoch": step * self.rows_per_step / len(self.rows)})
+
+
+def rows_per_step(total_batch_size: int, sequence_len: int, share: Share) -> int:
+    """Rows that make `total_batch_size` tokens. Raises UserError if the processes cannot share them out evenly."""
+    unit = sequence_len * share.world_size
+    if total_batch_size < unit or total_batch_size % unit:
+        raise UserError(
+            f"--total-batch-size {total_batch_size} is not a multiple of {unit} (context x processes): "
+            f"the nearest that is is {max(1, round(total_batch_size / unit)) * unit}"
+        )
+    return total_batch_size // sequence_len
 
 
 def trained_length(row: Row) -> int:

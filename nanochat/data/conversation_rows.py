@@ -2,6 +2,7 @@
 
 from nanochat import paths
 from nanochat.data.bars import Bar
+from nanochat.data.locks import only_one
 from nanochat.data.packing import PackedRows
 from nanochat.data.token_files import TokenFile, write_conversations
 from nanochat.runtime import Runtime
@@ -16,10 +17,12 @@ def conversation_rows(
     folder = paths.tokens_dir(mixture.name.replace(" ", "-"))
     if runtime.is_main:
         print(f"{mixture}\n")
-        origin = mixture.fingerprint()
-        if not TokenFile.is_current(folder, "train", tokenizer, origin):
-            with Bar(f"tokenising {mixture.name}", len(mixture)) as bar:
-                write_conversations(folder, "train", tokenizer, bar.each(mixture), sequence_len, origin)
+        origin = f"{mixture.fingerprint()} cut at {sequence_len}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with only_one(folder):
+            if not TokenFile.is_current(folder, "train", tokenizer, origin):
+                with Bar(f"tokenising {mixture.name}", len(mixture)) as bar:
+                    write_conversations(folder, "train", tokenizer, bar.each(mixture), sequence_len, origin)
     runtime.barrier()
     file = TokenFile.open(folder, "train", tokenizer)
     return PackedRows(

@@ -44,6 +44,11 @@ class StreamRows:
         self.sequence_len = sequence_len
         self.bos_id = bos_id
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the stream."""
+        return len(self.stream.ids)
+
     def __len__(self) -> int:
         """Rows, the last padded."""
         return -(-len(self.stream.ids) // self.sequence_len)

@@ -1,11 +1,13 @@
 """Token ids on disk: written once, memory-mapped ever after, tied to the tokenizer that made them.
 
 A folder holds for each split `<split>.ids` (the ids of all documents end to end, each opening with bos),
-`<split>.mask` where some tokens are not learned, `<split>.offsets` (where documents begin) and `<split>.json`. The
-last is written last: a split without it does not exist.
+`<split>.mask` where some tokens are not learned, `<split>.offsets` (where documents begin) and `<split>.json`. They
+take their names when they are whole, the last one last: a split without it does not exist. Nothing is written in
+place, so a run that has mapped a split goes on with the one it opened.
 """
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -57,9 +59,9 @@ class TokenFile:
         try:
             settings = json.loads((folder / f"{split}.json").read_text())
             cls.open(folder, split, tokenizer)
-        except (FileNotFoundError, json.JSONDecodeError, UserError):
+        except (FileNotFoundError, ValueError, KeyError, UserError):
             return False
-        return bool(settings["origin"] == origin)
+        return bool(settings.get("origin") == origin)
 
 
 def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
@@ -91,11 +93,11 @@ def _write(
     folder: Path, split: str, tokenizer: Tokenizer, documents: Iterable[Rendered], origin: str, masked: bool
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    settings_file = folder / f"{split}.json"
-    settings_file.unlink(missing_ok=True)
+    final = {suffix: folder / f"{split}.{suffix}" for suffix in ("ids", "mask", "offsets", "json")}
+    partial = {suffix: path.with_name(f"{path.name}.partial") for suffix, path in final.items()}
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     offsets, num_bytes = [0], 0
-    with open(folder / f"{split}.ids", "wb") as ids_file, open(folder / f"{split}.mask", "wb") as mask_file:
+    with partial["ids"].open("wb") as ids_file, partial["mask"].open("wb") as mask_file:
         remaining = iter(documents)
         # Some documents at a time: a few numpy calls for each of them are a sixth of the time.
         while batch := list(islice(remaining, DOCUMENTS_AT_ONCE)):
@@ -105,7 +107,7 @@ def _write(
                 mask_file.write(bytes(document.mask))
                 offsets.append(offsets[-1] + len(document.ids))
             num_bytes += int(tokenizer.token_bytes[ids].sum())
-    np.array(offsets, np.int64).tofile(folder / f"{split}.offsets")
+    np.array(offsets, np.int64).tofile(partial["offsets"])
     settings = {
         "tokenizer": tokenizer.hash,
         "origin": origin,
@@ -115,6 +117,7 @@ def _write(
         "bytes": num_bytes,
         "masked": masked,
     }
-    partial = settings_file.with_suffix(".partial")
-    partial.write_text(json.dumps(settings, indent=2) + "\n")
-    partial.replace(settings_file)
+    partial["json"].write_text(json.dumps(settings, indent=2) + "\n")
+    final["json"].unlink(missing_ok=True)  # from here to the end there is no split: never old settings over new ids
+    for suffix, path in partial.items():
+        os.replace(path, final[suffix])

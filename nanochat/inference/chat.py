@@ -91,4 +91,5 @@ def load_chat(
     tokenizer = Tokenizer.load(paths.tokenizer_dir())
     runtime = Runtime.start(device_type)
     model = found.load_model(runtime.device, runtime.compute_dtype, tokenizer).eval()
+    model.to(runtime.compute_dtype)  # nothing is trained here: half the memory, and no cast at every token
     return ChatModel(found.source, found.tag, found.step, Engine(model, tokenizer, Calculator(), max_batch_size))

@@ -15,6 +15,8 @@ from nanochat.tokenizer import Tokenizer
 
 PREFILL_TOKENS = 16_384
 """Most tokens, padding counted, in one forward pass over new prompts."""
+NEVER_DRAWN = ("<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|output_start|>", "<|output_end|>")
+"""Tokens that are put into a conversation and never the model's own: it cannot play the user or make up a result."""
 CACHE_STEP = 128
 """The KV cache's slots are this many tokens long or a multiple."""
 
@@ -71,6 +73,7 @@ class Engine:
         self._end_ids = {tokenizer.bos_id, tokenizer.special("<|assistant_end|>")}
         self._python_start = tokenizer.special("<|python_start|>")
         self._python_end = tokenizer.special("<|python_end|>")
+        self._never_drawn = torch.tensor([tokenizer.special(name) for name in NEVER_DRAWN], device=model.device)
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
         """Complete every prompt, in their order. Raises UserError if a prompt does not fit the context."""
@@ -110,6 +113,8 @@ class Engine:
             logits = self._decode()
         else:
             return
+        logits = logits[:, : self.tokenizer.vocab_size]  # what lies above only pads the matrix
+        logits[:, self._never_drawn] = -torch.inf
         requests = newcomers or list(self.active)
         drawn = sample(logits, [r.sampling for r in requests], [len(r.completion.tokens) for r in requests])
         for request, token in zip(requests, drawn, strict=True):
@@ -188,9 +193,9 @@ class Engine:
 
     def _release(self, request: Request) -> None:
         """Take a request out of the batch; the last one moves into its slot."""
-        assert self._cache is not None
         slot = self.active.index(request)
         last = self.active.pop()
         if last is not request:
+            assert self._cache is not None
             self.active[slot] = last
             self._cache.move(len(self.active), slot, last.length)

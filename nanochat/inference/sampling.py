@@ -37,14 +37,17 @@ def uniform(seeds: Sequence[int], indices: Sequence[int]) -> np.ndarray:
 
     The mixing is SplitMix64's (Steele, Lea and Flood, 2014). Returns (N,) float64.
     """
+    mixed = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF for seed in seeds], np.uint64))
+    return (_mix(mixed + np.array(indices, np.uint64)) >> np.uint64(11)) / float(1 << 53)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """Scatter neighbouring numbers over all of uint64."""
     with np.errstate(over="ignore"):
-        x = np.array([seed & 0xFFFFFFFFFFFFFFFF for seed in seeds], np.uint64)
-        for salt in (np.array(indices, np.uint64), np.uint64(1)):
-            x = (x + salt + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            x = x ^ (x >> np.uint64(31))
-    return (x >> np.uint64(11)) / float(1 << 53)
+        x = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
 
 
 def sample(logits: Tensor, samplings: Sequence[Sampling], indices: Sequence[int]) -> list[int]:

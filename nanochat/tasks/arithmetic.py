@@ -69,9 +69,11 @@ class Problem(NamedTuple):
 class ToolProblems(NumberTask):
     """Problems drawn by index, each redrawn until its expression falls into the split."""
 
-    def __init__(self, split: Split, size: int = 10_000) -> None:
+    def __init__(self, split: Split, size: int = 10_000, first: int = 0) -> None:
+        """`size` problems, numbered from `first`: stages that practise on other numbers share no row."""
         self.split = split
         self.size = size
+        self.first = first
 
     @abstractmethod
     def draw(self, rng: random.Random) -> Problem:
@@ -81,7 +83,7 @@ class ToolProblems(NumberTask):
         return self.size
 
     def row(self, index: int) -> Conversation:
-        rng = random.Random(f"{self.name} {self.split} {index}")
+        rng = random.Random(f"{self.name} {self.split} {self.first + index}")
         problem = self.draw(rng)
         while held_out(canonical(problem.expression), TEST_SHARE) != (self.split == "test"):
             problem = self.draw(rng)

@@ -23,10 +23,13 @@ from nanochat.tasks.smalltalk import SmallTalk
 from nanochat.tasks.smoltalk import SmolTalk
 from nanochat.tasks.spelling import LetterCount, Spelling
 from nanochat.tasks.task import GradedTask, Mixture, NumberTask, Split, Task
+from nanochat.tasks.topics import Topics
 from nanochat.tasks.word_problems import WordProblems
 
 DEMO_WORDS = 3000
 """Spelling is practised on this many of the encyclopedia's most frequent words."""
+DEMO_SFT_FIRST, DEMO_RL_FIRST, DEMO_RL_SIZE = 10_000, 20_000, 10_000
+"""The sums of each of the demo's stages are its own: numbered from here, midtraining's from 0."""
 
 HUB_FILES: list[HubFiles] = [
     files for task in (arc, gsm8k, humaneval, mmlu, smoltalk) for files in dict(task.FILES).values()
@@ -46,9 +49,9 @@ def sft(choice: Choice) -> Mixture:
     return {"real": real_sft, "demo": demo_sft}[choice]()
 
 
-def rl(choice: Choice, size: int) -> GradedTask:
-    """RL: problems with checkable answers. The demo's are as many as `size`, the real ones GSM8K's 7,473."""
-    return GSM8K("train") if choice == "real" else Sums("train", size)
+def rl(choice: Choice) -> GradedTask:
+    """RL: problems with checkable answers, GSM8K's 7,473 or 10,000 of the demo's."""
+    return GSM8K("train") if choice == "real" else Sums("train", DEMO_RL_SIZE, DEMO_RL_FIRST)
 
 
 def real_mid() -> Mixture:
@@ -99,6 +102,7 @@ def demo_mid() -> Mixture:
     return Mixture(
         [
             (Encyclopedia(), 0.15),
+            (Topics(), 0.05),
             (SmallTalk(), 0.6),
             (Identity(paths.identity_file()), 1.0),
             (Arithmetic("train", 2000), 1.0),
@@ -115,14 +119,14 @@ def demo_sft() -> Mixture:
     words = embedded.frequent_words(DEMO_WORDS)
     return Mixture(
         [
-            (Encyclopedia(), 0.02),
+            (Encyclopedia(), 0.05),
             (SmallTalk(), 0.1),
-            (Identity(paths.identity_file()), 1.0),
+            (Identity(paths.identity_file()), 0.6),
             (Refusals(), 1.0),
-            (Arithmetic("train", 700), 1.0),
-            (WordProblems("train", 500), 1.0),
-            (Spelling(words, "train"), 0.4),
-            (LetterCount(words, "train"), 0.4),
+            (Arithmetic("train", 600, DEMO_SFT_FIRST), 1.0),
+            (WordProblems("train", 400, DEMO_SFT_FIRST), 1.0),
+            (Spelling(words, "train"), 0.3),
+            (LetterCount(words, "train"), 0.3),
         ],
         name="demo sft",
     )
@@ -131,5 +135,6 @@ def demo_sft() -> Mixture:
 class Sums(Mixture, NumberTask):
     """Problems with checkable answers, sums and word problems by halves, solved with the python tool."""
 
-    def __init__(self, split: Split, size: int) -> None:
-        super().__init__([Arithmetic(split, size - size // 2), WordProblems(split, size // 2)], name="sums")
+    def __init__(self, split: Split, size: int, first: int = 0) -> None:
+        halves = Arithmetic(split, size - size // 2, first), WordProblems(split, size // 2, first)
+        super().__init__(halves, name="sums")

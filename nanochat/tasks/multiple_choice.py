@@ -22,6 +22,12 @@ class Choices(NamedTuple):
     answer: int
 
 
+def multiple_choice(row: Choices) -> Conversation:
+    """The question with its lettered choices, a line each, answered with the letter."""
+    lines = (f"{letter}) {choice}" for letter, choice in zip(LETTERS, row.choices, strict=False))
+    return conversation("\n".join((row.question, *lines, INSTRUCTION)), LETTERS[row.answer])
+
+
 class CategoricalTask(HubTask, GradedTask):
     """Multiple choice. Scored by the likeliest of `letters` right after the prompt, or by a written reply.
 
@@ -34,9 +40,7 @@ class CategoricalTask(HubTask, GradedTask):
         """Row `index` taken apart."""
 
     def row(self, index: int) -> Conversation:
-        question, choices, answer = self.choices(index)
-        lines = (f"{letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
-        return conversation("\n".join((question, *lines, INSTRUCTION)), LETTERS[answer])
+        return multiple_choice(self.choices(index))
 
     def letters(self, index: int) -> str:
         """The letters that row `index` leaves to choose from, such as ABCD."""

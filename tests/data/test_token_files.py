@@ -47,3 +47,24 @@ def test_an_interrupted_write_leaves_no_split(tmp_path: Path, tokenizer: Tokeniz
     with pytest.raises(KeyboardInterrupt):
         write_documents(tmp_path, "train", tokenizer, texts(), "x")
     assert not TokenFile.is_current(tmp_path, "train", tokenizer, "x")
+
+
+def test_an_interrupted_rewrite_leaves_the_split_that_was_there(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    def texts():  # type: ignore[no-untyped-def]  # a generator that fails
+        yield "second"
+        raise KeyboardInterrupt
+
+    write_documents(tmp_path, "train", tokenizer, ["first"], "1")
+    with pytest.raises(KeyboardInterrupt):
+        write_documents(tmp_path, "train", tokenizer, texts(), "2")
+    assert TokenFile.is_current(tmp_path, "train", tokenizer, "1")
+    assert tokenizer.decode(TokenFile.open(tmp_path, "train", tokenizer).ids.tolist()) == "<|bos|>first"
+
+
+def test_a_run_keeps_the_tokens_it_has_mapped(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    write_documents(tmp_path, "train", tokenizer, ["the first text"], "1")
+    mapped = TokenFile.open(tmp_path, "train", tokenizer)
+    write_documents(tmp_path, "train", tokenizer, ["another"], "2")
+    assert tokenizer.decode(mapped.ids.tolist()) == "<|bos|>the first text"
+    assert tokenizer.decode(TokenFile.open(tmp_path, "train", tokenizer).ids.tolist()) == "<|bos|>another"
+    assert not list(tmp_path.glob("*.partial"))
