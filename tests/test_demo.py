@@ -98,3 +98,16 @@ def test_a_mistake_gets_a_sentence_and_exit_code_2(demo: tuple[Path, str], comma
 def test_an_unwritable_base_directory_gets_a_sentence() -> None:
     result = script("pretrain.sh", "--demo", base=Path("/proc/nowhere"))
     assert result.returncode == 2 and "NANOCHAT_BASE_DIR" in result.stderr
+
+
+@pytest.mark.slow
+def test_any_stage_is_scored_on_core_in_one_command(demo: tuple[Path, str]) -> None:
+    base, _ = demo
+    if not (shared := os.environ.get("NANOCHAT_SHARED")):
+        pytest.skip("NANOCHAT_SHARED does not name the folder with the evaluation bundle")
+    asked = ("--tasks", "core", "--max-per-task", "2", "--eval-bundle", f"{shared}/hub/eval_bundle")
+    result = script("eval.sh", "--quick", "--source", "sft", *asked, base=base)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^CORE +0 +-?\d\.\d{3}±\d\.\d{3} *$", result.stdout, re.MULTILINE)
+    (kept,) = (base / "demo" / "report").glob("sft-*-core.json")
+    assert len(json.loads(kept.read_text())["result"]) == 22

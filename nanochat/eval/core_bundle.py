@@ -47,7 +47,7 @@ def fetch_bundle() -> Path:
                 _unpack(_download(downloads), folder)
     except httpx2.HTTPError as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"cannot fetch {ADDRESS} ({reason}): run it again, {_OTHERWISE}") from error
+        raise UserError(f"cannot fetch {ADDRESS} ({reason}): run it again later, {_OTHERWISE}") from error
     except OSError as error:
         raise UserError(f"cannot write to {downloads} ({error.strerror or error}): free some space") from error
     return folder
@@ -59,6 +59,7 @@ _OTHERWISE = "or name a folder that has the bundle with --eval-bundle, or leave 
 def _download(downloads: Path) -> Path:
     if constants.is_offline_mode():
         raise UserError(f"the tasks of CORE are not here and HF_HUB_OFFLINE is set: unset it, {_OTHERWISE}")
+    print(f"fetching the tasks of CORE from {ADDRESS}", flush=True)
     size, version = patiently(_ask)
     archive = downloads / f".{version}.partial"  # of another version of the file, nothing is used
     have = archive.stat().st_size if archive.exists() else 0

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich import box
 from rich.table import Table
 
 
@@ -49,13 +48,12 @@ def score_table(name: str, stages: Scores) -> Table:
 
     The scores of each stage are those of the same tasks.
     """
-    drawn = Table(title=f"{name}\n% right ± standard error", box=box.SIMPLE_HEAD)
+    drawn = Table(title=f"{name}: % right ± standard error", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("task", "guess", *stages):
         drawn.add_column(heading, justify="left" if heading == "task" else "right", no_wrap=True)
     for line in zip(*stages.values(), strict=True):
         cells = (f"{100 * score.accuracy:.1f} ±{100 * score.standard_error:.1f}" for score in line)
         drawn.add_row(line[0].task.removeprefix("bigbench_"), f"{100 * line[0].baseline:.0f}", *cells)
-    drawn.add_section()
-    means = (f"{centred_mean(scores):.3f} ±{centred_mean_error(scores):.3f}" for scores in stages.values())
-    drawn.add_row(name, "0", *means)
+    means = (f"{centred_mean(scores):.3f}±{centred_mean_error(scores):.3f}" for scores in stages.values())
+    drawn.add_row(name, "0", *means, style="bold")
     return drawn

@@ -13,7 +13,6 @@ from nanochat.errors import UserError
 from nanochat.eval.core import Core, right_answers
 from nanochat.eval.core_tasks import CoreTask, Kind, fingerprint, read_tasks
 from nanochat.eval.option_scores import OptionScore, Problem, score_options
-from nanochat.eval.scores import TaskScore, centred_mean, centred_mean_error
 from nanochat.gpt import GPT
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
@@ -128,15 +127,6 @@ def test_how_problems_are_written(tmp_path: Path) -> None:
     task = write_task(tmp_path, "language_modeling", shots=0)
     number = int(task.rows[0]["continuation"])
     assert task.texts(0) == [(f"The number after {number - 1} is", f"The number after {number - 1} is {number}")]
-
-
-def test_scores_are_centred_on_guessing() -> None:
-    scores = [TaskScore("a", 100, 0.625, 0.25), TaskScore("b", 50, 0.25, 0.5)]
-    assert [score.centred for score in scores] == [0.5, -0.5]
-    assert centred_mean(scores) == 0.0
-    assert scores[0].standard_error == pytest.approx((0.625 * 0.375 / 100) ** 0.5)
-    expected = ((0.375 * 0.625 / 100 / 0.75**2 + 0.25 * 0.75 / 50 / 0.5**2) ** 0.5) / 2
-    assert centred_mean_error(scores) == pytest.approx(expected)
 
 
 def test_the_bundle_has_22_tasks_and_each_scores_as_one_at_a_time(bundle: Path, tokenizer: Tokenizer) -> None:
