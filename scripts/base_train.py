@@ -58,7 +58,7 @@ DEMO = PretrainOptions(
     dataset="encyclopedia", depth=4, max_seq_len=256, device_batch_size=16, total_batch_size=4096, num_iterations=190,
     warmup_ratio=0.05, warmdown_ratio=0.4, eval_every=50, eval_tokens=8192, sample_every=95, save_every=0,
 )  # fmt: skip
-QUICK = replace(DEMO, depth=2, num_iterations=30, eval_every=0)
+QUICK = replace(DEMO, depth=2, num_iterations=20, eval_every=0)
 
 
 def main(options: PretrainOptions) -> None:

@@ -61,7 +61,7 @@ class EvalOptions:
 
 
 DEMO = EvalOptions(dataset="encyclopedia", model_tag="d4", tasks="none", device_batch_size=128)
-QUICK = replace(DEMO, model_tag="d2", max_problems=50)
+QUICK = replace(DEMO, model_tag="d2", max_problems=25)
 
 
 def main(options: EvalOptions) -> None:

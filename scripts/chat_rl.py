@@ -43,7 +43,7 @@ class RLOptions(TrainOptions):
 
 
 DEMO = RLOptions(mixture="demo", model_tag="d4", num_iterations=32, num_samples=8, max_new_tokens=48, save_every=0)
-QUICK = replace(DEMO, model_tag="d2", num_iterations=3, examples_per_step=8, num_samples=4, max_new_tokens=32)
+QUICK = replace(DEMO, model_tag="d2", num_iterations=2, examples_per_step=8, num_samples=4, max_new_tokens=32)
 
 
 def main(options: RLOptions) -> None:

@@ -34,7 +34,7 @@ class SFTOptions(TrainOptions):
 
 
 DEMO = SFTOptions(mixture="demo", model_tag="d4", init_lr_frac=0.4, target_examples_per_step=64, save_every=0)
-QUICK = replace(DEMO, model_tag="d2", num_iterations=10)
+QUICK = replace(DEMO, model_tag="d2", num_iterations=8)
 
 
 def main(options: SFTOptions) -> None:

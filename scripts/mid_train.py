@@ -32,7 +32,7 @@ class MidtrainOptions(TrainOptions):
 
 
 DEMO = MidtrainOptions(mixture="demo", model_tag="d4", init_lr_frac=0.7, save_every=0)
-QUICK = replace(DEMO, model_tag="d2", num_iterations=20)
+QUICK = replace(DEMO, model_tag="d2", num_iterations=12)
 
 
 def main(options: MidtrainOptions) -> None:
