@@ -11,8 +11,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
-from nanochat.cli import EXIT_INTERRUPTED
-
+EXIT_INTERRUPTED = 130
 SECONDS_TO_STOP = 600
 """How long processes told to stop may take for the end of their step and the checkpoint before they are killed."""
 

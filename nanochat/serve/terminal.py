@@ -1,4 +1,4 @@
-"""Chat in a terminal: reads with prompt_toolkit, writes with rich, a word at a time as the model makes them."""
+"""Chat in a terminal: reads with prompt_toolkit, writes with rich, as the model makes the words."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,8 @@ from nanochat.data.conversations import Message, Part
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.sampling import Sampling
-from nanochat.serve.writers import PlainWriter, ScreenWriter
+from nanochat.serve.markdown import MarkdownWriter
+from nanochat.serve.writers import PlainWriter, ReplyWriter
 
 HELP = """\
 /system TEXT       tell the model how to behave; without TEXT, forget it
@@ -119,12 +120,15 @@ class TerminalChat:
     def _answer(self, text: str) -> None:
         conversation = [*_opening(self.system), *self.messages, _turn("user", text)]
         sampling = dataclasses.replace(self.sampling, seed=secrets.randbits(31))
-        writer = ScreenWriter(self.console)
+        rich_terminal = self.console.is_terminal and not self.console.is_dumb_terminal
+        writer: ReplyWriter = MarkdownWriter(self.console) if rich_terminal else PlainWriter(self.console.file)
         try:
             with _ctrl_c_sets() as stop:
-                for delta in self.chat_model.stream(conversation, sampling, stop):
-                    writer.add(delta)
-            writer.end()
+                try:
+                    for delta in self.chat_model.stream(conversation, sampling, stop):
+                        writer.add(delta)
+                finally:
+                    writer.end()  # also gives the cursor back
         except UserError as error:
             self._say(f"{error} (/clear begins a new conversation)")
             return

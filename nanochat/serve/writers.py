@@ -2,10 +2,7 @@
 
 import unicodedata
 from abc import ABC, abstractmethod
-from typing import TextIO
-
-from rich.cells import cell_len
-from rich.console import Console
+from typing import IO
 
 from nanochat.data.conversations import Part
 from nanochat.inference.reply import Delta, add_delta
@@ -55,9 +52,9 @@ class ReplyWriter(ABC):
 
 
 class PlainWriter(ReplyWriter):
-    """For a file or a pipe: the text as it is."""
+    """For a file, a pipe or a terminal that can do no more: the text as it is."""
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: IO[str]) -> None:
         super().__init__()
         self.out = out
         self.at_start = True
@@ -74,54 +71,6 @@ class PlainWriter(ReplyWriter):
     def end_line(self) -> None:
         if not self.at_start:
             self.write_text("\n")
-
-
-class ScreenWriter(ReplyWriter):
-    """For a terminal: no word is broken at the right margin, and tool calls are dim.
-
-    A word is held back until it is whole, so the text stays at most one word behind the model.
-    """
-
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self.console = console
-        self.column = 0
-        self.word = ""
-
-    def write_text(self, text: str) -> None:
-        for character in text:
-            if not character.isspace():
-                self.word += character
-                continue
-            self._write_word()
-            if character == "\n":
-                self._new_line()
-            elif self.column < self.console.width:
-                self.console.out(" ", end="")
-                self.column += 1
-
-    def write_step(self, line: str) -> None:
-        self.console.print(line, style="dim", markup=False, highlight=False)
-
-    def end_line(self) -> None:
-        self._write_word()
-        if self.column:
-            self._new_line()
-
-    def _write_word(self) -> None:
-        width = cell_len(self.word)
-        if width and self.column and self.column + width > self.console.width:
-            self._new_line()
-        if width:
-            self.console.out(self.word, end="", highlight=False)
-        self.column += width
-        if self.column > self.console.width:  # longer than a line: the terminal itself has broken it
-            self.column %= self.console.width
-        self.word = ""
-
-    def _new_line(self) -> None:
-        self.console.out("")
-        self.column = 0
 
 
 def one_line(code: str) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from nanochat.data.conversations import PartType
 from nanochat.errors import UserError
 from nanochat.inference.reply import Delta
 from nanochat.inference.sampling import Sampling
+from nanochat.serve.markdown import MarkdownWriter
 from nanochat.serve.terminal import TerminalChat, answer_once, keyboard
-from nanochat.serve.writers import PlainWriter, ScreenWriter
+from nanochat.serve.writers import PlainWriter
 from tests.serve.scripted import ScriptedChatModel
 
 
@@ -107,31 +109,70 @@ def test_ctrl_c_stops_the_reply_and_not_the_program() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def screen(*texts: str, width: int = 20) -> str:
+def screen(*deltas: str | Delta, width: int = 40) -> str:
+    """What stands on a terminal after a reply of these pieces, without colours."""
     out = io.StringIO()
-    writer = ScreenWriter(Console(file=out, width=width))
-    for text in texts:
-        writer.add(Delta("text", text))
+    writer = MarkdownWriter(Console(file=out, width=width, force_terminal=True, color_system=None))
+    for delta in deltas:
+        writer.add(Delta("text", delta) if isinstance(delta, str) else delta)
     writer.end()
-    return out.getvalue()
+    return after_erasing(out.getvalue())
+
+
+def after_erasing(written: str) -> str:
+    """Follows the cursor: to draw lines anew rich goes up and erases them (ESC [1A, ESC [2K)."""
+    lines, row = [""], 0
+    for code, text in re.findall(r"\x1b\[([0-9?;]*[A-Za-z])|([^\x1b])", written):
+        if code == "1A":
+            row -= 1
+        elif code == "2K" or text == "\r":
+            lines[row] = ""
+        elif text == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif text:
+            lines[row] += text
+    return "\n".join(line.rstrip() for line in lines[: row + 1])
+
+
+def test_markdown_is_rendered_and_a_block_appears_once() -> None:
+    reply = "Some **bold** and `code`.\n\n1. one\n2. two\n\n```python\ndef f():\n    return 1\n```\n\nThe end"
+    pieces = re.findall(r".{1,3}", reply, re.DOTALL)
+    assert screen(*pieces) == screen(reply)
+    shown = screen(*pieces)
+    assert "Some bold and code." in shown and " 1 one\n 2 two" in shown and "     return 1" in shown
+    assert "**" not in shown and "```" not in shown
+    assert [shown.count(text) for text in ("bold", "two", "return", "The end")] == [1] * 4
 
 
 def test_words_are_not_broken_at_the_margin() -> None:
-    shown = screen("the quick br", "own fox jum", "ps over the lazy dog")
-    assert [line.rstrip() for line in shown.splitlines()] == ["the quick brown fox", "jumps over the lazy", "dog"]
+    shown = screen("the quick br", "own fox jum", "ps over the lazy dog", width=20)
+    assert shown == "the quick brown fox\njumps over the lazy\ndog\n"
 
 
-def test_word_that_fills_the_line_leaves_no_empty_one() -> None:
-    assert screen("a" * 20 + " bc") == "a" * 20 + "\nbc\n"
-    assert screen("a" * 50 + " bc") == "a" * 50 + " bc\n"
+def test_lines_stay_lines_and_signs_stay_signs() -> None:
+    assert screen("2*3*4 = 24\n2**10 < vector<int>\n[here](http://x.y)") == (
+        "2*3*4 = 24\n2**10 < vector<int>\nhere (http://x.y)\n"
+    )
 
 
-def test_indentation_and_empty_lines_stay() -> None:
-    assert screen("def f():\n", "    return 1\n\nend\n") == "def f():\n    return 1\n\nend\n"
+def test_tool_call_stands_between_the_text_on_a_terminal() -> None:
+    shown = screen("Let me see: ", Delta("python", "37*45"), Delta("python_output", "1665"), "It is **1665**.")
+    assert shown == "Let me see:\n[python] 37*45 -> 1665\nIt is 1665.\n"
+
+
+def test_reply_longer_than_the_screen_is_shown_whole() -> None:
+    shown = screen(*(f"paragraph {i}\n\n" for i in range(60)))
+    assert shown.split("\n\n") == [*(f"paragraph {i}" for i in range(59)), "paragraph 59\n"]
 
 
 def test_model_cannot_send_control_sequences_to_the_terminal() -> None:
-    assert "\x1b" not in screen("a\x1b]0;title\x07b\x1b[2Jc") + plain([Delta("text", "\x1b[31mred")])
+    out = io.StringIO()
+    writer = MarkdownWriter(Console(file=out, width=40, force_terminal=True, color_system=None))
+    writer.add(Delta("text", "a\x1b]0;title\x07b\x1b[2Jc"))
+    writer.end()
+    assert "\x1b]0" not in out.getvalue() and "\x1b[2J" not in out.getvalue() and "\x07" not in out.getvalue()
+    assert "\x1b" not in plain([Delta("text", "\x1b[31mred")])
 
 
 def plain(deltas: Iterable[Delta]) -> str:
