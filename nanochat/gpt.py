@@ -94,7 +94,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class SquaredReLU(torch.autograd.Function):
-    """max(x, 0)^2. With its gradient written out a CPU step at depth 4 is 13% faster than through autograd's pow."""
+    """max(x, 0)^2 with its gradient written out: the backward of autograd's pow took 18% of a CPU step at depth 4."""
 
     @staticmethod
     def forward(ctx, x):  # type: ignore[no-untyped-def]  # as torch calls it

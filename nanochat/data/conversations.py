@@ -101,7 +101,7 @@ def scan(path: Path) -> Iterator[Line]:
         # Split at b"\n" only: str.splitlines would also cut inside a text that holds U+2028.
         raw_lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): give a JSON Lines file that exists") from None
+        raise UserError(f"cannot read {path} ({error.strerror}): ./prepare.sh makes the default one") from None
     for number, raw in enumerate(raw_lines, start=1):
         if not raw.strip():
             continue
