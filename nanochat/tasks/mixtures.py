@@ -121,7 +121,7 @@ def demo_sft() -> Mixture:
         [
             (Encyclopedia(), 0.05),
             (SmallTalk(), 0.1),
-            (Identity(paths.identity_file()), 0.6),
+            (Identity(paths.identity_file()), 1.0),
             (Refusals(), 1.0),
             (Arithmetic("train", 500, DEMO_SFT_FIRST), 1.0),
             (WordProblems("train", 350, DEMO_SFT_FIRST), 1.0),
