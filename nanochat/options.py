@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from nanochat.errors import UserError
 
 AT_LEAST_ONE = ("device_batch_size", "total_batch_size", "num_iterations", "keep_last")
-AT_LEAST_ZERO = ("save_every", "grad_clip", "init_lr_frac", "weight_decay", "seed")
+AT_LEAST_ZERO = ("save_every", "grad_clip", "init_lr_frac", "weight_decay", "seed", "sample_every")
 SHARES = ("warmup_ratio", "warmdown_ratio", "final_lr_frac")
 
 
@@ -58,6 +58,8 @@ class TrainOptions:
     """steps between checkpoints; 0: at the end only"""
     keep_last: int = 2
     """checkpoints to keep"""
+    sample_every: int | None = None
+    """steps between samples of what the model writes; 0: at the end only; by default a tenth of the run"""
 
     def __post_init__(self) -> None:
         """Raises UserError for a number that cannot be, naming the nearest that can."""

@@ -151,6 +151,14 @@ def native_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def software() -> str:
+    """The versions that a figure depends on: system, Python, torch and its CUDA."""
+    cuda = f", CUDA {torch.version.cuda}" if torch.version.cuda else ""
+    return (
+        f"{platform.system()} {platform.release()}, Python {platform.python_version()}, torch {torch.__version__}{cuda}"
+    )
+
+
 def cpu_flags() -> set[str]:
     """Instruction sets of the CPU as Linux names them; empty elsewhere."""
     return set(_cpuinfo("flags").split())

@@ -7,7 +7,7 @@ import math
 import netrc
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from nanochat.errors import UserError
 if TYPE_CHECKING:
     from nanochat.trainer import Training
 
+FACTS_FILE, METRICS_FILE, SAMPLES_FILE = "run.json", "metrics.jsonl", "samples.jsonl"
+"""In a model's folder, beside its checkpoints: what is known of the run, and what it told at each step."""
 SECONDS_BETWEEN_LINES = 10.0
 """How often a run says how it stands where there is no terminal to draw a bar on."""
 
@@ -26,14 +28,17 @@ SECONDS_BETWEEN_LINES = 10.0
 class RunLog:
     """All that tells of one run; a context manager. Processes but the main one say and write nothing."""
 
-    def __init__(self, run: "Training", num_iterations: int) -> None:
-        """Raises UserError if the tracker asked for is not installed."""
+    def __init__(self, run: "Training", num_iterations: int, facts: Mapping[str, Any]) -> None:
+        """`facts`, what is known of the run, goes to run.json. Raises UserError if its tracker is not installed."""
         main = run.runtime.is_main
         config = dataclasses.asdict(run.options)
         self._tracker = Tracker(
             run.options.tracker if main else "none", run.options.run, f"nanochat-{run.source}", config
         )
-        self._metrics = MetricsLog(run.folder / "metrics.jsonl", run.step) if main else None
+        self._metrics = StepLog(run.folder / METRICS_FILE, run.step) if main else None
+        self._samples = StepLog(run.folder / SAMPLES_FILE, run.step) if main else None
+        if main:
+            (run.folder / FACTS_FILE).write_text(json.dumps(facts, indent=2, default=str) + "\n")
         self._display = ProgressDisplay(
             f"{run.source} {run.tag}", num_iterations, run.step, Console() if main else None
         )
@@ -45,8 +50,9 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self._display.close()
         self._tracker.close()
-        if self._metrics:
-            self._metrics.close()
+        for log in (self._metrics, self._samples):
+            if log:
+                log.close()
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -63,22 +69,29 @@ class RunLog:
         figures = "  ".join(f"{name} {figure:.3f}" for name, figure in shown.items())
         self._display.update(step, f"{figures}  {metrics['tokens_per_second']:,.0f} tok/s")
 
+    def samples(self, step: int, texts: Sequence[str]) -> None:
+        """Show what the model writes after step number `step`, and keep it."""
+        for text in texts:
+            self.say(f"  {text}")
+        if self._samples:
+            self._samples.log(step, {"samples": list(texts)})
 
-class MetricsLog:
-    """metrics.jsonl: one JSON object a line, {"step": ..., ...}, steps counted from 1."""
+
+class StepLog:
+    """metrics.jsonl, samples.jsonl: one JSON object a line, {"step": ..., ...}, steps counted from 1."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
         """Open for appending; what a stopped run logged after step `resume_step` is dropped, for it comes again."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_metrics(path) if row["step"] <= resume_step]
+        kept = [row for row in read_steps(path) if row["step"] <= resume_step]
         partial = path.with_name(f"{path.name}.partial")  # a crash in between must not cost the log
         partial.write_text("".join(_line(row) for row in kept))
         partial.replace(path)
         self._file = path.open("a", buffering=1)
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one line, at once on disk's way."""
-        self._file.write(_line({"step": step, **metrics}))
+        self._file.write(_line({"step": step, **values}))
 
     def close(self) -> None:
         """Close the file."""
@@ -86,13 +99,13 @@ class MetricsLog:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    """One line of metrics.jsonl. JSON has no word for infinity or not a number: they become null."""
+    """One line of a StepLog. JSON has no word for infinity or not a number: they become null."""
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     return json.dumps(finite, allow_nan=False) + "\n"
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics.jsonl; a last line that a crash cut off is left out."""
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of what a StepLog wrote; a last line that a crash cut off is left out."""
     if not path.exists():
         return []
     rows = []

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from nanochat.interruption import Interruption
 from nanochat.loss import IGNORE
 from nanochat.optim import MuonAdamW
 from nanochat.options import TrainOptions
-from nanochat.runtime import Runtime, peak_memory_bytes
+from nanochat.runtime import Runtime, peak_memory_bytes, software
 from nanochat.tokenizer import Tokenizer
 from nanochat.tracking import RunLog, format_seconds
 
@@ -33,14 +33,6 @@ class Evaluation(NamedTuple):
     every: int
     """steps between; 0: at the end only"""
     measure: Callable[[], dict[str, float]]
-
-
-class Samples(NamedTuple):
-    """Something shown on the way, by the main process."""
-
-    every: int
-    """steps between; 0: at the end only"""
-    write: Callable[[], list[str]]
 
 
 class StepResult(NamedTuple):
@@ -91,16 +83,17 @@ class Training:
         batches: BatchSource,
         num_iterations: int,
         *,
+        learns: str,
         step_size: str,
         one_shape: bool,
+        samples: Callable[[], list[str]],
         evaluation: Evaluation | None = None,
-        samples: Samples | None = None,
     ) -> None:
         """Train until `num_iterations` steps are taken, from wherever it stands; save as it goes.
 
-        `step_size` tells a person what a step is, such as "4,096 tokens"; `one_shape` says that all batches have
-        the same shape, so that compiling pays. After Ctrl-C or SIGTERM it saves at the end of the step and raises
-        KeyboardInterrupt.
+        `learns` tells a person what is learned from, `step_size` what a step is, such as "4,096 tokens"; `one_shape`
+        says that all batches have the same shape, so that compiling pays; `samples` lets the model write, a few
+        lines. After Ctrl-C or SIGTERM it saves at the end of the step and raises KeyboardInterrupt.
         """
         if self.step >= num_iterations:
             if self.runtime.is_main:
@@ -110,7 +103,11 @@ class Training:
         if compiled if compiled is not None else one_shape and self.runtime.can_compile():
             self.model.compile_training()
         peak_flops, origin = self.runtime.peak_flops()
-        with RunLog(self, num_iterations) as log, Interruption() as interruption, explained_memory():
+        facts = self.facts(num_iterations, learns)
+        sample_every = self.options.sample_every
+        if sample_every is None:
+            sample_every = -(-num_iterations // 10)
+        with RunLog(self, num_iterations, facts) as log, Interruption() as interruption, explained_memory():
             log.say(self._introduction(num_iterations, step_size))
             log.say(f"on {self.runtime.describe()}, peak {peak_flops / 1e12:,.2f} TFLOP/s ({origin})")
             bad_steps, stopped = 0, False
@@ -127,12 +124,11 @@ class Training:
                     self.results = evaluation.measure()
                     metrics |= self.results
                 log.step(self.step, metrics, self.results)
-                if samples and self.runtime.is_main and due(self.step, samples.every, finished):
-                    for text in samples.write():
-                        log.say(f"  {text}")
+                if self.runtime.is_main and due(self.step, sample_every, finished):
+                    log.samples(self.step, samples())
                 stopped = self.runtime.sum_numbers(interruption.requested)[0] > 0
                 if stopped or due(self.step, self.options.save_every, finished):
-                    self._save(num_iterations)
+                    self._save(facts)
             if stopped and not finished:
                 log.say(f"stopped and saved at step {self.step}: the same command goes on from there")
                 raise KeyboardInterrupt
@@ -198,21 +194,30 @@ class Training:
                 f"the last checkpoint in {self.folder} is good"
             )
 
-    def _save(self, num_iterations: int) -> None:
+    def facts(self, num_iterations: int, learns: str) -> dict[str, Any]:
+        """What is known of the run from its start, for its checkpoints and the report. Survives JSON."""
+        return {
+            "source": self.source,
+            "tag": self.tag,
+            "num_iterations": num_iterations,
+            "learns": learns,
+            "tokenizer": self.tokenizer.hash,
+            "model_config": dataclasses.asdict(self.model.config),
+            "num_parameters": self.model.config.num_parameters,
+            "options": dataclasses.asdict(self.options),
+            "parent": self.parent,
+            "data": self.data,
+            "machine": self.runtime.describe(),
+            "software": software(),
+        }
+
+    def _save(self, facts: Mapping[str, Any]) -> None:
         """Let the main process write a checkpoint."""
         if self.runtime.is_main:
             meta = {
-                "source": self.source,
-                "tag": self.tag,
-                "num_iterations": num_iterations,
-                "tokenizer": self.tokenizer.hash,
-                "model_config": dataclasses.asdict(self.model.config),
-                "options": dataclasses.asdict(self.options),
-                "parent": self.parent,
-                "data": self.data,
+                **facts,
                 "seconds": self.seconds,
                 "results": self.results,
-                "machine": self.runtime.describe(),
                 "peak_memory": peak_memory_bytes(self.runtime.device),
             }
             checkpoint.save(

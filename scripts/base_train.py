@@ -12,16 +12,13 @@ from nanochat.data.batches import RowBatches, rows_per_step
 from nanochat.data.packing import StreamRows
 from nanochat.data.token_shards import TokenShards
 from nanochat.eval.bits_per_byte import bits_per_byte
+from nanochat.eval.samples import continuations
 from nanochat.gpt import GPTConfig
-from nanochat.inference.engine import Engine
-from nanochat.inference.reply import reply_parts
-from nanochat.inference.sampling import Sampling
 from nanochat.options import TrainOptions, check_range
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
-from nanochat.trainer import Evaluation, Samples, Training
+from nanochat.trainer import Evaluation
 
-PROMPTS = ("The capital of France is", "The chemical symbol of gold is", "The planets of the solar system are:")
 REFERENCE_TOKENS, REFERENCE_BATCH = 11.2e9, 524_288
 
 
@@ -43,20 +40,17 @@ class PretrainOptions(TrainOptions):
     """steps between validations; 0: at the end only"""
     eval_tokens: int = 10_485_760
     """tokens of held-out text to validate on"""
-    sample_every: int = 2000
-    """steps between samples from the model; 0: at the end only"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("eval_every", "sample_every"):
-            check_range(name, getattr(self, name), 0)
+        check_range("eval_every", self.eval_every, 0)
         check_range("eval_tokens", self.eval_tokens, 1)
         check_range("target_param_data_ratio", self.target_param_data_ratio, 0.01)
 
 
 DEMO = PretrainOptions(
     dataset="encyclopedia", depth=4, max_seq_len=256, device_batch_size=16, total_batch_size=4096, num_iterations=190,
-    warmup_ratio=0.05, warmdown_ratio=0.4, eval_every=50, eval_tokens=8192, sample_every=95, save_every=0,
+    warmup_ratio=0.05, warmdown_ratio=0.4, eval_every=50, eval_tokens=8192, save_every=0,
 )  # fmt: skip
 QUICK = replace(DEMO, depth=2, num_iterations=20, eval_every=0)
 
@@ -88,10 +82,11 @@ def main(options: PretrainOptions) -> None:
         run.run(
             batches,
             options.num_iterations,
+            learns=data,
             step_size=f"{options.total_batch_size:,} tokens",
             one_shape=True,
+            samples=lambda: continuations(run.model, tokenizer),
             evaluation=Evaluation(options.eval_every, evaluate),
-            samples=Samples(options.sample_every, lambda: samples(run)),
         )
 
 
@@ -113,17 +108,6 @@ def with_defaults(options: PretrainOptions, config: GPTConfig, runtime: Runtime)
         device_batch_size=options.device_batch_size or (32 if runtime.device.type == "cuda" else 8),
         num_iterations=options.num_iterations or max(1, round(tokens / total)),
     )
-
-
-def samples(run: Training) -> list[str]:
-    """What the model writes after a few beginnings, greedily."""
-    engine = Engine(run.model, run.tokenizer)
-    prompts = [[run.tokenizer.bos_id, *run.tokenizer.encode(prompt)] for prompt in PROMPTS]
-    completions = engine.generate(prompts, Sampling(max_tokens=24, temperature=0))
-    return [
-        prompt + "".join(part["text"] for part in reply_parts(run.tokenizer, completion.tokens)).replace("\n", " ")
-        for prompt, completion in zip(PROMPTS, completions, strict=True)
-    ]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from nanochat import cli, lineage, paths
 from nanochat.errors import UserError
+from nanochat.eval.samples import answers
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling import Sampling
@@ -61,9 +62,10 @@ def main(options: RLOptions) -> None:
         run = lineage.begin("rl", options, runtime, tokenizer, parent=parent)
         assert options.device_batch_size and options.num_iterations
         own = -(-options.examples_per_step // runtime.share.world_size) * options.num_samples
+        task = mixtures.rl(options.mixture)
         batches = RolloutBatches(
             ChatModel("rl", run.tag, run.step, Engine(run.model, tokenizer, calculator, max_batch_size=min(own, 128))),
-            mixtures.rl(options.mixture),
+            task,
             runtime,
             problems_per_step=options.examples_per_step,
             samples_per_problem=options.num_samples,
@@ -73,8 +75,10 @@ def main(options: RLOptions) -> None:
         run.run(
             batches,
             options.num_iterations,
+            learns=f"{task.name}: {len(task):,} problems",
             step_size=f"{options.examples_per_step} problems, {options.num_samples} replies to each",
             one_shape=False,
+            samples=lambda: answers(run.model, tokenizer, calculator),
         )
 
 

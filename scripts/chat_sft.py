@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from nanochat import cli, lineage, paths
 from nanochat.data.batches import RowBatches
 from nanochat.data.conversation_rows import conversation_rows
+from nanochat.eval.samples import answers
 from nanochat.options import TrainOptions, check_range, inherit
 from nanochat.runtime import Runtime
+from nanochat.sandbox.calculator import Calculator
 from nanochat.tasks import mixtures
 from nanochat.tokenizer import Tokenizer
 
@@ -38,7 +40,7 @@ QUICK = replace(DEMO, model_tag="d2", num_iterations=8)
 
 
 def main(options: SFTOptions) -> None:
-    with Runtime.start(options.device_type) as runtime:
+    with Runtime.start(options.device_type) as runtime, Calculator() as calculator:
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
         parent = lineage.parent_of("sft", options.model_tag)
         options = inherit(options, parent.meta["options"])
@@ -59,8 +61,10 @@ def main(options: SFTOptions) -> None:
         run.run(
             batches,
             options.num_iterations or steps,
+            learns=str(mixture),
             step_size=f"{options.target_examples_per_step} conversations",
             one_shape=False,
+            samples=lambda: answers(run.model, tokenizer, calculator),
         )
 
 

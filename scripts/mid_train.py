@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from nanochat import cli, lineage, paths
 from nanochat.data.batches import RowBatches, rows_per_step
 from nanochat.data.conversation_rows import conversation_rows
+from nanochat.eval.samples import answers
 from nanochat.options import TrainOptions, check_range, inherit
 from nanochat.runtime import Runtime
+from nanochat.sandbox.calculator import Calculator
 from nanochat.tasks import mixtures
 from nanochat.tokenizer import Tokenizer
 
@@ -36,7 +38,7 @@ QUICK = replace(DEMO, model_tag="d2", num_iterations=12)
 
 
 def main(options: MidtrainOptions) -> None:
-    with Runtime.start(options.device_type) as runtime:
+    with Runtime.start(options.device_type) as runtime, Calculator() as calculator:
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
         parent = lineage.parent_of("mid", options.model_tag)
         options = inherit(options, parent.meta["options"])
@@ -54,7 +56,14 @@ def main(options: MidtrainOptions) -> None:
             seed=options.seed,
         )
         steps = options.num_iterations or max(1, round(options.num_epochs * len(rows) / in_a_step))
-        run.run(batches, steps, step_size=f"{options.total_batch_size:,} tokens", one_shape=True)
+        run.run(
+            batches,
+            steps,
+            learns=str(mixture),
+            step_size=f"{options.total_batch_size:,} tokens",
+            one_shape=True,
+            samples=lambda: answers(run.model, tokenizer, calculator),
+        )
 
 
 if __name__ == "__main__":

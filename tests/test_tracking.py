@@ -10,19 +10,19 @@ from rich.console import Console
 
 from nanochat import tracking
 from nanochat.errors import UserError
-from nanochat.tracking import MetricsLog, ProgressDisplay, Tracker, format_seconds, read_metrics
+from nanochat.tracking import ProgressDisplay, StepLog, Tracker, format_seconds, read_steps
 
 
 def test_metrics_survive_a_crash_and_a_resume(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.jsonl"
-    log = MetricsLog(path, 0)
+    log = StepLog(path, 0)
     for step in range(1, 6):
         log.log(step, {"loss": step / 2})
     log.close()
     with path.open("a") as file:
         file.write('{"step": 6, "lo')  # the crash
-    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4, 5]
-    log = MetricsLog(path, 3)  # resumed from a checkpoint at step 3
+    assert [row["step"] for row in read_steps(path)] == [1, 2, 3, 4, 5]
+    log = StepLog(path, 3)  # resumed from a checkpoint at step 3
     log.log(4, {"loss": 9.0})
     log.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
@@ -31,7 +31,7 @@ def test_metrics_survive_a_crash_and_a_resume(tmp_path: Path) -> None:
 def test_metrics_are_valid_json_whatever_the_loss(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": NaN}\n')
-    log = MetricsLog(path, 1)
+    log = StepLog(path, 1)
     log.log(2, {"loss": math.inf, "lr": 0.5})
     log.close()
     assert path.read_text() == '{"step": 1, "loss": null}\n{"step": 2, "loss": null, "lr": 0.5}\n'
@@ -42,7 +42,7 @@ def test_a_log_that_cannot_be_rewritten_is_kept(tmp_path: Path) -> None:
     path.write_text('{"step": 1}\n{"step": 2}\n')
     (tmp_path / "metrics.jsonl.partial").mkdir()
     with pytest.raises(IsADirectoryError):
-        MetricsLog(path, 1)
+        StepLog(path, 1)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 

@@ -24,13 +24,14 @@ from nanochat.loss import IGNORE
 from nanochat.options import TrainOptions, inherit
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
-from nanochat.tracking import read_metrics
+from nanochat.tracking import read_steps
 from nanochat.trainer import Training, lr_multiplier
 
 SEQUENCE_LEN = 32
 OPTIONS = TrainOptions(
     model_tag="test", tracker="none", device_type="cpu", device_batch_size=4, save_every=0, warmdown_ratio=0.0,
 )  # fmt: skip
+HOW: dict[str, Any] = {"learns": "few rows", "step_size": "8 rows", "one_shape": True, "samples": lambda: ["well ..."]}
 
 
 class FewRows:
@@ -63,12 +64,12 @@ def begin(runtime: Runtime, tokenizer: Tokenizer, options: TrainOptions = OPTION
 
 
 def losses(run: Training) -> list[float]:
-    return [row["loss"] for row in read_metrics(run.folder / "metrics.jsonl")]
+    return [row["loss"] for row in read_steps(run.folder / "metrics.jsonl")]
 
 
 def test_training_learns_a_small_batch_by_heart(runtime: Runtime, tokenizer: Tokenizer) -> None:
     run = begin(runtime, tokenizer)
-    run.run(batches(FewRows(8)), 60, step_size="8 rows", one_shape=True)
+    run.run(batches(FewRows(8)), 60, **HOW)
     first, *_, last = losses(run)
     assert first == pytest.approx(math.log(512), abs=0.01) and last < 0.1
 
@@ -78,14 +79,14 @@ def test_micro_batches_do_not_change_the_result(runtime: Runtime, tokenizer: Tok
     for size in (8, 3):
         options = replace(OPTIONS, device_batch_size=size, model_tag=f"size{size}")
         run = begin(runtime, tokenizer, options)
-        run.run(batches(FewRows(), options), 4, step_size="8 rows", one_shape=True)
+        run.run(batches(FewRows(), options), 4, **HOW)
         figures.append(losses(run))
     assert figures[0] == pytest.approx(figures[1], abs=1e-4)
 
 
 def test_a_resumed_run_is_bit_for_bit_the_one_never_stopped(runtime: Runtime, tokenizer: Tokenizer) -> None:
     straight = begin(runtime, tokenizer, replace(OPTIONS, model_tag="straight"))
-    straight.run(batches(FewRows()), 8, step_size="8 rows", one_shape=True)
+    straight.run(batches(FewRows()), 8, **HOW)
     options = replace(OPTIONS, model_tag="stopped", save_every=3, num_iterations=8)
 
     class Stops:
@@ -97,10 +98,10 @@ def test_a_resumed_run_is_bit_for_bit_the_one_never_stopped(runtime: Runtime, to
             return batches(FewRows()).step_data(step)
 
     with pytest.raises(KeyboardInterrupt):
-        begin(runtime, tokenizer, options).run(Stops(), 8, step_size="8 rows", one_shape=True)
+        begin(runtime, tokenizer, options).run(Stops(), 8, **HOW)
     resumed = begin(runtime, tokenizer, options)
     assert resumed.step == 6
-    resumed.run(batches(FewRows()), 8, step_size="8 rows", one_shape=True)
+    resumed.run(batches(FewRows()), 8, **HOW)
     assert losses(resumed) == losses(straight)
     for a, b in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -108,7 +109,7 @@ def test_a_resumed_run_is_bit_for_bit_the_one_never_stopped(runtime: Runtime, to
 
 def test_ctrl_c_finishes_the_step_saves_and_loses_nothing(runtime: Runtime, tokenizer: Tokenizer) -> None:
     straight = begin(runtime, tokenizer, replace(OPTIONS, model_tag="straight"))
-    straight.run(batches(FewRows()), 6, step_size="8 rows", one_shape=True)
+    straight.run(batches(FewRows()), 6, **HOW)
 
     class PressesCtrlC:
         def step_data(self, step: int) -> StepData:
@@ -118,10 +119,10 @@ def test_ctrl_c_finishes_the_step_saves_and_loses_nothing(runtime: Runtime, toke
 
     options = replace(OPTIONS, model_tag="stopped")
     with pytest.raises(KeyboardInterrupt):
-        begin(runtime, tokenizer, options).run(PressesCtrlC(), 6, step_size="8 rows", one_shape=True)
+        begin(runtime, tokenizer, options).run(PressesCtrlC(), 6, **HOW)
     resumed = begin(runtime, tokenizer, options)
     assert resumed.step == 3
-    resumed.run(batches(FewRows()), 6, step_size="8 rows", one_shape=True)
+    resumed.run(batches(FewRows()), 6, **HOW)
     assert losses(resumed) == losses(straight)
 
 
@@ -134,12 +135,12 @@ def test_a_second_ctrl_c_ends_at_once(runtime: Runtime, tokenizer: Tokenizer) ->
 
     run = begin(runtime, tokenizer)
     with pytest.raises(KeyboardInterrupt):
-        run.run(PressesTwice(), 6, step_size="8 rows", one_shape=True)
+        run.run(PressesTwice(), 6, **HOW)
     assert run.step == 0 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_other_options_do_not_bend_a_resumed_run(runtime: Runtime, tokenizer: Tokenizer) -> None:
-    begin(runtime, tokenizer).run(batches(FewRows()), 1, step_size="8 rows", one_shape=True)
+    begin(runtime, tokenizer).run(batches(FewRows()), 1, **HOW)
     with pytest.raises(UserError, match="started with --seed 42, not 43"):
         begin(runtime, tokenizer, replace(OPTIONS, seed=43))
     assert begin(runtime, tokenizer, replace(OPTIONS, device_batch_size=2, save_every=5)).step == 1
@@ -148,15 +149,15 @@ def test_other_options_do_not_bend_a_resumed_run(runtime: Runtime, tokenizer: To
 def test_a_complete_run_is_not_trained_further(
     runtime: Runtime, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begin(runtime, tokenizer).run(batches(FewRows()), 3, step_size="8 rows", one_shape=True)
+    begin(runtime, tokenizer).run(batches(FewRows()), 3, **HOW)
     again = begin(runtime, tokenizer)
-    again.run(batches(FewRows()), 3, step_size="8 rows", one_shape=True)
+    again.run(batches(FewRows()), 3, **HOW)
     assert again.step == 3 and len(losses(again)) == 3
     assert "complete at step 3" in capsys.readouterr().out
 
 
 def test_fresh_sets_the_old_run_aside(runtime: Runtime, tokenizer: Tokenizer) -> None:
-    begin(runtime, tokenizer).run(batches(FewRows()), 2, step_size="8 rows", one_shape=True)
+    begin(runtime, tokenizer).run(batches(FewRows()), 2, **HOW)
     run = begin(runtime, tokenizer, replace(OPTIONS, fresh=True))
     assert run.step == 0
     (kept,) = (paths.checkpoints_dir("base") / "aside").iterdir()
@@ -170,18 +171,18 @@ def test_pretraining_on_other_text_is_refused_and_other_conversations_begin_anew
 ) -> None:
     config = GPTConfig.from_depth(2, tokenizer.vocab_size, SEQUENCE_LEN)
     base = lineage.begin("base", OPTIONS, runtime, tokenizer, config=config, data="8 shards")
-    base.run(batches(FewRows()), 1, step_size="8 rows", one_shape=True)
+    base.run(batches(FewRows()), 1, **HOW)
     with pytest.raises(UserError, match=r"other text \(8 shards\) than there is now \(9 shards\)"):
         lineage.begin("base", OPTIONS, runtime, tokenizer, config=config, data="9 shards")
     parent = lineage.parent_of("mid", None)
     mid = lineage.begin("mid", OPTIONS, runtime, tokenizer, parent=parent, data="old")
-    mid.run(batches(FewRows()), 1, step_size="8 rows", one_shape=True)
+    mid.run(batches(FewRows()), 1, **HOW)
     assert lineage.begin("mid", OPTIONS, runtime, tokenizer, parent=parent, data="old").step == 1
     assert lineage.begin("mid", OPTIONS, runtime, tokenizer, parent=parent, data="new").step == 0
 
 
 def test_a_run_of_another_shape_is_refused(runtime: Runtime, tokenizer: Tokenizer) -> None:
-    begin(runtime, tokenizer).run(batches(FewRows()), 1, step_size="8 rows", one_shape=True)
+    begin(runtime, tokenizer).run(batches(FewRows()), 1, **HOW)
     with pytest.raises(UserError, match=r"another shape.*--fresh"):
         lineage.begin("base", OPTIONS, runtime, tokenizer, config=GPTConfig.from_depth(3, 512, SEQUENCE_LEN))
 
@@ -189,15 +190,25 @@ def test_a_run_of_another_shape_is_refused(runtime: Runtime, tokenizer: Tokenize
 def test_the_next_stage_starts_from_the_newest_parent_and_again_when_the_parent_changes(
     runtime: Runtime, tokenizer: Tokenizer
 ) -> None:
-    begin(runtime, tokenizer).run(batches(FewRows()), 1, step_size="8 rows", one_shape=True)
+    begin(runtime, tokenizer).run(batches(FewRows()), 1, **HOW)
     parent = lineage.parent_of("mid", None)
     mid = lineage.begin("mid", OPTIONS, runtime, tokenizer, parent=parent)
     assert torch.equal(mid.model.lm_head.weight, begin(runtime, tokenizer).model.lm_head.weight)
-    mid.run(batches(FewRows()), 2, step_size="8 rows", one_shape=True)
+    mid.run(batches(FewRows()), 2, **HOW)
     assert lineage.begin("mid", OPTIONS, runtime, tokenizer, parent=parent).step == 2
-    begin(runtime, tokenizer).run(batches(FewRows()), 2, step_size="8 rows", one_shape=True)
+    begin(runtime, tokenizer).run(batches(FewRows()), 2, **HOW)
     changed = lineage.parent_of("mid", None)
     assert lineage.begin("mid", OPTIONS, runtime, tokenizer, parent=changed).step == 0
+
+
+def test_a_run_says_what_it_is_and_keeps_what_the_model_wrote(runtime: Runtime, tokenizer: Tokenizer) -> None:
+    run = begin(runtime, tokenizer)
+    run.run(batches(FewRows()), 20, **HOW)
+    facts = json.loads((run.folder / "run.json").read_text())
+    assert (facts["source"], facts["num_iterations"], facts["learns"]) == ("base", 20, "few rows")
+    assert facts["num_parameters"] == sum(p.numel() for p in run.model.parameters())
+    written = read_steps(run.folder / "samples.jsonl")
+    assert [row["step"] for row in written] == list(range(2, 21, 2)) and written[0]["samples"] == ["well ..."]
 
 
 def test_a_missing_stage_names_the_script_to_run(base_dir: Path) -> None:
@@ -216,7 +227,7 @@ def test_steps_with_nothing_to_learn_change_nothing(runtime: Runtime, tokenizer:
 
     run = begin(runtime, tokenizer)
     before = run.model.embed_tokens.weight.detach().clone()
-    run.run(Nothing(), 2, step_size="8 rows", one_shape=True)
+    run.run(Nothing(), 2, **HOW)
     assert torch.equal(run.model.embed_tokens.weight, before) and losses(run) == [0.0, 0.0]
 
 
@@ -228,7 +239,7 @@ def test_a_step_that_is_not_finite_is_left_out(runtime: Runtime, tokenizer: Toke
             return StepData([b._replace(weights=torch.full(b.targets.shape, weight)) for b in data.batches], {})
 
     run = begin(runtime, tokenizer)
-    run.run(OneBadStep(), 3, step_size="8 rows", one_shape=True)
+    run.run(OneBadStep(), 3, **HOW)
     assert all(torch.isfinite(parameter).all() for parameter in run.model.parameters())
     assert run.optimizer.steps == 2
 
@@ -240,7 +251,7 @@ def test_too_many_bad_steps_end_the_run(runtime: Runtime, tokenizer: Tokenizer) 
             return StepData([b._replace(weights=torch.full(b.targets.shape, math.inf)) for b in data.batches], {})
 
     with pytest.raises(UserError, match="no finite gradient"):
-        begin(runtime, tokenizer).run(Bad(), 50, step_size="8 rows", one_shape=True)
+        begin(runtime, tokenizer).run(Bad(), 50, **HOW)
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:
@@ -277,13 +288,13 @@ import torch
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 from nanochat import paths
-from tests.test_trainer import FewRows, OPTIONS, batches, begin
+from tests.test_trainer import FewRows, HOW, OPTIONS, batches, begin
 
 torch.set_num_threads(1)
 with Runtime.start("cpu") as runtime:
     options = replace(OPTIONS, model_tag=f"world{runtime.share.world_size}", device_batch_size=3)
     run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), options)
-    run.run(batches(FewRows(64), options, runtime.share), 20, step_size="8 rows", one_shape=True)
+    run.run(batches(FewRows(64), options, runtime.share), 20, **HOW)
 """
 
 
