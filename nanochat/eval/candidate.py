@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from nanochat import paths
@@ -37,14 +38,27 @@ class Candidate:
 
         The result must survive JSON. A new one is kept there.
         """
-        found = self.found
-        file = paths.report_dir() / f"{found.source}-{found.tag}-{found.step:06d}{suffix}.json"
-        whole_key = {"saved_at": found.meta["saved_at"], **key}
-        if file.exists():
-            kept = json.loads(file.read_text())
-            if kept.get("key") == whole_key:
-                return kept["result"]
+        whole_key = {"saved_at": self.found.meta["saved_at"], **key}
+        kept = kept_result(self.found, suffix)
+        if kept and kept[0] == whole_key:
+            return kept[1]
         result = measure()
+        file = result_file(self.found, suffix)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({"key": whole_key, "result": result}, indent=2) + "\n")
         return result
+
+
+def result_file(found: Checkpoint, suffix: str) -> Path:
+    """Where a result of a checkpoint is kept."""
+    return paths.report_dir() / f"{found.source}-{found.tag}-{found.step:06d}{suffix}.json"
+
+
+def kept_result(found: Checkpoint, suffix: str) -> tuple[dict[str, Any], Any] | None:
+    """What was measured of a checkpoint: the key that it was measured with, and the result. None if nothing was."""
+    try:
+        kept = json.loads(result_file(found, suffix).read_text())
+        is_its_own = kept["key"]["saved_at"] == found.meta["saved_at"]
+    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        return None
+    return (kept["key"], kept["result"]) if is_its_own else None

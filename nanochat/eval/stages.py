@@ -12,6 +12,7 @@ from nanochat.data.token_shards import TokenShards
 from nanochat.eval.bits_per_byte import bits_per_byte
 from nanochat.eval.candidate import Candidate
 from nanochat.eval.chat_tasks import score
+from nanochat.eval.scores import TaskScore
 from nanochat.inference.sampling import Sampling
 from nanochat.tasks.identity import IdentityQuestions
 from nanochat.tasks.mixtures import DEMO_WORDS, Sums
@@ -19,6 +20,7 @@ from nanochat.tasks.spelling import LetterCount, Spelling
 from nanochat.tracking import format_seconds
 
 GREEDY = Sampling(max_tokens=64, temperature=0)
+IDENTITY_QUESTIONS = 5
 
 
 @dataclass
@@ -35,6 +37,14 @@ class StageResult:
     seconds: float
     """spent training this stage"""
 
+    def task_scores(self, effort: "Effort") -> list[TaskScore]:
+        """Its shares with the number of problems behind each; `effort` is what it was measured with."""
+        return [
+            TaskScore("identity", IDENTITY_QUESTIONS, self.identity, 0.0),
+            TaskScore("arithmetic", effort.problems, self.arithmetic, 0.0),
+            TaskScore("spelling", 2 * effort.words, self.spelling, 0.0),
+        ]
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -45,7 +55,12 @@ class Effort:
     eval_tokens: int
     """most tokens of it"""
     problems: int
-    """held-out sums; a fifth as many words to spell and to count letters of"""
+    """held-out sums"""
+
+    @property
+    def words(self) -> int:
+        """Held-out words to spell, and as many to count letters of."""
+        return self.problems // 5
 
 
 def measure(candidate: Candidate, effort: Effort) -> StageResult:
@@ -62,7 +77,7 @@ def _evaluate(candidate: Candidate, effort: Effort) -> StageResult:
     rows = StreamRows(shards, chat.context, chat.tokenizer.bos_id)
     words = embedded.frequent_words(DEMO_WORDS)
     spelling, counting = (
-        score(chat, task(words, "test"), GREEDY, effort.problems // 5) for task in (Spelling, LetterCount)
+        score(chat, task(words, "test"), GREEDY, effort.words) for task in (Spelling, LetterCount)
     )
     return StageResult(
         source=found.source,
@@ -76,7 +91,7 @@ def _evaluate(candidate: Candidate, effort: Effort) -> StageResult:
             effort.eval_tokens,
             candidate.runtime,
         ),
-        identity=score(chat, IdentityQuestions(), GREEDY, 5),
+        identity=score(chat, IdentityQuestions(), GREEDY, IDENTITY_QUESTIONS),
         arithmetic=score(chat, Sums("test", effort.problems), GREEDY, effort.problems),
         spelling=(spelling + counting) / 2,
         seconds=found.meta["seconds"],

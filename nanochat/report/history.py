@@ -1,0 +1,137 @@
+"""What a model's stages left on disk: facts, metrics, samples and scores, from the newest stage back to its base."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanochat import paths
+from nanochat.checkpoint import Checkpoint, checkpoints
+from nanochat.eval.candidate import kept_result
+from nanochat.eval.scores import TaskScore
+from nanochat.eval.stages import Effort, StageResult
+from nanochat.tracking import FACTS_FILE, METRICS_FILE, SAMPLES_FILE, read_steps
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of one model, finished or going on."""
+
+    facts: dict[str, Any]
+    """what run.json says, and the checkpoint's meta.json if there is one"""
+    rows: list[dict[str, Any]]
+    """of metrics.jsonl, one a step"""
+    samples: list[dict[str, Any]]
+    """of samples.jsonl: a step, and what the model wrote then"""
+    checkpoint: Checkpoint | None
+    """None where none is saved yet"""
+
+    @property
+    def source(self) -> str:
+        """base, mid, sft or rl."""
+        return str(self.facts["source"])
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return int(self.rows[-1]["step"]) if self.rows else 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all steps that were planned are taken."""
+        return self.step >= self.facts["num_iterations"]
+
+    @property
+    def tokens(self) -> int:
+        """Learned from in this stage."""
+        return sum(row["tokens"] for row in self.rows)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time, loading and evaluating included, over all resumes."""
+        return float(self.rows[-1]["seconds"]) if self.rows else 0.0
+
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """The steps at which `key` was measured and is finite, and what it was."""
+        measured = [
+            (row["step"], float(row[key]))
+            for row in self.rows
+            if isinstance(row.get(key), int | float) and math.isfinite(row[key])
+        ]
+        return [step for step, _ in measured], [value for _, value in measured]
+
+    def last(self, key: str) -> float | None:
+        """What `key` was when it was last measured."""
+        values = self.series(key)[1]
+        return values[-1] if values else None
+
+    @property
+    def stage_result(self) -> StageResult | None:
+        """Its line in the table of stages, if the checkpoint has been measured."""
+        kept = kept_result(self.checkpoint, "") if self.checkpoint else None
+        return StageResult(**kept[1]) if kept else None
+
+    def scores(self) -> dict[str, list[TaskScore]]:
+        """By benchmark, what the checkpoint scored on its tasks, as far as it has been measured."""
+        if self.checkpoint is None:
+            return {}
+        found: dict[str, list[TaskScore]] = {}
+        table = kept_result(self.checkpoint, "")
+        if table:
+            key, result = table
+            effort = Effort(**{name: value for name, value in key.items() if name != "saved_at"})
+            found["stages"] = StageResult(**result).task_scores(effort)
+        for name in ("CORE", "ChatCORE"):
+            kept = kept_result(self.checkpoint, f"-{name.lower()}")
+            if kept:
+                found[name] = [TaskScore(**score) for score in kept[1]]
+        return found
+
+
+def read_stage(folder: Path) -> Stage | None:
+    """The stage whose checkpoints and logs are in `folder`; None if it has not got as far as a first step."""
+    saved = checkpoints(folder)
+    checkpoint = saved[-1] if saved else None
+    try:
+        run: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        run = {}
+    facts = {**(checkpoint.meta if checkpoint else {}), **run}
+    rows = read_steps(folder / METRICS_FILE)
+    if not facts or not rows:
+        return None
+    return Stage(facts, rows, read_steps(folder / SAMPLES_FILE), checkpoint)
+
+
+def newest_stages(model_tag: str | None = None) -> list[Stage]:
+    """The stage that logged a step last, of any model or of `model_tag`, and before it those that it grew from.
+
+    Empty if nothing has been trained; the base is missing where its checkpoint has been deleted since.
+    """
+    current = newest_folder(model_tag)
+    stages: list[Stage] = []
+    while current and (stage := read_stage(current)):
+        stages.insert(0, stage)
+        current = _parent_folder(stage)
+    return stages
+
+
+def newest_folder(model_tag: str | None = None) -> Path | None:
+    """Where the stage is that logged a step last."""
+    pattern = f"{model_tag or '*'}/{METRICS_FILE}"
+    logs = [log for source in paths.CHECKPOINT_FOLDERS for log in paths.checkpoints_dir(source).glob(pattern)]
+    return max(logs, key=lambda log: log.stat().st_mtime).parent if logs else None
+
+
+def _parent_folder(stage: Stage) -> Path | None:
+    """Where the checkpoint is that `stage` grew from, also if it has been set aside."""
+    parent = stage.facts["parent"]
+    if not parent:
+        return None
+    folder = paths.checkpoints_dir(parent["source"])
+    for candidate in (folder / parent["tag"], *folder.glob(f"aside/{parent['tag']}.*")):
+        for found in checkpoints(candidate):
+            if (found.step, found.meta["saved_at"]) == (parent["step"], parent["saved_at"]):
+                return candidate
+    return None
