@@ -115,7 +115,8 @@ class Runtime:
     def describe(self) -> str:
         """Device, dtype and processes, in a few words."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        count = torch.get_num_threads()
+        threads = f", {count} thread{'s' * (count > 1)}" if self.device.type == "cpu" else ""
         processes = f", {self.share.world_size} processes" if self.share.world_size > 1 else ""
         return f"{name}{threads}, {str(self.compute_dtype).removeprefix('torch.')}{processes}"
 

@@ -15,6 +15,7 @@ from nanochat.eval.bits_per_byte import bits_per_byte
 from nanochat.eval.samples import continuations
 from nanochat.gpt import GPTConfig
 from nanochat.options import TrainOptions, check_range
+from nanochat.report import build
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 from nanochat.trainer import Evaluation
@@ -88,6 +89,8 @@ def main(options: PretrainOptions) -> None:
             samples=lambda: continuations(run.model, tokenizer),
             evaluation=Evaluation(options.eval_every, evaluate),
         )
+        if runtime.is_main:
+            build.rebuild(run.tag)
 
 
 def with_defaults(options: PretrainOptions, config: GPTConfig, runtime: Runtime) -> PretrainOptions:

@@ -19,6 +19,7 @@ from nanochat.eval.core_bundle import fetch_bundle
 from nanochat.eval.scores import Scores, score_table
 from nanochat.eval.stages import Effort, StageResult, measure, table
 from nanochat.options import check_range
+from nanochat.report import build
 from nanochat.runtime import Runtime
 
 
@@ -88,6 +89,7 @@ def main(options: EvalOptions) -> None:
     for name, stages in scores.items():
         if stages:
             console.print(score_table(name, stages))
+    build.rebuild(found[-1].tag)
 
 
 def benchmarks(options: EvalOptions) -> list[Benchmark]:

@@ -12,6 +12,7 @@ from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling import Sampling
 from nanochat.options import TrainOptions, check_range, inherit
+from nanochat.report import build
 from nanochat.rollouts import RolloutBatches
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
@@ -80,6 +81,8 @@ def main(options: RLOptions) -> None:
             one_shape=False,
             samples=lambda: answers(run.model, tokenizer, calculator),
         )
+        if runtime.is_main:
+            build.rebuild(run.tag)
 
 
 if __name__ == "__main__":

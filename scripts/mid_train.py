@@ -10,6 +10,7 @@ from nanochat.data.batches import RowBatches, rows_per_step
 from nanochat.data.conversation_rows import conversation_rows
 from nanochat.eval.samples import answers
 from nanochat.options import TrainOptions, check_range, inherit
+from nanochat.report import build
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
 from nanochat.tasks import mixtures
@@ -64,6 +65,8 @@ def main(options: MidtrainOptions) -> None:
             one_shape=True,
             samples=lambda: answers(run.model, tokenizer, calculator),
         )
+        if runtime.is_main:
+            build.rebuild(run.tag)
 
 
 if __name__ == "__main__":

@@ -76,9 +76,7 @@ def _evaluate(candidate: Candidate, effort: Effort) -> StageResult:
     shards = TokenShards.open(paths.tokens_dir(effort.dataset), "val", chat.tokenizer)
     rows = StreamRows(shards, chat.context, chat.tokenizer.bos_id)
     words = embedded.frequent_words(DEMO_WORDS)
-    spelling, counting = (
-        score(chat, task(words, "test"), GREEDY, effort.words) for task in (Spelling, LetterCount)
-    )
+    spelling, counting = (score(chat, task(words, "test"), GREEDY, effort.words) for task in (Spelling, LetterCount))
     return StageResult(
         source=found.source,
         tag=found.tag,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat import paths
-from nanochat.checkpoint import Checkpoint, checkpoints
+from nanochat.checkpoint import META_FILE, Checkpoint, checkpoints
 from nanochat.eval.candidate import kept_result
 from nanochat.eval.scores import TaskScore
 from nanochat.eval.stages import Effort, StageResult
@@ -26,6 +26,8 @@ class Stage:
     """of samples.jsonl: a step, and what the model wrote then"""
     checkpoint: Checkpoint | None
     """None where none is saved yet"""
+    logged_at: float
+    """when the last step was, in seconds since 1970"""
 
     @property
     def source(self) -> str:
@@ -90,7 +92,7 @@ class Stage:
 
 
 def read_stage(folder: Path) -> Stage | None:
-    """The stage whose checkpoints and logs are in `folder`; None if it has not got as far as a first step."""
+    """The stage whose checkpoints and logs are in `folder`; None if there are none."""
     saved = checkpoints(folder)
     checkpoint = saved[-1] if saved else None
     try:
@@ -98,16 +100,17 @@ def read_stage(folder: Path) -> Stage | None:
     except (FileNotFoundError, json.JSONDecodeError):
         run = {}
     facts = {**(checkpoint.meta if checkpoint else {}), **run}
-    rows = read_steps(folder / METRICS_FILE)
-    if not facts or not rows:
+    log = folder / METRICS_FILE
+    if not facts:
         return None
-    return Stage(facts, rows, read_steps(folder / SAMPLES_FILE), checkpoint)
+    logged_at = log.stat().st_mtime if log.exists() else 0.0
+    return Stage(facts, read_steps(log), read_steps(folder / SAMPLES_FILE), checkpoint, logged_at)
 
 
 def newest_stages(model_tag: str | None = None) -> list[Stage]:
-    """The stage that logged a step last, of any model or of `model_tag`, and before it those that it grew from.
+    """The stage that was trained last, of any model or of `model_tag`, and before it those that it grew from.
 
-    Empty if nothing has been trained; the base is missing where its checkpoint has been deleted since.
+    Empty if there is none; the base is missing where its checkpoint has been deleted since.
     """
     current = newest_folder(model_tag)
     stages: list[Stage] = []
@@ -118,10 +121,15 @@ def newest_stages(model_tag: str | None = None) -> list[Stage]:
 
 
 def newest_folder(model_tag: str | None = None) -> Path | None:
-    """Where the stage is that logged a step last."""
-    pattern = f"{model_tag or '*'}/{METRICS_FILE}"
-    logs = [log for source in paths.CHECKPOINT_FOLDERS for log in paths.checkpoints_dir(source).glob(pattern)]
-    return max(logs, key=lambda log: log.stat().st_mtime).parent if logs else None
+    """Where the stage is that logged a step last, or saved a checkpoint."""
+    newest: tuple[float, Path] | None = None
+    for source in paths.CHECKPOINT_FOLDERS:
+        for folder in paths.checkpoints_dir(source).glob(model_tag or "*"):
+            written = [*folder.glob(METRICS_FILE), *folder.glob(f"step_*/{META_FILE}")]
+            time = max((file.stat().st_mtime for file in written), default=None)
+            if time is not None and (newest is None or time > newest[0]):
+                newest = (time, folder)
+    return newest[1] if newest else None
 
 
 def _parent_folder(stage: Stage) -> Path | None:

@@ -1,0 +1,206 @@
+"""The report as Markdown: what was trained, from what, on what, how it went, and what came of it."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+
+from nanochat import paths
+from nanochat.data.manifest import MANIFEST_FILE
+from nanochat.eval.scores import TaskScore, centred_mean, centred_mean_error
+from nanochat.report.energy import Tariff, kilowatt_hours
+from nanochat.report.history import Stage
+from nanochat.tracking import format_seconds
+
+NAMES = {"base": "pretraining", "mid": "midtraining", "sft": "supervised fine-tuning", "rl": "reinforcement learning"}
+CAPTIONS = {
+    "loss": "Loss on what is learned. The thin line is each step, the thick one a moving average.",
+    "bits-per-byte": "Bits per byte of text that is never learned from, comparable between tokenizers.",
+    "reward": "Right replies, how long replies are, and how many belonged to groups that were not all as good, "
+    "which are those that teach.",
+    "optimizer": "What all learning rates are multiplied with, and the norm of the gradient before clipping.",
+    "speed": "Tokens a second, and the share of the machine's peak arithmetic that they amount to.",
+    "stages": "What the chat model is tested on after each stage.",
+    "CORE": "The 22 tasks of CORE.",
+    "ChatCORE": "The six tasks of ChatCORE.",
+}
+"""By plot."""
+MOST_SAMPLES = 4
+"""of each stage, from its first to its last"""
+Row = Sequence[str]
+
+
+def document(stages: Sequence[Stage], plots: Mapping[str, str], tariff: Tariff) -> str:
+    """The whole report. `plots`: by name, the path of the picture. `stages` are those of one model, base first."""
+    sections = [
+        _opening(stages),
+        _stages(stages, tariff),
+        _results(stages, plots),
+        _curves(plots),
+        _samples(stages),
+        _data(stages),
+        _options(stages),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _opening(stages: Sequence[Stage]) -> str:
+    last = stages[-1]
+    shape = last.facts["model_config"]
+    machines = dict.fromkeys(f"{stage.facts['machine']} ({stage.facts['software']})" for stage in stages)
+    going_on = "" if last.is_finished else f" Its {NAMES[last.source]} is at step {last.step:,}."
+    return (
+        f"# {last.facts['tag']}: {' → '.join(stage.source for stage in stages)}\n\n"
+        f"A language model of {last.facts['num_parameters']:,} parameters: {shape['n_layer']} layers of "
+        f"width {shape['n_embd']}, a context of {shape['sequence_len']:,} tokens, a vocabulary of "
+        f"{shape['vocab_size']:,}. It learned from {sum(stage.tokens for stage in stages):,} tokens in "
+        f"{format_seconds(sum(stage.seconds for stage in stages))}.{going_on}\n\n"
+        f"Trained on {'; '.join(machines)}. Written on {time.strftime('%Y-%m-%d at %H:%M')}."
+    )
+
+
+def _stages(stages: Sequence[Stage], tariff: Tariff) -> str:
+    energy = [kilowatt_hours(stage, tariff) for stage in stages]
+
+    def total(values: Sequence[float | None]) -> float | None:
+        return None if None in values else sum(value for value in values if value is not None)
+
+    def priced(kwh: float | None) -> str:
+        return "" if kwh is None or tariff.price_per_kwh is None else f"{kwh * tariff.price_per_kwh:.2f}"
+
+    rows = [
+        (
+            stage.source,
+            f"{stage.step:,} of {stage.facts['num_iterations']:,}",
+            f"{stage.tokens:,}",
+            format_seconds(stage.seconds),
+            _figure(_typical(stage, "tokens_per_second"), "{:,.0f}"),
+            _figure(_typical(stage, "mfu"), "{:.1%}"),
+            _figure(stage.facts.get("peak_memory"), "{:.1f} GiB", 2**-30),
+            _figure(kwh, "{:.3g} kWh"),
+            priced(kwh),
+        )
+        for stage, kwh in zip(stages, energy, strict=True)
+    ]
+    if len(stages) > 1:
+        seconds, tokens = sum(stage.seconds for stage in stages), sum(stage.tokens for stage in stages)
+        together = total(energy)
+        kwh = _figure(together, "{:.3g} kWh")
+        rows.append(("together", "", f"{tokens:,}", format_seconds(seconds), "", "", "", kwh, priced(together)))
+    headings = ("stage", "steps", "tokens", "time", "tokens/s", "MFU", "memory", "energy", "cost")
+    notes = ["Tokens a second and MFU are medians over the steps; time is wall time, loading and evaluating included."]
+    if any(stage.last("energy_j") is None for stage in stages):
+        notes.append(tariff.explanation())
+    return f"## Stages\n\n{_table(headings, rows)}\n\n{' '.join(notes)}"
+
+
+def _results(stages: Sequence[Stage], plots: Mapping[str, str]) -> str:
+    scores = {stage.source: stage.scores() for stage in stages}
+    parts = []
+    compression = [stage.stage_result.bits_per_byte if stage.stage_result else stage.last("bpb") for stage in stages]
+    for name, title in (("stages", ""), ("CORE", "CORE"), ("ChatCORE", "ChatCORE")):
+        measured = {source: of_stage[name] for source, of_stage in scores.items() if name in of_stage}
+        if not measured:
+            continue
+        rows = [_score_row(line) for line in zip(*measured.values(), strict=False)]
+        if title:
+            means = (f"{centred_mean(s):.3f} ± {centred_mean_error(s):.3f}" for s in measured.values())
+            rows.append((f"**{title}**", "", "0", *means))
+        elif any(compression):
+            by_source = dict(zip(scores, compression, strict=True))
+            rows.append(("bits per byte", "", "", *(_figure(by_source[source], "{:.3f}") for source in measured)))
+        table = _table(("task", "problems", "guessing", *measured), rows)
+        parts.append((f"### {title}\n\n" if title else "") + table + _picture(plots, name))
+    if not parts:
+        return "## What it can do\n\nNot measured yet: ./eval.sh does that."
+    note = (
+        "Each figure is the share that was right with its standard error, sqrt(p (1 - p) / n). CORE and ChatCORE are "
+        "means of scores centred on guessing."
+    )
+    return "\n\n".join(["## What it can do", note, *parts])
+
+
+def _score_row(line: Sequence[TaskScore]) -> Row:
+    cells = (f"{score.accuracy:.1%} ± {100 * score.standard_error:.1f}" for score in line)
+    first = line[0]
+    return (
+        first.task.removeprefix("bigbench_").replace("_", " "),
+        f"{first.problems:,}",
+        f"{first.baseline:.0%}",
+        *cells,
+    )
+
+
+def _curves(plots: Mapping[str, str]) -> str:
+    pictures = [_picture(plots, name) for name in ("loss", "bits-per-byte", "reward", "optimizer", "speed")]
+    return "## How it went" + "".join(pictures) if any(pictures) else ""
+
+
+def _picture(plots: Mapping[str, str], name: str) -> str:
+    return f"\n\n![{CAPTIONS[name]}]({plots[name]})\n\n*{CAPTIONS[name]}*" if name in plots else ""
+
+
+def _samples(stages: Sequence[Stage]) -> str:
+    parts = []
+    for stage in stages:
+        count = min(MOST_SAMPLES, len(stage.samples))
+        chosen = [stage.samples[round(i * (len(stage.samples) - 1) / max(count - 1, 1))] for i in range(count)]
+        if chosen:
+            told = "\n\n".join("\n".join([f"step {row['step']:,}", *row["samples"]]) for row in chosen)
+            parts.append(f"### {stage.source}\n\n{_verbatim(told)}")
+    return "\n\n".join(["## What it wrote on the way", *parts]) if parts else ""
+
+
+def _data(stages: Sequence[Stage]) -> str:
+    parts = [f"### {stage.source}\n\n{_verbatim(stage.facts['learns'])}{_origin(stage)}" for stage in stages]
+    return "\n\n".join(["## What it learned from", *parts])
+
+
+def _origin(stage: Stage) -> str:
+    """Where a downloaded text is from, by its manifest."""
+    manifest = paths.data_dir(str(stage.facts["options"].get("dataset"))) / MANIFEST_FILE
+    try:
+        kept = json.loads(manifest.read_text())
+    except (OSError, ValueError):
+        return ""
+    size = sum(file["size"] for file in kept["files"].values())
+    return f"\n\n{len(kept['files'])} files, {size / 1e9:.2f} GB, of {kept['repository']} at {kept['revision']}."
+
+
+def _options(stages: Sequence[Stage]) -> str:
+    options = [stage.facts["options"] for stage in stages]
+    names = sorted(set().union(*options))
+    rows = [(f"`{name}`", *(_code(of_stage.get(name, "")) for of_stage in options)) for name in names]
+    commits = ", ".join(dict.fromkeys(str(stage.facts.get("commit", "unknown")) for stage in stages))
+    return f"## Options\n\nThe code's commit: {commits}.\n\n" + _table(("option", *(s.source for s in stages)), rows)
+
+
+def _typical(stage: Stage, key: str) -> float | None:
+    values = stage.series(key)[1]
+    return median(values) if values else None
+
+
+def _figure(value: float | None, form: str, unit: float = 1.0) -> str:
+    return "" if value is None else form.format(value * unit)
+
+
+def _table(headings: Row, rows: Sequence[Row]) -> str:
+    """Without the columns that are empty throughout."""
+    filled = [i for i in range(len(headings)) if i == 0 or any(row[i] for row in rows)]
+    line: Callable[[Row], str] = lambda cells: f"| {' | '.join(cells[i] for i in filled)} |"  # noqa: E731
+    rule = [":--", *["--:"] * (len(headings) - 1)]
+    return "\n".join(map(line, (headings, rule, *rows)))
+
+
+def _code(value: object) -> str:
+    """An option's value in a cell."""
+    text = "" if value is None else str(value).translate({ord("`"): "'", ord("|"): "/"})
+    return f"`{text}`" if text else ""
+
+
+def _verbatim(text: str) -> str:
+    """A code block that nothing in `text` can end."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}text\n{text}\n{fence}"

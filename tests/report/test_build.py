@@ -1,0 +1,107 @@
+"""The report says what is so, in Markdown and in one page that needs nothing else."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nanochat import checkpoint
+from nanochat.errors import UserError
+from nanochat.eval.candidate import result_file
+from nanochat.report import build
+from nanochat.report.energy import Tariff, kilowatt_hours
+from nanochat.report.history import newest_stages
+from nanochat.report.plots import CURVES, draw_curves, smoothed, thinned
+
+
+def keep_scores(source: str, arithmetic: float) -> None:
+    found = checkpoint.find(source)
+    effort = {"dataset": "encyclopedia", "eval_tokens": 1000, "problems": 100}
+    result = {
+        "source": source, "tag": found.tag, "step": found.step, "bits_per_byte": 1.5, "identity": 1.0,
+        "arithmetic": arithmetic, "spelling": 0.5, "seconds": 1.0,
+    }  # fmt: skip
+    file = result_file(found, "")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({"key": {"saved_at": found.meta["saved_at"], **effort}, "result": result}))
+
+
+def test_the_report_has_figures_scores_samples_data_and_options(trained: Path) -> None:
+    keep_scores("base", 0.1)
+    keep_scores("mid", 0.8)
+    assert build.write() == trained / "report" / "report.html"
+    text = (trained / "report" / "report.md").read_text()
+    parameters = newest_stages()[0].facts["num_parameters"]
+    assert f"{parameters:,} parameters: 2 layers of width 128" in text
+    assert re.search(r"\| base \| 24 of 24 \| 6,144 \| \d+s \|", text)
+    assert "| arithmetic | 100 | 0% | 10.0% ± 3.0 | 80.0% ± 4.0 |" in text
+    assert "| `init_lr_frac` | `1.0` | `0.5` |" in text
+    assert "few rows" in text and "step 24\nwell ..." in text
+    for name in re.findall(r"\]\((plots/\S+)\)", text):
+        assert (trained / "report" / name).read_bytes().startswith(b"\x89PNG")
+    assert {"loss", "bits-per-byte", "optimizer", "speed", "stages"} == {
+        path.stem for path in (trained / "report" / "plots").glob("*.png")
+    }
+
+
+def test_the_page_needs_no_other_file_and_runs_nothing_that_a_model_wrote(trained: Path) -> None:
+    page = build.write().read_text()
+    assert set(re.findall(r'(?:src|href)="([^"]{,15})', page)) == {"data:image/png;"}
+    assert "&lt;b&gt;bold&lt;/b&gt;" in page and "<b>bold" not in page
+    assert "<h1>not a heading" not in page  # a fence in a sample ends no code block
+    assert "{{" not in page
+
+
+def test_a_report_that_fails_does_not_fail_the_stage(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (trained / "report").write_text("a file where the folder should be")
+    build.rebuild()
+    assert "note: the report was not written" in capsys.readouterr().out
+
+
+def test_without_a_model_it_says_what_to_run(base_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"run \./pretrain\.sh first"):
+        build.write()
+
+
+def test_plots_of_a_run_that_is_gone_do_not_stay(trained: Path) -> None:
+    build.write()
+    leftover = trained / "report" / "plots" / "reward.png"
+    leftover.write_bytes(b"")
+    build.write()
+    assert not leftover.exists()
+
+
+def test_energy_and_cost_follow_from_the_power_that_the_user_names(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = newest_stages()[0]
+    assert kilowatt_hours(base, Tariff()) is None
+    assert kilowatt_hours(base, Tariff(watts=3.6e6)) == pytest.approx(base.seconds)
+    base.rows[-1]["energy_j"] = 7.2e6  # where the machine measured it, that counts
+    assert kilowatt_hours(base, Tariff(watts=100)) == 2.0
+    monkeypatch.setenv("NANOCHAT_WATTS", "3.6e9")
+    monkeypatch.setenv("NANOCHAT_PRICE_PER_KWH", "0.5")
+    build.write()
+    text = (trained / "report" / "report.md").read_text()
+    assert "kWh" in text and "cost" in text
+    monkeypatch.setenv("NANOCHAT_WATTS", "many")
+    with pytest.raises(UserError, match="NANOCHAT_WATTS=many is no number"):
+        Tariff.from_environment()
+
+
+def test_a_column_for_each_stage_that_measured_it(trained: Path) -> None:
+    stages = newest_stages()
+    loss = draw_curves(stages, CURVES["loss"])
+    assert loss is not None
+    assert [axes.get_title("left") for axes in loss.axes] == ["Training loss, base", "Training loss, mid"]
+    assert draw_curves(stages, CURVES["reward"]) is None
+
+
+def test_curves_are_averaged_where_they_are_longer_than_a_plot_is_wide() -> None:
+    steps, values = thinned(range(10), [float(i) for i in range(10)], most=4)
+    assert steps.tolist() == [1.0, 4.0, 7.0, 9.0] == values.tolist()
+    line = np.arange(100.0)
+    assert smoothed(line)[10:-10] == pytest.approx(line[10:-10])  # no lag
+    assert smoothed(np.full(30, 7.0)) == pytest.approx(np.full(30, 7.0))

@@ -1,0 +1,72 @@
+"""The report finds what a model's stages left behind, and only theirs."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nanochat import checkpoint
+from nanochat.eval.candidate import result_file
+from nanochat.report.history import newest_folder, newest_stages
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import Tokenizer
+from tests.report.conftest import train_mid
+from tests.test_trainer import HOW, OPTIONS, FewRows, batches, begin
+
+
+def test_a_stage_comes_after_those_it_grew_from(trained: Path) -> None:
+    base, mid = newest_stages()
+    assert (base.source, base.step, base.is_finished) == ("base", 24, True)
+    assert (mid.source, mid.step, mid.facts["parent"]["step"]) == ("mid", 3, 24)
+    steps, values = base.series("bpb")
+    assert steps == [8, 16, 24] and values == pytest.approx([1.92, 1.84, 1.76])
+    assert base.tokens == 24 * 8 * 32
+    assert 0 < base.seconds < 300
+    assert [sample["step"] for sample in mid.samples] == [1, 2, 3]
+
+
+def test_the_newest_stage_decides_whose_story_is_told(trained: Path, runtime: Runtime, tokenizer: Tokenizer) -> None:
+    begin(runtime, tokenizer, replace(OPTIONS, model_tag="other")).run(batches(FewRows()), 1, **HOW)
+    assert [stage.facts["tag"] for stage in newest_stages()] == ["other"]
+    assert [stage.source for stage in newest_stages("test")] == ["base", "mid"]
+    assert newest_stages("unknown") == []
+
+
+def test_a_parent_that_was_set_aside_is_still_the_parent(trained: Path, runtime: Runtime, tokenizer: Tokenizer) -> None:
+    aside = trained / "base_checkpoints" / "aside" / "test.20260101-000000"
+    aside.parent.mkdir()
+    (trained / "base_checkpoints" / "test").rename(aside)
+    assert [(stage.source, stage.step) for stage in newest_stages()] == [("base", 24), ("mid", 3)]
+
+
+def test_a_parent_that_is_gone_is_left_out(trained: Path) -> None:
+    (trained / "base_checkpoints" / "test").rename(trained / "elsewhere")
+    assert [stage.source for stage in newest_stages()] == ["mid"]
+
+
+def test_a_run_without_a_checkpoint_yet_is_there(trained: Path) -> None:
+    folder = trained / "chatsft_checkpoints" / "test"
+    folder.mkdir(parents=True)
+    facts = json.loads((trained / "mid_checkpoints" / "test" / "run.json").read_text())
+    parent = {key: checkpoint.find("mid").meta[key] for key in ("source", "tag", "step", "saved_at")}
+    (folder / "run.json").write_text(json.dumps(facts | {"source": "sft", "parent": parent, "num_iterations": 9}))
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0, "tokens": 5, "seconds": 2.5}\n{"step": 2, "lo')
+    os.utime(folder / "metrics.jsonl", (2e9, 2e9))
+    assert newest_folder() == folder
+    *_, sft = newest_stages()
+    assert (sft.source, sft.step, sft.is_finished, sft.checkpoint) == ("sft", 1, False, None)
+    assert sft.scores() == {}
+
+
+def test_scores_are_those_of_this_checkpoint(trained: Path, runtime: Runtime, tokenizer: Tokenizer) -> None:
+    mid = checkpoint.find("mid")
+    file = result_file(mid, "-chatcore")
+    file.parent.mkdir()
+    score = {"task": "GSM8K", "problems": 50, "accuracy": 0.5, "baseline": 0.0}
+    file.write_text(json.dumps({"key": {"saved_at": mid.meta["saved_at"]}, "result": [score]}))
+    assert newest_stages()[-1].scores()["ChatCORE"][0].problems == 50
+    (trained / "mid_checkpoints" / "test").rename(trained / "elsewhere")
+    train_mid(runtime, tokenizer)  # the same steps under the same name, but another model
+    assert newest_stages()[-1].scores() == {}
