@@ -7,10 +7,12 @@ import shutil
 import sys
 import sysconfig
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +20,8 @@ from torch import Tensor
 
 from nanochat.data.batches import Share
 from nanochat.errors import UserError
+
+Result = TypeVar("Result")
 
 # Dense bf16 TFLOP/s from the makers' datasheets, by what the driver calls the chip.
 DATASHEET_TFLOPS = {
@@ -96,6 +100,21 @@ class Runtime:
     def sum_numbers(self, *numbers: float) -> list[float]:
         """Each number summed over processes, in float64."""
         return self.sum(torch.tensor(numbers, dtype=torch.float64, device=self.device)).tolist()
+
+    def from_main(self, make: Callable[[], Result]) -> Result:
+        """What `make()` gives in the main process, in all of them; the UserError that it raises there, too."""
+        if self.share.world_size == 1:
+            return make()
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = make()
+            except UserError as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, device=self.device)
+        if outcome[1]:
+            raise outcome[1]
+        return outcome[0]
 
     def barrier(self) -> None:
         """Wait for all processes."""

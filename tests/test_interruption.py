@@ -23,7 +23,7 @@ def say(line):
 
 with Interruption() as interruption:
     say("ready")
-    while not interruption.requested:
+    while not interruption.stop:
         time.sleep(0.01)
     say("stopping")
     time.sleep(float(sys.argv[1]))
@@ -37,7 +37,7 @@ def test_a_signal_is_a_request(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with Interruption() as interruption:
         os.kill(os.getpid(), number)
-        assert interruption.requested
+        assert interruption.stop
     assert signal.getsignal(number) is before
 
 
@@ -52,7 +52,7 @@ def test_a_supervisor_may_say_it_twice() -> None:
     with Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert interruption.requested
+        assert interruption.stop
 
 
 @contextlib.contextmanager

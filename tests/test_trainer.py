@@ -23,9 +23,10 @@ from nanochat.gpt import GPTConfig
 from nanochat.loss import IGNORE
 from nanochat.options import TrainOptions, inherit
 from nanochat.runtime import Runtime
+from nanochat.schedule import lr_multiplier
 from nanochat.tokenizer import Tokenizer
 from nanochat.tracking import read_steps
-from nanochat.trainer import Training, lr_multiplier
+from nanochat.trainer import Training
 
 SEQUENCE_LEN = 32
 OPTIONS = TrainOptions(
@@ -163,7 +164,7 @@ def test_fresh_sets_the_old_run_aside(runtime: Runtime, tokenizer: Tokenizer) ->
     (kept,) = (paths.checkpoints_dir("base") / "aside").iterdir()
     assert kept.name.startswith("test.") and checkpoint.checkpoints(kept)[0].step == 2
     with pytest.raises(UserError):  # and is nobody's parent
-        lineage.parent_of("mid", None)
+        lineage.parent_of("mid", None, runtime)
 
 
 def test_pretraining_on_other_text_is_refused_and_other_conversations_begin_anew(
@@ -174,7 +175,7 @@ def test_pretraining_on_other_text_is_refused_and_other_conversations_begin_anew
     base.run(batches(FewRows()), 1, **HOW)
     with pytest.raises(UserError, match=r"other text \(8 shards\) than there is now \(9 shards\)"):
         lineage.begin("base", OPTIONS, runtime, tokenizer, config=config, data="9 shards")
-    parent = lineage.parent_of("mid", None)
+    parent = lineage.parent_of("mid", None, runtime)
     mid = lineage.begin("mid", OPTIONS, runtime, tokenizer, parent=parent, data="old")
     mid.run(batches(FewRows()), 1, **HOW)
     assert lineage.begin("mid", OPTIONS, runtime, tokenizer, parent=parent, data="old").step == 1
@@ -191,13 +192,13 @@ def test_the_next_stage_starts_from_the_newest_parent_and_again_when_the_parent_
     runtime: Runtime, tokenizer: Tokenizer
 ) -> None:
     begin(runtime, tokenizer).run(batches(FewRows()), 1, **HOW)
-    parent = lineage.parent_of("mid", None)
+    parent = lineage.parent_of("mid", None, runtime)
     mid = lineage.begin("mid", OPTIONS, runtime, tokenizer, parent=parent)
     assert torch.equal(mid.model.lm_head.weight, begin(runtime, tokenizer).model.lm_head.weight)
     mid.run(batches(FewRows()), 2, **HOW)
     assert lineage.begin("mid", OPTIONS, runtime, tokenizer, parent=parent).step == 2
     begin(runtime, tokenizer).run(batches(FewRows()), 2, **HOW)
-    changed = lineage.parent_of("mid", None)
+    changed = lineage.parent_of("mid", None, runtime)
     assert lineage.begin("mid", OPTIONS, runtime, tokenizer, parent=changed).step == 0
 
 
@@ -211,10 +212,10 @@ def test_a_run_says_what_it_is_and_keeps_what_the_model_wrote(runtime: Runtime, 
     assert [row["step"] for row in written] == list(range(2, 21, 2)) and written[0]["samples"] == ["well ..."]
 
 
-def test_a_missing_stage_names_the_script_to_run(base_dir: Path) -> None:
+def test_a_missing_stage_names_the_script_to_run(runtime: Runtime) -> None:
     for source, script in (("mid", "pretrain"), ("sft", "midtrain"), ("rl", "sft")):
         with pytest.raises(UserError, match=rf"run \./{script}\.sh first"):
-            lineage.parent_of(source, None)
+            lineage.parent_of(source, None, runtime)
 
 
 def test_steps_with_nothing_to_learn_change_nothing(runtime: Runtime, tokenizer: Tokenizer) -> None:
@@ -250,7 +251,7 @@ def test_too_many_bad_steps_end_the_run(runtime: Runtime, tokenizer: Tokenizer) 
             data = batches(FewRows()).step_data(step)
             return StepData([b._replace(weights=torch.full(b.targets.shape, math.inf)) for b in data.batches], {})
 
-    with pytest.raises(UserError, match="no finite gradient"):
+    with pytest.raises(UserError, match="no finite loss or gradient"):
         begin(runtime, tokenizer).run(Bad(), 50, **HOW)
 
 
@@ -286,6 +287,7 @@ PROCESS = """
 from dataclasses import replace
 import torch
 from nanochat.runtime import Runtime
+from nanochat.schedule import lr_multiplier
 from nanochat.tokenizer import Tokenizer
 from nanochat import paths
 from tests.test_trainer import FewRows, HOW, OPTIONS, batches, begin
