@@ -179,7 +179,7 @@ def test_a_damaged_step_that_was_asked_for_is_refused_and_so_is_a_model_with_not
         flip_a_byte(save(tokenizer, step=step).folder / MODEL_FILE)
     with pytest.raises(UserError, match=r"step_000001 is damaged \(model.safetensors is not as it was written\)"):
         checkpoint.find("base", step=1)
-    with pytest.raises(UserError, match="step_000002 is damaged.* and so are those before it: restore one"):
+    with pytest.raises(UserError, match=r"step_000002 is damaged.* and so are those before it: restore one"):
         checkpoint.find("base")
 
 
