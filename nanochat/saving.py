@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +140,16 @@ def prune(folder: Path, keep_last: int, keep_every: int, newest_step: int | None
     Returns what was removed. What cannot be removed is left: it costs room, not the run.
     """
     old = [c for c in checkpoints(folder) if newest_step is None or c.step <= newest_step][:-keep_last]
+    return remove([c for c in old if not (keep_every and c.step % keep_every == 0)])
+
+
+def remove(doomed: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Remove these checkpoints, and give those that could be removed."""
     removed = []
-    for checkpoint in old:
-        if not (keep_every and checkpoint.step % keep_every == 0):
-            with contextlib.suppress(OSError):
-                _remove(checkpoint.folder)
-                removed.append(checkpoint)
+    for checkpoint in doomed:
+        with contextlib.suppress(OSError):
+            _remove(checkpoint.folder)
+            removed.append(checkpoint)
     return removed
 
 

@@ -25,6 +25,7 @@ from nanochat.saving import CheckpointWriter, commit
 from nanochat.schedule import due, lr_multiplier
 from nanochat.tokenizer import Tokenizer
 from nanochat.tracking import LOG_FILE, RunLog, format_seconds
+from nanochat.watchdog import Watchdog
 
 MOST_BAD_STEPS = 10
 """Steps in a row without a finite gradient after which the run ends."""
@@ -119,7 +120,13 @@ class Training:
         if sample_every is None:
             sample_every = -(-num_iterations // 10)
         writer = CheckpointWriter(self.folder, self.options.keep_last, self.options.keep_every)
-        with RunLog(self, num_iterations, facts) as log, Interruption() as asked, writer, explained_memory():
+        with (
+            RunLog(self, num_iterations, facts) as log,
+            Interruption() as asked,
+            writer,
+            Watchdog(self.runtime, log.say) as watchdog,
+            explained_memory(),
+        ):
             log.say(self._introduction(num_iterations, step_size))
             log.say(f"on {self.runtime.describe()}, peak {peak_flops / 1e12:,.2f} TFLOP/s ({origin})")
             log.say(f"to follow it: tail -f {self.folder / LOG_FILE}")
@@ -129,6 +136,7 @@ class Training:
             stopped = False
             while self.step < num_iterations and not stopped:
                 metrics = self._step(batches, num_iterations, peak_flops)
+                watchdog.step_taken()
                 finished = self.step == num_iterations
                 if self.bad_steps:
                     log.say(f"step {self.step}: the loss or its gradient is not finite, so the step is left out")

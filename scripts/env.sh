@@ -38,6 +38,7 @@ fi
 # launch MODULE ARGS...: becomes `python -m MODULE ARGS...`, in NPROC processes (torchrun) when NPROC is above 1.
 # It replaces the shell, so that Ctrl-C and the exit code are Python's.
 launch() {
+  trap "" HUP  # a closed terminal does not stop a run; Python inherits it
   case "${NPROC:-1}" in
     1) exec python -m "$@" ;;
     [2-9] | [1-9][0-9] | [1-9][0-9][0-9])
