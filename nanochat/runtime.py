@@ -197,7 +197,7 @@ def _cpuinfo(key: str) -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == key), "")
 
 
-def measure_matmul_flops(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+def measure_matmul_flops(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
     """FLOP/s of a square matmul, the best of five."""
     a, b = torch.randn(2, size, size, device=device).to(dtype)
     best = float("inf")

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -33,7 +34,7 @@ STILL_SECONDS_AT_FIRST = 1800.0
 """The same before the first step is taken: compiling waits for compilers."""
 SECONDS_OF_GRACE = 5.0
 """For processes that end one after the other to do so by themselves."""
-WAITING = ("/torch/distributed/", "/nanochat/runtime.py", "/nanochat/optim.py", "/nanochat/sharding.py")
+WAITING = ("/torch/distributed/", *(f"/nanochat/{name}.py" for name in ("runtime", "gradients", "optim", "sharding")))
 """Where a main thread stands that waits for the others."""
 SAVING = "/nanochat/saving.py"
 """Where it waits for the disk: that takes as long as it takes."""
@@ -86,14 +87,18 @@ class Watchdog:
             self._store = TCPStore(
                 os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=SILENCE_SECONDS)
             )
+            self._send(self._beat)
+            self._store.wait([f"beat/{rank}" for rank in range(self._world_size)])  # so that each is known by name
+            self._hear()
             self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         if self._world_size == 1:
             return
-        if isinstance(error, RuntimeError):
-            time.sleep(SECONDS_OF_GRACE)  # a connection was closed, perhaps: the thread finds out why, and ends this
+        if isinstance(error, RuntimeError) and at_a_meeting(error):
+            # Another process closed its connection. The thread finds out which and why, says it, and ends this one.
+            time.sleep(2 * SECONDS_OF_GRACE + 2 * BEAT_SECONDS)
         self._ended.set()
         self._thread.join()
         failed = error is not None and not isinstance(error, KeyboardInterrupt)
@@ -121,11 +126,12 @@ class Watchdog:
         """Say it once, end what cannot end itself, and this process too, wherever its main thread is."""
         sentence = f"error: {verdict}: {REMEDY}"
         alive = [rank for rank in range(self._world_size) if rank not in self._lost(beats)]
-        if self._rank == min(alive, default=self._rank):
-            if self._rank == 0:
-                self._say(sentence)
-            else:
-                print(f"process {self._rank}: {sentence}", file=sys.stderr, flush=True)
+        if self._rank > min(alive):
+            time.sleep(3 * BEAT_SECONDS)  # let that one find the same and say it, before this one's end is all it sees
+        elif self._rank == 0:
+            self._say(sentence)
+        else:
+            print(f"process {self._rank}: {sentence}", file=sys.stderr, flush=True)
         for rank in self._lost(beats):
             if beats[rank].host == self._beat.host:
                 with contextlib.suppress(ProcessLookupError):
@@ -162,12 +168,11 @@ class Watchdog:
         self._store.set(f"beat/{self._rank}", json.dumps(asdict(beat)))
 
     def _hear(self) -> dict[int, Beat]:
-        """The last beat of each process that has begun to give them."""
+        """The last beat of each process."""
         for rank in range(self._world_size):
-            if self._store.check([f"beat/{rank}"]):
-                beat = Beat(**json.loads(self._store.get(f"beat/{rank}")))
-                if rank not in self._heard or self._heard[rank][0] != beat:
-                    self._heard[rank] = (beat, time.monotonic())
+            beat = Beat(**json.loads(self._store.get(f"beat/{rank}")))
+            if rank not in self._heard or self._heard[rank][0] != beat:
+                self._heard[rank] = (beat, time.monotonic())
         return {rank: beat for rank, (beat, _) in self._heard.items()}
 
     def _lost(self, beats: dict[int, Beat]) -> list[int]:
@@ -201,6 +206,12 @@ class Watchdog:
         guilty = [rank for rank, beat in running.items() if not beat.waits] or list(running)
         places = ", ".join(f"process {rank} in {beat.where}" for rank, beat in running.items())
         return f"{named(guilty, beats)} is stuck; nothing has moved for {self._still_limit:.0f} s ({places})"
+
+
+def at_a_meeting(error: BaseException) -> bool:
+    """Whether it was raised where processes wait for each other."""
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(place in file for file in files for place in WAITING)
 
 
 def named(ranks: list[int], beats: dict[int, Beat]) -> str:
