@@ -55,7 +55,7 @@ def main(options: SaveStallOptions) -> None:
             if failure := writer.finish():
                 raise RuntimeError(failure)
             writing.append(time.perf_counter() - begun)
-        size = sum(file.stat().st_size for file in Path(folder).glob("step_*/*")) / 2
+        size = sum(file.stat().st_size for file in Path(folder).glob("step_*/*"))
         print(f"d{options.depth}, {size / 1e9:.2f} GB a checkpoint, {runtime.describe()}; {software()}")
         print(f"training waits until all is written: {statistics.median(waiting):.2f} s")
         print(f"training waits for the copy:         {statistics.median(copying):.2f} s")

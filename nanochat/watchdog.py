@@ -125,14 +125,15 @@ class Watchdog:
     def _end_all(self, verdict: str, beats: dict[int, Beat]) -> None:
         """Say it once, end what cannot end itself, and this process too, wherever its main thread is."""
         sentence = f"error: {verdict}: {REMEDY}"
-        alive = [rank for rank in range(self._world_size) if rank not in self._lost(beats)]
+        lost = self._lost(beats)
+        alive = [rank for rank in range(self._world_size) if rank not in lost]
         if self._rank > min(alive):
             time.sleep(3 * BEAT_SECONDS)  # let that one find the same and say it, before this one's end is all it sees
         elif self._rank == 0:
             self._say(sentence)
         else:
             print(f"process {self._rank}: {sentence}", file=sys.stderr, flush=True)
-        for rank in self._lost(beats):
+        for rank in lost:
             if beats[rank].host == self._beat.host:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(beats[rank].pid, signal.SIGKILL)
