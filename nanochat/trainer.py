@@ -129,7 +129,7 @@ class Training:
         ):
             log.say(self._introduction(num_iterations, step_size))
             log.say(f"on {self.runtime.describe()}, peak {peak_flops / 1e12:,.2f} TFLOP/s ({origin})")
-            log.say(f"to follow it: tail -f {self.folder / LOG_FILE}")
+            log.say(f"to follow it: ./watch.sh, or tail -f {self.folder / LOG_FILE}")
             log.say(
                 f"to stop it: Ctrl-C, or kill -INT {os.getpid()}; it saves, and the same command goes on from there"
             )
