@@ -79,6 +79,8 @@ class Checkpoint:
         """
         if not self.is_readable():
             return f"{META_FILE} cannot be read"
+        if not (self.folder / SUMS_FILE).exists():
+            return f"it has no {SUMS_FILE}"
         try:
             lines = (self.folder / SUMS_FILE).read_text().splitlines()
             sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}

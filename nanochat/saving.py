@@ -127,7 +127,8 @@ def write(
         if final.exists():  # damaged, or this step would not be taken again
             _remove(final)
         partial.rename(final)
-        _fsync(folder)
+        for path in (folder, folder.parent):  # the second for the first checkpoint of a model
+            _fsync(path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise SaveError(f"the checkpoint of step {step} could not be written to {folder} ({error})") from None

@@ -66,6 +66,11 @@ class RunLog:
         """Whether nobody is at the terminal any more, so that what is printed goes to the log."""
         return self._terminal is not None and self._terminal.gone
 
+    def last_words(self, text: str) -> None:
+        """Print a line and take the bar down: the process ends without leaving this context."""
+        self.say(text)
+        self._display.close()
+
     def sync(self) -> None:
         """Force what was logged so far to the disk, before a checkpoint says that these steps are done."""
         for log in (self._metrics, self._samples):

@@ -124,7 +124,7 @@ class Training:
             RunLog(self, num_iterations, facts) as log,
             Interruption() as asked,
             writer,
-            Watchdog(self.runtime, log.say) as watchdog,
+            Watchdog(self.runtime, log.last_words) as watchdog,
             explained_memory(),
         ):
             log.say(self._introduction(num_iterations, step_size))
@@ -175,9 +175,10 @@ class Training:
         result = self._backward(data.batches)
         if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
             self.skipped_steps, self.bad_steps = self.skipped_steps + 1, self.bad_steps + 1
-        elif result.tokens:
-            self.optimizer.step(lr_scale)
+        else:
             self.bad_steps = 0
+            if result.tokens:
+                self.optimizer.step(lr_scale)
         self.runtime.synchronize()
         elapsed = time.perf_counter() - begun
         self.step += 1

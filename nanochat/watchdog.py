@@ -46,6 +46,8 @@ class Beat:
     """A sign of life of one process."""
 
     pid: int
+    pids: str
+    """where that number means this process: a boot of a machine, and a namespace of numbers"""
     host: str
     count: int = 0
     still_seconds: float = 0.0
@@ -75,7 +77,7 @@ class Watchdog:
         self._rank, self._world_size = runtime.share.rank, runtime.share.world_size
         self._say = say
         self._still_limit = STILL_SECONDS_AT_FIRST
-        self._beat = Beat(os.getpid(), platform.node())
+        self._beat = Beat(os.getpid(), own_pids(), platform.node())
         self._heard: dict[int, tuple[Beat, float]] = {}
         self._main_thread = threading.get_ident()
         self._stand = (self._where_main_stands(), time.monotonic())
@@ -110,7 +112,11 @@ class Watchdog:
         self._still_limit = STILL_SECONDS
 
     def _watch(self) -> None:
+        last = time.monotonic()
         while not self._ended.wait(BEAT_SECONDS):
+            awake, last = time.monotonic() - last < 5 * BEAT_SECONDS, time.monotonic()
+            if not awake:  # this process was stopped itself, perhaps all were: nobody's silence counts
+                self._heard = {rank: (beat, last) for rank, (beat, _) in self._heard.items()}
             try:
                 self._send(self._new_beat())
                 beats = self._hear()
@@ -134,7 +140,7 @@ class Watchdog:
         else:
             print(f"process {self._rank}: {sentence}", file=sys.stderr, flush=True)
         for rank in lost:
-            if beats[rank].host == self._beat.host:
+            if beats[rank].pids == self._beat.pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(beats[rank].pid, signal.SIGKILL)
         os._exit(1)
@@ -181,9 +187,12 @@ class Watchdog:
         return [
             rank
             for rank, beat in beats.items()
-            if beat.state not in ("done", "failed")
-            and (self._silence(rank) > SILENCE_SECONDS or (beat.host == self._beat.host and not exists(beat.pid)))
+            if beat.state not in ("done", "failed") and (self._silence(rank) > SILENCE_SECONDS or self._is_dead(beat))
         ]
+
+    def _is_dead(self, beat: Beat) -> bool:
+        """Whether the process is known not to exist; on another machine that cannot be known."""
+        return beat.pids == self._beat.pids and not exists(beat.pid)
 
     def _silence(self, rank: int) -> float:
         return time.monotonic() - self._heard[rank][1]
@@ -193,7 +202,7 @@ class Watchdog:
         if failed and max(map(self._silence, failed)) > SECONDS_OF_GRACE:  # it was not the same error in all
             return f"{named(failed, beats)} ended with an error"
         lost = self._lost(beats)
-        dead = [rank for rank in lost if beats[rank].host == self._beat.host and not exists(beats[rank].pid)]
+        dead = [rank for rank in lost if self._is_dead(beats[rank])]
         if dead:
             return f"{named(dead, beats)} was killed, perhaps for want of memory"
         return f"{named(lost, beats)} has given no sign of life for {SILENCE_SECONDS:.0f} s" if lost else None
@@ -218,6 +227,12 @@ def at_a_meeting(error: BaseException) -> bool:
 def named(ranks: list[int], beats: dict[int, Beat]) -> str:
     """For a person: `process 1 (4711 on spark)`."""
     return " and ".join(f"process {rank} ({beats[rank].pid} on {beats[rank].host})" for rank in ranks)
+
+
+def own_pids() -> str:
+    """Identifies the processes that this one's numbers of processes speak of."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
 
 
 def exists(pid: int) -> bool:
