@@ -138,7 +138,12 @@ def _resume(
         existing.source, existing.tag, options, runtime, tokenizer, model, optimizer, meta["parent"], meta["data"]
     )
     run.step, run.seconds_before, run.results = existing.step, meta["seconds"], meta["results"]
-    run.best, run.skipped_steps, run.tracker_id = meta["best"], meta["skipped_steps"], meta["tracker_id"]
+    # Checkpoints made before there were digests do not have these either.
+    run.best, run.skipped_steps, run.tracker_id = (
+        meta.get("best", {}),
+        meta.get("skipped_steps", 0),
+        meta.get("tracker_id"),
+    )
     return run
 
 
