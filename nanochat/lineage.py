@@ -15,6 +15,7 @@ from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import MuonAdamW, OptimizerOptions
 from nanochat.options import TrainOptions, check_same_course
+from nanochat.run_output import LOG_FILE, LogFile
 from nanochat.runtime import Runtime
 from nanochat.saving import remove_leftovers
 from nanochat.tokenizer import Tokenizer
@@ -117,7 +118,9 @@ def _newest_sound(source: str, tag: str) -> Checkpoint | None:
     for damaged, note in zip(sound.damaged, sound.notes, strict=True):
         kept = damaged.folder.with_name(f"{damaged.folder.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
         damaged.folder.rename(kept)
-        print(f"note: {note}, so the one before it is used; it is kept as {kept.name}")
+        sentence = f"note: {note}, so the one before it is used; it is kept as {kept.name}"
+        print(sentence)
+        LogFile(kept.parent / LOG_FILE).say(sentence)
     return sound.checkpoint
 
 

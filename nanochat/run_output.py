@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+LOG_FILE = "log.txt"
+"""In a model's folder, beside its checkpoints."""
+
 
 class LogFile:
     """log.txt: the lines that a run says, each with its time. A full disk costs lines, not the run."""

@@ -1,5 +1,6 @@
 """What a run tells: metrics.jsonl always, a progress bar or lines, and wandb or trackio where they are wanted."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import io
@@ -7,6 +8,7 @@ import json
 import math
 import netrc
 import os
+import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -18,12 +20,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nanochat.errors import UserError
-from nanochat.run_output import LogFile, Terminal
+from nanochat.run_output import LOG_FILE, LogFile, Terminal
 
 if TYPE_CHECKING:
     from nanochat.trainer import Training
 
-FACTS_FILE, METRICS_FILE, SAMPLES_FILE, LOG_FILE = "run.json", "metrics.jsonl", "samples.jsonl", "log.txt"
+FACTS_FILE, METRICS_FILE, SAMPLES_FILE = "run.json", "metrics.jsonl", "samples.jsonl"
 """In a model's folder, beside its checkpoints: what is known of the run, and what it told at each step."""
 SECONDS_BETWEEN_LINES = 10.0
 """How often a run says how it stands where there is no terminal to draw a bar on."""
@@ -35,6 +37,7 @@ class RunLog:
     def __init__(self, run: "Training", num_iterations: int, facts: Mapping[str, Any]) -> None:
         """`facts`, what is known of the run, goes to run.json. Raises UserError if its tracker is not installed."""
         main = run.runtime.is_main
+        self._folder = run.folder
         config = dataclasses.asdict(run.options)
         self._tracker = Tracker(
             run.options.tracker if main else "none", run.options.run, f"nanochat-{run.source}", config, run.tracker_id
@@ -67,9 +70,14 @@ class RunLog:
         return self._terminal is not None and self._terminal.gone
 
     def last_words(self, text: str) -> None:
-        """Print a line and take the bar down: the process ends without leaving this context."""
-        self.say(text)
-        self._display.close()
+        """Say why the run ends, from whichever process, which ends without leaving this context."""
+        if self._log:
+            self.say(text)
+            self._display.close()
+        else:
+            LogFile(self._folder / LOG_FILE).say(text)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                print(text, file=sys.stderr, flush=True)
 
     def sync(self) -> None:
         """Force what was logged so far to the disk, before a checkpoint says that these steps are done."""

@@ -20,11 +20,12 @@ from nanochat.interruption import Interruption
 from nanochat.loss import IGNORE
 from nanochat.optim import MuonAdamW
 from nanochat.options import TrainOptions
+from nanochat.run_output import LOG_FILE
 from nanochat.runtime import Runtime, peak_memory_bytes, software
 from nanochat.saving import CheckpointWriter, commit
 from nanochat.schedule import due, lr_multiplier
 from nanochat.tokenizer import Tokenizer
-from nanochat.tracking import LOG_FILE, RunLog, format_seconds
+from nanochat.tracking import RunLog, format_seconds
 from nanochat.watchdog import Watchdog
 
 MOST_BAD_STEPS = 10

@@ -73,7 +73,7 @@ class Watchdog:
     """A context manager around the loop of every process. Does nothing where there is only one."""
 
     def __init__(self, runtime: Runtime, say: Callable[[str], None]) -> None:
-        """`say` is how the main process tells a person; the others use standard error."""
+        """`say` tells a person why the run ends; the first of the processes that are left calls it."""
         self._rank, self._world_size = runtime.share.rank, runtime.share.world_size
         self._say = say
         self._still_limit = STILL_SECONDS_AT_FIRST
@@ -90,7 +90,8 @@ class Watchdog:
                 os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=SILENCE_SECONDS)
             )
             self._send(self._beat)
-            self._store.wait([f"beat/{rank}" for rank in range(self._world_size)])  # so that each is known by name
+            everyone = [f"beat/{rank}" for rank in range(self._world_size)]
+            self._store.wait(everyone, timedelta(seconds=STILL_SECONDS_AT_FIRST))  # so that each is known by name
             self._hear()
             self._thread.start()
         return self
@@ -135,10 +136,8 @@ class Watchdog:
         alive = [rank for rank in range(self._world_size) if rank not in lost]
         if self._rank > min(alive):
             time.sleep(3 * BEAT_SECONDS)  # let that one find the same and say it, before this one's end is all it sees
-        elif self._rank == 0:
-            self._say(sentence)
         else:
-            print(f"process {self._rank}: {sentence}", file=sys.stderr, flush=True)
+            self._say(sentence)
         for rank in lost:
             if beats[rank].pids == self._beat.pids:
                 with contextlib.suppress(ProcessLookupError):

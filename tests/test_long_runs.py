@@ -85,6 +85,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_run_goes_on_from_the_one_b
     out = capsys.readouterr().out
     assert f"{folder}/step_000006 is damaged ({OPTIMIZER_FILE} is not as it was written)" in out
     assert f"{folder}/step_000004 is damaged (meta.json cannot be read)" in out
+    assert (folder / "log.txt").read_text().count("is damaged") == 2
     assert resumed.step == 2
     resumed.run(batches(FewRows()), 8, **HOW)
     assert losses(resumed) == losses(straight) and steps_saved("test") == [2, 4, 6, 8]
