@@ -65,7 +65,7 @@ def begin(
         torch.manual_seed(options.seed)
         with torch.device(runtime.device):
             model = GPT(config, runtime.compute_dtype)
-    optimizer = MuonAdamW(model, optimizer_options(options))
+    optimizer = MuonAdamW(model, optimizer_options(options), runtime.share)
     return Training(source, tag, options, runtime, tokenizer, model, optimizer, ancestry, data)
 
 
@@ -135,7 +135,7 @@ def _resume(
         )
     meta = existing.meta
     check_same_course(options, meta["options"])
-    optimizer = MuonAdamW(model, optimizer_options(options))
+    optimizer = MuonAdamW(model, optimizer_options(options), runtime.share)
     optimizer.load_state_dict(existing.load_optimizer(runtime.device))
     run = Training(
         existing.source, existing.tag, options, runtime, tokenizer, model, optimizer, meta["parent"], meta["data"]

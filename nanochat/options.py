@@ -12,6 +12,8 @@ AT_LEAST_ONE = ("device_batch_size", "total_batch_size", "num_iterations", "keep
 AT_LEAST_ZERO = ("save_every", "grad_clip", "init_lr_frac", "weight_decay", "seed", "sample_every", "keep_every")
 SHARES = ("warmup_ratio", "warmdown_ratio", "final_lr_frac")
 
+DeviceBatchSize = int | Literal["auto"]
+
 
 @dataclass
 class TrainOptions:
@@ -31,8 +33,8 @@ class TrainOptions:
     """torch.compile; by default on CUDA, in the stages whose batches all have one shape"""
     seed: int = 42
 
-    device_batch_size: int | None = None
-    """rows in one forward pass; lower it if memory runs out, the result stays the same"""
+    device_batch_size: DeviceBatchSize | None = None
+    """rows in one forward pass, or auto: as many as fit into memory; the result is the same"""
     num_iterations: int | None = None
     """optimizer steps"""
 
@@ -71,9 +73,12 @@ class TrainOptions:
                 check_range(name, getattr(self, name, None), low, high)
 
 
-def check_range(name: str, value: float | None, low: float, high: float | None = None) -> None:
-    """Raise UserError if the option `name` is below `low` or above `high`, naming the nearest that can be."""
-    if value is None:
+def check_range(name: str, value: float | str | None, low: float, high: float | None = None) -> None:
+    """Raise UserError if the option `name` is below `low` or above `high`, naming the nearest that can be.
+
+    None and words are for the option's type to allow or not.
+    """
+    if value is None or isinstance(value, str):
         return
     nearest = max(value, low) if high is None else min(max(value, low), high)
     if nearest != value:

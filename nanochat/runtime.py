@@ -116,6 +116,13 @@ class Runtime:
             raise outcome[1]
         return outcome[0]
 
+    def smallest(self, number: int) -> int:
+        """The least of all processes' numbers."""
+        tensor = torch.tensor(number, device=self.device)
+        if self.share.world_size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MIN)
+        return int(tensor)
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.share.world_size > 1:

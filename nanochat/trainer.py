@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nanochat import paths
+from nanochat import memory, paths
 from nanochat.data.batches import Batch, BatchSource
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
+from nanochat.gradients import StepGradients, StepResult
 from nanochat.interruption import Interruption
-from nanochat.loss import IGNORE
 from nanochat.optim import MuonAdamW
 from nanochat.options import TrainOptions
 from nanochat.run_output import LOG_FILE
@@ -40,15 +41,6 @@ class Evaluation(NamedTuple):
     measure: Callable[[], dict[str, float]]
 
 
-class StepResult(NamedTuple):
-    """What the gradients of one step came from."""
-
-    loss: float
-    """mean over the tokens of the step, in nats"""
-    tokens: int
-    """trained on, over all processes"""
-    gradient_norm: float
-    """before clipping"""
 
 
 @dataclass
@@ -80,6 +72,11 @@ class Training:
     """of those, the ones since the last good step"""
     tracker_id: str | None = None
     """what wandb or trackio calls this run"""
+    most_rows: int = sys.maxsize
+    """in one forward pass; fewer than the batches have once memory has run out"""
+
+    def __post_init__(self) -> None:
+        self.gradients = StepGradients(self.model, self.optimizer, self.runtime, self.options.grad_clip)
 
     @property
     def seconds(self) -> float:
@@ -136,7 +133,7 @@ class Training:
             )
             stopped = False
             while self.step < num_iterations and not stopped:
-                metrics = self._step(batches, num_iterations, peak_flops)
+                metrics = self._step(batches, num_iterations, peak_flops, log)
                 watchdog.step_taken()
                 finished = self.step == num_iterations
                 if self.bad_steps:
@@ -168,12 +165,12 @@ class Training:
                 f"{peak_memory_bytes(self.runtime.device) / 2**30:.1f} GiB at most, saved in {self.folder}"
             )
 
-    def _step(self, batches: BatchSource, num_iterations: int, peak_flops: float) -> dict[str, float]:
+    def _step(self, batches: BatchSource, num_iterations: int, peak_flops: float, log: RunLog) -> dict[str, float]:
         """One optimizer step; what there is to log of it."""
         begun = time.perf_counter()
         data = batches.step_data(self.step)
         lr_scale = lr_multiplier(self.step, num_iterations, self.options)
-        result = self._backward(data.batches)
+        result = self._gradients(data.batches, log)
         if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
             self.skipped_steps, self.bad_steps = self.skipped_steps + 1, self.bad_steps + 1
         else:
@@ -196,32 +193,20 @@ class Training:
             **data.metrics,
         }
 
-    def _backward(self, batches: Sequence[Batch]) -> StepResult:
-        """Gradients of this step's mean loss over all processes.
-
-        The mean is over the tokens of the whole step, so micro-batches and processes with fewer of them weigh less,
-        and one that has none does no harm.
-        """
-        device = self.runtime.device
-        own_tokens = sum(int((batch.targets != IGNORE).sum()) for batch in batches)
-        tokens = int(self.runtime.sum_numbers(own_tokens)[0])
-        if tokens == 0:
-            return StepResult(0.0, 0, 0.0)
-        parameters = list(self.model.parameters())
-        for parameter in parameters:
-            parameter.grad = None
-        total = torch.zeros((), device=device)
-        for batch in batches:
-            loss = self.model.loss(*batch.to(device)) / tokens
-            loss.backward()
-            total += loss.detach()
-        if self.runtime.share.world_size > 1:
-            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-            flat = self.runtime.sum(torch.cat([gradient.flatten() for gradient in gradients]))
-            for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-                parameter.grad = part.view_as(parameter)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.grad_clip or math.inf)
-        return StepResult(self.runtime.sum_numbers(float(total))[0], tokens, float(norm))
+    def _gradients(self, batches: Sequence[Batch], log: RunLog) -> StepResult:
+        """The step's gradients; on fewer rows at once where memory runs out, which leaves the result the same."""
+        while True:
+            try:
+                return self.gradients.compute(batches, self.most_rows)
+            except memory.ExhaustedError:
+                rows = min(self.most_rows, max((len(batch.tokens) for batch in batches), default=1))
+            self.most_rows = (rows + 1) // 2
+            if self.runtime.sum_numbers(rows > 1)[0] == 0:
+                raise UserError("memory ran out with a single row: train a smaller --depth")
+            log.say(
+                f"step {self.step + 1}: memory ran out with {rows} rows at once, so it is taken again with "
+                f"{self.most_rows}; the result is the same"
+            )
 
     def _give_up_after_too_many(self) -> None:
         if self.bad_steps >= MOST_BAD_STEPS:
