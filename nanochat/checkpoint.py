@@ -98,9 +98,15 @@ class Checkpoint:
         return f"{self.source} {self.tag} step {self.step}"
 
     def load_model(self, device: torch.device, compute_dtype: torch.dtype, tokenizer: Tokenizer) -> GPT:
-        """The model with its weights.
+        """The model with its weights. Raises UserError as `untrained_model` and `load_weights` do."""
+        model = self.untrained_model(device, compute_dtype, tokenizer)
+        self.load_weights(model)
+        return model
 
-        Raises UserError if it is of another architecture, belongs to another tokenizer, or is damaged.
+    def untrained_model(self, device: torch.device, compute_dtype: torch.dtype, tokenizer: Tokenizer) -> GPT:
+        """A model of its shape. Reads none of its files once `meta` is known.
+
+        Raises UserError if it is of another architecture or belongs to another tokenizer.
         """
         if self.meta["architecture"] != ARCHITECTURE:
             raise UserError(
@@ -113,9 +119,11 @@ class Checkpoint:
                 f"or train again with {SCRIPTS[self.source]} --fresh"
             )
         with torch.device(device):
-            model = GPT(GPTConfig(**self.meta["model_config"]), compute_dtype)
-        model.load_state_dict(self._load(MODEL_FILE, device))
-        return model
+            return GPT(GPTConfig(**self.meta["model_config"]), compute_dtype)
+
+    def load_weights(self, model: GPT) -> None:
+        """Give `model`, made by `untrained_model`, its weights. Raises UserError if they are damaged or not there."""
+        model.load_state_dict(self._load(MODEL_FILE, model.device))
 
     def load_optimizer(self, device: torch.device) -> dict[str, Tensor]:
         """The optimizer's tensors. Raises UserError if they are damaged or not there."""

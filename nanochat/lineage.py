@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nanochat import checkpoint, paths, run_lock
 from nanochat.checkpoint import SCRIPTS, Checkpoint
@@ -59,12 +60,13 @@ def begin(
     if parent:
         if runtime.is_main and parent.step < parent.meta["num_iterations"]:
             print(f"note: {parent.describe()} is not finished ({parent.meta['num_iterations']} steps were planned)")
-        model = parent.load_model(runtime.device, runtime.compute_dtype, tokenizer)
+        model = _load_model(parent, runtime, tokenizer)
     else:
         assert config is not None
         torch.manual_seed(options.seed)
         with torch.device(runtime.device):
             model = GPT(config, runtime.compute_dtype)
+        runtime.send_from_main(model.parameters())  # another kind of machine may draw other numbers
     optimizer = MuonAdamW(model, optimizer_options(options), runtime.share)
     return Training(source, tag, options, runtime, tokenizer, model, optimizer, ancestry, data)
 
@@ -127,7 +129,7 @@ def _newest_sound(source: str, tag: str) -> Checkpoint | None:
 def _resume(
     existing: Checkpoint, options: TrainOptions, runtime: Runtime, tokenizer: Tokenizer, config: GPTConfig | None
 ) -> Training:
-    model = existing.load_model(runtime.device, runtime.compute_dtype, tokenizer)
+    model = _load_model(existing, runtime, tokenizer)
     if config and model.config != config:
         raise UserError(
             f"{existing.folder} holds a model of another shape: go on with its options, start over with "
@@ -136,7 +138,9 @@ def _resume(
     meta = existing.meta
     check_same_course(options, meta["options"])
     optimizer = MuonAdamW(model, optimizer_options(options), runtime.share)
-    optimizer.load_state_dict(existing.load_optimizer(runtime.device))
+    state: dict[str, Tensor] = {}
+    runtime.from_main(lambda: state.update(existing.load_optimizer(torch.device("cpu"))))
+    optimizer.load_state_dict(state)
     run = Training(
         existing.source, existing.tag, options, runtime, tokenizer, model, optimizer, meta["parent"], meta["data"]
     )
@@ -148,6 +152,14 @@ def _resume(
         meta.get("tracker_id"),
     )
     return run
+
+
+def _load_model(saved: Checkpoint, runtime: Runtime, tokenizer: Tokenizer) -> GPT:
+    """Its model in every process. The main one alone reads the files: no other machine has to have them."""
+    model = saved.untrained_model(runtime.device, runtime.compute_dtype, tokenizer)
+    runtime.from_main(lambda: saved.load_weights(model))
+    runtime.send_from_main(model.parameters())
+    return model
 
 
 def optimizer_options(options: TrainOptions) -> OptimizerOptions:

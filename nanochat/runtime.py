@@ -7,7 +7,7 @@ import shutil
 import sys
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nanochat import agreement
 from nanochat.data.batches import Share
 from nanochat.errors import UserError
 
@@ -74,6 +75,8 @@ class Runtime:
         if share.world_size > 1:
             # The main process tokenises, evaluates and saves while the others wait, on a big run for over ten minutes.
             dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=timedelta(hours=2))
+            if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:  # torchrun's number of machines
+                agreement.check()
         return cls(device, native_dtype(device), share, time.monotonic())
 
     def __enter__(self) -> "Runtime":
@@ -85,6 +88,11 @@ class Runtime:
         # After an error the other processes may never come to the barrier that this implies.
         if dist.is_initialized() and error is None:
             dist.destroy_process_group()
+
+    @property
+    def is_local_main(self) -> bool:
+        """Whether this process writes what every machine has to have, such as token files."""
+        return os.environ.get("LOCAL_RANK", "0") == "0"
 
     @property
     def is_main(self) -> bool:
@@ -115,6 +123,12 @@ class Runtime:
         if outcome[1]:
             raise outcome[1]
         return outcome[0]
+
+    def send_from_main(self, tensors: Iterable[Tensor]) -> None:
+        """Make all processes' tensors those of the main process."""
+        if self.share.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), 0)
 
     def smallest(self, number: int) -> int:
         """The least of all processes' numbers."""

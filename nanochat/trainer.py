@@ -41,8 +41,6 @@ class Evaluation(NamedTuple):
     measure: Callable[[], dict[str, float]]
 
 
-
-
 @dataclass
 class Training:
     """One stage's model and optimizer, and how far they are. Made by nanochat.lineage.begin."""

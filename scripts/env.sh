@@ -35,17 +35,18 @@ if [[ -z "${TRITON_PTXAS_PATH:-}" && "$(/usr/local/cuda/bin/ptxas --version 2>/d
   export TRITON_PTXAS_PATH=/usr/local/cuda/bin/ptxas
 fi
 
-# launch MODULE ARGS...: becomes `python -m MODULE ARGS...`, in NPROC processes (torchrun) when NPROC is above 1.
-# It replaces the shell, so that Ctrl-C and the exit code are Python's.
+# launch MODULE ARGS...: becomes `python -m MODULE ARGS...`, in NPROC processes (torchrun) when NPROC is above 1, and on
+# several machines with --hosts. It replaces the shell, so that Ctrl-C and the exit code are Python's.
 launch() {
   trap "" HUP  # a closed terminal does not stop a run; Python inherits it
   case "${NPROC:-1}" in
-    1) exec python -m "$@" ;;
-    [2-9] | [1-9][0-9] | [1-9][0-9][0-9])
-      exec python -m scripts.processes "$NPROC" "$@" ;;
+    [1-9] | [1-9][0-9] | [1-9][0-9][0-9]) ;;
     *)
       echo "error: NPROC=$NPROC is not a number of processes: set it to the number of GPUs, such as NPROC=8" >&2
       exit 2
       ;;
   esac
+  if [[ " $*" == *" --hosts"[\ =]* ]]; then exec python -m scripts.hosts "$(basename "$0")" "$@"; fi
+  if [[ "${NPROC:-1}" == 1 ]]; then exec python -m "$@"; fi
+  exec python -m scripts.processes "$NPROC" "$@"
 }

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing import SignalException
@@ -18,14 +19,18 @@ SECONDS_TO_STOP = 600
 """How long processes told to stop may take for the end of their step and the checkpoint before they are killed."""
 
 
-def main(count: str, *command: str) -> None:
-    """Run `python -m command` in `count` processes on this machine that know of each other."""
+def main(count: str, *command: str, machines: Sequence[str] = ("--standalone",)) -> None:
+    """Run `python -m command` in `count` processes on this machine that know of each other, and exit as they do.
+
+    `machines`: torchrun's options that say which other machines there are.
+    """
     logging.disable(logging.ERROR)  # the processes speak for themselves
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal does not stop a run
     signal.signal(signal.SIGUSR1, lambda *_: pass_on(signal.SIGUSR1))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else it warns of each address that has no name
     # A variable and not --shutdown-timeout: a torch that does not know it goes on with its 30 seconds.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))
-    arguments = parse_args(["--standalone", f"--nproc-per-node={count}", "-m", *command])
+    arguments = parse_args([*machines, f"--nproc-per-node={count}", "-m", *command])
     arguments.signals_to_handle = "SIGTERM,SIGINT,SIGQUIT"  # by default SIGHUP as well
     try:
         run(arguments)

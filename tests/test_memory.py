@@ -69,14 +69,14 @@ def resident(peak):  # getrusage would count what the parent held
     return int(status["VmHWM" if peak else "VmRSS"].split()[0]) * 1024
 
 before = resident(peak=False)
-model = GPT(GPTConfig.from_depth(6, 8192, 256))
+model = GPT(GPTConfig.from_depth(4, 8192, 256))
 optimizer = MuonAdamW(model, OptimizerOptions())
-tokens = torch.randint(8192, (8, 256))
+tokens = torch.randint(8192, (16, 256))
 for _ in range(2):  # the optimizer's zeros take memory once they are no longer all zero
     for _ in range(2):
         model.loss(tokens, tokens).backward()
     optimizer.step(1.0)
-needs = memory.needs(model, optimizer, 8)
+needs = memory.needs(model, optimizer, 16)
 print(json.dumps({"estimate": needs.total, "measured": resident(peak=True) - before}))
 """
 
@@ -119,11 +119,11 @@ from nanochat import paths
 from nanochat.data.batches import RowBatches, Share
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
-from nanochat.tracking import read_metrics
-from tests.test_trainer import FewRows, OPTIONS, batches, begin
+from nanochat.tracking import read_steps
+from tests.test_trainer import FewRows, HOW, OPTIONS, batches, begin
 
 class Limited:
-    # From the second step on, address space for a fraction of the activations of all the rows.
+    # In the second step, address space for a fraction of the activations of all the rows.
     def step_data(self, step):
         data = RowBatches(
             FewRows(512), rows_per_step=512, device_batch_size=512, share=Share(), seed=1
@@ -131,13 +131,15 @@ class Limited:
         if step == 1 and sys.argv[1:] == ["limited"]:
             size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (size + 32 * 2**20, -1))
+        if step == 2:
+            resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
         return data
 
 torch.set_num_threads(1)
 with Runtime.start("cpu") as runtime:
-    run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), replace(OPTIONS, model_tag="-".join(sys.argv)))
-    run.run(Limited(), 4, step_size="512 rows", one_shape=True)
-    losses = [row["loss"] for row in read_metrics(run.folder / "metrics.jsonl")]
+    run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), replace(OPTIONS, model_tag=f"run{len(sys.argv)}"))
+    run.run(Limited(), 4, **HOW)
+    losses = [row["loss"] for row in read_steps(run.folder / "metrics.jsonl")]
     print(json.dumps({"losses": losses, "most_rows": run.most_rows}))
 """
 

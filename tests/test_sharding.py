@@ -16,9 +16,9 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.sharding import share_out
 from nanochat.tokenizer import Tokenizer
-from nanochat.tracking import read_metrics
+from nanochat.tracking import read_steps
 from tests.conftest import random_model
-from tests.test_trainer import OPTIONS, FewRows, batches, begin
+from tests.test_trainer import HOW, OPTIONS, FewRows, batches, begin
 
 ROOT = Path(__file__).resolve().parent.parent
 # One process of several. It trains up to a step and leaves behind what there is to compare.
@@ -32,7 +32,7 @@ from nanochat import paths
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
-from tests.test_trainer import FewRows, OPTIONS, batches, begin
+from tests.test_trainer import FewRows, HOW, OPTIONS, batches, begin
 
 sent = Counter()
 
@@ -50,7 +50,7 @@ with Runtime.start("cpu") as runtime:
     run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), replace(OPTIONS, model_tag=tag, device_batch_size=3))
     begun = run.step
     dist.reduce, dist.broadcast = counted(dist.reduce), counted(dist.broadcast)
-    run.run(batches(FewRows(64), OPTIONS, runtime.share), steps, step_size="8 rows", one_shape=True)
+    run.run(batches(FewRows(64), OPTIONS, runtime.share), steps, **HOW)
     weights = b"".join(parameter.detach().numpy().tobytes() for parameter in run.model.parameters())
     found = {
         "weights": hashlib.sha256(weights).hexdigest(),
@@ -79,12 +79,12 @@ def train(processes: int, base_dir: Path, tag: str, steps: int) -> list[dict[str
 def train_alone(runtime: Runtime, tokenizer: Tokenizer, tag: str, steps: int) -> list[float]:
     """The same in this process; the losses of all steps so far."""
     run = begin(runtime, tokenizer, replace(OPTIONS, model_tag=tag))
-    run.run(batches(FewRows(64)), steps, step_size="8 rows", one_shape=True)
+    run.run(batches(FewRows(64)), steps, **HOW)
     return losses(tag)
 
 
 def losses(tag: str) -> list[float]:
-    return [row["loss"] for row in read_metrics(paths.checkpoints_dir("base") / tag / "metrics.jsonl")]
+    return [row["loss"] for row in read_steps(paths.checkpoints_dir("base") / tag / "metrics.jsonl")]
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_two_processes_give_the_losses_of_one_with_half_the_state_each_and_send_
 
 def test_a_run_goes_on_in_another_number_of_processes(runtime: Runtime, base_dir: Path, tokenizer: Tokenizer) -> None:
     alone = train_alone(runtime, tokenizer, "one", 20)
-    train_alone(runtime, tokenizer, "mixed", 5)
+    train(1, base_dir, "mixed", 5)
     found = train(4, base_dir, "mixed", 12)
     assert len({process["weights"] for process in found}) == 1
     assert train_alone(runtime, tokenizer, "mixed", 20) == pytest.approx(alone, abs=1e-3)

@@ -1,5 +1,6 @@
 """The loop learns, counts right and resumes exactly."""
 
+import json
 import math
 import signal
 from collections.abc import Iterator
