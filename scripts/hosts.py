@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -116,22 +115,24 @@ class Machine:
         self.host = host
         self._command = f"export {LIFELINE}=1; {command}"
         self._input, self._lifeline = os.pipe()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._ended_there, self._ended_here = threading.Event(), threading.Event()
+        threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         # In a session of its own, so that Ctrl-C, which is for the processes here, leaves the connection alone: they
         # agree with those over there to save and to stop.
         ssh = ["ssh", "-o", "BatchMode=yes", self.host, self._command]
         code = subprocess.run(ssh, stdin=self._input, start_new_session=True, check=False).returncode
+        self._ended_there.set()
         if code not in (0, processes.EXIT_INTERRUPTED):
             print(f"error: {self.host} ended with exit code {code}", file=sys.stderr, flush=True)
-            time.sleep(SECONDS_TO_NOTICE)
-            processes.pass_on(signal.SIGKILL)  # they may still wait to meet
+            if not self._ended_here.wait(SECONDS_TO_NOTICE):
+                processes.pass_on(signal.SIGKILL)  # they may still wait to meet
 
     def end(self) -> None:
         """Wait for its end, which is near once the processes here have ended, and bring it about if need be."""
-        self._thread.join(SECONDS_TO_NOTICE)
+        self._ended_here.set()
+        self._ended_there.wait(SECONDS_TO_NOTICE)
         os.close(self._lifeline)
 
 

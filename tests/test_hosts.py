@@ -20,12 +20,13 @@ from tests.test_trainer import HOW, FewRows, batches, begin
 ROOT = Path(__file__).resolve().parent.parent
 ADDRESSES = ["10.97.31.1", "10.97.31.2"]
 # Stands for ssh: the other machine is the namespace that has the address, with a base directory of its own.
-SSH = """#!/bin/sh
+SSH = r"""#!/bin/sh
 while [ "$1" = -o ]; do shift 2; done
 host="$1"; shift
-export HOME="{folder}/$host"
-export NANOCHAT_BASE_DIR="$HOME/.cache/nanochat"
-exec ip netns exec "nanochat-$host" sh -c "$*"
+home="{folder}/$host"
+exec env -i PATH="$PATH" PYTHONPATH="$PYTHONPATH" OMP_NUM_THREADS=1 HOME="$home" \
+  NANOCHAT_BASE_DIR="$home/.cache/nanochat" \
+  ip netns exec "nanochat-$host" sh -c "$*"
 """
 # Stands for pretrain.sh, without set-up.
 SCRIPT = """#!/bin/sh
