@@ -64,7 +64,7 @@ def needs(model: GPT, optimizer: MuonAdamW, rows: int) -> Needs:
     config, itemsize = model.config, model.compute_dtype.itemsize
     head = config.vocab_size * config.n_embd
     tokens = rows * config.sequence_len
-    slice_of_logits = min(tokens * config.vocab_size, CHUNK_ELEMENTS[model.device.type])
+    slice_of_logits = min(tokens * config.vocab_size, CHUNK_ELEMENTS.get(model.device.type, CHUNK_ELEMENTS["cuda"]))
     activations = (ACTIVATIONS_PER_LAYER * config.n_layer + ACTIVATIONS_BESIDES) * config.n_embd * tokens * itemsize
     gaps = 1 + HEAP_GAPS if model.device.type == "cpu" else 1
     casts = (config.num_parameters - head) * itemsize if model.compute_dtype != torch.float32 else 0

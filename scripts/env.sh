@@ -35,6 +35,9 @@ if [[ -z "${TRITON_PTXAS_PATH:-}" && "$(/usr/local/cuda/bin/ptxas --version 2>/d
   export TRITON_PTXAS_PATH=/usr/local/cuda/bin/ptxas
 fi
 
+# Else torch warns of each address that has no name, as those of a cable between two machines mostly have none.
+export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
+
 # launch MODULE ARGS...: becomes `python -m MODULE ARGS...`, in NPROC processes (torchrun) when NPROC is above 1, and on
 # several machines with --hosts. It replaces the shell, so that Ctrl-C and the exit code are Python's.
 launch() {

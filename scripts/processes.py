@@ -27,7 +27,6 @@ def main(count: str, *command: str, machines: Sequence[str] = ("--standalone",))
     logging.disable(logging.ERROR)  # the processes speak for themselves
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal does not stop a run
     signal.signal(signal.SIGUSR1, lambda *_: pass_on(signal.SIGUSR1))
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else it warns of each address that has no name
     # A variable and not --shutdown-timeout: a torch that does not know it goes on with its 30 seconds.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))
     arguments = parse_args([*machines, f"--nproc-per-node={count}", "-m", *command])
