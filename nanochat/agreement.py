@@ -4,6 +4,7 @@ Checkpoints are not among it: the main process alone reads and writes them.
 """
 
 import hashlib
+import os
 import platform
 import shlex
 import socket
@@ -17,6 +18,8 @@ import torch.distributed as dist
 from nanochat import paths
 from nanochat.errors import UserError
 
+NAME = "NANOCHAT_HOST"
+"""The environment variable with what --hosts calls this machine."""
 ROOT = Path(__file__).resolve().parent.parent
 HOST, FOLDER, OPTIONS, CODE, SOFTWARE = "host", "folder", "options", "code", "Python and torch"
 """Beside these a machine's facts are its files: path below the base directory, and digest."""
@@ -39,7 +42,7 @@ def facts() -> dict[str, str]:
     """What describes this machine for this run."""
     torch_version = torch.__version__.split("+")[0]
     return {
-        HOST: socket.gethostname(),
+        HOST: os.environ.get(NAME, socket.gethostname()),
         FOLDER: str(paths.base_dir()),
         OPTIONS: " ".join(sys.argv[1:]),
         CODE: _digest(sorted(path for room in ("nanochat", "scripts") for path in (ROOT / room).rglob("*.py"))),

@@ -42,6 +42,7 @@ def main(script: str, module: str, *options: str) -> None:
     if LIFELINE in os.environ:
         threading.Thread(target=_end_with_input, daemon=True).start()
     name_interface(hosts[1] if number == 0 else hosts[0])
+    os.environ["NANOCHAT_HOST"] = hosts[number]  # how a message calls this machine
     machines = [
         f"--nnodes={len(hosts)}", f"--node-rank={number}", f"--master-addr={address(hosts[0])}",
         f"--master-port={os.environ.get('MASTER_PORT', DEFAULT_PORT)}",
