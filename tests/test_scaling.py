@@ -25,7 +25,7 @@ def test_the_tables_are_those_that_the_code_gives() -> None:
     assert scaling.memory_table() in PAGE
     assert scaling.speed_table() in PAGE
     spark, _, h100, _ = scaling.SETTINGS
-    said = re.search(r"about depth (\d+) on a\nSpark and (\d+) on an 80 GB GPU", PAGE)
+    said = re.search(r"about depth (\d+)\s+on\s+a\s+Spark\s+and\s+(\d+)\s+on\s+an\s+80\s+GB\s+GPU", PAGE)
     assert said and (int(said[1]), int(said[2])) == (scaling.deepest(spark), scaling.deepest(h100))
 
 
