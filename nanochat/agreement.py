@@ -96,6 +96,5 @@ def _digest_of_long_files(folder: Path) -> str:
     """Of the names and sizes of a folder's files, and the contents of those that describe the others."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     sizes = "".join(f"{path.name} {path.stat().st_size}\n" for path in files)
-    return hashlib.sha256((sizes + _digest([path for path in files if path.suffix == ".json"])).encode()).hexdigest()[
-        :16
-    ]
+    described = _digest([path for path in files if path.suffix == ".json"])
+    return hashlib.sha256((sizes + described).encode()).hexdigest()[:16]

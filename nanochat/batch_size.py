@@ -51,23 +51,25 @@ def _largest(model: GPT, optimizer: MuonAdamW, room: int, most_rows: int) -> int
     Not tried where the GPU shares the CPU's memory, or there is no GPU: nothing there stops a process that takes too
     much until the system kills it, or another.
     """
-    rows = max(1, fitting(model, optimizer, int(SAFE_SHARE * room), most_rows))
+    safe = int(SAFE_SHARE * room)
+    rows = max(1, fitting(model, optimizer, safe, most_rows))
     if memory.is_shared(model.device):
         return rows
-    while rows > 1 and not _fits(model, rows):
+    while rows > 1 and not _fits(model, rows, safe):
         rows //= 2
-    while 2 * rows <= most_rows and _fits(model, 2 * rows):
+    while 2 * rows <= most_rows and _fits(model, 2 * rows, safe):
         rows *= 2
     return rows
 
 
-def _fits(model: GPT, rows: int) -> bool:
-    """Whether two micro-batches of so many rows find memory, the second beside the gradients of the first."""
+def _fits(model: GPT, rows: int, room: int) -> bool:
+    """Whether two micro-batches of so many rows stay within `room` bytes, the second beside the first's gradients."""
+    torch.cuda.reset_peak_memory_stats()
     tokens = torch.zeros(rows, model.config.sequence_len, dtype=torch.int64, device=model.device)
     try:
         for _ in range(2):
             model.loss(tokens, tokens).backward()
-        return True
+        return torch.cuda.max_memory_allocated() <= room
     except torch.OutOfMemoryError:
         return False
     finally:
