@@ -19,6 +19,7 @@ from tests.test_trainer import HOW, FewRows, batches, begin
 
 ROOT = Path(__file__).resolve().parent.parent
 ADDRESSES = ["10.97.31.1", "10.97.31.2"]
+NAMESPACES = {address: f"nanochat-{os.getpid()}-{address}" for address in ADDRESSES}
 # Stands for ssh: the other machine is the namespace that has the address, with a base directory of its own.
 SSH = r"""#!/bin/sh
 while [ "$1" = -o ]; do shift 2; done
@@ -26,7 +27,7 @@ host="$1"; shift
 home="{folder}/$host"
 exec env -i PATH="$PATH" PYTHONPATH="$PYTHONPATH" OMP_NUM_THREADS=1 HOME="$home" \
   NANOCHAT_BASE_DIR="$home/.cache/nanochat" \
-  ip netns exec "nanochat-$host" sh -c "$*"
+  ip netns exec "nanochat-{pid}-$host" sh -c "$*"
 """
 # Stands for pretrain.sh, without set-up.
 SCRIPT = """#!/bin/sh
@@ -68,10 +69,10 @@ def ip(*arguments: str) -> None:
 
 @pytest.fixture
 def cable() -> Iterator[None]:
-    """Two namespaces, nanochat-<address>, joined by a pair of virtual Ethernet devices."""
+    """Two namespaces joined by a pair of virtual Ethernet devices."""
     if os.geteuid() != 0 or not shutil.which("ip"):
         pytest.skip("network namespaces need root and iproute2")
-    names = [f"nanochat-{address}" for address in ADDRESSES]
+    names = list(NAMESPACES.values())
     try:
         for name in names:
             ip("netns", "add", name)
@@ -100,7 +101,7 @@ class Machines:
         self.script = folder / "stage.sh"
         ssh = folder / "bin/ssh"
         ssh.parent.mkdir()
-        ssh.write_text(SSH.format(folder=folder))
+        ssh.write_text(SSH.format(folder=folder, pid=os.getpid()))
         self.script.write_text(SCRIPT.format(python=sys.executable, script=os.path.relpath(self.script, ROOT)))
         for program in (ssh, self.script):
             program.chmod(0o755)
@@ -108,7 +109,7 @@ class Machines:
     def train(self, *options: str) -> subprocess.CompletedProcess[str]:
         """What `./pretrain.sh --hosts` does, on the first of them."""
         return subprocess.run(
-            ["ip", "netns", "exec", f"nanochat-{ADDRESSES[0]}", self.script, "--hosts", ",".join(ADDRESSES), *options],
+            ["ip", "netns", "exec", NAMESPACES[ADDRESSES[0]], self.script, "--hosts", ",".join(ADDRESSES), *options],
             env=os.environ | {
                 "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
                 "PYTHONPATH": f"{ROOT}:{self.folder}",
@@ -127,7 +128,7 @@ class Machines:
 def bytes_sent() -> int:
     """What has gone through the cable from the first machine to the second."""
     path = "/sys/class/net/cable0/statistics/tx_bytes"
-    command = ["ip", "netns", "exec", f"nanochat-{ADDRESSES[0]}", "cat", path]
+    command = ["ip", "netns", "exec", NAMESPACES[ADDRESSES[0]], "cat", path]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
