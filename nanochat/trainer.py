@@ -131,8 +131,8 @@ class Training:
             )
             stopped = False
             while self.step < num_iterations and not stopped:
-                metrics = self._step(batches, num_iterations, peak_flops, log)
-                watchdog.step_taken()
+                with watchdog.step():
+                    metrics = self._step(batches, num_iterations, peak_flops, log)
                 finished = self.step == num_iterations
                 if self.bad_steps:
                     log.say(f"step {self.step}: the loss or its gradient is not finite, so the step is left out")

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -29,7 +29,9 @@ BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 40.0
 """Without a sign of life after which a process on another machine, or one that was stopped, counts as gone."""
 STILL_SECONDS = 40.0
-"""Without a move of any process after which they count as stuck; a single operation takes no such time."""
+"""Without a move of any process after which they count as stuck, where steps are short."""
+STILL_STEPS = 2
+"""The same in steps as long as the longest so far, where that is more."""
 STILL_SECONDS_AT_FIRST = 1800.0
 """The same before the first step is taken: compiling waits for compilers."""
 SECONDS_OF_GRACE = 5.0
@@ -76,7 +78,9 @@ class Watchdog:
         """`say` tells a person why the run ends; the first of the processes that are left calls it."""
         self._rank, self._world_size = runtime.share.rank, runtime.share.world_size
         self._say = say
-        self._still_limit = STILL_SECONDS_AT_FIRST
+        self.still_limit = STILL_SECONDS_AT_FIRST
+        self._longest_step = 0.0
+        self._has_stepped = False
         self._beat = Beat(os.getpid(), own_pids(), platform.node())
         self._heard: dict[int, tuple[Beat, float]] = {}
         self._main_thread = threading.get_ident()
@@ -108,9 +112,19 @@ class Watchdog:
         with contextlib.suppress(RuntimeError):  # the store may be gone
             self._send(replace(self._beat, state="failed" if failed else "done"))
 
-    def step_taken(self) -> None:
-        """Everything is compiled and has been run once."""
-        self._still_limit = STILL_SECONDS
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """Around each optimizer step: the first compiles, and from the others follows how long stillness is no sign.
+
+        A main thread that waits for its GPU does not move, at worst for all of a step, and that is minutes where
+        a large model is trained on a small machine.
+        """
+        begun = time.monotonic()
+        yield
+        seconds = time.monotonic() - begun if self._has_stepped else 0.0
+        self._has_stepped = True
+        self._longest_step = max(self._longest_step, seconds)
+        self.still_limit = max(STILL_SECONDS, STILL_STEPS * self._longest_step)
 
     def _watch(self) -> None:
         last = time.monotonic()
@@ -209,12 +223,12 @@ class Watchdog:
     def _stuck(self, beats: dict[int, Beat]) -> str | None:
         running = {rank: beat for rank, beat in beats.items() if beat.state != "done"}
         if len(running) < self._world_size or any(
-            beat.state == "saving" or beat.still_seconds < self._still_limit for beat in running.values()
+            beat.state == "saving" or beat.still_seconds < self.still_limit for beat in running.values()
         ):
             return None
         guilty = [rank for rank, beat in running.items() if not beat.waits] or list(running)
         places = ", ".join(f"process {rank} in {beat.where}" for rank, beat in running.items())
-        return f"{named(guilty, beats)} is stuck; nothing has moved for {self._still_limit:.0f} s ({places})"
+        return f"{named(guilty, beats)} is stuck; nothing has moved for {self.still_limit:.0f} s ({places})"
 
 
 def at_a_meeting(error: BaseException) -> bool:

@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from nanochat import paths
+from nanochat import paths, watchdog
+from nanochat.data.batches import Share
+from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 from nanochat.tracking import read_steps
 
@@ -87,3 +90,19 @@ def test_both_end_and_the_one_is_named(base_dir: Path, tokenizer: Tokenizer, fau
         assert run_two(base_dir, "none", "test").returncode == 0
         assert run_two(base_dir, "none", "never-stopped").returncode == 0
         assert losses("test") == losses("never-stopped") and len(losses("test")) == 8
+
+
+def test_where_steps_are_long_stillness_may_be_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.0, 500.0, 1000.0, 1000.0, 1100.0])
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: next(clock))
+    dog = watchdog.Watchdog(Runtime(torch.device("cpu"), torch.float32, Share(0, 2)), print)
+    assert dog.still_limit == watchdog.STILL_SECONDS_AT_FIRST
+    with dog.step():  # 500 s, for it compiles
+        pass
+    assert dog.still_limit == watchdog.STILL_SECONDS
+    with dog.step():  # 500 s again: so long a main thread may wait for its GPU
+        pass
+    assert dog.still_limit == 1000.0
+    with dog.step():
+        pass
+    assert dog.still_limit == 1000.0
