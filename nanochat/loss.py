@@ -35,7 +35,7 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float
     losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
     head = weight.to(hidden.dtype)
     for rows in _slices(hidden, weight):
-        logits = _capped_logits(hidden[rows], head, softcap)
+        logits = _tanh(hidden[rows], head, softcap).mul_(softcap)
         losses[rows] = F.cross_entropy(logits, targets[rows], ignore_index=IGNORE, reduction="none")
     return losses
 
@@ -46,9 +46,9 @@ def _slices(hidden: Tensor, weight: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, hidden.size(0), size)]
 
 
-def _capped_logits(hidden: Tensor, head: Tensor, softcap: float) -> Tensor:
-    """softcap * tanh(hidden @ head.T / softcap) in fp32: in bfloat16 the tanh would lose precision."""
-    return F.linear(hidden, head).float().div_(softcap).tanh_().mul_(softcap)
+def _tanh(hidden: Tensor, head: Tensor, softcap: float) -> Tensor:
+    """tanh(hidden @ head.T / softcap) in fp32: in bfloat16 the tanh would lose precision."""
+    return F.linear(hidden, head).float().div_(softcap).tanh_()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -60,23 +60,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_grad = torch.zeros_like(weight if wants_gradient else weight[:0], dtype=torch.float32)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for rows in _slices(hidden, weight):
-            logits = _capped_logits(hidden[rows], head, softcap)
             target = targets[rows]
             scale = (target != IGNORE).float()
             if token_weights is not None:
                 scale *= token_weights[rows]
             target = target.clamp(min=0).unsqueeze(1)
-            log_normaliser = logits.logsumexp(dim=1, keepdim=True)
-            total += ((log_normaliser - logits.gather(1, target)).squeeze(1) * scale).sum()
+            # What takes time here is passing over the logits, so there are as few passes as can be. Logits are within
+            # the cap, so exp needs no maximum taken off first: e^15 times any vocabulary is far inside fp32.
+            capped = _tanh(hidden[rows], head, softcap)
+            exponential = (capped * softcap).exp_()
+            normaliser = exponential.sum(dim=1, keepdim=True)
+            losses = normaliser.log() - softcap * capped.gather(1, target)
+            total += (losses.squeeze(1) * scale).sum()
             if not wants_gradient:
                 continue
-            # d(loss)/d(raw logit) = scale * (softmax - one_hot) * (1 - tanh^2), in the buffers at hand
-            slope = (logits / softcap).square_().neg_().add_(1)
-            grad = logits.sub_(log_normaliser).exp_()
-            grad.scatter_add_(1, target, torch.full_like(grad[:, :1], -1.0))
-            grad = grad.mul_(slope).mul_(scale.unsqueeze(1)).to(hidden.dtype)
-            hidden_grad[rows] = grad @ head
-            weight_grad += grad.T @ hidden[rows]
+            # d(loss)/d(raw logit) = scale * (exp / normaliser - one_hot) * (1 - tanh^2). What is the same for all of a
+            # row is multiplied in where rows are short, on this side and that of the two products.
+            exponential.scatter_add_(1, target, -normaliser)
+            grad = exponential.addcmul_(exponential, capped.square_(), value=-1).to(hidden.dtype)
+            row_scale = scale.unsqueeze(1) / normaliser
+            hidden_grad[rows] = (grad @ head).mul_(row_scale)
+            weight_grad += grad.T @ (hidden[rows] * row_scale).to(hidden.dtype)
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.weight_dtype = weight.dtype
         return total
