@@ -62,7 +62,8 @@ class Tokenizer:
         self.pattern = pattern
         self.special_ids = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
         self.bos_id = self.special_ids["<|bos|>"]
-        self._ranks = ranks
+        self.ranks = ranks
+        """each token's bytes and its id; the lower, the earlier two neighbours are joined to it"""
         self._encoding = tiktoken.Encoding(
             "nanochat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special_ids
         )
@@ -127,7 +128,7 @@ class Tokenizer:
 
     @cached_property
     def _ranks_text(self) -> str:
-        ranks = sorted(self._ranks.items(), key=lambda item: item[1])
+        ranks = sorted(self.ranks.items(), key=lambda item: item[1])
         return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks)
 
     @cached_property
@@ -141,7 +142,7 @@ class Tokenizer:
 
         Counted in bytes, never through str: a token may be half a character.
         """
-        return np.array([*(len(token) for token, _ in sorted(self._ranks.items(), key=lambda item: item[1])),
+        return np.array([*(len(token) for token, _ in sorted(self.ranks.items(), key=lambda item: item[1])),
                          *(0 for _ in SPECIAL_TOKENS)], dtype=np.int32)  # fmt: skip
 
     def special(self, name: str) -> int:

@@ -120,7 +120,9 @@ def test_ctrl_c_is_no_traceback_either() -> None:
     assert stop.value.code == 130
 
 
-@pytest.mark.parametrize("module", ["chat_cli", "chat_web", "identity_data", "prepare"])
+@pytest.mark.parametrize(
+    "module", ["chat_cli", "chat_web", "hf_prepare", "hf_upload", "identity_data", "import_hf", "prepare"]
+)
 def test_help_of_every_program_tells_of_the_demo(module: str, capsys: pytest.CaptureFixture[str]) -> None:
     program = importlib.import_module(f"scripts.{module}")
     options = type(program.DEMO)

@@ -1,5 +1,6 @@
 """What a model's stages left on disk: facts, metrics, samples and scores, from the newest stage back to its base."""
 
+import dataclasses
 import json
 import math
 from dataclasses import dataclass
@@ -112,7 +113,20 @@ def newest_stages(model_tag: str | None = None) -> list[Stage]:
 
     Empty if there is none; the base is missing where its checkpoint has been deleted since.
     """
-    current = newest_folder(model_tag)
+    return _stages_of(newest_folder(model_tag))
+
+
+def stages_until(found: Checkpoint) -> list[Stage]:
+    """The stage of a checkpoint as it was when that was saved, and before it those that it grew from."""
+    stages = _stages_of(found.folder.parent)
+    if stages:
+        rows = [row for row in stages[-1].rows if row["step"] <= found.step]
+        facts = {**stages[-1].facts, **found.meta}
+        stages[-1] = dataclasses.replace(stages[-1], facts=facts, rows=rows, checkpoint=found)
+    return stages
+
+
+def _stages_of(current: Path | None) -> list[Stage]:
     stages: list[Stage] = []
     while current and (stage := read_stage(current)):
         stages.insert(0, stage)

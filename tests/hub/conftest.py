@@ -1,0 +1,73 @@
+"""A trained model's base directory, its export, and a hub to send it to."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from nanochat import paths, saving
+from nanochat.checkpoint import Checkpoint
+from nanochat.data import transfer
+from nanochat.hub.card import Publisher
+from nanochat.hub.export import export
+from nanochat.tokenizer import Tokenizer
+from tests.conftest import random_model
+from tests.hub.hub_server import HubServer
+
+ADA = Publisher("ada", "Ada Example", "mit")
+
+
+def save_model(
+    tokenizer: Tokenizer, source: str = "sft", tag: str = "d2", parent: Checkpoint | None = None
+) -> Checkpoint:
+    """A checkpoint with random weights in the base directory, and the tokenizer."""
+    tokenizer.save(paths.tokenizer_dir())
+    model = random_model(vocab_size=576)
+    meta = {
+        "source": source,
+        "tag": tag,
+        "num_iterations": 7,
+        "learns": "made-up text",
+        "tokenizer": tokenizer.hash,
+        "model_config": vars(model.config),
+        "num_parameters": model.config.num_parameters,
+        "options": {"dataset": "encyclopedia"} if source == "base" else {"mixture": "real"},
+        "parent": {key: parent.meta[key] for key in ("source", "tag", "step", "saved_at")} if parent else None,
+        "data": None,
+        "seconds": 60.0,
+        "results": {},
+        "machine": "a machine",
+        "software": "some software",
+        "peak_memory": 1,
+        "commit": "unknown",
+    }
+    return saving.write(paths.checkpoints_dir(source) / tag, 7, model.state_dict(), {}, meta)
+
+
+@pytest.fixture(scope="session")
+def exported(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that hf_prepare.sh made, of a model with random weights; not to be changed."""
+    with pytest.MonkeyPatch.context() as context:
+        context.setenv("NANOCHAT_BASE_DIR", str(tmp_path_factory.mktemp("base")))
+        return export(save_model(tokenizer), ADA, tmp_path_factory.mktemp("hf models"), torch.device("cpu"), print)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A hub that this process takes for the real one, logged in to as ada; nobody waits between retries."""
+    with HubServer() as server:
+        address = server.address
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+        monkeypatch.setenv("HF_TOKEN", "hf_write")
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 0.001)
+        yield server
