@@ -11,8 +11,8 @@ import torch
 
 from nanochat.data.batches import Batch, StepData
 from nanochat.inference.chat import ChatModel
-from nanochat.inference.engine import Completion
 from nanochat.inference.reply import reply_parts
+from nanochat.inference.request import Completion
 from nanochat.inference.sampling import Sampling
 from nanochat.loss import IGNORE
 from nanochat.runtime import Runtime

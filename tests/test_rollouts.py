@@ -6,7 +6,8 @@ import torch
 from nanochat.data.batches import Share
 from nanochat.data.conversations import Conversation, conversation
 from nanochat.inference.chat import ChatModel
-from nanochat.inference.engine import Completion, Engine
+from nanochat.inference.engine import Engine
+from nanochat.inference.request import Completion
 from nanochat.inference.sampling import Sampling
 from nanochat.loss import IGNORE
 from nanochat.rollouts import RolloutBatches

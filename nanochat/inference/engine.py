@@ -2,14 +2,15 @@
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.inference.kv_cache import KVCache
+from nanochat.inference.request import Completion, QueueFullError, Request
 from nanochat.inference.sampling import Sampling, sample
 from nanochat.tokenizer import Tokenizer
 
@@ -28,48 +29,50 @@ class Tool(Protocol):
         """The result, or a text that says what went wrong; never raises."""
 
 
-@dataclass
-class Completion:
-    """What was written after a prompt."""
+@dataclass(frozen=True)
+class EngineStats:
+    """How busy an engine is, and what it has done since it was made."""
 
-    tokens: list[int] = field(default_factory=list)
-    """the closing <|assistant_end|> or <|bos|> included"""
-    sampled: list[bool] = field(default_factory=list)
-    """False where the token was put there: a tool's output"""
-    finish_reason: Literal["stop", "length"] | None = None
-    """None while it is being written"""
-
-
-class Request:
-    """A prompt and what has been written after it."""
-
-    def __init__(self, prompt: Sequence[int], sampling: Sampling) -> None:
-        self.prompt = list(prompt)
-        self.sampling = sampling
-        self.completion = Completion()
-        self.forced: deque[int] = deque()
-        """tokens that must come next, whatever the model says"""
-        self.code: list[int] | None = None
-        """what has been written since <|python_start|>"""
-
-    @property
-    def length(self) -> int:
-        """Tokens of prompt and completion."""
-        return len(self.prompt) + len(self.completion.tokens)
+    running: int
+    """requests in the batch"""
+    waiting: int
+    """requests in the queue"""
+    slots: int
+    """requests that can be in the batch at once"""
+    kv_bytes: int
+    """memory of the KV cache"""
+    prompt_tokens: int
+    """tokens of all prompts that were taken in"""
+    prefilled_tokens: int
+    """of these, tokens that had to be computed"""
+    generated_tokens: int
+    """tokens written, a tool's output included"""
+    prefix_hits: int
+    """requests whose prompt began with one that the KV cache held already"""
 
 
 class Engine:
     """A model that writes. Not for use from several threads at once."""
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, tool: Tool | None = None, max_batch_size: int = 16) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        tool: Tool | None = None,
+        max_batch_size: int = 16,
+        max_waiting: int | None = None,
+    ) -> None:
+        """`max_waiting`: requests that may wait for a place in the batch; None: any number."""
         self.model = model
         self.tokenizer = tokenizer
         self.tool = tool
         self.max_batch_size = max_batch_size
+        self.max_waiting = max_waiting
         self.waiting: deque[Request] = deque()
         self.active: list[Request] = []
         """a request's place here is its slot in the cache"""
         self._cache: KVCache | None = None
+        self._counts = [0, 0, 0, 0]
         self._end_ids = {tokenizer.bos_id, tokenizer.special("<|assistant_end|>")}
         self._python_start = tokenizer.special("<|python_start|>")
         self._python_end = tokenizer.special("<|python_end|>")
@@ -79,20 +82,35 @@ class Engine:
         """Complete every prompt, in their order. Raises UserError if a prompt does not fit the context."""
         samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
         requests = [self.submit(prompt, own) for prompt, own in zip(prompts, samplings, strict=True)]
-        while self.waiting or self.active:
+        while self.busy:
             self.step()
         return [request.completion for request in requests]
 
     def submit(self, prompt: Sequence[int], sampling: Sampling) -> Request:
-        """Queue a prompt; `step` writes on. Raises UserError if it leaves no room for an answer in the context."""
+        """Queue a prompt; `step` writes on.
+
+        Raises UserError if it leaves no room for an answer in the context, QueueFullError if the queue is full.
+        """
         context = self.model.config.sequence_len
         if not 0 < len(prompt) < context:
             raise UserError(
                 f"the prompt has {len(prompt)} tokens and the model's context is {context}: make it shorter"
             )
+        if self.max_waiting is not None and len(self.waiting) >= self.max_waiting:
+            raise QueueFullError(len(self.waiting), retry_after=1.0)
         request = Request(prompt, sampling)
         self.waiting.append(request)
         return request
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to write: call `step`."""
+        return bool(self.waiting or self.active)
+
+    def stats(self) -> EngineStats:
+        """How busy the engine is, and what it has done."""
+        kv_bytes = 2 * self._cache.keys.nbytes if self._cache else 0
+        return EngineStats(len(self.active), len(self.waiting), self.max_batch_size, kv_bytes, *self._counts)
 
     @torch.inference_mode()
     def cancel(self, request: Request) -> None:

@@ -1,5 +1,6 @@
 """From logits to the next token."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,9 @@ import torch
 from torch import Tensor
 
 from nanochat.errors import UserError
+
+MAX_STOP_STRINGS = 16
+MAX_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,16 @@ class Sampling:
     """only the k likeliest tokens are in the draw; None or 0: all"""
     seed: int = 0
     """same seed, same draws, whatever else is in the batch"""
+    top_p: float = 1.0
+    """only the likeliest tokens that together have this probability are in the draw"""
+    min_p: float = 0.0
+    """only tokens at least this many times as likely as the likeliest are in the draw"""
+    repetition_penalty: float = 1.0
+    """logits of tokens that prompt or reply hold already are divided by it where positive, else multiplied"""
+    stop: tuple[str, ...] = ()
+    """the reply ends before the first of these in its text"""
+    logprobs: int | None = None
+    """report the logprob of every token, and of so many of the likeliest; None: report nothing"""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -30,6 +44,23 @@ class Sampling:
             raise UserError(f"temperature {self.temperature} cannot be: choose 0 to 2")
         if self.top_k is not None and self.top_k < 0:
             raise UserError(f"top_k {self.top_k} cannot be: choose a positive number, or 0 for all tokens")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p {self.top_p} cannot be: choose more than 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f"min_p {self.min_p} cannot be: choose 0 to 1")
+        if not 0 < self.repetition_penalty < 100:
+            raise UserError(f"repetition_penalty {self.repetition_penalty} cannot be: choose 1 to 2")
+        if len(self.stop) > MAX_STOP_STRINGS or not all(self.stop):
+            raise UserError(f"stop cannot be {list(self.stop)}: choose at most {MAX_STOP_STRINGS} strings, none empty")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise UserError(f"logprobs {self.logprobs} cannot be: choose 0 to {MAX_LOGPROBS}")
+
+    def sibling(self, index: int) -> "Sampling":
+        """The sampling of the `index`-th of several replies to one prompt; 0 is this one itself."""
+        if index == 0:
+            return self
+        seed = _mix(np.array([self.seed & 0xFFFFFFFFFFFFFFFF], np.uint64)) + np.uint64(index)
+        return dataclasses.replace(self, seed=int(seed[0]))
 
 
 def uniform(seeds: Sequence[int], indices: Sequence[int]) -> np.ndarray:
