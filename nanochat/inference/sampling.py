@@ -1,12 +1,10 @@
-"""From logits to the next token."""
+"""How a request wants its tokens chosen, and the random numbers that choose them."""
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from nanochat.errors import UserError
 
@@ -79,24 +77,3 @@ def _mix(x: np.ndarray) -> np.ndarray:
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return x ^ (x >> np.uint64(31))
-
-
-def sample(logits: Tensor, samplings: Sequence[Sampling], indices: Sequence[int]) -> list[int]:
-    """Choose a token for each request of a batch.
-
-    logits: (B, V) fp32; `indices`: how many tokens each request has drawn before. One transfer to the host in all.
-    """
-    vocab_size = logits.size(1)
-    if all(s.temperature == 0 for s in samplings):
-        return logits.argmax(dim=1).tolist()
-    ks = [1 if s.temperature == 0 else min(s.top_k or vocab_size, vocab_size) for s in samplings]
-    values, tokens = logits.topk(max(ks), dim=1)  # sorted, so the first k columns are the k likeliest
-    temperatures = torch.tensor([s.temperature or 1.0 for s in samplings], device=logits.device)
-    outside = torch.arange(max(ks), device=logits.device) >= torch.tensor(ks, device=logits.device).unsqueeze(1)
-    scaled = (values / temperatures.unsqueeze(1)).masked_fill_(outside, -torch.inf)
-    cumulative = scaled.softmax(dim=1).cumsum(dim=1)
-    draws = torch.from_numpy(uniform([s.seed for s in samplings], indices)).to(logits.device, torch.float32)
-    threshold = draws.unsqueeze(1) * cumulative[:, -1:]
-    choice = torch.searchsorted(cumulative, threshold, right=True)
-    choice = torch.minimum(choice, torch.tensor(ks, device=logits.device).unsqueeze(1) - 1)
-    return tokens.gather(1, choice).squeeze(1).tolist()
