@@ -13,7 +13,7 @@ from torch import Tensor
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.inference.kv_cache import KVCache, affordable_slots
-from nanochat.inference.model_runner import ModelRunner, Span
+from nanochat.inference.model_runner import ModelRunner, Span, on_device
 from nanochat.inference.reply import ReplyDecoder
 from nanochat.inference.request import Completion, Request, TokenLogprob
 from nanochat.inference.sampler import Sampler
@@ -236,7 +236,7 @@ class Engine:
             return None
         requests = [request for request, _ in drawing]
         if len(requests) < last_rows[-1]:
-            hidden = hidden[torch.tensor([row for _, row in drawing], device=hidden.device)]
+            hidden = hidden[on_device([row for _, row in drawing], hidden.device)]
         sampler = self._sampler_for(requests, joined)
         logits = runner.logits(hidden)
         tokens = sampler.draw(logits, [request.next_draw() for request in requests])
@@ -244,24 +244,28 @@ class Engine:
         for request in requests:
             request.in_flight += 1
         if self.reads_late:
-            self._newest[[request.slot for request in requests]] = tokens
+            self._newest.index_copy_(0, self._slots(requests), tokens)
         results = (tokens, *sampler.logprobs(logits, tokens)) if sampler.logprob_rows else (tokens,)
         return _Drawn.sent_to_host(requests, places, results, sampler.logprob_rows)
 
     def _tokens(self, chunks: list[Chunk]) -> Tensor:
         """The chunks' tokens one after the other; those that the host does not know yet come from the device."""
         tokens: list[int] = []
-        unknown_rows, unknown_slots = [], []
+        unknown_rows: list[int] = []
+        in_flight: list[Request] = []
         for chunk in chunks:
             tokens += chunk.request.tokens[chunk.start : chunk.start + chunk.count]
             if chunk.start + chunk.count > len(chunk.request.tokens):
                 unknown_rows.append(len(tokens))
-                unknown_slots.append(chunk.request.slot)
+                in_flight.append(chunk.request)
                 tokens.append(0)
-        on_device = torch.tensor(tokens, device=self.model.device)
-        if unknown_rows:
-            on_device[unknown_rows] = self._newest[unknown_slots]
-        return on_device
+        sent = on_device(tokens, self.model.device)
+        if in_flight:
+            sent.index_copy_(0, on_device(unknown_rows, sent.device), self._newest[self._slots(in_flight)])
+        return sent
+
+    def _slots(self, requests: list[Request]) -> Tensor:
+        return on_device([request.slot for request in requests if request.slot is not None], self.model.device)
 
     def _sampler_for(self, requests: list[Request], joined: bool) -> Sampler:
         """The sampler of a batch: that of the step before if the batch is the same, and has been given no tokens."""
@@ -272,7 +276,7 @@ class Engine:
             sampler = Sampler(samplings, held, self.tokenizer.vocab_size, self._never_drawn)
             in_flight = [row for row, request in enumerate(requests) if request.in_flight]
             if sampler.penalised and in_flight:
-                sampler.mark(in_flight, self._newest[[requests[row].slot for row in in_flight]])
+                sampler.mark(in_flight, self._newest[self._slots([requests[row] for row in in_flight])])
             self._sampler = (requests, sampler)
         return sampler
 

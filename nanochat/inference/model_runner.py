@@ -55,6 +55,26 @@ class Layer:
         return cls(qkv.to(dtype), *(weights[name].to(dtype) for name in others))
 
 
+class Head:
+    """The largest matrix by far of a small model, in the layout that oneDNN likes best, where there is oneDNN.
+
+    At 8,192 outputs, 256 inputs and two cores, 1 and 16 rows take 0.14 and 0.53 ms; by F.linear, 0.22 and 1.4 ms.
+    The two operations are those that torch.compile's own CPU code calls.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        self.packed = None
+        if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (N, C) -> (N, V)."""
+        if self.packed is None:
+            return linear(x, self.weight)
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.packed, None, "none", [], "")
+
+
 class ModelRunner:
     """Runs a model's weights as they are now: after a change, make another."""
 
@@ -66,7 +86,7 @@ class ModelRunner:
         self.n_rotated = config.n_head + config.n_kv_head
         self.embedding = model.embed_tokens.weight.detach().to(dtype)
         self.layers = [Layer.of(block, dtype) for block in model.layers]
-        self.head = model.lm_head.weight.detach()[:vocab_size].to(dtype)
+        self.head = Head(model.lm_head.weight.detach()[:vocab_size].to(dtype))
         # x cos + (x with its halves exchanged) sin is gpt.apply_rotary in three operations
         self.cos = torch.cat((model.cos, model.cos), dim=1).to(dtype).unsqueeze(1)
         self.sin = torch.cat((model.sin, -model.sin), dim=1).to(dtype).unsqueeze(1)
@@ -99,7 +119,7 @@ class ModelRunner:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits before the soft cap. hidden: (N, C) -> (N, vocabulary) in fp32."""
-        return linear(hidden, self.head).float()
+        return self.head(hidden).float()
 
     def _places(self, spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
         """Position and slot of every new token, (N,) each."""
@@ -109,7 +129,7 @@ class ModelRunner:
             for i, start in enumerate(span.starts):
                 positions.extend(range(start, start + span.count))
                 slots.extend([span.first_slot + i] * span.count)
-        return torch.tensor(positions, device=self.device), torch.tensor(slots, device=self.device)
+        return on_device(positions, self.device), on_device(slots, self.device)
 
     def _mask(self, span: Span) -> Tensor | None:
         """What to add to attention scores, (sequences, 1, count, length); None where every key may be seen."""
@@ -117,7 +137,7 @@ class ModelRunner:
         if (count == 1 and min(span.starts) == start) or (start == 0 and len(span.starts) == 1):
             return None  # of a prompt's beginning, too: it is simply causal
         keys = torch.arange(start + count, device=self.device)
-        first = torch.tensor(span.starts, device=self.device)[:, None, None]
+        first = on_device(span.starts, self.device)[:, None, None]
         hidden = keys > first + torch.arange(count, device=self.device)[:, None]
         mask = torch.zeros(hidden.shape, dtype=self.embedding.dtype, device=self.device)
         return mask.masked_fill_(hidden, -torch.inf).unsqueeze(1)
@@ -136,6 +156,12 @@ class ModelRunner:
             enable_gqa=self.config.n_head != self.config.n_kv_head,
         )
         return attended.transpose(1, 2).reshape(span.rows, -1)
+
+
+def on_device(values: Sequence[float], device: torch.device) -> Tensor:
+    """A tensor of numbers, sent without waiting for what the device is doing."""
+    tensor = torch.tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def soft_cap(logits: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nanochat.inference.model_runner import soft_cap
+from nanochat.inference.model_runner import on_device, soft_cap
 from nanochat.inference.sampling import Sampling
 
 Method = Literal["greedy", "ranked", "any"]
@@ -27,7 +27,7 @@ class Sampler:
         for row, sampling in enumerate(samplings):
             kinds.setdefault((_method(sampling), sampling.repetition_penalty != 1), []).append(row)
         self._groups = [
-            (None if len(kinds) == 1 else torch.tensor(rows, device=never_drawn.device),
+            (None if len(kinds) == 1 else on_device(rows, never_drawn.device),
              _Group([samplings[row] for row in rows], method, vocab_size, never_drawn))
             for (method, _), rows in kinds.items()
         ]  # fmt: skip
@@ -37,19 +37,21 @@ class Sampler:
         if self.penalised:
             self._seen = torch.zeros(len(samplings), vocab_size, dtype=torch.bool, device=never_drawn.device)
             for row, tokens in enumerate(held):
-                self._seen[row, torch.tensor(tokens, device=never_drawn.device)] = True
+                self._seen[row].index_fill_(0, on_device(tokens, never_drawn.device), True)
         self.logprob_rows = [row for row, sampling in enumerate(samplings) if sampling.logprobs is not None]
         self._most_logprobs = max((s.logprobs for s in samplings if s.logprobs is not None), default=0)
 
     def mark(self, rows: list[int], tokens: Tensor) -> None:
         """Note that the requests at `rows` hold these tokens too."""
         if self._seen is not None:
-            self._seen[torch.tensor(rows, device=tokens.device), tokens] = True
+            self._seen.index_put_(
+                (on_device(rows, tokens.device), tokens), torch.ones((), dtype=torch.bool, device=tokens.device)
+            )
 
     def draw(self, logits: Tensor, draws: Sequence[float]) -> Tensor:
         """The tokens, (N,). logits: (N, V) before the soft cap, which are overwritten; draws: N numbers in [0, 1)."""
         logits.index_fill_(1, self.never_drawn, -torch.inf)
-        numbers = torch.tensor(draws, device=logits.device).unsqueeze(1)
+        numbers = on_device(draws, logits.device).unsqueeze(1)
         tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
         for rows, group in self._groups:
             if rows is None:
@@ -66,7 +68,7 @@ class Sampler:
 
         logits: (N, V) as `draw` has left them; tokens: (N,).
         """
-        rows = torch.tensor(self.logprob_rows, device=logits.device)
+        rows = on_device(self.logprob_rows, logits.device)
         logprobs = soft_cap(logits[rows]).index_fill_(1, self.never_drawn, -torch.inf).log_softmax(dim=1)
         top, ids = logprobs.topk(self._most_logprobs, dim=1)
         return logprobs.gather(1, tokens[rows].unsqueeze(1)).squeeze(1), top, ids
@@ -77,7 +79,7 @@ class _Group:
 
     def __init__(self, samplings: Sequence[Sampling], method: Method, vocab_size: int, never_drawn: Tensor) -> None:
         def column(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, device=never_drawn.device).unsqueeze(1)
+            return on_device(values, never_drawn.device).unsqueeze(1)
 
         self.method = method
         self.never_drawn = never_drawn

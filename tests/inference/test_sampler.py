@@ -68,12 +68,12 @@ def test_company_changes_no_draw() -> None:
 
 def test_the_highest_draw_is_a_token_that_may_be_drawn() -> None:
     logits = torch.tensor([[1.0, 0.0, -100.0, -100.0]])
-    for sampling, last in (
+    for kind, last in (
         (Sampling(top_k=2), 1),
         (Sampling(top_k=None, min_p=0.1), 1),
         (Sampling(top_k=None, top_p=0.5), 0),
     ):
-        tokens = Sampler([Sampling(**kind)], [[]], 4, NONE).draw(logits.clone(), [1 - 2**-53])
+        tokens = Sampler([kind], [[]], 4, NONE).draw(logits.clone(), [1 - 2**-53])
         assert tokens.item() <= last
 
 
