@@ -35,6 +35,7 @@ class BenchmarkOptions:
     vocab_size: int = 8192
     max_seq_len: int = 1024
     prompt_tokens: int = 64
+    """in the mean; the engine's differ in length"""
     new_tokens: int = 128
     """written after each prompt; nothing ends a reply early"""
     streams: int = 16
@@ -86,7 +87,9 @@ class Bench:
         """Tokens a second while `streams` requests write, from the first token of the last to the first end."""
         engine = self.engine
         length, count = self.options.prompt_tokens, self.options.new_tokens
-        requests = [engine.submit(prompt, self.sampling(count)) for prompt in self.prompts(streams, length)]
+        # prompts of different lengths, half to one and a half times what was asked for
+        prompts = [self.prompts(1, length // 2 + length * (i + 1) // (streams + 1))[0] for i in range(streams)]
+        requests = [engine.submit(prompt, self.sampling(count)) for prompt in prompts]
         while not all(request.completion.tokens for request in requests):
             engine.step()
         self.runtime.synchronize()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
+from nanochat.inference.drawn import Drawn
 from nanochat.inference.kv_cache import KVCache, affordable_slots
 from nanochat.inference.model_runner import ModelRunner, Span, on_device
 from nanochat.inference.reply import ReplyDecoder
@@ -58,50 +59,6 @@ class EngineStats:
     """requests whose prompt began with what the KV cache held already"""
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """Tokens that a step has drawn, on their way to the host."""
-
-    requests: list[Request]
-    places: list[int]
-    """where in its request each token belongs"""
-    results: list[Tensor]
-    """tokens (N,); for the rows with logprobs also theirs, the likeliest's, and the ids of these"""
-    logprob_rows: list[int]
-    arrival: torch.cuda.Event | None
-
-    @classmethod
-    def sent_to_host(
-        cls, requests: list[Request], places: list[int], results: Sequence[Tensor], logprob_rows: list[int]
-    ) -> "_Drawn":
-        """Begin to copy the results, without waiting for the device."""
-        on_host = [result.to("cpu", non_blocking=True) for result in results]
-        arrival = None
-        if results[0].is_cuda:
-            arrival = torch.cuda.Event()
-            arrival.record()
-        return cls(requests, places, on_host, logprob_rows, arrival)
-
-    def tokens(self) -> list[int]:
-        """What was drawn; waits for it."""
-        if self.arrival:
-            self.arrival.synchronize()
-        return self.results[0].tolist()
-
-    def logprobs(self) -> dict[int, TokenLogprob]:
-        """By row, for the rows that want to know."""
-        if not self.logprob_rows:
-            return {}
-        tokens = self.tokens()
-        chosen, top, ids = (result.tolist() for result in self.results[1:])
-        found = {}
-        for i, row in enumerate(self.logprob_rows):
-            likeliest = zip(ids[i], top[i], strict=True)
-            count = self.requests[row].sampling.logprobs
-            found[row] = TokenLogprob(tokens[row], chosen[i], tuple(itertools.islice(likeliest, count)))
-        return found
-
-
 class Engine:
     """A model that writes. Not for use from several threads at once."""
 
@@ -135,7 +92,7 @@ class Engine:
         """the token drawn last in each slot"""
         self._runner: ModelRunner | None = None
         self._sampler: tuple[list[Request], Sampler] = ([], Sampler([], [], 0, self._never_drawn))
-        self._drawn: _Drawn | None = None
+        self._drawn: Drawn | None = None
         self._tools = ThreadPoolExecutor(max_workers=4, thread_name_prefix="tool")
         self._generated_tokens = 0
 
@@ -224,7 +181,7 @@ class Engine:
             assert self._runner is not None
             self._runner.cache.copy(source, target, length)
 
-    def _launch(self, runner: ModelRunner, chunks: list[Chunk]) -> _Drawn | None:
+    def _launch(self, runner: ModelRunner, chunks: list[Chunk]) -> Drawn | None:
         """Have the device read the chunks, and draw a token for each request that has no more to read."""
         hidden = runner.hidden(self._tokens(chunks), spans_of(chunks))
         last_rows = list(itertools.accumulate(chunk.count for chunk in chunks))
@@ -246,7 +203,7 @@ class Engine:
         if self.reads_late:
             self._newest.index_copy_(0, self._slots(requests), tokens)
         results = (tokens, *sampler.logprobs(logits, tokens)) if sampler.logprob_rows else (tokens,)
-        return _Drawn.sent_to_host(requests, places, results, sampler.logprob_rows)
+        return Drawn.sent_to_host(requests, places, results, sampler.logprob_rows)
 
     def _tokens(self, chunks: list[Chunk]) -> Tensor:
         """The chunks' tokens one after the other; those that the host does not know yet come from the device."""
@@ -280,7 +237,7 @@ class Engine:
             self._sampler = (requests, sampler)
         return sampler
 
-    def _read(self, drawn: _Drawn) -> None:
+    def _read(self, drawn: Drawn) -> None:
         """Append what was drawn to its requests, those excepted that have ended or been given other tokens since."""
         logprobs = drawn.logprobs()
         for row, (request, place, token) in enumerate(zip(drawn.requests, drawn.places, drawn.tokens(), strict=True)):
