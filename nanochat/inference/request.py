@@ -63,6 +63,8 @@ class Request:
         """1 if the device has drawn, or is about to draw, a token that the host does not know yet"""
         self.slot: int | None = None
         """its place in the cache; None before and after it is in the batch"""
+        self.joined = 0.0
+        """time.monotonic() when it joined the batch"""
         self.code: list[int] | None = None
         """what has been written since <|python_start|>"""
         self.tool_call: Future[str] | None = None

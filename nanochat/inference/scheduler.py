@@ -51,13 +51,13 @@ class Scheduler:
         self.prompt_tokens = self.prefix_tokens = self.prefix_hits = 0
         self._copy = copy
         self._uses = itertools.count(1)
-        self._last_departure = time.monotonic()
-        self._departure_interval = 1.0
+        self._mean_stay = 1.0
+        """seconds in the batch, of late"""
 
     def submit(self, request: Request) -> None:
         """Put a request in the queue. Raises QueueFullError if that is full."""
         if self.max_waiting is not None and len(self.waiting) >= self.max_waiting:
-            raise QueueFullError(len(self.waiting), retry_after=max(1.0, self._departure_interval))
+            raise QueueFullError(len(self.waiting), retry_after=max(1.0, self._mean_stay / len(self.slots)))
         self.waiting.append(request)
 
     def schedule(self) -> list[Chunk]:
@@ -83,9 +83,7 @@ class Scheduler:
         slot.tokens, slot.last_used = request.tokens[: request.computed], next(self._uses)
         del self.running[slot.index]
         request.slot = None
-        now = time.monotonic()
-        self._departure_interval += 0.1 * (now - self._last_departure - self._departure_interval)
-        self._last_departure = now
+        self._mean_stay += 0.1 * (time.monotonic() - request.joined - self._mean_stay)
 
     def forget(self) -> None:
         """What the slots hold is good no longer."""
@@ -134,7 +132,7 @@ class Scheduler:
             if target is not source:
                 length = length if length >= LEAST_PREFIX else 0
                 self._copy(source.index, target.index, length)
-        request.slot, request.computed = target.index, length
+        request.slot, request.computed, request.joined = target.index, length, time.monotonic()
         self.running[target.index] = request
         self.prompt_tokens += request.prompt_length
         self.prefix_tokens += length
