@@ -10,6 +10,8 @@ from nanochat.inference.model_runner import on_device, soft_cap
 from nanochat.inference.sampling import Sampling
 
 Method = Literal["greedy", "ranked", "any"]
+HIGHEST_DRAW = 1 - 2**-23
+"""A draw nearer to 1 could become 1 in fp32, which no cumulative probability passes."""
 
 
 class Sampler:
@@ -27,7 +29,7 @@ class Sampler:
         for row, sampling in enumerate(samplings):
             kinds.setdefault((_method(sampling), sampling.repetition_penalty != 1), []).append(row)
         self._groups = [
-            (None if len(kinds) == 1 else on_device(rows, never_drawn.device),
+            (on_device(rows, never_drawn.device),
              _Group([samplings[row] for row in rows], method, vocab_size, never_drawn))
             for (method, _), rows in kinds.items()
         ]  # fmt: skip
@@ -51,12 +53,12 @@ class Sampler:
     def draw(self, logits: Tensor, draws: Sequence[float]) -> Tensor:
         """The tokens, (N,). logits: (N, V) before the soft cap, which are overwritten; draws: N numbers in [0, 1)."""
         logits.index_fill_(1, self.never_drawn, -torch.inf)
-        numbers = on_device(draws, logits.device).unsqueeze(1)
-        tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
-        for rows, group in self._groups:
-            if rows is None:
-                tokens = group.draw(logits, numbers, self._seen)
-            else:
+        numbers = on_device([min(draw, HIGHEST_DRAW) for draw in draws], logits.device).unsqueeze(1)
+        if len(self._groups) == 1:
+            tokens = self._groups[0][1].draw(logits, numbers, self._seen)
+        else:
+            tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
+            for rows, group in self._groups:
                 seen = None if self._seen is None else self._seen[rows]
                 tokens[rows] = group.draw(logits[rows], numbers[rows], seen)
         if self._seen is not None:
@@ -127,10 +129,7 @@ class _Group:
         cumulative = probabilities.cumsum(dim=1)
         if self.top_p is not None:
             cumulative = probabilities.masked_fill_(cumulative - probabilities >= self.top_p, 0).cumsum(dim=1)
-        total = cumulative[:, -1:]
-        # A draw just below 1 may round to 1, which no cumulative probability passes.
-        threshold = torch.minimum(draws * total, total.nextafter(torch.zeros_like(total)))
-        return torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
+        return torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True).squeeze(1)
 
 
 def _method(sampling: Sampling) -> Method:
