@@ -43,6 +43,8 @@ class BenchmarkOptions:
     prefill_prompt_tokens: int = 512
     temperature: float = 0.8
     top_k: int = 50
+    half_weights: bool = False
+    """the engine decodes with weights rounded to fp16, on x86 CPUs"""
     repeats: int = 5
     device_type: str = "auto"
     json: bool = False
@@ -69,7 +71,9 @@ class Bench:
             for name in ("<|bos|>", "<|assistant_end|>", "<|python_end|>"):
                 self.model.lm_head.weight[self.tokenizer.special(name)] = 0
         self.model.to(self.runtime.compute_dtype)
-        self.engine = Engine(self.model, self.tokenizer, max_batch_size=options.streams)
+        self.engine = Engine(
+            self.model, self.tokenizer, max_batch_size=options.streams, half_weights=options.half_weights
+        )
         self.peer = peer_of(self.model)
         self.generator = torch.Generator().manual_seed(1)
         self._seed = 0

@@ -85,10 +85,11 @@ def load_chat(
     max_batch_size: int = 16,
     max_waiting: int | None = None,
     kv_cache_gb: float | None = None,
+    half_weights: bool = False,
 ) -> ChatModel:
     """The model to talk to; without a source, the most advanced there is: rl > sft > mid > base.
 
-    max_batch_size, max_waiting, kv_cache_gb: as Engine takes them.
+    max_batch_size, max_waiting, kv_cache_gb, half_weights: as Engine takes them.
     Raises UserError if there is none, or if its tokenizer is not the one at hand.
     """
     found = checkpoint.find(source, model_tag, step)
@@ -96,5 +97,5 @@ def load_chat(
     runtime = Runtime.start(device_type)
     model = found.load_model(runtime.device, runtime.compute_dtype, tokenizer).eval()
     model.to(runtime.compute_dtype)  # nothing is trained here: half the memory, and no cast at every token
-    engine = Engine(model, tokenizer, Calculator(), max_batch_size, max_waiting, kv_cache_gb)
+    engine = Engine(model, tokenizer, Calculator(), max_batch_size, max_waiting, kv_cache_gb, half_weights)
     return ChatModel(found.source, found.tag, found.step, engine)

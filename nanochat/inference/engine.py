@@ -70,15 +70,18 @@ class Engine:
         max_batch_size: int = 16,
         max_waiting: int | None = None,
         kv_cache_gb: float | None = None,
+        half_weights: bool = False,
     ) -> None:
         """At most `max_batch_size` requests in the batch, fewer if the KV cache's budget does not hold their contexts.
 
         max_waiting: requests that may wait for a place in the batch; None: any number.
         kv_cache_gb: by default a quarter of the memory that is free. Raises UserError if it does not hold one context.
+        half_weights: decode with weights rounded to fp16 on x86 CPUs that compute in fp32; no effect elsewhere.
         """
         self.model = model
         self.tokenizer = tokenizer
         self.tool = tool
+        self.half_weights = half_weights
         self.slots = affordable_slots(model, max_batch_size, kv_cache_gb)
         prefill_tokens = PREFILL_TOKENS.get(model.device.type, PREFILL_TOKENS["cpu"])
         self.scheduler = Scheduler(self.slots, prefill_tokens, max_waiting, self._copy_slot)
@@ -156,7 +159,7 @@ class Engine:
         self._take_tool_outputs()
         if self._runner is None:
             cache = KVCache(self.model, self.slots)
-            self._runner = ModelRunner(self.model, cache, self.tokenizer.vocab_size)
+            self._runner = ModelRunner(self.model, cache, self.tokenizer.vocab_size, self.half_weights)
         chunks = self.scheduler.schedule()
         earlier, self._drawn = self._drawn, self._launch(self._runner, chunks) if chunks else None
         if earlier:

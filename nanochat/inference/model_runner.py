@@ -18,6 +18,8 @@ from nanochat.inference.kv_cache import KVCache
 
 TRANSPOSED_ROWS = range(16, 128)
 """Numbers of rows for which MKL is faster at W x^T than at x W^T: 70 us against 108 for 16 rows and 1,024 outputs."""
+HALF_ROWS = 32
+"""Up to so many rows, a product with fp16 weights is faster than with fp32: it reads half as much memory."""
 
 _ROOT_EPS = torch.tensor(RMS_NORM_EPS).sqrt()
 
@@ -40,57 +42,71 @@ class Span:
         return len(self.starts) * self.count
 
 
-@dataclass(frozen=True)
-class Layer:
-    """The matrices of a block, (out, in), in the compute dtype."""
+class Matrix:
+    """A weight matrix, (out, in), in the layouts that are fast for one row and for many."""
 
-    qkv: Tensor
-    output: Tensor
-    fc1: Tensor
-    fc2: Tensor
-
-    @classmethod
-    def of(cls, block: nn.Module, dtype: torch.dtype) -> "Layer":
-        """Those of a block of the model."""
-        weights = {name: weight.detach() for name, weight in block.named_parameters()}
-        qkv = torch.cat([weights[f"self_attn.{name}_proj.weight"] for name in "qkv"])
-        others = ("self_attn.o_proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
-        return cls(qkv.to(dtype), *(weights[name].to(dtype) for name in others))
-
-
-class Head:
-    """The largest matrix by far of a small model; on x86 in the layout that oneDNN likes best.
-
-    At 8,192 outputs, 256 inputs and two cores, 1 and 16 rows take 0.14 and 0.53 ms; by F.linear, 0.22 and 1.4 ms.
-    The two operations are those that torch.compile's own CPU code calls.
-    """
-
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, *, half: bool = False, largest: bool = False) -> None:
+        """half: round it to fp16 for few rows, see Engine. largest: the head of a small model, by far."""
         self.weight = weight
-        self.packed = None
-        on_x86 = weight.device.type == "cpu" and platform.machine() == "x86_64"
-        if on_x86 and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and platform.machine() == "x86_64"
+        self.half = self.packed = None
+        if half and plain and "fbgemm" in torch.backends.quantized.supported_engines:
+            self.half = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), None)
+        if largest and plain and torch.backends.mkldnn.is_available():
+            # At 8,192 outputs, 256 inputs and two cores, 1 and 16 rows take 0.14 and 0.53 ms; by F.linear, 0.22 and
+            # 1.4 ms. The two operations are those that torch.compile's own CPU code calls.
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: (N, C) -> (N, V)."""
-        if self.packed is None:
-            return linear(x, self.weight)
-        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.packed, None, "none", [], "")
+        """x W^T. x: (N, in) -> (N, out)."""
+        if self.half is not None and x.size(0) <= HALF_ROWS:
+            return torch.ops.quantized.linear_dynamic_fp16(x.contiguous(), self.half)
+        if self.packed is not None:
+            return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.packed, None, "none", [], "")
+        if _transposed(x):
+            return torch.mm(self.weight, x.t()).t()
+        return F.linear(x, self.weight)
+
+    def added(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y W^T. x: (N, out), y: (N, in) -> (N, out)."""
+        if self.half is not None and y.size(0) <= HALF_ROWS:
+            return x + self(y)
+        if _transposed(y):
+            return torch.addmm(x.t(), self.weight, y.t()).t()
+        return torch.addmm(x, y, self.weight.t())
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The matrices of a block, in the compute dtype."""
+
+    qkv: Matrix
+    output: Matrix
+    fc1: Matrix
+    fc2: Matrix
+
+    @classmethod
+    def of(cls, block: nn.Module, dtype: torch.dtype, half: bool) -> "Layer":
+        """Those of a block of the model."""
+        weights = {name: weight.detach() for name, weight in block.named_parameters()}
+        qkv = torch.cat([weights[f"self_attn.{name}_proj.weight"] for name in "qkv"])
+        others = (weights[name] for name in ("self_attn.o_proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"))
+        return cls(*(Matrix(weight.to(dtype), half=half) for weight in (qkv, *others)))
 
 
 class ModelRunner:
     """Runs a model's weights as they are now: after a change, make another."""
 
-    def __init__(self, model: GPT, cache: KVCache, vocab_size: int) -> None:
+    def __init__(self, model: GPT, cache: KVCache, vocab_size: int, half_weights: bool = False) -> None:
         """`vocab_size`: rows of the head that are tokens; what lies above only pads the matrix."""
         self.cache = cache
         self.config = config = model.config
         self.device, dtype = model.device, model.compute_dtype
         self.n_rotated = config.n_head + config.n_kv_head
         self.embedding = model.embed_tokens.weight.detach().to(dtype)
-        self.layers = [Layer.of(block, dtype) for block in model.layers]
-        self.head = Head(model.lm_head.weight.detach()[:vocab_size].to(dtype))
+        self.layers = [Layer.of(block, dtype, half_weights) for block in model.layers]
+        head = model.lm_head.weight.detach()[:vocab_size].to(dtype)
+        self.head = Matrix(head, half=half_weights, largest=True)
         # x cos + (x with its halves exchanged) sin is gpt.apply_rotary in three operations
         self.cos = torch.cat((model.cos, model.cos), dim=1).to(dtype).unsqueeze(1)
         self.sin = torch.cat((model.sin, -model.sin), dim=1).to(dtype).unsqueeze(1)
@@ -113,15 +129,15 @@ class ModelRunner:
         head_dim, half = config.head_dim, config.head_dim // 2
         x = rms_norm(F.embedding(tokens, self.embedding))
         for number, layer in enumerate(self.layers):
-            heads = linear(rms_norm(x), layer.qkv).unflatten(1, (-1, head_dim))
+            heads = layer.qkv(rms_norm(x)).unflatten(1, (-1, head_dim))
             rotated, value = heads[:, : self.n_rotated], heads[:, self.n_rotated :]
             rotated = rms_norm(torch.addcmul(rotated * cos, rotated.roll(half, -1), sin))
             query, key = rotated[:, : config.n_head], rotated[:, config.n_head :]
             self.flat_keys[number].index_copy_(0, places, key.reshape(-1, head_dim))
             self.flat_values[number].index_copy_(0, places, value.reshape(-1, head_dim))
             attended = [self._attend(number, query, view) for view in views]
-            x = linear_add(x, attended[0] if len(attended) == 1 else torch.cat(attended), layer.output)
-            x = linear_add(x, squared_relu_(linear(rms_norm(x), layer.fc1)), layer.fc2)
+            x = layer.output.added(x, attended[0] if len(attended) == 1 else torch.cat(attended))
+            x = layer.fc2.added(x, squared_relu_(layer.fc1(rms_norm(x))))
         return rms_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -205,20 +221,6 @@ def squared_relu_(x: Tensor) -> Tensor:
     """max(x, 0)^2, in place."""
     x = F.relu_(x)
     return x.mul_(x)
-
-
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x W^T. x: (N, in), weight: (out, in) -> (N, out)."""
-    if _transposed(x):
-        return torch.mm(weight, x.t()).t()
-    return F.linear(x, weight)
-
-
-def linear_add(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """x + y W^T. x: (N, out), y: (N, in), weight: (out, in) -> (N, out)."""
-    if _transposed(y):
-        return torch.addmm(x.t(), weight, y.t()).t()
-    return torch.addmm(x, y, weight.t())
 
 
 def _transposed(x: Tensor) -> bool:
