@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -23,7 +23,7 @@ from nanochat.inference.engine import Engine
 from nanochat.inference.request import Request
 from nanochat.inference.sampling import Sampling
 from nanochat.options import check_range
-from nanochat.runtime import Runtime, measure_matmul_flops
+from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 
 
@@ -45,6 +45,8 @@ class BenchmarkOptions:
     top_k: int = 50
     half_weights: bool = False
     """the engine decodes with weights rounded to fp16, on x86 CPUs"""
+    clock: Literal["wall", "cpu"] = "wall"
+    """cpu: this process's processor time, which with OMP_NUM_THREADS=1 can be compared on a busy machine too"""
     repeats: int = 5
     device_type: str = "auto"
     json: bool = False
@@ -61,6 +63,7 @@ class Bench:
     def __init__(self, options: BenchmarkOptions) -> None:
         self.options = options
         self.runtime = Runtime.start(options.device_type)
+        self.clock = time.perf_counter if options.clock == "wall" else time.process_time
         torch.manual_seed(0)
         self.tokenizer = Tokenizer.train(embedded.documents("train")[:2000], options.vocab_size)
         config = GPTConfig.from_depth(options.depth, options.vocab_size, options.max_seq_len)
@@ -97,11 +100,11 @@ class Bench:
         while not all(request.completion.tokens for request in requests):
             engine.step()
         self.runtime.synchronize()
-        begun, before = time.perf_counter(), written(requests)
+        begun, before = self.clock(), written(requests)
         while all(request.completion.finish_reason is None for request in requests):
             engine.step()
         self.runtime.synchronize()
-        speed = (written(requests) - before) / (time.perf_counter() - begun)
+        speed = (written(requests) - before) / (self.clock() - begun)
         while engine.busy:
             engine.step()
         return speed
@@ -115,7 +118,7 @@ class Bench:
 
     def _peer_seconds(self, prompts: Tensor, count: int) -> float:
         self.runtime.synchronize()
-        begun = time.perf_counter()
+        begun = self.clock()
         found = self.peer.generate(
             prompts,
             attention_mask=torch.ones_like(prompts),
@@ -128,28 +131,39 @@ class Bench:
         )
         self.runtime.synchronize()
         assert isinstance(found, Tensor) and found.size(1) == prompts.size(1) + count
-        return time.perf_counter() - begun
+        return self.clock() - begun
 
     def prefill(self) -> float:
         """Prompt tokens a second, of one long prompt after another."""
         length = self.options.prefill_prompt_tokens
         prompts = self.prompts(4, length)
-        begun = time.perf_counter()
+        begun = self.clock()
         for prompt in prompts:
             self.engine.generate([prompt], self.sampling(1))
         self.runtime.synchronize()
-        return len(prompts) * length / (time.perf_counter() - begun)
+        return len(prompts) * length / (self.clock() - begun)
 
     @torch.inference_mode()
     def peer_prefill(self) -> float:
         """As `prefill`, by transformers."""
         length = self.options.prefill_prompt_tokens
         prompts = torch.tensor(self.prompts(4, length), device=self.runtime.device)
-        begun = time.perf_counter()
+        begun = self.clock()
         for prompt in prompts:
             self.peer(prompt[None], use_cache=True, logits_to_keep=1)
         self.runtime.synchronize()
-        return len(prompts) * length / (time.perf_counter() - begun)
+        return len(prompts) * length / (self.clock() - begun)
+
+    def matmul_flops(self) -> float:
+        """FLOP/s of a square matmul, the best of five."""
+        size = 2048
+        a, b = torch.randn(2, size, size, device=self.runtime.device).to(self.runtime.compute_dtype)
+        times = []
+        for _ in range(5):
+            begun = self.clock()
+            (a @ b)[0, 0].item()
+            times.append(self.clock() - begun)
+        return 2 * size**3 / min(times)
 
     def first_token_under_load(self) -> float:
         """Seconds to the first token of one more request, while all other slots are writing."""
@@ -160,11 +174,11 @@ class Bench:
         ]
         while not all(request.completion.tokens for request in others):
             engine.step()
-        begun = time.perf_counter()
+        begun = self.clock()
         request = engine.submit(self.prompts(1, self.options.prompt_tokens)[0], self.sampling(2))
         while not request.completion.tokens:
             engine.step()
-        seconds = time.perf_counter() - begun
+        seconds = self.clock() - begun
         for other in [*others, request]:
             engine.cancel(other)
         return seconds
@@ -176,17 +190,17 @@ class Bench:
 
         def timed() -> Any:
             nonlocal spent
-            begun = time.perf_counter()
+            begun = self.clock()
             chunks = schedule()
-            spent += time.perf_counter() - begun
+            spent += self.clock() - begun
             return chunks
 
         scheduler.schedule = timed  # type: ignore[method-assign]  # a clock around it
-        begun = time.perf_counter()
+        begun = self.clock()
         self.engine.generate(
             self.prompts(2 * self.options.streams, self.options.prompt_tokens), self.sampling(self.options.new_tokens)
         )
-        seconds = time.perf_counter() - begun
+        seconds = self.clock() - begun
         scheduler.schedule = schedule  # type: ignore[method-assign]
         return spent / seconds
 
@@ -238,7 +252,7 @@ def main(options: BenchmarkOptions) -> None:
         "transformers, prefill, tok/s": bench.peer_prefill,
         first: lambda: 1000 * bench.first_token_under_load(),
         "scheduler's share of the time, %": lambda: 100 * bench.scheduler_share(),
-        "matmul peak, TFLOP/s": lambda: measure_matmul_flops(bench.runtime.device, bench.runtime.compute_dtype) / 1e12,
+        "matmul peak, TFLOP/s": lambda: bench.matmul_flops() / 1e12,
     }
     for figure in figures.values():
         figure()  # warm up
@@ -253,7 +267,8 @@ def main(options: BenchmarkOptions) -> None:
     flops = prefill_flops(bench.model.config, options.prefill_prompt_tokens)
     medians["prefill, share of the matmul peak, %"] = 100 * medians["prefill, tok/s"] * flops / peak
     about = {
-        "model": f"d{options.depth}, vocabulary {bench.model.config.vocab_size}, {bench.runtime.describe()}",
+        "model": f"d{options.depth}, vocabulary {bench.model.config.vocab_size}, {bench.runtime.describe()}, "
+        f"{options.clock} time",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}",
     }
