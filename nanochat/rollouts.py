@@ -6,13 +6,15 @@ the deviation (Dr. GRPO, https://arxiv.org/abs/2503.20783); the loss is a mean o
 (DAPO, https://arxiv.org/abs/2503.14476).
 """
 
+import dataclasses
+
 import numpy as np
 import torch
 
 from nanochat.data.batches import Batch, StepData
 from nanochat.inference.chat import ChatModel
-from nanochat.inference.engine import Completion
 from nanochat.inference.reply import reply_parts
+from nanochat.inference.request import Completion
 from nanochat.inference.sampling import Sampling
 from nanochat.loss import IGNORE
 from nanochat.runtime import Runtime
@@ -50,18 +52,16 @@ class RolloutBatches:
         problems = [self.task[i % len(self.task)] for i in mine]
         prompts = [self.chat.prompt(self.task.prompt(problem)) for problem in problems]
         samplings = [
-            Sampling(
-                self.sampling.max_tokens,
-                self.sampling.temperature,
-                self.sampling.top_k,
-                seed=(self.sampling.seed << 40) + i * self.samples_per_problem + sample,
-            )
+            dataclasses.replace(self.sampling, seed=(self.sampling.seed << 40) + i * self.samples_per_problem + sample)
             for i in mine
             for sample in range(self.samples_per_problem)
         ]
-        completions = self.chat.engine.generate(
+        engine = self.chat.engine
+        engine.forget()  # the weights have changed since the last step
+        completions = engine.generate(
             [prompt for prompt in prompts for _ in range(self.samples_per_problem)], samplings
         )
+        engine.forget()  # the memory is wanted for training
         rewards = np.array(
             [
                 self.task.grade(

@@ -6,7 +6,8 @@ import torch
 from nanochat.data.batches import Share
 from nanochat.data.conversations import Conversation, conversation
 from nanochat.inference.chat import ChatModel
-from nanochat.inference.engine import Completion, Engine
+from nanochat.inference.engine import Engine
+from nanochat.inference.request import Completion
 from nanochat.inference.sampling import Sampling
 from nanochat.loss import IGNORE
 from nanochat.rollouts import RolloutBatches
@@ -96,3 +97,13 @@ class _Alone(Runtime):
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor  # sum_numbers goes through here too
+
+
+def test_the_samples_of_a_problem_read_its_prompt_once(tokenizer: Tokenizer) -> None:
+    batches = source(tokenizer, EvenLength())
+    batches.step_data(0)
+    stats = batches.chat.engine.stats()
+    prompts = [len(batches.chat.prompt(batches.task.prompt(batches.task[i]))) for i in range(4)]
+    assert stats.prompt_tokens == 4 * sum(prompts)
+    assert stats.prefilled_tokens <= sum(prompts) + 12  # of 12 copies, the last token: its logits are needed
+    assert stats.kv_bytes == 0  # the memory is training's again

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from nanochat import checkpoint, paths
 from nanochat.data.conversations import Message
-from nanochat.inference.engine import Completion, Engine, Request
+from nanochat.inference.engine import Engine
 from nanochat.inference.reply import Delta, ReplyDecoder
+from nanochat.inference.request import Completion, Request
 from nanochat.inference.sampling import Sampling
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
@@ -62,7 +63,7 @@ class ChatModel:
         return self.tokenizer.render_prompt(messages)
 
     def _deltas(self, request: Request, stop: threading.Event | None) -> Iterator[Delta]:
-        decoder = ReplyDecoder(self.tokenizer)
+        decoder = ReplyDecoder(self.tokenizer, request.sampling.stop)
         seen = 0
         while not request.completion.finish_reason and not (stop and stop.is_set()):
             self.engine.step()
@@ -82,9 +83,13 @@ def load_chat(
     step: int | None = None,
     device_type: str = "auto",
     max_batch_size: int = 16,
+    max_waiting: int | None = None,
+    kv_cache_gb: float | None = None,
+    half_weights: bool = False,
 ) -> ChatModel:
     """The model to talk to; without a source, the most advanced there is: rl > sft > mid > base.
 
+    max_batch_size, max_waiting, kv_cache_gb, half_weights: as Engine takes them.
     Raises UserError if there is none, or if its tokenizer is not the one at hand.
     """
     found = checkpoint.find(source, model_tag, step)
@@ -92,4 +97,5 @@ def load_chat(
     runtime = Runtime.start(device_type)
     model = found.load_model(runtime.device, runtime.compute_dtype, tokenizer).eval()
     model.to(runtime.compute_dtype)  # nothing is trained here: half the memory, and no cast at every token
-    return ChatModel(found.source, found.tag, found.step, Engine(model, tokenizer, Calculator(), max_batch_size))
+    engine = Engine(model, tokenizer, Calculator(), max_batch_size, max_waiting, kv_cache_gb, half_weights)
+    return ChatModel(found.source, found.tag, found.step, engine)

@@ -1,68 +1,83 @@
-"""Keys and values of the sequences being written, one slot each."""
+"""Keys and values of the sequences being written, and of those written before, one slot each."""
 
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from nanochat.errors import UserError
 from nanochat.gpt import GPT
+
+SHARE_OF_FREE_MEMORY = 0.25
 
 
 class KVCache:
-    """`slots` sequences of at most `length` tokens, in the model's dtype.
+    """`slots` sequences of at most a context, in the model's compute dtype.
 
-    The sequences in use are always slots 0 to n - 1, so that what a step reads is a view. Before a forward pass,
-    `prefill` or `decode` says which slots and positions it fills; the model then calls `update` layer by layer.
+    keys, values: (n_layer, slots, n_kv_head, context, head_dim). On a CPU the memory is taken as slots fill.
     """
 
-    def __init__(self, model: GPT, slots: int, length: int) -> None:
+    def __init__(self, model: GPT, slots: int) -> None:
         config = model.config
-        shape = (config.n_layer, slots, config.n_kv_head, length, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=model.compute_dtype, device=model.device)
-        self.values = torch.zeros_like(self.keys)
-        self.device = model.device
-        self.positions = torch.empty(0)
-        """(B, T) of the forward pass under way"""
-        self._slots = slice(0)
-        self._mask = torch.empty(0)
+        self.slots, self.length = slots, config.sequence_len
+        shape = (config.n_layer, slots, config.n_kv_head, config.sequence_len, config.head_dim)
+        self.keys, self.values = (_zeros(shape, model.compute_dtype, model.device) for _ in range(2))
 
     @property
-    def length(self) -> int:
-        """Tokens that a slot has room for."""
-        return self.keys.size(3)
+    def nbytes(self) -> int:
+        """Bytes of all slots."""
+        return self.keys.nbytes + self.values.nbytes
 
-    def copy_from(self, smaller: "KVCache") -> None:
-        """Take over all that another cache of as many slots holds."""
-        self.keys[:, :, :, : smaller.length] = smaller.keys
-        self.values[:, :, :, : smaller.length] = smaller.values
-
-    def prefill(self, first_slot: int, sequences: int, length: int) -> None:
-        """The next forward pass fills positions 0 to `length` - 1 of `sequences` slots from `first_slot` on.
-
-        Shorter prompts are padded on the right: what the padding leaves behind is never looked at, as a sequence
-        attends only to its own positions, and is overwritten as it grows.
-        """
-        self._slots = slice(first_slot, first_slot + sequences)
-        self.positions = torch.arange(length, device=self.device).expand(sequences, length)
-        self._mask = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
-
-    def decode(self, lengths: list[int]) -> None:
-        """The next forward pass appends one token to slots 0 to len(lengths) - 1, which hold `lengths` tokens."""
-        self._slots = slice(0, len(lengths))
-        self.positions = torch.tensor(lengths, device=self.device).unsqueeze(1)
-        self._mask = (torch.arange(max(lengths) + 1, device=self.device) <= self.positions)[:, None, None]
-
-    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keep key and value, (B, H_kv, T, D), and return all so far, (B, H_kv, L, D), with the mask."""
-        keys, values = self.keys[layer, self._slots], self.values[layer, self._slots]
-        if self._mask.dim() == 4:  # decode
-            rows = torch.arange(key.size(0), device=self.device)
-            at = self.positions[:, 0]
-            keys[rows, :, at], values[rows, :, at] = key[:, :, 0], value[:, :, 0]
-        else:
-            keys[:, :, : key.size(2)], values[:, :, : key.size(2)] = key, value
-        length = self._mask.size(-1)
-        return keys[:, :, :length], values[:, :, :length], self._mask
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of one slot over another."""
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` tokens of one slot to another."""
         self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
         self.values[:, target, :, :length] = self.values[:, source, :, :length]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, since attention multiplies what it masks by 0, which no NaN survives; numpy's take memory when written."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+
+
+def affordable_slots(model: GPT, wanted: int, budget_gb: float | None) -> int:
+    """How many slots, at most `wanted`, fit in `budget_gb` gigabytes; by default in a quarter of the free memory.
+
+    Raises UserError if the budget does not hold one context.
+    """
+    config = model.config
+    values = 2 * config.n_layer * config.n_kv_head * config.head_dim * config.sequence_len
+    slot_bytes = values * model.compute_dtype.itemsize
+    if budget_gb is None:
+        return min(wanted, max(1, int(SHARE_OF_FREE_MEMORY * free_memory_bytes(model.device) / slot_bytes)))
+    slots = min(wanted, int(budget_gb * 1e9 / slot_bytes))
+    if slots < 1:
+        raise UserError(f"--kv-cache-gb {budget_gb} cannot be: one context of this model takes {slot_bytes / 1e9:.3g}")
+    return slots
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory that can still be had: the kernel's estimate, and on CUDA no more than the driver's.
+
+    Where CPU and GPU share their memory, the driver counts the page cache as used, which is given back on demand.
+    """
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    if device.type == "cuda" and not torch.cuda.get_device_properties(device).is_integrated:
+        return torch.cuda.mem_get_info(device)[0]
+    return available
+
+
+@dataclass
+class Slot:
+    """What a slot holds, so that a prompt that begins alike need not be computed again."""
+
+    index: int
+    tokens: list[int] = field(default_factory=list)
+    """the tokens whose keys and values are there, while no request uses the slot"""
+    last_used: int = 0
+    """when its last request left: a count that goes up"""

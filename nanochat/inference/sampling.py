@@ -1,13 +1,15 @@
-"""From logits to the next token."""
+"""How a request wants its tokens chosen, and the random numbers that choose them."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from nanochat.errors import UserError
+
+MAX_STOP_STRINGS = 16
+MAX_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,16 @@ class Sampling:
     """only the k likeliest tokens are in the draw; None or 0: all"""
     seed: int = 0
     """same seed, same draws, whatever else is in the batch"""
+    top_p: float = 1.0
+    """only the likeliest tokens that together have this probability are in the draw"""
+    min_p: float = 0.0
+    """only tokens at least this many times as likely as the likeliest are in the draw"""
+    repetition_penalty: float = 1.0
+    """logits of tokens that prompt or reply hold already are divided by it where positive, else multiplied"""
+    stop: tuple[str, ...] = ()
+    """the reply ends before the first of these in its text"""
+    logprobs: int | None = None
+    """report the logprob of every token, and of so many of the likeliest; None: report nothing"""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -30,6 +42,23 @@ class Sampling:
             raise UserError(f"temperature {self.temperature} cannot be: choose 0 to 2")
         if self.top_k is not None and self.top_k < 0:
             raise UserError(f"top_k {self.top_k} cannot be: choose a positive number, or 0 for all tokens")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p {self.top_p} cannot be: choose more than 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f"min_p {self.min_p} cannot be: choose 0 to 1")
+        if not 0 < self.repetition_penalty < 100:
+            raise UserError(f"repetition_penalty {self.repetition_penalty} cannot be: choose 1 to 2")
+        if len(self.stop) > MAX_STOP_STRINGS or not all(self.stop):
+            raise UserError(f"stop cannot be {list(self.stop)}: choose at most {MAX_STOP_STRINGS} strings, none empty")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise UserError(f"logprobs {self.logprobs} cannot be: choose 0 to {MAX_LOGPROBS}")
+
+    def sibling(self, index: int) -> "Sampling":
+        """The sampling of the `index`-th of several replies to one prompt; 0 is this one itself."""
+        if index == 0:
+            return self
+        seed = _mix(np.array([self.seed & 0xFFFFFFFFFFFFFFFF], np.uint64)) + np.uint64(index)
+        return dataclasses.replace(self, seed=int(seed[0]))
 
 
 def uniform(seeds: Sequence[int], indices: Sequence[int]) -> np.ndarray:
@@ -48,24 +77,3 @@ def _mix(x: np.ndarray) -> np.ndarray:
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return x ^ (x >> np.uint64(31))
-
-
-def sample(logits: Tensor, samplings: Sequence[Sampling], indices: Sequence[int]) -> list[int]:
-    """Choose a token for each request of a batch.
-
-    logits: (B, V) fp32; `indices`: how many tokens each request has drawn before. One transfer to the host in all.
-    """
-    vocab_size = logits.size(1)
-    if all(s.temperature == 0 for s in samplings):
-        return logits.argmax(dim=1).tolist()
-    ks = [1 if s.temperature == 0 else min(s.top_k or vocab_size, vocab_size) for s in samplings]
-    values, tokens = logits.topk(max(ks), dim=1)  # sorted, so the first k columns are the k likeliest
-    temperatures = torch.tensor([s.temperature or 1.0 for s in samplings], device=logits.device)
-    outside = torch.arange(max(ks), device=logits.device) >= torch.tensor(ks, device=logits.device).unsqueeze(1)
-    scaled = (values / temperatures.unsqueeze(1)).masked_fill_(outside, -torch.inf)
-    cumulative = scaled.softmax(dim=1).cumsum(dim=1)
-    draws = torch.from_numpy(uniform([s.seed for s in samplings], indices)).to(logits.device, torch.float32)
-    threshold = draws.unsqueeze(1) * cumulative[:, -1:]
-    choice = torch.searchsorted(cumulative, threshold, right=True)
-    choice = torch.minimum(choice, torch.tensor(ks, device=logits.device).unsqueeze(1) - 1)
-    return tokens.gather(1, choice).squeeze(1).tolist()

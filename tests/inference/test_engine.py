@@ -1,15 +1,17 @@
 """Cached, batched decoding writes what the full forward pass would."""
 
+import dataclasses
+import threading
 from collections.abc import Collection
 
-import numpy as np
 import pytest
 import torch
 
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.inference.engine import NEVER_DRAWN, Engine
-from nanochat.inference.sampling import Sampling, sample, uniform
+from nanochat.inference.request import QueueFullError, Request
+from nanochat.inference.sampling import Sampling
 from nanochat.tokenizer import Tokenizer
 from tests.conftest import random_model
 
@@ -17,9 +19,14 @@ PROMPT_LENGTHS = (1, 5, 17, 30)
 
 
 class Echo:
-    """A tool that says what it was given."""
+    """A tool that says what it was given, once it may."""
+
+    def __init__(self) -> None:
+        self.may_answer = threading.Event()
+        self.may_answer.set()
 
     def run(self, expression: str) -> str:
+        self.may_answer.wait(10)
         return f"<{expression}>"
 
 
@@ -46,10 +53,29 @@ def greedy_by_full_forward(
     return tokens[len(prompt) :]
 
 
+def engine_for(
+    tokenizer: Tokenizer, tool: Echo | None = None, *, max_batch_size: int = 16, late: bool = False
+) -> Engine:
+    """`late`: drawn tokens are read a step later, as on a GPU."""
+    engine = Engine(model_for(tokenizer), tokenizer, tool, max_batch_size)
+    engine.reads_late = late
+    return engine
+
+
+def finish(engine: Engine) -> None:
+    while engine.busy:
+        engine.step()
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("prefill_tokens", [4, 7, 256])
 @pytest.mark.parametrize("max_batch_size", [1, 3, 8])
-def test_greedy_decoding_equals_the_full_forward(tokenizer: Tokenizer, max_batch_size: int) -> None:
+def test_greedy_decoding_equals_the_full_forward(
+    tokenizer: Tokenizer, max_batch_size: int, prefill_tokens: int, late: bool
+) -> None:
     model = model_for(tokenizer)
-    engine = Engine(model, tokenizer, max_batch_size=max_batch_size)
+    engine = engine_for(tokenizer, max_batch_size=max_batch_size, late=late)
+    engine.scheduler.prefill_tokens = prefill_tokens
     ends = {tokenizer.bos_id, tokenizer.special("<|assistant_end|>")}
     completions = engine.generate(prompts(), Sampling(max_tokens=12, temperature=0))
     for prompt, completion in zip(prompts(), completions, strict=True):
@@ -92,34 +118,192 @@ def test_a_prompt_that_leaves_no_room_is_refused(tokenizer: Tokenizer, length: i
         Engine(model_for(tokenizer), tokenizer).submit([1] * length, Sampling())
 
 
-def test_the_tool_s_output_is_forced_and_marked(tokenizer: Tokenizer) -> None:
-    engine = Engine(model_for(tokenizer), tokenizer, Echo())
+def calling(request: Request, tokenizer: Tokenizer, engine: Engine, code: str) -> None:
+    """Let a request write a tool call, as if the model had drawn it."""
+    start, end = (tokenizer.special(name) for name in ("<|python_start|>", "<|python_end|>"))
+    for token in (start, *tokenizer.encode(code), end):
+        engine._append(request, token, sampled=True)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_tool_s_output_is_forced_and_marked_and_the_reply_goes_on_from_it(tokenizer: Tokenizer, late: bool) -> None:
+    engine = engine_for(tokenizer, Echo(), late=late)
     request = engine.submit([tokenizer.bos_id, 5], Sampling(max_tokens=40, temperature=0))
-    engine.step()
-    python_start, python_end = (tokenizer.special(name) for name in ("<|python_start|>", "<|python_end|>"))
-    for token in (python_start, *tokenizer.encode("1+2"), python_end):  # as if the model had drawn them
-        engine._accept(request, token)
-    while request.forced:
+    for _ in range(3):
         engine.step()
+    calling(request, tokenizer, engine, "1+2")
+    finish(engine)
     completion = request.completion
     forced = [token for token, drawn in zip(completion.tokens, completion.sampled, strict=True) if not drawn]
     assert tokenizer.decode(forced) == "<|output_start|><1+2><|output_end|>"
+    after = len(completion.sampled) - completion.sampled[::-1].index(False)
+    rest = completion.tokens[after:]
+    context = request.tokens[: len(request.tokens) - len(rest)]
+    assert rest and rest == greedy_by_full_forward(tokenizer, engine.model, context, len(rest))
 
 
-def test_a_cancelled_request_leaves_the_batch_and_the_others_go_on(tokenizer: Tokenizer) -> None:
-    model = model_for(tokenizer)
-    engine = Engine(model, tokenizer)
-    sampling = Sampling(max_tokens=10, temperature=0)
-    requests = [engine.submit(prompt, sampling) for prompt in prompts()]
+@pytest.mark.parametrize("late", [False, True])
+def test_a_slow_tool_holds_up_nobody_else(tokenizer: Tokenizer, late: bool) -> None:
+    tool = Echo()
+    tool.may_answer.clear()
+    engine = engine_for(tokenizer, tool, late=late)
+    slow, other = (engine.submit([tokenizer.bos_id, first], Sampling(max_tokens=30, temperature=0)) for first in (5, 6))
+    engine.step()
+    calling(slow, tokenizer, engine, "1+2")
+    written = len(slow.completion.tokens)
+    while other.completion.finish_reason is None:
+        engine.step()
+    assert len(slow.completion.tokens) == written
+    tool.may_answer.set()
+    finish(engine)
+    assert slow.completion.finish_reason and len(slow.completion.tokens) > written
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_cancelled_request_leaves_the_batch_and_the_others_go_on(tokenizer: Tokenizer, late: bool) -> None:
+    engine = engine_for(tokenizer, late=late)
+    requests = [engine.submit(prompt, Sampling(max_tokens=10, temperature=0)) for prompt in prompts()]
     for _ in range(3):
         engine.step()
     engine.cancel(requests[0])
-    while engine.active:
-        engine.step()
-    assert requests[0].completion.finish_reason is None
-    for request, prompt in list(zip(requests, prompts(), strict=True))[1:]:
+    assert engine.stats().running == len(requests) - 1
+    newcomer = engine.submit(prompts()[2], Sampling(max_tokens=10, temperature=0))
+    finish(engine)
+    assert requests[0].completion.finish_reason is None and len(requests[0].completion.tokens) <= 3
+    for request, prompt in [*list(zip(requests, prompts(), strict=True))[1:], (newcomer, prompts()[2])]:
         tokens = request.completion.tokens
-        assert tokens == greedy_by_full_forward(tokenizer, model, prompt, len(tokens))
+        assert tokens == greedy_by_full_forward(tokenizer, engine.model, prompt, len(tokens))
+
+
+def test_a_waiting_request_can_be_cancelled(tokenizer: Tokenizer) -> None:
+    engine = engine_for(tokenizer, max_batch_size=1)
+    first, second = (engine.submit([5, 6], Sampling(max_tokens=3)) for _ in range(2))
+    engine.step()
+    engine.cancel(second)
+    finish(engine)
+    assert first.completion.tokens and not second.completion.tokens
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back(tokenizer: Tokenizer) -> None:
+    engine = Engine(model_for(tokenizer), tokenizer, max_batch_size=1, max_waiting=2)
+    for _ in range(2):
+        engine.submit([5, 6], Sampling(max_tokens=3))
+    with pytest.raises(QueueFullError) as refusal:
+        engine.submit([5, 6], Sampling(max_tokens=3))
+    assert refusal.value.retry_after >= 1
+    engine.step()
+    engine.submit([5, 6], Sampling(max_tokens=3))  # one of them has left the queue
+    assert len(engine.generate([[7, 8]] * 5, Sampling(max_tokens=3))) == 5  # whoever waits for the end may bring many
+
+
+def test_slots_keep_to_the_memory_budget(tokenizer: Tokenizer) -> None:
+    model = model_for(tokenizer)
+    slot = 2 * 2 * 128 * 64 * 4  # keys and values of two layers, width 128, 64 positions, four bytes
+    engine = Engine(model, tokenizer, max_batch_size=16, kv_cache_gb=3.5 * slot / 1e9)
+    engine.generate(prompts(), Sampling(max_tokens=2))
+    assert engine.stats().slots == 3 and engine.stats().kv_bytes == 3 * slot
+    with pytest.raises(UserError, match="kv-cache-gb"):
+        Engine(model, tokenizer, kv_cache_gb=0.5 * slot / 1e9)
+
+
+def test_a_long_prompt_does_not_stall_those_who_write(tokenizer: Tokenizer) -> None:
+    engine = engine_for(tokenizer)
+    engine.scheduler.prefill_tokens = 8
+    writer = engine.submit([5, 6, 7], Sampling(max_tokens=40, seed=1))
+    engine.step()
+    reader = engine.submit(prompts()[-1], Sampling(max_tokens=4))  # 30 tokens: four steps
+    for step in range(1, 4):
+        engine.step()
+        assert len(writer.completion.tokens) == 1 + step and not reader.completion.tokens
+    engine.step()
+    assert len(writer.completion.tokens) == 5 and len(reader.completion.tokens) == 1
+
+
+def test_the_next_turn_computes_only_what_is_new(tokenizer: Tokenizer) -> None:
+    engine = engine_for(tokenizer)
+    greedy = Sampling(max_tokens=8, temperature=0)
+    first, second = prompts()[2], prompts()[1]
+    (reply,) = engine.generate([first], greedy)
+    computed = engine.stats().prefilled_tokens
+    conversation = [*first, *reply.tokens, *second]
+    (continued,) = engine.generate([conversation], greedy)
+    assert continued.tokens == greedy_by_full_forward(tokenizer, engine.model, conversation, len(continued.tokens))
+    # the last token of the reply was drawn and never read
+    assert engine.stats().prefilled_tokens - computed == len(second) + 1 and engine.stats().prefix_hits == 1
+
+
+def test_samples_of_one_prompt_read_it_once(tokenizer: Tokenizer) -> None:
+    prompt, other = prompts()[3], prompts()[2]
+    samplings = [Sampling(max_tokens=6, seed=seed) for seed in range(12)]
+    engine = engine_for(tokenizer, max_batch_size=8)
+    together = engine.generate([prompt] * 6 + [other] * 6, samplings)
+    copies = 10  # their last token is computed nevertheless: its logits are needed
+    assert engine.stats().prefilled_tokens == len(prompt) + len(other) + copies
+    apart = [engine_for(tokenizer).generate([prompt if i < 6 else other], own)[0] for i, own in enumerate(samplings)]
+    assert [c.tokens for c in together] == [c.tokens for c in apart]
+
+
+def test_a_conversation_that_may_go_on_is_copied_from_not_overwritten(tokenizer: Tokenizer) -> None:
+    engine = engine_for(tokenizer, max_batch_size=2)
+    system, long = prompts()[2], prompts()[3]
+    engine.generate([[*system, *long]], Sampling(max_tokens=2))
+    engine.generate([[*system, 9]], Sampling(max_tokens=2))
+    computed = engine.stats().prefilled_tokens
+    engine.generate([[*system, *long, 8]], Sampling(max_tokens=2))
+    assert engine.stats().prefilled_tokens - computed <= 3
+
+
+def test_changed_weights_count_after_forget(tokenizer: Tokenizer) -> None:
+    engine = engine_for(tokenizer)
+    prompt, greedy = prompts()[3], Sampling(max_tokens=8, temperature=0)
+    engine.generate([prompt], greedy)
+    with torch.no_grad():
+        for parameter in engine.model.parameters():
+            parameter.copy_(parameter.flip(0))
+    engine.forget()
+    (completion,) = engine.generate([prompt], greedy)
+    assert completion.tokens == greedy_by_full_forward(tokenizer, engine.model, prompt, len(completion.tokens))
+
+
+def test_a_stop_string_ends_the_reply(tokenizer: Tokenizer) -> None:
+    engine = engine_for(tokenizer)
+    plain = Sampling(max_tokens=30, temperature=0)
+    text = tokenizer.decode(engine.generate([prompts()[2]], plain)[0].tokens)
+    stop = text[len(text) // 2 :][:3]
+    (completion,) = engine.generate([prompts()[2]], Sampling(max_tokens=30, temperature=0, stop=("never said", stop)))
+    written = tokenizer.decode(completion.tokens)
+    assert completion.finish_reason == "stop" and stop in written and len(written) < len(text)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_logprobs_are_the_full_forward_s(tokenizer: Tokenizer, late: bool) -> None:
+    engine = engine_for(tokenizer, late=late)
+    request = engine.submit(prompts()[1], Sampling(max_tokens=5, temperature=0.5, seed=4, logprobs=3))
+    engine.submit(prompts()[2], Sampling(max_tokens=7))
+    finish(engine)
+    completion = request.completion
+    assert len(completion.logprobs) == len(completion.tokens)
+    with torch.no_grad():
+        logits = engine.model(torch.tensor([request.tokens]))[0, len(prompts()[1]) - 1 : -1]
+    logits[:, [tokenizer.special(name) for name in NEVER_DRAWN]] = -torch.inf
+    expected = logits[:, : tokenizer.vocab_size].log_softmax(1)
+    for i, (token, logprob) in enumerate(zip(completion.tokens, completion.logprobs, strict=True)):
+        assert logprob is not None and logprob.token == token and len(logprob.top) == 3
+        assert logprob.logprob == pytest.approx(expected[i, token].item(), abs=1e-4)
+        assert [t for t, _ in logprob.top] == expected[i].topk(3).indices.tolist()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_heavy_repetition_penalty_never_repeats(tokenizer: Tokenizer, late: bool) -> None:
+    engine = engine_for(tokenizer, late=late)
+    with torch.no_grad():  # positive logits: dividing them makes them smaller
+        engine.model.lm_head.weight.abs_()
+    sampling = Sampling(max_tokens=20, temperature=0, repetition_penalty=50.0)
+    request, _ = engine.submit([3, 4], sampling), engine.submit([5, 6], Sampling(max_tokens=20))
+    finish(engine)
+    assert len(set(request.tokens)) == len(request.tokens)
+    (free,) = engine_for(tokenizer).generate([[3, 4]], Sampling(max_tokens=20, temperature=0))
+    assert free.tokens != request.completion.tokens
 
 
 def test_padding_and_the_tokens_of_others_are_never_drawn() -> None:
@@ -129,34 +313,7 @@ def test_padding_and_the_tokens_of_others_are_never_drawn() -> None:
     forbidden = [tokenizer.special(name) for name in NEVER_DRAWN] + list(range(270, model.config.vocab_size))
     with torch.no_grad():  # every logit that must not win does
         model.lm_head.weight[forbidden] *= 50
-    completions = Engine(model, tokenizer).generate([[5]] * 8, [Sampling(40, 1.0, None, seed) for seed in range(8)])
+    kinds = [Sampling(40, 1.0, None), Sampling(40, 1.0, 300), Sampling(40, 0.0), Sampling(40, repetition_penalty=1.1)]
+    samplings = [dataclasses.replace(kinds[seed % 4], seed=seed) for seed in range(16)]
+    completions = Engine(model, tokenizer).generate([[5]] * 16, samplings)
     assert not {token for completion in completions for token in completion.tokens} & set(forbidden)
-
-
-def test_sampling_follows_the_distribution() -> None:
-    logits = torch.tensor([[0.0, 1.0, 2.0, -50.0]]).repeat(20_000, 1)
-    samplings = [Sampling(seed=seed, top_k=None) for seed in range(20_000)]
-    counts = torch.bincount(torch.tensor(sample(logits, samplings, [0] * 20_000)), minlength=4) / 20_000
-    torch.testing.assert_close(counts, logits[0].softmax(0), atol=0.015, rtol=0)
-
-
-def test_top_k_and_temperature_are_each_request_s_own() -> None:
-    logits = torch.tensor([[3.0, 2.9, 2.8, 2.7]]).repeat(300, 1)
-    kinds = [Sampling(temperature=0), Sampling(top_k=2), Sampling(top_k=0)]
-    samplings = [Sampling(k.max_tokens, k.temperature, k.top_k, seed) for seed in range(100) for k in kinds]
-    drawn = sample(logits, samplings, [0] * 300)
-    assert set(drawn[0::3]) == {0} and set(drawn[1::3]) == {0, 1} and set(drawn[2::3]) == {0, 1, 2, 3}
-
-
-def test_uniform_draws_are_uniform_and_repeat() -> None:
-    draws = uniform(range(10_000), [3] * 10_000)
-    assert draws.min() >= 0 and draws.max() < 1 and abs(draws.mean() - 0.5) < 0.01
-    assert (draws == uniform(range(10_000), [3] * 10_000)).all()
-    for seeds, index in ((range(10_000), 4), (range(1, 10_001), 2), (range(1, 10_001), 3)):
-        assert abs(np.corrcoef(draws, uniform(seeds, [index] * 10_000))[0, 1]) < 0.04
-
-
-@pytest.mark.parametrize("wrong", [{"max_tokens": 0}, {"temperature": -1.0}, {"top_k": -5}])
-def test_impossible_sampling_is_refused(wrong: dict) -> None:
-    with pytest.raises(UserError, match="cannot be"):
-        Sampling(**wrong)

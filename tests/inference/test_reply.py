@@ -29,3 +29,32 @@ def test_parts_of_a_reply_with_a_tool_call(tokenizer: Tokenizer) -> None:
     whole = tokenizer.render_conversation({"messages": messages}).ids
     reply = whole[len(tokenizer.render_prompt(messages[:1])) :]
     assert reply_parts(tokenizer, reply) == parts
+
+
+def shown(tokenizer: Tokenizer, text: str, stop: tuple[str, ...]) -> tuple[list[str], ReplyDecoder]:
+    """What is shown after each token, the last what is left at the end."""
+    decoder = ReplyDecoder(tokenizer, stop)
+    deltas = [decoder.feed(token) for token in tokenizer.encode(text)] + [decoder.flush()]
+    return [delta.text if delta else "" for delta in deltas], decoder
+
+
+def test_no_part_of_a_stop_string_is_shown(tokenizer: Tokenizer) -> None:
+    pieces, decoder = shown(tokenizer, "one two END three", ("END", "never"))
+    assert "".join(pieces) == "one two " and decoder.stopped
+
+
+def test_what_only_began_like_a_stop_string_is_shown_after_all(tokenizer: Tokenizer) -> None:
+    pieces, decoder = shown(tokenizer, "aab aab aaab EN", ("aaac", "END"))
+    assert "".join(pieces) == "aab aab aaab EN" and not decoder.stopped
+    assert not any("".join(pieces[:i]).endswith(("a", "E", "EN")) for i in range(1, len(pieces)))
+
+
+def test_the_earliest_of_several_stop_strings_counts(tokenizer: Tokenizer) -> None:
+    assert "".join(shown(tokenizer, "abcdef", ("de", "bcd", "f"))[0]) == "a"
+
+
+def test_what_a_tool_is_given_is_not_searched_for_stop_strings(tokenizer: Tokenizer) -> None:
+    decoder = ReplyDecoder(tokenizer, ("1",))
+    start, end = (tokenizer.special(name) for name in ("<|python_start|>", "<|python_end|>"))
+    deltas = [decoder.feed(token) for token in (start, *tokenizer.encode("1+1"), end, *tokenizer.encode("= 1"))]
+    assert "".join(delta.text for delta in deltas if delta) == "1+1= " and decoder.stopped

@@ -11,8 +11,8 @@ from collections.abc import Generator, Iterator, Sequence
 from nanochat.data.conversations import Message
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
-from nanochat.inference.engine import Completion
 from nanochat.inference.reply import Delta
+from nanochat.inference.request import Completion
 from nanochat.inference.sampling import Sampling
 
 

@@ -1,0 +1,227 @@
+"""The model as the engine runs it: a step's tokens of all requests in one row, with the KV cache.
+
+The arithmetic is that of nanochat.gpt, with fewer operations: on a CPU each costs some 5 us to call, of which a token
+at depth 4 needs a hundred. Tokens of several sequences, prompts and single tokens alike, go through the matrices
+together, without padding; attention alone looks at them sequence by sequence.
+"""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanochat.gpt import GPT, LOGIT_SOFTCAP, RMS_NORM_EPS
+from nanochat.inference.kv_cache import KVCache
+
+TRANSPOSED_ROWS = range(16, 128)
+"""Numbers of rows for which MKL is faster at W x^T than at x W^T: 70 us against 108 for 16 rows and 1,024 outputs."""
+HALF_ROWS = 32
+"""Up to so many rows, a product with fp16 weights is faster than with fp32: it reads half as much memory."""
+
+_ROOT_EPS = torch.tensor(RMS_NORM_EPS).sqrt()
+
+
+@dataclass(frozen=True)
+class Span:
+    """Some tokens of one sequence, or one token each of several in neighbouring slots."""
+
+    first_row: int
+    """where their tokens begin among those of the step"""
+    first_slot: int
+    starts: tuple[int, ...]
+    """tokens that each slot holds already"""
+    count: int
+    """new tokens in each slot"""
+
+    @property
+    def rows(self) -> int:
+        """Tokens in all."""
+        return len(self.starts) * self.count
+
+
+class Matrix:
+    """A weight matrix, (out, in), in the layouts that are fast for one row and for many."""
+
+    def __init__(self, weight: Tensor, *, half: bool = False, largest: bool = False) -> None:
+        """half: round it to fp16 for few rows, see Engine. largest: the head of a small model, by far."""
+        self.weight = weight
+        plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and platform.machine() == "x86_64"
+        self.half = self.packed = None
+        if half and plain and "fbgemm" in torch.backends.quantized.supported_engines:
+            self.half = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), None)
+        if largest and plain and torch.backends.mkldnn.is_available():
+            # At 8,192 outputs, 256 inputs and two cores, 1 and 16 rows take 0.14 and 0.53 ms; by F.linear, 0.22 and
+            # 1.4 ms. The two operations are those that torch.compile's own CPU code calls.
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x W^T. x: (N, in) -> (N, out)."""
+        if self.half is not None and x.size(0) <= HALF_ROWS:
+            return torch.ops.quantized.linear_dynamic_fp16(x.contiguous(), self.half)
+        if self.packed is not None:
+            return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.packed, None, "none", [], "")
+        if _transposed(x):
+            return torch.mm(self.weight, x.t()).t()
+        return F.linear(x, self.weight)
+
+    def added(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y W^T. x: (N, out), y: (N, in) -> (N, out)."""
+        if self.half is not None and y.size(0) <= HALF_ROWS:
+            return x + self(y)
+        if _transposed(y):
+            return torch.addmm(x.t(), self.weight, y.t()).t()
+        return torch.addmm(x, y, self.weight.t())
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The matrices of a block, in the compute dtype."""
+
+    qkv: Matrix
+    output: Matrix
+    fc1: Matrix
+    fc2: Matrix
+
+    @classmethod
+    def of(cls, block: nn.Module, dtype: torch.dtype, half: bool) -> "Layer":
+        """Those of a block of the model."""
+        weights = {name: weight.detach() for name, weight in block.named_parameters()}
+        qkv = torch.cat([weights[f"self_attn.{name}_proj.weight"] for name in "qkv"])
+        others = (weights[name] for name in ("self_attn.o_proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"))
+        return cls(*(Matrix(weight.to(dtype), half=half) for weight in (qkv, *others)))
+
+
+class ModelRunner:
+    """Runs a model's weights as they are now: after a change, make another."""
+
+    def __init__(self, model: GPT, cache: KVCache, vocab_size: int, half_weights: bool = False) -> None:
+        """`vocab_size`: rows of the head that are tokens; what lies above only pads the matrix."""
+        self.cache = cache
+        self.config = config = model.config
+        self.device, dtype = model.device, model.compute_dtype
+        self.n_rotated = config.n_head + config.n_kv_head
+        self.embedding = model.embed_tokens.weight.detach().to(dtype)
+        self.layers = [Layer.of(block, dtype, half_weights) for block in model.layers]
+        head = model.lm_head.weight.detach()[:vocab_size].to(dtype)
+        self.head = Matrix(head, half=half_weights, largest=True)
+        # x cos + (x with its halves exchanged) sin is gpt.apply_rotary in three operations
+        self.cos = torch.cat((model.cos, model.cos), dim=1).to(dtype).unsqueeze(1)
+        self.sin = torch.cat((model.sin, -model.sin), dim=1).to(dtype).unsqueeze(1)
+        # one row for each slot, head and position
+        self.flat_keys = cache.keys.view(config.n_layer, -1, config.head_dim).unbind(0)
+        self.flat_values = cache.values.view(config.n_layer, -1, config.head_dim).unbind(0)
+        kv_heads = torch.arange(config.n_kv_head, device=self.device)
+        self.head_offset = kv_heads * self.cache.length
+
+    def hidden(self, tokens: Tensor, spans: Sequence[Span]) -> Tensor:
+        """What the head reads, (N, C). tokens: (N,), those of the spans one after the other; N is what they add up to.
+
+        Fills the spans' slots from `starts` on.
+        """
+        config, cache = self.config, self.cache
+        positions, slots = self._places(spans)
+        places = ((slots * (config.n_kv_head * cache.length) + positions).unsqueeze(1) + self.head_offset).flatten()
+        cos, sin = self.cos[positions], self.sin[positions]
+        views = [self._view(span) for span in spans]
+        head_dim, half = config.head_dim, config.head_dim // 2
+        x = rms_norm(F.embedding(tokens, self.embedding))
+        for number, layer in enumerate(self.layers):
+            heads = layer.qkv(rms_norm(x)).unflatten(1, (-1, head_dim))
+            rotated, value = heads[:, : self.n_rotated], heads[:, self.n_rotated :]
+            rotated = rms_norm(torch.addcmul(rotated * cos, rotated.roll(half, -1), sin))
+            query, key = rotated[:, : config.n_head], rotated[:, config.n_head :]
+            self.flat_keys[number].index_copy_(0, places, key.reshape(-1, head_dim))
+            self.flat_values[number].index_copy_(0, places, value.reshape(-1, head_dim))
+            attended = [self._attend(number, query, view) for view in views]
+            x = layer.output.added(x, attended[0] if len(attended) == 1 else torch.cat(attended))
+            x = layer.fc2.added(x, squared_relu_(layer.fc1(rms_norm(x))))
+        return rms_norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits before the soft cap. hidden: (N, C) -> (N, vocabulary) in fp32."""
+        return self.head(hidden).float()
+
+    def _places(self, spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
+        """Position and slot of every new token, (N,) each."""
+        positions: list[int] = []
+        slots: list[int] = []
+        for span in spans:
+            for i, start in enumerate(span.starts):
+                positions.extend(range(start, start + span.count))
+                slots.extend([span.first_slot + i] * span.count)
+        return on_device(positions, self.device), on_device(slots, self.device)
+
+    def _mask(self, span: Span) -> Tensor | None:
+        """What to add to attention scores, (sequences, 1, count, length); None where every key may be seen."""
+        start, count = max(span.starts), span.count
+        if (count == 1 and min(span.starts) == start) or (start == 0 and len(span.starts) == 1):
+            return None  # of a prompt's beginning, too: it is simply causal
+        keys = torch.arange(start + count, device=self.device)
+        first = on_device(span.starts, self.device)[:, None, None]
+        hidden = keys > first + torch.arange(count, device=self.device)[:, None]
+        mask = torch.zeros(hidden.shape, dtype=self.embedding.dtype, device=self.device)
+        return mask.masked_fill_(hidden, -torch.inf).unsqueeze(1)
+
+    def _view(self, span: Span) -> "_View":
+        slots = slice(span.first_slot, span.first_slot + len(span.starts))
+        length = max(span.starts) + span.count
+        keys, values = (kept[:, slots, :, :length].unbind(0) for kept in (self.cache.keys, self.cache.values))
+        return _View(span, keys, values, self._mask(span))
+
+    def _attend(self, layer: int, query: Tensor, view: "_View") -> Tensor:
+        """Attention of a span's tokens, (rows, n_head * head_dim). query: (N, n_head, head_dim)."""
+        span = view.span
+        query = query[span.first_row : span.first_row + span.rows]
+        query = query.unsqueeze(2) if span.count == 1 else query.transpose(0, 1).unsqueeze(0)
+        attended = F.scaled_dot_product_attention(
+            query,
+            view.keys[layer],
+            view.values[layer],
+            attn_mask=view.mask,
+            is_causal=view.mask is None and span.count > 1,
+            enable_gqa=self.config.n_head != self.config.n_kv_head,
+        )
+        return (attended if span.count == 1 else attended.squeeze(0).transpose(0, 1)).flatten(1)
+
+
+@dataclass(frozen=True)
+class _View:
+    """What a span's tokens look at."""
+
+    span: Span
+    keys: tuple[Tensor, ...]
+    """(sequences, n_kv_head, length, head_dim) for each layer"""
+    values: tuple[Tensor, ...]
+    mask: Tensor | None
+
+
+def on_device(values: Sequence[float], device: torch.device) -> Tensor:
+    """A tensor of numbers, sent without waiting for what the device is doing."""
+    tensor = torch.tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def soft_cap(logits: Tensor) -> Tensor:
+    """Logits as the model means them, between -15 and 15."""
+    return LOGIT_SOFTCAP * torch.tanh(logits / LOGIT_SOFTCAP)
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """As gpt.rms_norm. On a CPU, F.rms_norm is made of nine operations, 13 us for a row of 256; these take 8."""
+    if x.is_cuda:
+        return F.rms_norm(x, (x.size(-1),), eps=RMS_NORM_EPS)
+    root_mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(x.size(-1) ** -0.5)
+    return x / torch.hypot(root_mean_square, _ROOT_EPS.to(x.dtype))
+
+
+def squared_relu_(x: Tensor) -> Tensor:
+    """max(x, 0)^2, in place."""
+    x = F.relu_(x)
+    return x.mul_(x)
+
+
+def _transposed(x: Tensor) -> bool:
+    return x.size(0) in TRANSPOSED_ROWS and x.device.type == "cpu"

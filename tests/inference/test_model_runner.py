@@ -1,0 +1,66 @@
+"""The engine's forward pass is the model's."""
+
+import pytest
+import torch
+
+from nanochat.inference.kv_cache import KVCache
+from nanochat.inference.model_runner import ModelRunner, Span, soft_cap
+from tests.conftest import random_model
+
+SHAPES = [{}, {"n_head": 4, "n_kv_head": 2, "n_embd": 128}, {"depth": 5}]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", [3, 20])  # below and above the number of rows from which products are transposed
+def test_chunks_and_single_tokens_in_one_pass(shape: dict[str, int], count: int) -> None:
+    model = random_model(**shape).eval()
+    tokens = torch.randint(500, (4, 60), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        runner = ModelRunner(model, KVCache(model, slots=5), vocab_size=500)
+        held = (9, 17, 30, 0)
+        for row, slot in ((0, 1), (1, 2), (2, 4)):
+            runner.hidden(tokens[row, : held[row]], [Span(0, slot, (0,), held[row])])
+        # one token each in slots 1 and 2, a chunk in the middle of slot 4, a prompt's beginning in slot 0
+        spans = [Span(0, 1, (9, 17), 1), Span(2, 4, (30,), count), Span(2 + count, 0, (0,), count)]
+        new = torch.cat((tokens[0, 9:10], tokens[1, 17:18], tokens[2, 30 : 30 + count], tokens[3, :count]))
+        logits = soft_cap(runner.logits(runner.hidden(new, spans)))
+        full = model(tokens)[:, :, :500]
+        expected = torch.cat((full[0, 9:10], full[1, 17:18], full[2, 30 : 30 + count], full[3, :count]))
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+def test_bfloat16_is_as_close_as_it_can_be() -> None:
+    model = random_model().eval()
+    model.compute_dtype = torch.bfloat16
+    tokens = torch.randint(500, (1, 40), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        runner = ModelRunner(model, KVCache(model, slots=1), vocab_size=500)
+        logits = soft_cap(runner.logits(runner.hidden(tokens[0], [Span(0, 0, (0,), 40)])))
+        model.compute_dtype = torch.float32
+        exact = model(tokens)[0, :, :500]
+    assert (logits - exact).abs().mean() < 0.02 * exact.abs().mean()
+
+
+def test_half_weights_change_little() -> None:
+    model = random_model().eval()
+    tokens = torch.randint(500, (1, 20), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        runner = ModelRunner(model, KVCache(model, slots=1), vocab_size=500, half_weights=True)
+        logits = soft_cap(runner.logits(runner.hidden(tokens[0], [Span(0, 0, (0,), 20)])))
+        exact = model(tokens)[0, :, :500]
+    assert (logits - exact).abs().mean() < 0.002 * exact.abs().mean()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_on_a_gpu_does_not_wait_for_it() -> None:
+    model = random_model().to("cuda").eval()
+    with torch.inference_mode():
+        runner = ModelRunner(model, KVCache(model, slots=2), vocab_size=500)
+        tokens = torch.arange(12, device="cuda")
+        runner.hidden(tokens, [Span(0, 0, (0,), 12)])
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            runner.logits(runner.hidden(tokens[:2], [Span(0, 0, (12, 0), 1)]))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
