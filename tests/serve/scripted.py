@@ -52,7 +52,7 @@ class ScriptedEngine:
         self.prompts: list[list[int]] = []
         self.cancelled: list[Request] = []
         self._waiting: deque[Request] = deque()
-        self._active: dict[Request, tuple[Iterator[int | None], ReplyDecoder]] = {}
+        self._active: dict[Request, Iterator[int | None]] = {}
 
     @property
     def busy(self) -> bool:
@@ -66,7 +66,7 @@ class ScriptedEngine:
         self.samplings.append(sampling)
         if self._text(prompt) == "refuse":
             raise UserError("this cannot be answered: ask something else")
-        request = Request(prompt, sampling)
+        request = Request(prompt, sampling, CONTEXT, ReplyDecoder(self.tokenizer, sampling.stop))
         self._waiting.append(request)
         return request
 
@@ -81,19 +81,19 @@ class ScriptedEngine:
         time.sleep(self.pause)
         while self._waiting and len(self._active) < self.slots:
             request = self._waiting.popleft()
-            decoder = ReplyDecoder(self.tokenizer, request.sampling.stop)
-            self._active[request] = self._script(self._text(request.prompt)), decoder
-        for request, (script, decoder) in list(self._active.items()):
+            self._active[request] = self._script(self._text(request.tokens))
+        for request, script in list(self._active.items()):
             token = next(script)
             if token is None:
                 time.sleep(0.002)
                 continue
             completion = request.completion
             completion.tokens.append(token)
-            decoder.feed(token)
+            assert request.decoder
+            request.decoder.feed(token)
             if (most := request.sampling.logprobs) is not None:
                 completion.logprobs.append(TokenLogprob(token, -0.5, ((token, -0.5), (0, -2.0))[:most]))
-            if token == self.tokenizer.special("<|assistant_end|>") or decoder.stopped:
+            if token == self.tokenizer.special("<|assistant_end|>") or request.decoder.stopped:
                 completion.finish_reason = "stop"
             elif len(completion.tokens) == request.sampling.max_tokens:
                 completion.finish_reason = "length"
