@@ -15,7 +15,7 @@ from nanochat.tokenizer import Tokenizer
 from tests.serve.scripted import CARD, CONTEXT, ScriptedChatModel
 from tests.serve.serving import Served, scripted, until
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 BASE = ModelCard("base", "d4", 9, CONTEXT)
 PHONE = {"width": 390, "height": 844}
 
