@@ -249,4 +249,7 @@ def main(connection: Connection, load: Loader, gpu: int | None) -> None:
     if gpu is not None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
+    # On a CPU, a thread less than there are cores: the server needs one, and threads that wait for one another at every
+    # operation lose far more than a core when one of them does not run.
+    torch.set_num_threads(max(1, torch.get_num_threads() - 1))
     EngineLoop(connection, load).run()

@@ -81,6 +81,13 @@ def test_no_formula_breaks_it(text: str) -> None:
     check_harmless(f"${text}$")
 
 
+@pytest.mark.parametrize("piece", ["{", "\\frac", "\\sqrt[", "\\left(", "^{", "\\begin{matrix}"])
+@pytest.mark.parametrize("marks", [("$", "$"), ("\\(", "\\)"), ("$$\n", "\n$$")])
+def test_formula_nested_without_end_is_text(piece: str, marks: tuple[str, str]) -> None:
+    check_harmless(f"{marks[0]}{piece * (19_000 // len(piece))}{marks[1]}")
+    check_harmless(f"{marks[0]}{piece * (990 // len(piece))}{marks[1]}")
+
+
 def test_code_is_coloured_and_stays_code() -> None:
     html = to_html('```python\nprint("<b>")\n```')
     assert '<span class="nb">print</span>' in html and "&lt;b&gt;" in html
