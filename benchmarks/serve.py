@@ -7,6 +7,7 @@ clients are in this one. Ends with exit code 1 if an answer was wrong, a reply i
 """
 
 import asyncio
+import functools
 import json
 import multiprocessing
 import random
@@ -82,7 +83,7 @@ def card_of(options: BenchmarkOptions) -> ModelCard:
     return ModelCard("sft", f"d{options.depth}", 0, CONTEXT)
 
 
-def random_chat(card: ModelCard) -> ChatModel:
+def random_chat(card: ModelCard, slots: int) -> ChatModel:
     """The model in the engine's process. It never ends a turn by itself, so that every reply has the same length."""
     runtime = Runtime.start()
     tokenizer = Tokenizer.train(embedded.documents("train"), VOCAB_SIZE)
@@ -91,13 +92,14 @@ def random_chat(card: ModelCard) -> ChatModel:
     model = GPT(config, runtime.compute_dtype).to(runtime.device).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=parameter.size(1) ** -0.5)
-    return ChatModel(card.source, card.model_tag, card.step, Engine(model, tokenizer, Calculator(), 16))
+    return ChatModel(card.source, card.model_tag, card.step, Engine(model, tokenizer, Calculator(), slots))
 
 
 def serve(options: BenchmarkOptions, pipe: Connection) -> None:
     """The server's process."""
     card = card_of(options)
-    pool = Pool(Menu(card), random_chat, slots=options.max_batch_size, max_waiting=options.max_waiting)
+    chat = functools.partial(random_chat, slots=options.max_batch_size)
+    pool = Pool(Menu(card), chat, slots=options.max_batch_size, max_waiting=options.max_waiting)
     listener = listen.bind("127.0.0.1", 0)
     tokenizer = Tokenizer.train(embedded.documents("train"), VOCAB_SIZE)
     app = create_app(pool, tokenizer, on_loaded=lambda problem: pipe.send(listener.getsockname()[1]))

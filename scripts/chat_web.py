@@ -46,6 +46,8 @@ class Options:
     """replies written at once by each GPU"""
     max_waiting: int = 64
     """replies that may wait for their turn; more are refused"""
+    kv_cache_gb: float | None = None
+    """memory for the conversations being answered; by default a quarter of what is free"""
     device_type: str = "auto"
     """auto, cuda or cpu; with several GPUs each has an engine"""
 
@@ -63,7 +65,12 @@ def main(options: Options) -> None:
     device_type = resolve_device_type(options.device_type)
     pool = Pool(
         Menu(default, trained),
-        functools.partial(load_card, device_type=device_type, max_batch_size=options.max_batch_size),
+        functools.partial(
+            load_card,
+            device_type=device_type,
+            max_batch_size=options.max_batch_size,
+            kv_cache_gb=options.kv_cache_gb,
+        ),
         gpus=range(torch.cuda.device_count()) if device_type == "cuda" else [None],
         slots=options.max_batch_size,
         max_waiting=options.max_waiting,
@@ -96,9 +103,11 @@ def main(options: Options) -> None:
     server.run(app, listener)
 
 
-def load_card(card: ModelCard, device_type: str, max_batch_size: int) -> ChatModel:
+def load_card(card: ModelCard, device_type: str, max_batch_size: int, kv_cache_gb: float | None) -> ChatModel:
     """The model of a card, in the engine's process."""
-    return load_chat(card.source, card.model_tag, card.step, device_type, max_batch_size)
+    return load_chat(
+        card.source, card.model_tag, card.step, device_type, max_batch_size=max_batch_size, kv_cache_gb=kv_cache_gb
+    )
 
 
 if __name__ == "__main__":

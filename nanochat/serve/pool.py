@@ -42,7 +42,7 @@ class Pool:
     def start(self) -> None:
         """Begin to load the default model everywhere; call it in the event loop."""
         for worker in self.workers:
-            worker.start(self.menu.default)
+            worker.use(self.menu.default)
 
     async def loaded(self) -> None:
         """Wait until every engine has its model. Raises UserError where it cannot be loaded."""

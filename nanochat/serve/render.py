@@ -24,7 +24,7 @@ from nanochat.serve.markdown import dialect
 MOST_CODE = 20_000
 """characters of a block of code that are coloured; more stays plain"""
 MOST_FORMULA = 1000
-"""characters of a formula that is drawn: nested 10,000 deep, one overflows the stack of math-core, and 3,000 deep not"""
+"""characters of a formula that is drawn: nested 3,000 deep, math-core draws one; 10,000 deep, it overflows the stack"""
 MOST_TEXT = 20_000
 """characters that are read as Markdown, in which some rules take quadratic time; longer texts stay plain"""
 LIGHT_STYLE, DARK_STYLE = "xcode", "github-dark"

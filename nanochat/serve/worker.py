@@ -85,7 +85,7 @@ def in_process(connection: Connection, load: Loader, gpu: int | None) -> SpawnPr
 
 
 class Worker:
-    """One engine. To be used in the event loop that `start` was called in."""
+    """One engine. To be used in one event loop."""
 
     def __init__(self, load: Loader, gpu: int | None = None, start: Start = in_process) -> None:
         """`start` runs the engine's loop; tests take a thread, in which they can follow it."""
@@ -107,15 +107,12 @@ class Worker:
         self._running: SpawnProcess | threading.Thread | None = None
         self._good: ModelCard | None = None  # the last model that could be loaded
 
-    def start(self, card: ModelCard) -> None:
-        """Begin to load a model, in an engine that is new."""
-        self._connection, theirs = multiprocessing.Pipe()
-        self._running = self._start(theirs, self.load, self.gpu)
-        asyncio.get_running_loop().add_reader(self._connection.fileno(), self._receive)
-        self.use(card)
-
     def use(self, card: ModelCard) -> None:
-        """Load a model for the requests to come, once those before them are answered."""
+        """Load a model for the requests to come, once those before them are answered; start the engine if need be."""
+        if self._connection is None:
+            self._connection, theirs = multiprocessing.Pipe()
+            self._running = self._start(theirs, self.load, self.gpu)
+            asyncio.get_running_loop().add_reader(self._connection.fileno(), self._receive)
         if card != self.wanted:
             self.wanted = card
             self._send(Load(card))
@@ -144,9 +141,9 @@ class Worker:
                 self._running.kill()
 
     def _send(self, order: Order) -> None:
-        assert self._connection is not None
         with contextlib.suppress(OSError):  # it has died, which `_receive` learns as well
-            self._connection.send(order)
+            if self._connection:
+                self._connection.send(order)
 
     def _receive(self) -> None:
         """Take what the engine has sent."""
@@ -184,6 +181,7 @@ class Worker:
             with contextlib.suppress(RuntimeError, OSError):  # the event loop, or the pipe, is closed already
                 asyncio.get_running_loop().remove_reader(self._connection.fileno())
             self._connection.close()
+            self._connection = None
         for number in list(self.answers):
             self._deliver(Piece(number, [], [], 0, error="the engine has stopped"))
 
@@ -194,7 +192,7 @@ class Worker:
         self.loaded = self.wanted = self.stats = None
         if card and was_loaded:
             log.error("the engine has died and is started again")
-            self.start(card)
+            self.use(card)
         else:
             self.problem = "the engine died while it loaded the model: see above, or free some memory"
             self.changed.set()

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from typing import Any
 
 import httpx
@@ -14,10 +15,11 @@ import pytest
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
 from nanochat.serve import listen
+from nanochat.serve.engine_process import Loader
 from nanochat.serve.menu import ModelCard
 from nanochat.tokenizer import Tokenizer
 from tests.serve.scripted import CARD, ScriptedChatModel
-from tests.serve.serving import CHAT, Served, scripted, serving, until
+from tests.serve.serving import CHAT, Served, in_thread, scripted, serving, until
 from tests.serve.test_api import chunks, say, streamed
 
 Both = tuple[Served, ScriptedChatModel]
@@ -141,6 +143,25 @@ def test_model_that_cannot_be_loaded_is_told(tokenizer: Tokenizer) -> None:
     with serving(load, tokenizer, wait=False, on_loaded=told.append):
         until(lambda: told)
     assert str(told[0]).startswith("this model is damaged")
+
+
+def test_engine_that_dies_while_it_loads_is_started_by_the_next_request(tokenizer: Tokenizer) -> None:
+    starts: list[int] = []
+
+    def start(connection: Connection, load: Loader, gpu: int | None) -> threading.Thread:
+        starts.append(len(starts))
+        if len(starts) == 1:
+            connection.close()
+            return threading.current_thread()  # as good as any that is not the engine's
+        return in_thread(connection, load, gpu)
+
+    told: list[UserError | None] = []
+    with serving(
+        lambda card: ScriptedChatModel(tokenizer), tokenizer, start=start, wait=False, on_loaded=told.append
+    ) as served:
+        until(lambda: told)
+        assert "died while it loaded" in str(told[0])
+        assert served.client.post(CHAT, json=say("hello")).status_code == 200
 
 
 def test_model_of_the_menu_that_cannot_be_loaded_fails_its_requests_only(tokenizer: Tokenizer) -> None:
