@@ -67,7 +67,7 @@ def serving(
     thread.start()
     try:
         url = listen.url(listener, host)
-        with httpx.Client(base_url=url, timeout=20) as client:
+        with httpx.Client(base_url=url, timeout=60) as client:
             if wait:
                 until(lambda: client.get("/health").status_code == 200)
             yield Served(client, pool, url)
@@ -84,7 +84,7 @@ def scripted(tokenizer: Tokenizer, **options: Any) -> Iterator[tuple[Served, Scr
         yield served, model
 
 
-def until(condition: Callable[[], Any], seconds: float = 30) -> None:
+def until(condition: Callable[[], Any], seconds: float = 60) -> None:
     """Wait for what another thread or process is about to do."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -17,6 +17,7 @@ from tests.serve.serving import Served, scripted, until
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 BASE = ModelCard("base", "d4", 9, CONTEXT)
+SECONDS = 30  # that a busy machine may take
 PHONE = {"width": 390, "height": 844}
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: sudo apt install chromium")
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
+        expect.set_options(timeout=SECONDS * 1000)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -40,7 +42,7 @@ def both(tokenizer: Tokenizer) -> Iterator[tuple[Served, ScriptedChatModel]]:
 def page(browser: Browser, both: tuple[Served, ScriptedChatModel]) -> Iterator[Page]:
     """The page as a newcomer finds it. It may talk to no other host, and nothing may go wrong in its script."""
     context = browser.new_context(accept_downloads=True)
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(SECONDS * 1000)
     page = context.new_page()
     asked: list[str] = []
     wrong: list[str] = []
