@@ -122,6 +122,15 @@ install_packages() {
   pip_install "$torch" "${packages[@]}"
 }
 
+# The browser that the chat page's tests drive, where it can be had without a password; they are skipped without one.
+install_browser() {
+  local root_or_sudo=()
+  if ((EUID)); then root_or_sudo=(sudo -n); fi
+  {
+    "${root_or_sudo[@]}" apt-get update -qq && "${root_or_sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium
+  } >/dev/null 2>&1 || printf 'none to be had; the tests of the chat page are skipped ... '
+}
+
 extras=()
 quiet=false
 for option in "$@"; do
@@ -160,4 +169,5 @@ if ! [[ -x "$venv/bin/python" && -f "$venv/complete-run" && "$(tail -n 1 "$venv/
 fi
 rm -f "$venv"/complete-* "$venv/for-gpu"
 step "packages" install_packages ${extras[@]+"${extras[@]}"}
+if ((${#extras[@]})) && ! command -v chromium google-chrome >/dev/null; then step "a browser" install_browser; fi
 for mark in run ${extras[@]+"${extras[@]}"}; do fingerprint >"$venv/complete-$mark"; done

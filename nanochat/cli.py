@@ -5,6 +5,7 @@ import errno
 import inspect
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -46,6 +47,8 @@ def run(
     A disk that is full or may not be written to counts as something the user can mend, wherever it is met.
     """
     args = list(sys.argv[1:] if args is None else args)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as scripts/__init__.py left it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main(parse(options, args, demo=demo, quick=quick))
     except UserError as error:

@@ -1,0 +1,9 @@
+"""One thin entry module a job."""
+
+import signal
+import sys
+
+if sys.argv[0] == "-m":
+    # `python -m scripts.NAME` goes on to import torch, which takes seconds: Ctrl-C ends it without a traceback until
+    # nanochat.cli.run takes over.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,47 +1,124 @@
 """Talk to a model in the browser: `./chat.sh`, or python -m scripts.chat_web --port 8000."""
 
-from dataclasses import dataclass
+import functools
+import os
+from dataclasses import dataclass, field
 
-from nanochat import cli
-from nanochat.inference.chat import load_chat
+import torch
+
+from nanochat import checkpoint, cli, paths
+from nanochat.errors import UserError
+from nanochat.inference.chat import ChatModel, load_chat
 from nanochat.inference.sampling import Sampling
+from nanochat.options import check_range
+from nanochat.runtime import resolve_device_type
 from nanochat.serve import listen
 from nanochat.serve.app import create_app
+from nanochat.serve.menu import Menu, ModelCard, trained
+from nanochat.serve.pool import Pool
+from nanochat.tokenizer import Tokenizer
 
 
 @dataclass
 class Options:
     """Serve the chat page and OpenAI's API."""
 
-    source: str | None = None  # base, mid, sft or rl; by default the most advanced there is
-    model_tag: str | None = None  # such as d20; by default the newest
-    step: int | None = None  # by default the last
-    host: str = "127.0.0.1"  # 0.0.0.0 lets other machines in
+    source: str | None = None
+    """base, mid, sft or rl; by default the most advanced there is"""
+    model_tag: str | None = None
+    """such as d20; by default the newest"""
+    step: int | None = None
+    """by default the last"""
+    host: str = "127.0.0.1"
+    """0.0.0.0 lets other machines in"""
     port: int = 8000
-    temperature: float = 0.8  # 0 always takes the likeliest token
-    top_k: int = 50  # sample among this many tokens; 0 for all
-    max_tokens: int = 512  # longest reply
-    max_waiting: int = 16  # requests that may wait for their turn
-    device_type: str = "auto"  # cuda, mps or cpu
+    api_key: str | None = None
+    """what requests must bring; by default NANOCHAT_API_KEY, which other users of this machine cannot see"""
+    allow_origin: list[str] = field(default_factory=list)
+    """pages of other servers that may use the API in a browser, such as https://example.org"""
+    temperature: float = 0.8
+    """0 always takes the likeliest token"""
+    top_k: int = 50
+    """sample among this many tokens; 0 for all"""
+    max_tokens: int = 512
+    """longest reply"""
+    max_batch_size: int = 16
+    """replies written at once by each GPU"""
+    max_waiting: int = 64
+    """replies that may wait for their turn; more are refused"""
+    kv_cache_gb: float | None = None
+    """memory for the conversations being answered; by default a quarter of what is free"""
+    half_weights: bool = False
+    """weights rounded to fp16 on an x86 CPU without bfloat16: faster where they do not fit the processor's cache"""
+    device_type: str = "auto"
+    """auto, cuda or cpu; with several GPUs each has an engine"""
+
+    def __post_init__(self) -> None:
+        check_range("max_batch_size", self.max_batch_size, 1)
+        check_range("max_waiting", self.max_waiting, 0)
 
 
 DEMO = Options(temperature=0.3)  # a model of few parameters is only sure of little
 
 
 def main(options: Options) -> None:
-    listener = listen.bind(options.host, options.port)  # before the model, which takes longer to load
-    chat_model = load_chat(options.source, options.model_tag, options.step, options.device_type, max_batch_size=1)
-    sampling = Sampling(max_tokens=options.max_tokens, temperature=options.temperature, top_k=options.top_k or None)
-    app = create_app(
-        chat_model,
-        defaults=sampling,
+    listener = listen.bind(options.host, options.port)
+    default = ModelCard.of(checkpoint.find(options.source, options.model_tag, options.step))
+    device_type = resolve_device_type(options.device_type)
+    pool = Pool(
+        Menu(default, trained),
+        functools.partial(
+            load_card,
+            device_type=device_type,
+            max_batch_size=options.max_batch_size,
+            kv_cache_gb=options.kv_cache_gb,
+            half_weights=options.half_weights,
+        ),
+        gpus=range(torch.cuda.device_count()) if device_type == "cuda" else [None],
+        slots=options.max_batch_size,
         max_waiting=options.max_waiting,
-        allowed_hosts=listen.allowed_hosts(listener, options.host),
     )
-    print(f"{chat_model.description} talks at {listen.url(listener, options.host)} (Ctrl-C stops)", flush=True)
-    if not listen.is_loopback(listener):
-        print("warning: everyone who can reach this machine over the network can talk to the model", flush=True)
-    listen.serve(app, listener)
+    api_key = options.api_key or os.environ.get("NANOCHAT_API_KEY") or None
+    server = listen.Server()
+
+    def on_loaded(problem: UserError | None) -> None:
+        if problem:
+            server.stop(problem)
+            return
+        print(f"{default.description} talks at {listen.url(listener, options.host)} (Ctrl-C stops)", flush=True)
+        if not listen.is_loopback(listener):
+            print(f"on the network: {listen.lan_address(listener) or 'an address of this machine'}", flush=True)
+            if not api_key:
+                print(
+                    "warning: whoever reaches this machine can talk to the model; --api-key asks for a key",
+                    flush=True,
+                )
+
+    app = create_app(
+        pool,
+        Tokenizer.load(paths.tokenizer_dir()),
+        defaults=Sampling(options.max_tokens, options.temperature, options.top_k or None),
+        allowed_hosts=listen.allowed_hosts(listener, options.host),
+        allowed_origins=options.allow_origin,
+        api_key=api_key,
+        on_loaded=on_loaded,
+    )
+    server.run(app, listener)
+
+
+def load_card(
+    card: ModelCard, device_type: str, max_batch_size: int, kv_cache_gb: float | None, half_weights: bool
+) -> ChatModel:
+    """The model of a card, in the engine's process."""
+    return load_chat(
+        card.source,
+        card.model_tag,
+        card.step,
+        device_type,
+        max_batch_size=max_batch_size,
+        kv_cache_gb=kv_cache_gb,
+        half_weights=half_weights,
+    )
 
 
 if __name__ == "__main__":

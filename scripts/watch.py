@@ -51,7 +51,8 @@ def serve(options: WatchOptions) -> None:
     print(f"the report is at {listen.url(listener, options.host)} (Ctrl-C stops)", flush=True)
     if not listen.is_loopback(listener):
         print("warning: everyone who can reach this machine over the network can read it", flush=True)
-    listen.serve(web.create_app(options.model_tag, listen.allowed_hosts(listener, options.host)), listener)
+    app = web.create_app(options.model_tag, listen.allowed_hosts(listener, options.host))
+    listen.Server().run(app, listener)
 
 
 if __name__ == "__main__":

@@ -58,9 +58,7 @@ class ChatModel:
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The tokens that `stream` gives the model."""
-        if self.source == "base":
-            return [self.tokenizer.bos_id, *self.tokenizer.encode(str(messages[-1]["content"]))]
-        return self.tokenizer.render_prompt(messages)
+        return prompt_tokens(self.tokenizer, self.source, messages)
 
     def _deltas(self, request: Request, stop: threading.Event | None) -> Iterator[Delta]:
         decoder = ReplyDecoder(self.tokenizer, request.sampling.stop)
@@ -75,6 +73,13 @@ class ChatModel:
         rest = decoder.flush()
         if rest:
             yield rest
+
+
+def prompt_tokens(tokenizer: Tokenizer, source: str, messages: Sequence[Message]) -> list[int]:
+    """A conversation as a model of the stage `source` reads it; a base model, only the last message as text."""
+    if source == "base":
+        return [tokenizer.bos_id, *tokenizer.encode(str(messages[-1]["content"]))]
+    return tokenizer.render_prompt(messages)
 
 
 def load_chat(

@@ -1,5 +1,6 @@
 """What holds for every request and every response, whatever route it takes."""
 
+import hmac
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -22,17 +23,28 @@ SECURITY_HEADERS = {
 }
 
 
+OPEN_PATHS = ("/", "/health", "/code.css")
+"""what anyone may have, as well as /static: the page has to be there to ask for the key"""
+
+
 class Guard:
-    """Adds the security headers, refuses bodies that are too large and names this server was not meant to have.
+    """Adds the security headers; refuses bodies that are too large, a wrong key, and names that are not this server's.
 
     The last is against DNS rebinding: a page elsewhere whose own name suddenly points at 127.0.0.1 could
     otherwise talk to the model as if it were ours.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, allowed_hosts: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_body_bytes: int,
+        allowed_hosts: list[str] | None = None,
+        api_key: str | None = None,
+    ) -> None:
         self.app = app
         self.max_body_bytes = max_body_bytes
         self.allowed_hosts = allowed_hosts
+        self.api_key = api_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,7 +58,7 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        refusal = self._refusal(Headers(scope=scope))
+        refusal = self._refusal(scope["path"], Headers(scope=scope))
         if refusal is not None:
             await refusal(scope, receive, send_with_headers)
             return
@@ -55,13 +67,19 @@ class Guard:
         except _TooLarge:
             await self._too_large()(scope, receive, send_with_headers)
 
-    def _refusal(self, headers: Headers) -> JSONResponse | None:
+    def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
         if self.allowed_hosts is not None and _host_name(headers.get("host", "")) not in self.allowed_hosts:
             message = "this server does not answer to that host name: start it with --host to open it to others"
             return JSONResponse(error_body(400, message), 400)
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.max_body_bytes:
             return self._too_large()
+        if self.api_key is not None and path not in OPEN_PATHS and not path.startswith("/static/"):
+            given = headers.get("authorization", "").removeprefix("Bearer ")
+            # In constant time, so that nobody finds the key letter by letter with a stopwatch.
+            if not hmac.compare_digest(given.encode("latin-1"), self.api_key.encode()):
+                body = error_body(401, "the API key is missing or wrong", code="invalid_api_key")
+                return JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
         return None
 
     def _too_large(self) -> JSONResponse:

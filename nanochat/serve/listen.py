@@ -66,21 +66,47 @@ def url(listener: socket.socket, host: str) -> str:
     return f"http://{name}:{listener.getsockname()[1]}"
 
 
-def server(app: FastAPI) -> uvicorn.Server:
+def lan_address(listener: socket.socket) -> str | None:
+    """The address to open on another computer of the network; None where only this one can reach the socket."""
+    if is_loopback(listener):
+        return None
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect(("192.0.2.1", 9))  # sends nothing: it only asks by which way one would go there
+            except OSError:
+                return None
+            host = probe.getsockname()[0]
+    return f"http://{_in_url(host)}:{port}"
+
+
+class Server:
     """uvicorn, set up so that neither requests nor prompts are logged, only what fails."""
-    # A client that leaves in mid-sentence is ordinary here; asyncio would warn of every write that came too late.
-    logging.getLogger("asyncio").setLevel(logging.ERROR)
-    config = uvicorn.Config(
-        app,
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        timeout_graceful_shutdown=SECONDS_TO_FINISH,
-    )
-    return uvicorn.Server(config)
 
+    def __init__(self) -> None:
+        self._uvicorn: uvicorn.Server | None = None
+        self._problem: UserError | None = None
 
-def serve(app: FastAPI, listener: socket.socket) -> None:
-    """Serve until Ctrl-C or SIGTERM."""
-    with contextlib.suppress(KeyboardInterrupt):
-        server(app).run(sockets=[listener])
+    def run(self, app: FastAPI, listener: socket.socket) -> None:
+        """Serve until Ctrl-C or SIGTERM, or until `stop`, whose problem is raised."""
+        # A client that leaves in mid-sentence is ordinary here; asyncio would warn of every write that came too late.
+        logging.getLogger("asyncio").setLevel(logging.ERROR)
+        config = uvicorn.Config(
+            app,
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=SECONDS_TO_FINISH,
+        )
+        self._uvicorn = uvicorn.Server(config)
+        with contextlib.suppress(KeyboardInterrupt):
+            self._uvicorn.run(sockets=[listener])
+        if self._problem:
+            raise self._problem
+
+    def stop(self, problem: UserError | None = None) -> None:
+        """End the server."""
+        self._problem = problem
+        if self._uvicorn:
+            self._uvicorn.should_exit = True

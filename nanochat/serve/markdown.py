@@ -110,6 +110,11 @@ def _emphasis(state: StateInline, silent: bool) -> bool:
     return emphasis.tokenize(state, silent)
 
 
-# Without HTML: rich would leave it out, and with it the <int> of vector<int>.
-_PARSER = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
-_PARSER.inline.ruler.at("emphasis", _emphasis)
+def dialect() -> MarkdownIt:
+    """A parser of Markdown as models write it. Without HTML: the <int> of vector<int> is text."""
+    parser = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
+    parser.inline.ruler.at("emphasis", _emphasis)
+    return parser
+
+
+_PARSER = dialect()

@@ -1,21 +1,24 @@
-"""OpenAI's chat completions, as far as this server speaks them: requests, replies, stream chunks, errors.
+"""What clients may send, in OpenAI's shape: https://platform.openai.com/docs/api-reference.
 
-https://platform.openai.com/docs/api-reference/chat. Two things are added, which other clients ignore:
-`top_k` in a request, and a field `nanochat` that carries tool calls, which are not part of the text.
+Added to it are `top_k`, `min_p` and `repetition_penalty`, and messages of the assistant may hold tool calls as parts.
+Fields unknown here are ignored. Those that are known and would change the answer in a way that this server cannot are
+refused, so that nobody takes another answer for the one asked for.
 """
 
-import json
+import dataclasses
 import secrets
-import time
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, Strict, StrictBool, StringConstraints
 
 from nanochat.data import conversations
 from nanochat.data.conversations import Part
+from nanochat.inference.sampling import MAX_LOGPROBS, MAX_STOP_STRINGS, Sampling
 
-Role = Literal["system", "user", "assistant"]
 MAX_MESSAGES = 1000
+MAX_PROMPTS = 16
+MAX_REPLIES = 16
+ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
 def _whole_characters(text: str) -> str:
@@ -24,20 +27,32 @@ def _whole_characters(text: str) -> str:
 
 
 Text = Annotated[str, StringConstraints(strict=True), AfterValidator(_whole_characters)]
+Whole = Annotated[int, Strict()]
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+StopString = Annotated[Text, StringConstraints(min_length=1, max_length=1000)]
 
 
 class ApiError(Exception):
     """A refusal, told to the client in OpenAI's error shape."""
 
-    def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.body = error_body(status, message, code=code, param=param)
+        self.headers = {"Retry-After": str(round(retry_after))} if retry_after else None
 
 
 def error_body(status: int, message: str, *, code: str | None = None, param: str | None = None) -> dict[str, Any]:
     """The JSON of an error."""
-    kind = {429: "rate_limit_error"}.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    kind = ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -58,100 +73,164 @@ class Message(BaseModel):
 class StreamOptions(BaseModel):
     """What a stream says besides the text."""
 
-    include_usage: bool | None = None
+    include_usage: StrictBool | None = None
 
 
-class ChatRequest(BaseModel):
-    """The body of POST /v1/chat/completions. Fields unknown here are ignored."""
+class SamplingRequest(BaseModel):
+    """What every request for a reply may say of it."""
+
+    model: str | None = None
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Whole | None = Field(None, ge=1, le=1_000_000)
+    temperature: Number | None = Field(None, ge=0, le=2)
+    top_p: Number | None = Field(None, gt=0, le=1)
+    top_k: Whole | None = Field(None, ge=0, le=1_000_000, description="0 or null: every token may be sampled")
+    min_p: Number | None = Field(None, ge=0, le=1)
+    repetition_penalty: Number | None = Field(None, ge=0.1, le=10)
+    seed: Whole | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    n: Whole | None = Field(None, ge=1, le=MAX_REPLIES)
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+    logit_bias: dict[str, Number] | None = Field(None, max_length=0)
+
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream ends with the number of tokens."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def samplings(self, defaults: Sampling) -> list[Sampling]:
+        """One for each of the `n` replies, with our defaults where the request does not say."""
+        asked: dict[str, Any] = {
+            name: value
+            for name in ("max_tokens", "temperature", "top_p", "min_p", "repetition_penalty")
+            if (value := getattr(self, name)) is not None
+        }
+        if "top_k" in self.model_fields_set:
+            asked["top_k"] = self.top_k or None
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        seed = secrets.randbits(63) if self.seed is None else self.seed % 2**63
+        first = dataclasses.replace(defaults, **asked, stop=stop, seed=seed)
+        return [first.sibling(i) for i in range(self.n or 1)]
+
+
+class ChatRequest(SamplingRequest):
+    """The body of POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: Whole | None = Field(None, ge=1, le=1_000_000)
+    logprobs: StrictBool | None = None
+    top_logprobs: Whole | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    tools: list[Any] | None = Field(None, max_length=0)
+
+    def samplings(self, defaults: Sampling) -> list[Sampling]:
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        asked = super().samplings(dataclasses.replace(defaults, logprobs=logprobs))
+        longest = self.max_completion_tokens  # OpenAI's newer name
+        return [dataclasses.replace(own, max_tokens=longest) for own in asked] if longest else asked
+
+
+class CompletionRequest(SamplingRequest):
+    """The body of POST /v1/completions: text, or tokens, to be continued."""
+
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[Whole], Field(min_length=1)]
+        | Annotated[list[Annotated[list[Whole], Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)]
+    )
+    echo: StrictBool | None = None
+    logprobs: Whole | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    best_of: Literal[1] | None = None
+    suffix: Literal[""] | None = None
+
+    def samplings(self, defaults: Sampling) -> list[Sampling]:
+        return super().samplings(dataclasses.replace(defaults, logprobs=self.logprobs))
+
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt, as text or as tokens."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)
+
+
+class TokenizeRequest(BaseModel):
+    """The body of POST /tokenize: a text, or a conversation as the model would read it."""
+
     model: str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    top_k: int | None = Field(None, ge=0, le=1_000_000, description="0 or null: every token may be sampled")
-    max_tokens: int | None = Field(None, ge=1, le=1_000_000)
-    max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    # Ignoring these would give another answer than was asked for, so whoever sets them is told.
-    n: Literal[1] | None = None
-    top_p: Literal[1] | None = None
-    stop: None = None
-    logprobs: Literal[False] | None = None
-    tools: None = None
-
-    def conversation(self) -> list[conversations.Message]:
-        """The messages as the model reads them. Raises ApiError where the turns do not alternate."""
-        turns: list[conversations.Message] = []
-        for i, message in enumerate(self.messages):
-            role: Role = "system" if message.role == "developer" else message.role
-            content: str | list[Part] = message.content if isinstance(message.content, str) else []
-            if not isinstance(message.content, str):
-                content = [Part(type=part.type, text=part.text) for part in message.content]
-                if role != "assistant":
-                    if any(part["type"] != "text" for part in content):
-                        raise ApiError(400, "only the assistant's messages may hold tool calls", param=f"messages.{i}")
-                    content = _said(content)
-            turns.append({"role": role, "content": content})
-        spoken = [turn["role"] for turn in turns if turn["role"] != "system"]
-        systems = [i for i, turn in enumerate(turns) if turn["role"] == "system"]
-        alternating = ["user" if i % 2 == 0 else "assistant" for i in range(len(spoken))]
-        if systems not in ([], [0]) or spoken != alternating or len(spoken) % 2 == 0:
-            raise ApiError(
-                400,
-                "messages must be an optional system message, then user and assistant in turn, the user's last",
-                param="messages",
-            )
-        return turns
+    text: Text | None = None
+    messages: list[Message] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
 
 
-class ChatCompletion:
-    """Builds every JSON object of one answer, so that they share its id and its time."""
+class OldMessage(BaseModel):
+    """A message as the first nanochat's page sent it."""
 
-    def __init__(self, model: str) -> None:
-        self.id = f"chatcmpl-{secrets.token_hex(12)}"
-        self.model = model
-        self.created = int(time.time())
-
-    def chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-        """One piece of a stream."""
-        return self._object("chat.completion.chunk", [{"index": 0, "delta": delta, "finish_reason": finish_reason}])
-
-    def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
-        """The piece that closes a stream whose client asked for usage."""
-        return self._object("chat.completion.chunk", []) | {"usage": usage}
-
-    def whole(self, parts: list[Part], finish_reason: str, usage: dict[str, int]) -> dict[str, Any]:
-        """The answer in one piece."""
-        message: dict[str, Any] = {"role": "assistant", "content": _said(parts), "refusal": None}
-        if any(part["type"] != "text" for part in parts):
-            message["nanochat"] = {"parts": parts}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-        return self._object("chat.completion", [choice]) | {"usage": usage}
-
-    def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+    role: Literal["system", "user", "assistant"]
+    content: Text
 
 
-def _said(parts: list[Part]) -> str:
-    """The text of a reply, without its tool calls."""
+class OldChatRequest(BaseModel):
+    """The body of POST /chat/completions, the stream of the first nanochat."""
+
+    messages: list[OldMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    temperature: Number | None = Field(None, ge=0, le=2)
+    max_tokens: Whole | None = Field(None, ge=1, le=1_000_000)
+    top_k: Whole | None = Field(None, ge=0, le=1_000_000)
+
+    def chat_request(self) -> ChatRequest:
+        """The same in OpenAI's words."""
+        return ChatRequest.model_validate({**self.model_dump(exclude_none=True), "stream": True})
+
+
+class RenderRequest(BaseModel):
+    """The body of POST /render: Markdown that the page wants to show."""
+
+    texts: list[Annotated[Text, StringConstraints(max_length=200_000)]] = Field(max_length=MAX_MESSAGES)
+
+
+def conversation_of(messages: list[Message]) -> list[conversations.Message]:
+    """The messages as the model reads them; neighbours of one role become one message.
+
+    Raises ApiError where they are not, but for that, a system message, then user and assistant in turn.
+    """
+    turns: list[conversations.Message] = []
+    for i, message in enumerate(messages):
+        role: Literal["system", "user", "assistant"] = "system" if message.role == "developer" else message.role
+        parts = _parts(message, f"messages.{i}.content")
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] = _joined(turns[-1]["content"], parts, role)
+        else:
+            turns.append({"role": role, "content": parts if role == "assistant" else said(parts)})
+    spoken = [turn["role"] for turn in turns if turn["role"] != "system"]
+    systems = [i for i, turn in enumerate(turns) if turn["role"] == "system"]
+    if systems not in ([], [0]) or spoken[:1] != ["user"] or spoken[-1:] != ["user"]:
+        raise ApiError(
+            400,
+            "messages must be an optional system message, then user and assistant in turn, the user's last",
+            param="messages",
+        )
+    return turns
+
+
+def said(parts: list[Part]) -> str:
+    """The text of a message, without its tool calls."""
     return "".join(part["text"] for part in parts if part["type"] == "text")
 
 
-def delta_of(kind: str, text: str) -> dict[str, Any]:
-    """What a stream chunk says of one delta: text as content, tool calls in a field of our own."""
-    return {"content": text} if kind == "text" else {"nanochat": {"type": kind, "text": text}}
+def _parts(message: Message, place: str) -> list[Part]:
+    if isinstance(message.content, str):
+        return [{"type": "text", "text": message.content}]
+    parts: list[Part] = [{"type": part.type, "text": part.text} for part in message.content]
+    if message.role != "assistant" and any(part["type"] != "text" for part in parts):
+        raise ApiError(400, "only the assistant's messages may hold tool calls", param=place)
+    return parts
 
 
-def event(data: dict[str, Any] | str) -> str:
-    """One server-sent event."""
-    return f"data: {data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)}\n\n"
-
-
-def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """Tokens read and written."""
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
+def _joined(before: str | list[Part], after: list[Part], role: str) -> str | list[Part]:
+    if role == "assistant":
+        assert isinstance(before, list)
+        return before + after
+    return f"{before}\n\n{said(after)}"

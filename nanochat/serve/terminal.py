@@ -2,15 +2,17 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import secrets
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.formatted_text import HTML
@@ -18,31 +20,84 @@ from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from rich.console import Console
 
-from nanochat.data.conversations import Message, Part
+from nanochat.data import conversations
+from nanochat.data.conversations import Message, Part, text_of
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
+from nanochat.inference.reply import Delta, add_delta
+from nanochat.inference.request import Completion
 from nanochat.inference.sampling import Sampling
 from nanochat.serve.markdown import MarkdownWriter
+from nanochat.serve.menu import Menu, ModelCard
 from nanochat.serve.writers import PlainWriter, ReplyWriter
 
 HELP = """\
+/model [NAME]      list the trained models; talk to another
 /system TEXT       tell the model how to behave; without TEXT, forget it
 /temperature X     0 always takes the likeliest word, 1 is freer
 /topk N            choose among N words; 0 for all
+/retry             another reply to the last message
+/save FILE         add the conversation to a file
+/load FILE         go on with the last conversation of a file
 /clear             begin a new conversation
 /help              this list
 /exit              leave (so does Ctrl-D)
 Enter sends, Alt-Enter or Esc Enter starts a new line, Ctrl-C stops a reply."""
 
 
-def answer_once(chat_model: ChatModel, prompt: str, sampling: Sampling, system: str | None = None) -> None:
+class Reply:
+    """A reply being written: iterate over its deltas; then it knows how long it took."""
+
+    def __init__(
+        self, chat_model: ChatModel, messages: list[Message], sampling: Sampling, stop: threading.Event | None = None
+    ) -> None:
+        self.messages = messages
+        self.stream = chat_model.stream(messages, sampling, stop)
+        self.prompt_tokens = len(chat_model.prompt(messages))
+        self.completion: Completion | None = None
+        """None if the reply was stopped"""
+        self.seconds = 0.0
+        """from the first token to the last"""
+
+    def __iter__(self) -> Iterator[Delta]:
+        first = None
+        while True:
+            try:
+                delta = next(self.stream)
+            except StopIteration as end:
+                self.completion = end.value
+                break
+            first = first or time.monotonic()
+            yield delta
+        if first:
+            self.seconds = time.monotonic() - first
+
+    @property
+    def tokens(self) -> int:
+        """Tokens written."""
+        return len(self.completion.tokens) if self.completion else 0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """After the first token; None where there is nothing to measure."""
+        return (self.tokens - 1) / self.seconds if self.tokens > 1 and self.seconds else None
+
+
+def answer_once(
+    chat_model: ChatModel, prompt: str, sampling: Sampling, system: str | None = None, as_json: bool = False
+) -> None:
     """One answer on stdout as plain text, a tool call on a line of its own: `[python] 37*45 -> 1665`.
 
+    as_json: one line of JSON instead, once the answer is complete.
     Raises UserError if the prompt does not fit the context. Ends quietly when the reader of a pipe has left.
     """
+    reply = Reply(chat_model, [*_opening(system), _turn("user", prompt)], sampling)
     try:
+        if as_json:
+            print(json.dumps(_report(chat_model, reply), ensure_ascii=False), flush=True)
+            return
         writer = PlainWriter(sys.stdout)
-        for delta in chat_model.stream([*_opening(system), _turn("user", prompt)], sampling):
+        for delta in reply:
             writer.add(delta)
         writer.end()
     except BrokenPipeError:
@@ -50,24 +105,56 @@ def answer_once(chat_model: ChatModel, prompt: str, sampling: Sampling, system: 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _report(chat_model: ChatModel, reply: Reply) -> dict[str, Any]:
+    parts: list[Part] = []
+    for delta in reply:
+        add_delta(parts, delta)
+    return {
+        "model": chat_model.description,
+        "text": text_of(_turn("assistant", parts)),
+        "parts": parts,
+        "finish_reason": reply.completion.finish_reason if reply.completion else None,
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": reply.tokens,
+        "tokens_per_second": round(reply.tokens_per_second, 1) if reply.tokens_per_second else None,
+    }
+
+
 class TerminalChat:
     """A conversation with a person at the keyboard."""
 
     def __init__(
         self,
-        chat_model: ChatModel,
+        menu: Menu,
+        load: Callable[[ModelCard], ChatModel],
         sampling: Sampling,
         read: Callable[[], str],
         console: Console,
         system: str | None = None,
     ) -> None:
-        """`read` returns what the person typed; it raises EOFError to leave and KeyboardInterrupt on Ctrl-C."""
-        self.chat_model = chat_model
+        """`read` returns what the person typed; it raises EOFError to leave and KeyboardInterrupt on Ctrl-C.
+
+        Raises UserError if the menu's default cannot be loaded.
+        """
+        self.menu = menu
+        self.load = load
+        self.chat_model = load(menu.default)
         self.sampling = sampling
         self.read = read
         self.console = console
         self.system = system
         self.messages: list[Message] = []
+        self._commands: dict[str, Callable[[str], str | None]] = {
+            "/help": lambda value: HELP,
+            "/model": self._model,
+            "/system": self._system,
+            "/temperature": self._temperature,
+            "/topk": self._top_k,
+            "/retry": self._retry,
+            "/save": self._save,
+            "/load": self._load,
+            "/clear": self._clear,
+        }
 
     def run(self) -> None:
         """Talk until the person leaves."""
@@ -83,39 +170,84 @@ class TerminalChat:
             if text in ("/exit", "/quit"):
                 return
             if text.startswith("/"):
-                self._say(self._command(text))
+                self._command(text)
             elif text:
                 self._answer(text)
 
     def _say(self, text: str) -> None:
         self.console.print(text, style="dim", markup=False, highlight=False)
 
-    def _command(self, text: str) -> str:
-        """Do what a line that starts with a slash asks; returns what to tell the person."""
+    def _command(self, text: str) -> None:
+        """Do what a line that starts with a slash asks, and tell the person."""
         name, _, value = text.partition(" ")
-        value = value.strip()
-        if name == "/help":
-            return HELP
-        if name == "/clear":
-            self.messages.clear()
-            return "A new conversation."
-        if name == "/system":
-            self.system = value or None
-            self.messages.clear()
-            return "A new conversation with this system message." if value else "A new conversation, no system message."
-        if name == "/temperature":
-            number = _number(value, 0, 2)
-            if number is None:
-                return f"/temperature takes a number from 0 to 2; it is {self.sampling.temperature:g} now."
-            self.sampling = dataclasses.replace(self.sampling, temperature=number)
-            return f"The temperature is {number:g} from now on."
-        if name == "/topk":
-            number = _number(value, 0, 1_000_000)
-            if number is None or not number.is_integer():
-                return f"/topk takes a whole number, 0 for no limit; it is {self.sampling.top_k or 0} now."
-            self.sampling = dataclasses.replace(self.sampling, top_k=int(number) or None)
-            return f"Top-k is {int(number)} from now on." if number else "There is no top-k limit from now on."
-        return f"There is no command {name}: /help lists them."
+        command = self._commands.get(name)
+        try:
+            told = command(value.strip()) if command else f"There is no command {name}: /help lists them."
+        except UserError as error:
+            told = str(error)
+        if told:
+            self._say(told)
+
+    def _model(self, name: str) -> str:
+        cards = self.menu.cards()
+        if not name:
+            now = self.chat_model.description
+            lines = [f"{'>' if card.description == now else ' '} {card.id:<24} {card.description}" for card in cards]
+            return "\n".join([*lines, "/model NAME talks to another."])
+        card = next((card for card in cards if name in (card.id, card.source, card.description)), None)
+        if card is None:
+            return f"There is no model {name}: /model lists those there are."
+        self.chat_model = self.load(card)
+        return f"{card.description} answers from now on."
+
+    def _clear(self, value: str) -> str:
+        self.messages.clear()
+        return "A new conversation."
+
+    def _system(self, text: str) -> str:
+        self.system = text or None
+        self.messages.clear()
+        return "A new conversation with this system message." if text else "A new conversation, no system message."
+
+    def _temperature(self, value: str) -> str:
+        number = _number(value, 0, 2)
+        if number is None:
+            return f"/temperature takes a number from 0 to 2; it is {self.sampling.temperature:g} now."
+        self.sampling = dataclasses.replace(self.sampling, temperature=number)
+        return f"The temperature is {number:g} from now on."
+
+    def _top_k(self, value: str) -> str:
+        number = _number(value, 0, 1_000_000)
+        if number is None or not number.is_integer():
+            return f"/topk takes a whole number, 0 for no limit; it is {self.sampling.top_k or 0} now."
+        self.sampling = dataclasses.replace(self.sampling, top_k=int(number) or None)
+        return f"Top-k is {int(number)} from now on." if number else "There is no top-k limit from now on."
+
+    def _retry(self, value: str) -> str | None:
+        if not self.messages:
+            return "There is nothing to retry yet."
+        *self.messages, question, _ = self.messages
+        self._answer(text_of(question))
+        return None
+
+    def _save(self, name: str) -> str:
+        if not name or not self.messages:
+            return "/save takes the name of a file." if self.messages else "There is nothing to save yet."
+        path = Path(name).expanduser()
+        try:
+            conversations.append(path, [{"messages": [*_opening(self.system), *self.messages]}])
+        except ValueError as error:  # a reply that was stopped before its first word, say
+            return f"This conversation cannot be saved: {error}."
+        return f"Added to {path}."
+
+    def _load(self, name: str) -> str:
+        if not name:
+            return "/load takes the name of a file."
+        *_, last = conversations.read(Path(name).expanduser())
+        messages = list(last["messages"])
+        self.system = str(messages.pop(0)["content"]) if messages[0]["role"] == "system" else None
+        self.messages = messages
+        return f"{len(messages)} messages; the last one of them:\n{text_of(messages[-1])}"
 
     def _answer(self, text: str) -> None:
         conversation = [*_opening(self.system), *self.messages, _turn("user", text)]
@@ -124,16 +256,17 @@ class TerminalChat:
         writer: ReplyWriter = MarkdownWriter(self.console) if rich_terminal else PlainWriter(self.console.file)
         try:
             with _ctrl_c_sets() as stop:
+                reply = Reply(self.chat_model, conversation, sampling, stop)
                 try:
-                    for delta in self.chat_model.stream(conversation, sampling, stop):
+                    for delta in reply:
                         writer.add(delta)
                 finally:
                     writer.end()  # also gives the cursor back
         except UserError as error:
             self._say(f"{error} (/clear begins a new conversation)")
             return
-        if stop.is_set():
-            self._say("(stopped)")
+        speed = f", {reply.tokens_per_second:.0f} tokens/s" if reply.tokens_per_second else ""
+        self._say(f"({'stopped, ' if stop.is_set() else ''}{reply.tokens} tokens{speed})")
         if writer.parts:
             self.messages += [_turn("user", text), _turn("assistant", writer.parts)]
         self.console.print()

@@ -1,133 +1,198 @@
-"""One thread that owns the model. Requests wait for it in a bounded line; the event loop never does.
-
-Generation keeps a core or the GPU busy for seconds: inside the event loop it would hold up every other
-connection, /health among them.
-"""
+"""The server's end of an engine's process: requests go in, replies come out in the event loop."""
 
 import asyncio
+import contextlib
+import itertools
 import logging
+import multiprocessing
 import threading
-from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 
-from nanochat.data.conversations import Message
-from nanochat.errors import UserError
-from nanochat.inference.chat import ChatModel
-from nanochat.inference.reply import Delta
-from nanochat.inference.request import Completion
+from nanochat.inference.engine import EngineStats
 from nanochat.inference.sampling import Sampling
+from nanochat.serve import engine_process
+from nanochat.serve.engine_process import Cancel, Load, Loaded, Loader, Order, Piece, Submit
+from nanochat.serve.menu import ModelCard
 
 log = logging.getLogger(__name__)
-
-
-class QueueFullError(Exception):
-    """The line is full: try again later."""
+SECONDS_TO_END = 5
+Start = Callable[[Connection, Loader, int | None], SpawnProcess | threading.Thread]
 
 
 class GenerationError(Exception):
-    """The model broke down over a reply; what happened is in the log."""
+    """A reply could not be written; the text is for the client."""
 
 
-class Reply:
-    """One answer being written: iterate over its deltas, or `cancel()` it when nobody listens any more.
+class Answer:
+    """The replies to one request, being written: iterate over what arrives, `cancel()` when nobody listens any more.
 
-    Iteration raises UserError where the conversation itself is at fault (longer than the context, say)
-    and GenerationError where the model broke down.
+    Raises GenerationError where the model breaks down over one of them.
     """
 
-    def __init__(self, messages: list[Message], sampling: Sampling) -> None:
-        self.messages = messages
-        self.sampling = sampling
-        self.stop = threading.Event()
-        self.completion: Completion | None = None
-        """what was written, once the deltas have ended"""
-        self._loop = asyncio.get_running_loop()
-        self._arrived: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
+    def __init__(self, worker: "Worker", numbers: Sequence[int]) -> None:
+        self.worker = worker
+        self.under_way = {number: index for index, number in enumerate(numbers)}
+        """index among the replies of those that are not complete"""
+        self.tokens = [0] * len(numbers)
+        """written so far"""
+        self._pieces: list[Piece] = []
+        self._arrived = asyncio.Event()
+
+    def deliver(self, piece: Piece) -> None:
+        """Hand on what came of a step."""
+        self._pieces.append(piece)
+        self._arrived.set()
 
     def cancel(self) -> None:
-        """Ask the model to stop, which it does within one token. From any thread, as often as one likes."""
-        self.stop.set()
+        """Ask the engine to stop what is not complete, which it does within one step."""
+        self.worker.cancel(self)
 
-    def deliver(self, item: Delta | Exception | None) -> None:
-        """Hand on a delta, an error, or None for the end. Called from the model's thread."""
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Piece]]:
+        """A reply's index and what was added to it. What came while the client was busy comes in one piece."""
+        while self.under_way:
+            await self._arrived.wait()
+            self._arrived.clear()
+            arrived, self._pieces = self._pieces, []
+            for number, group in itertools.groupby(sorted(arrived, key=lambda piece: piece.id), lambda piece: piece.id):
+                piece = _joined(list(group))
+                if piece.error:
+                    raise GenerationError(piece.error)
+                index = self.under_way[number]
+                self.tokens[index] = piece.tokens
+                if piece.finish_reason:
+                    del self.under_way[number]
+                yield index, piece
+
+
+def _joined(pieces: list[Piece]) -> Piece:
+    if len(pieces) == 1:
+        return pieces[0]
+    last = pieces[-1]
+    deltas = [delta for piece in pieces for delta in piece.deltas]
+    return last._replace(deltas=deltas, logprobs=[entry for piece in pieces for entry in piece.logprobs])
+
+
+def in_process(connection: Connection, load: Loader, gpu: int | None) -> SpawnProcess:
+    """Run an engine in a process of its own. Spawned: CUDA does not survive a fork."""
+    process = multiprocessing.get_context("spawn").Process(
+        target=engine_process.main, args=(connection, load, gpu), name="engine", daemon=True
+    )
+    process.start()
+    connection.close()  # so that the pipe ends when the process does
+    return process
+
+
+class Worker:
+    """One engine. To be used in one event loop."""
+
+    def __init__(self, load: Loader, gpu: int | None = None, start: Start = in_process) -> None:
+        """`start` runs the engine's loop; tests take a thread, in which they can follow it."""
+        self.load = load
+        self.gpu = gpu
+        self.wanted: ModelCard | None = None
+        """the model that the next request would be answered by"""
+        self.loaded: ModelCard | None = None
+        self.problem: str | None = None
+        """why the last model is not there"""
+        self.stats: EngineStats | None = None
+        self.answers: dict[int, Answer] = {}
+        """by the numbers of the replies under way"""
+        self.changed = asyncio.Event()
+        """set when a model has been loaded, or could not be"""
+        self._start = start
+        self._numbers = itertools.count()
+        self._connection: Connection | None = None
+        self._running: SpawnProcess | threading.Thread | None = None
+        self._good: ModelCard | None = None  # the last model that could be loaded
+
+    def use(self, card: ModelCard) -> None:
+        """Load a model for the requests to come, once those before them are answered; start the engine if need be."""
+        if self._connection is None:
+            self._connection, theirs = multiprocessing.Pipe()
+            self._running = self._start(theirs, self.load, self.gpu)
+            asyncio.get_running_loop().add_reader(self._connection.fileno(), self._receive)
+        if card != self.wanted:
+            self.wanted = card
+            self._send(Load(card))
+
+    def submit(self, prompts: Sequence[tuple[list[int], Sampling]]) -> Answer:
+        """Have a reply written to each prompt."""
+        numbers = [next(self._numbers) for _ in prompts]
+        answer = Answer(self, numbers)
+        for number, (prompt, sampling) in zip(numbers, prompts, strict=True):
+            self.answers[number] = answer
+            self._send(Submit(number, prompt, sampling))
+        return answer
+
+    def cancel(self, answer: Answer) -> None:
+        """Stop the replies of an answer that are not complete."""
+        for number in answer.under_way:
+            if self.answers.pop(number, None):
+                self._send(Cancel(number))
+
+    async def close(self) -> None:
+        """End the engine; replies under way break off."""
+        self._disconnect()
+        if self._running:
+            await asyncio.to_thread(self._running.join, SECONDS_TO_END)
+            if isinstance(self._running, SpawnProcess) and self._running.is_alive():
+                self._running.kill()
+
+    def _send(self, order: Order) -> None:
+        with contextlib.suppress(OSError):  # it has died, which `_receive` learns as well
+            if self._connection:
+                self._connection.send(order)
+
+    def _receive(self) -> None:
+        """Take what the engine has sent."""
+        assert self._connection is not None
         try:
-            self._loop.call_soon_threadsafe(self._arrived.put_nowait, item)
-        except RuntimeError:  # the event loop has closed: nobody is left to read
-            self.cancel()
+            while self._connection.poll():
+                report = self._connection.recv()
+                if isinstance(report, Loaded):
+                    self._model_loaded(report)
+                    continue
+                self.stats = report.stats or self.stats
+                for piece in report.pieces:
+                    self._deliver(piece)
+        except (EOFError, OSError):
+            self._died()
 
-    async def __aiter__(self) -> AsyncIterator[Delta]:
-        while (item := await self._arrived.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item
+    def _model_loaded(self, report: Loaded) -> None:
+        before, self.loaded = self._good, None if report.problem else report.card
+        self._good = self.loaded or before
+        self.problem = report.problem
+        if report.problem and self.wanted == report.card:
+            self.wanted = None  # a request for it tries again
+            if before:
+                self.use(before)
+        self.changed.set()
 
+    def _deliver(self, piece: Piece) -> None:
+        over = piece.error or piece.finish_reason
+        answer = self.answers.pop(piece.id, None) if over else self.answers.get(piece.id)
+        if answer:
+            answer.deliver(piece)
 
-class ModelWorker:
-    """Answers conversations one after another, in the order they came."""
+    def _disconnect(self) -> None:
+        if self._connection:
+            with contextlib.suppress(RuntimeError, OSError):  # the event loop, or the pipe, is closed already
+                asyncio.get_running_loop().remove_reader(self._connection.fileno())
+            self._connection.close()
+            self._connection = None
+        for number in list(self.answers):
+            self._deliver(Piece(number, [], [], 0, error="the engine has stopped"))
 
-    def __init__(self, chat_model: ChatModel, max_waiting: int = 16) -> None:
-        """`max_waiting`: requests that may wait behind the one being answered."""
-        self.chat_model = chat_model
-        self.max_waiting = max_waiting
-        self._line: deque[Reply] = deque()
-        self._changed = threading.Condition()
-        self._current: Reply | None = None
-        self._closed = False
-        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
-        self._thread.start()
-
-    @property
-    def waiting(self) -> int:
-        """Requests that wait for their turn."""
-        with self._changed:
-            return sum(not reply.stop.is_set() for reply in self._line)
-
-    @property
-    def running(self) -> int:
-        """Requests being answered now."""
-        return int(self._current is not None)
-
-    def submit(self, messages: list[Message], sampling: Sampling) -> Reply:
-        """Queue a conversation for an answer; call it in the event loop. Raises QueueFullError if the line is full."""
-        reply = Reply(messages, sampling)
-        with self._changed:
-            self._line = deque(other for other in self._line if not other.stop.is_set())
-            if self._closed or len(self._line) >= self.max_waiting + (self._current is None):
-                raise QueueFullError
-            self._line.append(reply)
-            self._changed.notify()
-        return reply
-
-    def close(self) -> None:
-        """Stop the answer being written, drop those that wait, and end the thread."""
-        with self._changed:
-            self._closed = True
-            for reply in [*self._line, *filter(None, [self._current])]:
-                reply.cancel()
-            self._changed.notify()
-        self._thread.join()
-
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._current = None
-                self._changed.wait_for(lambda: self._line or self._closed)
-                if not self._line:
-                    return
-                self._current = self._line.popleft()
-            self._answer(self._current)
-
-    def _deltas(self, reply: Reply) -> Iterator[Delta]:
-        reply.completion = yield from self.chat_model.stream(reply.messages, reply.sampling, reply.stop)
-
-    def _answer(self, reply: Reply) -> None:
-        try:
-            if not reply.stop.is_set():
-                for delta in self._deltas(reply):
-                    reply.deliver(delta)
-            reply.deliver(None)
-        except UserError as error:
-            reply.deliver(error)
-        except Exception:
-            log.exception("generation failed")
-            reply.deliver(GenerationError("the model failed to answer"))
+    def _died(self) -> None:
+        """The process is gone, for want of memory most likely: its replies fail, and a new one takes its place."""
+        self._disconnect()
+        card, was_loaded = self.wanted, self.loaded is not None
+        self.loaded = self.wanted = self.stats = None
+        if card and was_loaded:
+            log.error("the engine has died and is started again")
+            self.use(card)
+        else:
+            self.problem = "the engine died while it loaded the model: see above, or free some memory"
+            self.changed.set()

@@ -1,79 +1,151 @@
-"""A chat model that follows a script: the server and the terminal are tested for what they do around a model.
+"""An engine that follows a script: server and terminal are tested for what they do around it.
 
-What it says depends on the last message alone:
-`count to N` gives N numbers, a token each; `calculate` makes a tool call; `wait` says one word and then
-nothing until it is told to stop or `go` is set; `fail` breaks down; anything else is echoed.
+What it writes depends on the last message alone, a token a step: `count to N` gives N numbers; `calculate`, or anything
+with 37 in it, makes a tool call; `wait` says one word and then nothing until it is cancelled or `go` is set; `fail`
+breaks down; `emoji` and `markdown` give what their names say; anything else is echoed.
 """
 
+import functools
 import threading
-from collections.abc import Generator, Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 
-from nanochat.data.conversations import Message
+from nanochat.data.conversations import Message, Part
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
-from nanochat.inference.reply import Delta
-from nanochat.inference.request import Completion
+from nanochat.inference.engine import EngineStats
+from nanochat.inference.reply import ReplyDecoder
+from nanochat.inference.request import Request, TokenLogprob
 from nanochat.inference.sampling import Sampling
+from nanochat.serve.menu import ModelCard
+from nanochat.tokenizer import Tokenizer
+
+CONTEXT = 600
+CARD = ModelCard("sft", "d4", 300, CONTEXT)
+MARKDOWN = "Some **bold** and $x^2$:\n\n```python\nprint(1)\n```\n\n<img src=x onerror=alert(1)>"
+CALL: list[Part] = [
+    {"type": "text", "text": "Let me see. "},
+    {"type": "python", "text": "37*45"},
+    {"type": "python_output", "text": "1665"},
+    {"type": "text", "text": "It is 1665."},
+]
+
+
+@functools.cache
+def small_tokenizer() -> Tokenizer:
+    """The same in every process."""
+    return Tokenizer.train(["the quick brown fox jumps over the lazy dog"], 270)
+
+
+class ScriptedEngine:
+    """As much of an Engine as is used from outside."""
+
+    def __init__(self, tokenizer: Tokenizer, slots: int = 16, pause: float = 0.0) -> None:
+        self.tokenizer = tokenizer
+        self.tool = None
+        self.slots = slots
+        self.pause = pause
+        self.go = threading.Event()
+        self.on_wait: Callable[[], object] = lambda: None
+        self.samplings: list[Sampling] = []
+        self.prompts: list[list[int]] = []
+        self.cancelled: list[Request] = []
+        self._waiting: deque[Request] = deque()
+        self._active: dict[Request, Iterator[int | None]] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting or self._active)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(len(self._active), len(self._waiting), self.slots, 0, 0, 0, 0, 0)
+
+    def submit(self, prompt: Sequence[int], sampling: Sampling) -> Request:
+        self.prompts.append(list(prompt))
+        self.samplings.append(sampling)
+        if self._text(prompt) == "refuse":
+            raise UserError("this cannot be answered: ask something else")
+        request = Request(prompt, sampling, CONTEXT, ReplyDecoder(self.tokenizer, sampling.stop))
+        self._waiting.append(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        if not request.completion.finish_reason:
+            self.cancelled.append(request)
+        self._active.pop(request, None)
+        if request in self._waiting:
+            self._waiting.remove(request)
+
+    def step(self) -> None:
+        time.sleep(self.pause)
+        while self._waiting and len(self._active) < self.slots:
+            request = self._waiting.popleft()
+            self._active[request] = self._script(self._text(request.tokens))
+        for request, script in list(self._active.items()):
+            token = next(script)
+            if token is None:
+                time.sleep(0.002)
+                continue
+            completion = request.completion
+            completion.tokens.append(token)
+            assert request.decoder
+            request.decoder.feed(token)
+            if (most := request.sampling.logprobs) is not None:
+                completion.logprobs.append(TokenLogprob(token, -0.5, ((token, -0.5), (0, -2.0))[:most]))
+            if token == self.tokenizer.special("<|assistant_end|>") or request.decoder.stopped:
+                completion.finish_reason = "stop"
+            elif len(completion.tokens) == request.sampling.max_tokens:
+                completion.finish_reason = "length"
+            if completion.finish_reason:
+                del self._active[request]
+
+    def _text(self, prompt: Sequence[int]) -> str:
+        """The last message of a conversation, or a text that is to be continued."""
+        text = self.tokenizer.decode(prompt).removeprefix("<|bos|>")
+        return text.split("<|user_start|>")[-1].split("<|user_end|>")[0]
+
+    def _script(self, text: str) -> Iterator[int | None]:
+        encode, special = self.tokenizer.encode, self.tokenizer.special
+        if text.startswith("count to "):
+            yield from encode("".join(f"{i + 1} " for i in range(int(text.split()[-1]))))
+        elif text == "calculate" or "37" in text:
+            *_, end = rendered = self.tokenizer.render_conversation(
+                {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": CALL}]}
+            ).ids
+            yield from rendered[rendered.index(special("<|assistant_start|>")) + 1 :]
+            assert end == special("<|assistant_end|>")
+        elif text.startswith("wait"):
+            yield from encode("well")
+            while not self.go.is_set():
+                self.on_wait()
+                yield None
+            yield from encode(" done")
+        elif text == "fail":
+            raise ZeroDivisionError("a bug")
+        elif text == "emoji":
+            yield from encode("a\U0001f600é\u20ac!")
+        elif text == "markdown":
+            yield from encode(MARKDOWN)
+        else:
+            yield from encode(text)
+        yield special("<|assistant_end|>")
 
 
 class ScriptedChatModel(ChatModel):
-    """Talks without a network of any kind. A character of the prompt is a token, and so is every delta."""
+    """A chat model with that engine, which notes the conversations it was asked about."""
 
-    def __init__(self, pause: float = 0.0) -> None:
-        self.source, self.model_tag, self.step = "sft", "d4", 300
-        self.pause = pause
-        self.go = threading.Event()
-        self.started = threading.Event()  # an answer is under way
-        self.stopped = threading.Event()  # an answer was broken off
+    engine: ScriptedEngine  # type: ignore[assignment]  # it stands in for the real one
+
+    def __init__(self, tokenizer: Tokenizer | None = None, slots: int = 16, pause: float = 0.0) -> None:
+        engine = ScriptedEngine(tokenizer or small_tokenizer(), slots, pause)
+        super().__init__("sft", "d4", 300, engine)  # type: ignore[arg-type]
         self.seen: list[tuple[Sequence[Message], Sampling]] = []
 
     @property
     def context(self) -> int:
-        return 2000
+        return CONTEXT
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        return [0 for message in messages for _ in str(message["content"])]
-
-    def stream(
-        self, messages: Sequence[Message], sampling: Sampling, stop: threading.Event | None = None
-    ) -> Generator[Delta, None, Completion]:
-        stop = stop or threading.Event()
-        completion = Completion()
-        self.seen.append((messages, sampling))
-        self.started.set()
-        for delta in self._script(str(messages[-1]["content"]), stop):
-            if stop.is_set():
-                self.stopped.set()
-                return completion
-            if len(completion.tokens) == sampling.max_tokens:
-                completion.finish_reason = "length"
-                return completion
-            completion.tokens.append(0)
-            yield delta
-            if self.pause:
-                stop.wait(self.pause)
-        completion.finish_reason = "stop"
-        return completion
-
-    def _script(self, text: str, stop: threading.Event) -> Iterator[Delta]:
-        if text.startswith("count to "):
-            for i in range(int(text.split()[-1])):
-                yield Delta("text", f"{i + 1} ")
-        elif text == "calculate" or "37" in text:
-            yield Delta("text", "Let me work it out. ")
-            yield Delta("python", "37*")
-            yield Delta("python", "45")
-            yield Delta("python_output", "1665")
-            yield Delta("text", "It is 1665.")
-        elif text == "wait":
-            yield Delta("text", "well")
-            while not (stop.wait(0.005) or self.go.is_set()):
-                pass
-            yield Delta("text", " done")
-        elif text == "fail":
-            raise ZeroDivisionError("a bug")
-        elif text == "refuse":
-            raise UserError("this cannot be answered: ask something else")
-        else:
-            for word in text.split():
-                yield Delta("text", f"{word} ")
+    def stream(self, messages, sampling, stop=None):  # type: ignore[no-untyped-def]  # as in the class it extends
+        self.seen.append((list(messages), sampling))
+        return super().stream(messages, sampling, stop)

@@ -1,53 +1,116 @@
-"""Server and terminal around a real engine: a small model with random weights, which talks nonsense."""
+"""The server around a real engine, in a process of its own, and the real openai client before it.
 
-import io
+The model is small and its weights are random: it talks nonsense, but the same nonsense for the same seed.
+"""
 
-import httpx
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+import openai
 import pytest
-import torch
-from rich.console import Console
+from openai.types.chat import ChatCompletionMessageParam
 
-from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
-from nanochat.inference.sampling import Sampling
 from nanochat.sandbox.calculator import Calculator
-from nanochat.serve.terminal import TerminalChat
-from nanochat.tokenizer import Tokenizer
-from tests.serve.test_app import CHAT, chunks, say, serving
+from nanochat.serve.menu import ModelCard
+from nanochat.serve.worker import in_process
+from tests.conftest import random_model
+from tests.serve.scripted import small_tokenizer
+from tests.serve.serving import Served, serving, until
+
+CONTEXT = 256
+HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
+
+
+def load_small(card: ModelCard) -> ChatModel:
+    """What the engine's process loads."""
+    tokenizer = small_tokenizer()
+    model = random_model(tokenizer.vocab_size, depth=1, sequence_len=CONTEXT).eval()
+    return ChatModel(card.source, card.model_tag, card.step, Engine(model, tokenizer, Calculator(1), max_batch_size=4))
 
 
 @pytest.fixture(scope="module")
-def model() -> ChatModel:
-    torch.manual_seed(0)
-    tokenizer = Tokenizer.train(["the quick brown fox jumps over the lazy dog"], 270)
-    gpt = GPT(GPTConfig.from_depth(1, tokenizer.vocab_size, 128), torch.float32)
-    gpt.init_weights()
-    return ChatModel("sft", "d1", 0, Engine(gpt.eval(), tokenizer, Calculator(1), max_batch_size=1))
+def served() -> Iterator[Served]:
+    card = ModelCard("sft", "d1", 0, CONTEXT)
+    with serving(load_small, small_tokenizer(), cards=[card], start=in_process, slots=4, api_key="key") as served:
+        yield served
 
 
-def test_stream_and_whole_answer_say_the_same(model: ChatModel) -> None:
-    with serving(model) as client:
-        body = say("hello", seed=3, max_tokens=20)
-        whole = client.post(CHAT, json=body).json()
-        deltas = [chunk["choices"][0]["delta"] for chunk in chunks(client, body)[:-1]]
-    assert "".join(delta.get("content", "") for delta in deltas) == whole["choices"][0]["message"]["content"]
-    assert whole["usage"]["prompt_tokens"] == len(model.prompt([{"role": "user", "content": "hello"}]))
-    assert 1 <= whole["usage"]["completion_tokens"] <= 20
+@pytest.fixture
+def client(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="key", max_retries=0) as client:
+        yield client
 
 
-def test_prompt_longer_than_the_context_is_refused_and_one_that_just_fits_is_answered(model: ChatModel) -> None:
-    frame = len(model.prompt([{"role": "user", "content": ""}]))
-    with serving(model) as client:
-        refused = client.post(CHAT, json=say("\x01" * (model.context - frame)))
-        assert refused.status_code == 400
-        assert refused.json()["error"]["code"] == "context_length_exceeded"
-        fits: httpx.Response = client.post(CHAT, json=say("\x01" * (model.context - frame - 1)))
-        assert fits.json()["usage"]["completion_tokens"] == 1
+def test_stream_and_whole_answer_say_the_same(client: openai.OpenAI) -> None:
+    model = client.models.list().data[0].id
+    asked: dict[str, Any] = {"model": model, "messages": HELLO, "seed": 3, "max_tokens": 30}
+    whole = client.chat.completions.create(**asked)
+    stream = client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].usage == whole.usage and whole.usage is not None and 1 <= whole.usage.completion_tokens <= 30
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
 
 
-def test_terminal_says_when_the_conversation_has_become_too_long(model: ChatModel) -> None:
-    lines = iter(["hello", "\x01" * 200, "/exit"])
-    out = io.StringIO()
-    TerminalChat(model, Sampling(max_tokens=5), lambda: next(lines), Console(file=out, width=200)).run()
-    assert "/clear begins a new conversation" in out.getvalue()
+def test_a_seed_says_the_same_whatever_else_is_in_the_batch(served: Served) -> None:
+    async def ask(seed: int) -> str | None:
+        async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="key") as client:
+            answer = await client.chat.completions.create(model="", messages=HELLO, seed=seed, max_tokens=20)
+            return answer.choices[0].message.content
+
+    async def all_of(seeds: list[int]) -> list[str | None]:
+        return await asyncio.gather(*map(ask, seeds))
+
+    alone = asyncio.run(all_of([5]))
+    together = asyncio.run(all_of([5, 6, 7, 8, 5]))
+    assert together[0] == together[4] == alone[0]
+    assert len(set(together)) > 1
+
+
+def test_async_client_streams_and_several_replies_differ(served: Served) -> None:
+    async def stream() -> dict[int, str]:
+        texts = {0: "", 1: "", 2: ""}
+        async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="key") as client:
+            async for chunk in await client.chat.completions.create(
+                model="", messages=HELLO, n=3, seed=1, max_tokens=20, stream=True
+            ):
+                texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+        return texts
+
+    assert len(set(asyncio.run(stream()).values())) == 3
+
+
+def test_text_is_continued(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="", prompt="the quick", max_tokens=5, temperature=0, echo=True)
+    assert answer.choices[0].text.startswith("the quick") and answer.usage is not None
+
+
+def test_errors_are_the_clients_own(client: openai.OpenAI, served: Served) -> None:
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="gpt-4", messages=HELLO)
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        client.chat.completions.create(model="", messages=HELLO, temperature=3)
+    with pytest.raises(openai.BadRequestError) as too_long:
+        client.chat.completions.create(model="", messages=[{"role": "user", "content": "\x01" * CONTEXT}])
+    assert too_long.value.code == "context_length_exceeded"
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{served.url}/v1", api_key="wrong", max_retries=0).models.list()
+
+
+def test_engine_that_dies_is_started_again(client: openai.OpenAI, served: Served) -> None:
+    (worker,) = served.pool.workers
+    stream = client.chat.completions.create(model="", messages=HELLO, seed=2, stream=True, max_tokens=200)
+    next(iter(stream))
+    process = worker._running
+    assert isinstance(process, SpawnProcess) and process.pid
+    os.kill(process.pid, signal.SIGKILL)
+    until(lambda: worker._running is not process and worker.loaded)
+    assert client.chat.completions.create(model="", messages=HELLO, max_tokens=3).choices

@@ -1,6 +1,7 @@
 """The terminal chat: what it writes, what its commands do, and how it takes an interruption."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -12,14 +13,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from nanochat.data import conversations
 from nanochat.data.conversations import PartType
 from nanochat.errors import UserError
 from nanochat.inference.reply import Delta
 from nanochat.inference.sampling import Sampling
 from nanochat.serve.markdown import MarkdownWriter
+from nanochat.serve.menu import Menu, ModelCard
 from nanochat.serve.terminal import TerminalChat, answer_once, keyboard
 from nanochat.serve.writers import PlainWriter
-from tests.serve.scripted import ScriptedChatModel
+from tests.serve.scripted import CARD, CONTEXT, ScriptedChatModel
+
+BASE = ModelCard("base", "d4", 9, CONTEXT)
 
 
 def talk(typed: Iterable[str | BaseException], model: ScriptedChatModel | None = None) -> tuple[str, TerminalChat]:
@@ -33,7 +38,9 @@ def talk(typed: Iterable[str | BaseException], model: ScriptedChatModel | None =
         return line
 
     out = io.StringIO()
-    chat = TerminalChat(model or ScriptedChatModel(), Sampling(), read, Console(file=out, width=40))
+    model = model or ScriptedChatModel()
+    menu = Menu(CARD, lambda: [CARD, BASE])
+    chat = TerminalChat(menu, lambda card: model, Sampling(), read, Console(file=out, width=40))
     chat.run()
     return out.getvalue(), chat
 
@@ -47,13 +54,13 @@ def test_conversation_goes_on_with_what_was_said() -> None:
     talk(["hello", "calculate", "bye"], model)
     messages, _ = model.seen[-1]
     assert [message["role"] for message in messages] == ["user", "assistant"] * 2 + ["user"]
-    assert messages[1]["content"] == [{"type": "text", "text": "hello "}]
+    assert messages[1]["content"] == [{"type": "text", "text": "hello"}]
     assert {"type": "python_output", "text": "1665"} in messages[3]["content"]
 
 
 def test_tool_call_stands_on_a_line_of_its_own() -> None:
     shown, _ = talk(["calculate"])
-    assert "Let me work it out. \n[python] 37*45 -> 1665\nIt is 1665.\n" in shown
+    assert "Let me see. \n[python] 37*45 -> 1665\nIt is 1665.\n" in shown
 
 
 def test_commands_set_what_the_next_reply_uses() -> None:
@@ -94,19 +101,50 @@ def test_exit_leaves_at_once() -> None:
 
 
 def test_ctrl_c_stops_the_reply_and_not_the_program() -> None:
-    class Interrupted(ScriptedChatModel):
-        def _script(self, text, stop):  # type: ignore[no-untyped-def]  # as in the class it extends
-            for delta in super()._script(text, stop):
-                yield delta
-                if text == "wait":
-                    os.kill(os.getpid(), signal.SIGINT)
-
-    model = Interrupted()
+    model = ScriptedChatModel()
+    model.engine.on_wait = lambda: os.kill(os.getpid(), signal.SIGINT)
     before = signal.getsignal(signal.SIGINT)
     shown, chat = talk(["wait", "hello"], model)
-    assert "well\n(stopped)" in shown and "hello" in shown
+    assert "well\n(stopped, " in shown and "hello" in shown
     assert chat.messages[1]["content"] == [{"type": "text", "text": "well"}]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_speed_stands_below_the_reply() -> None:
+    assert re.search(r"\(\d+ tokens, \d+ tokens/s\)", talk(["count to 9"])[0])
+
+
+def test_retry_asks_the_same_again_and_keeps_the_new_reply_only() -> None:
+    model = ScriptedChatModel()
+    shown, chat = talk(["/retry", "one", "two", "/retry"], model)
+    assert "nothing to retry" in shown
+    assert [messages[-1]["content"] for messages, _ in model.seen] == ["one", "two", "two"]
+    assert len(chat.messages) == 4 and len(model.seen[-1][0]) == 3
+    assert model.seen[1][1].seed != model.seen[2][1].seed
+
+
+def test_conversation_is_saved_and_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    talk([f"/save {path}", "/system be brief", "one", f"/save {path}", "calculate", f"/save {path}"])
+    assert len(conversations.read(path)) == 2
+    model = ScriptedChatModel()
+    shown, chat = talk([f"/load {path}", "again"], model)
+    assert "4 messages" in shown and "It is 1665." in shown and chat.system == "be brief"
+    assert [message["role"] for message in model.seen[-1][0]] == ["system", *["user", "assistant"] * 2, "user"]
+
+
+def test_files_that_cannot_be_are_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "broken").write_text("{")
+    shown, _ = talk([f"/load {tmp_path / 'broken'}", "/load", "hello", "/save", f"/save {tmp_path}", "/load /no/where"])
+    told = " ".join(shown.split())
+    for sentence in ("is broken", "/load takes the name", "/save takes the name", "choose a place", "cannot read"):
+        assert sentence in told
+
+
+def test_another_model_of_the_menu_answers() -> None:
+    shown, _ = talk(["/model", "/model base", "/model x", "hello"])
+    assert "> nanochat-d4-sft" in shown and "  nanochat-d4-base" in shown
+    assert "base d4 step 9 answers" in shown and "There is no model x" in shown
 
 
 def screen(*deltas: str | Delta, width: int = 40) -> str:
@@ -205,8 +243,17 @@ def test_plain_reply_has_one_line_a_tool_call(deltas: list[tuple[PartType, str]]
 def test_one_answer_goes_to_stdout_without_colours(capsys: pytest.CaptureFixture[str]) -> None:
     answer_once(ScriptedChatModel(), "calculate", Sampling())
     captured = capsys.readouterr()
-    assert captured.out == "Let me work it out. \n[python] 37*45 -> 1665\nIt is 1665.\n"
+    assert captured.out == "Let me see. \n[python] 37*45 -> 1665\nIt is 1665.\n"
     assert not captured.err
+
+
+def test_one_answer_as_json_has_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    answer_once(ScriptedChatModel(), "calculate", Sampling(), as_json=True)
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["text"] == "Let me see. It is 1665." and answer["finish_reason"] == "stop"
+    assert {"type": "python_output", "text": "1665"} in answer["parts"]
+    assert answer["completion_tokens"] > 10 and answer["tokens_per_second"] > 0
+    assert answer["model"] == "sft d4 step 300"
 
 
 def test_reader_that_leaves_a_pipe_sees_no_traceback() -> None:
@@ -214,7 +261,7 @@ def test_reader_that_leaves_a_pipe_sees_no_traceback() -> None:
         "from nanochat.inference.sampling import Sampling\n"
         "from nanochat.serve.terminal import answer_once\n"
         "from tests.serve.scripted import ScriptedChatModel\n"
-        "answer_once(ScriptedChatModel(0.001), 'count to 100', Sampling())\n"
+        "answer_once(ScriptedChatModel(pause=0.001), 'count to 100', Sampling(max_tokens=500))\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None

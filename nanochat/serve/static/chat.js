@@ -1,156 +1,132 @@
-// The chat page. What the model writes only ever enters the page as textContent.
+// The chat page: one conversation at a time, answered by the server and kept by store.js.
+
+import * as api from "./api.js";
+import * as settings from "./settings.js";
+import * as sidebar from "./sidebar.js";
+import * as store from "./store.js";
+import { add, following, renderAll, ReplyTurn, UserTurn } from "./turn.js";
 
 const element = (id) => document.getElementById(id);
 const composer = element("composer"), input = element("input"), send = element("send");
-const scroll = element("scroll"), messages = element("messages");
-const temperature = element("temperature"), topK = element("top-k");
+const scroll = element("scroll"), messages = element("messages"), model = element("model");
+const OPEN = "nanochat:open", MODEL = "nanochat:model";
 
-let conversation = []; // {role, content}, content of the assistant as parts {type, text}
-let underWay = null; // AbortController of the reply being written
+let chat = store.newConversation();
+let underWay = null; // {controller, view} of the reply being written
 
-function add(parent, tag, className, text = "") {
-  const node = parent.appendChild(document.createElement(tag));
-  node.className = className;
-  node.textContent = text;
-  return node;
+// What the model reads: the messages without the figures that are shown with them.
+function prompt() {
+  const said = chat.messages.map(({ role, content }) => ({ role, content }));
+  return settings.system() ? [{ role: "system", content: settings.system() }, ...said] : said;
 }
 
-// Runs `change` and keeps the end in view, unless the reader has scrolled up to read.
-function following(change) {
-  const atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60;
-  change();
-  if (atEnd) scroll.scrollTop = scroll.scrollHeight;
+function keep() {
+  try {
+    store.keep(chat);
+    store.save(OPEN, chat.id);
+    element("trouble").textContent = "";
+  } catch {
+    element("trouble").textContent = "This browser has no room left to keep conversations: export and delete some.";
+  }
+  sidebar.showCurrent(chat.id);
 }
 
-// Shows one assistant turn as it grows.
-class ReplyView {
-  constructor() {
-    this.parts = [];
-    this.node = add(messages, "article", "turn assistant waiting");
-    this.node.setAttribute("aria-label", "Reply");
-    this.current = null; // the node that the last part is written into
-    this.step = null;
-  }
-
-  add(type, text) {
-    const last = this.parts.at(-1);
-    if (last?.type === type) {
-      last.text += text;
-    } else {
-      this.parts.push({ type, text });
-      this.open(type);
-    }
-    this.current.append(text);
-    if (type === "python_output") {
-      this.current.classList.toggle("failed", this.parts.at(-1).text.startsWith("error:"));
-    }
-  }
-
-  open(type) {
-    if (type === "text") {
-      this.current = add(this.node, "div", "text");
-    } else if (type === "python") {
-      this.step = add(this.node, "div", "step");
-      add(this.step, "span", "step-name", "Ran Python");
-      this.current = add(this.step, "pre", "code");
-    } else {
-      this.current = add(this.step ?? this.node, "pre", "result");
-    }
-  }
-
-  note(text, className = "") {
-    add(this.node, "div", `note ${className}`, text);
-  }
-
-  end() {
-    this.node.classList.remove("waiting");
-  }
-}
-
-// The JSON objects of a stream of server-sent events.
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const blocks = (rest + value).split("\n\n");
-    rest = blocks.pop();
-    for (const block of blocks) {
-      const data = block.replace(/^data: /, "");
-      if (data === "[DONE]") return;
-      yield JSON.parse(data);
-    }
-  }
-}
-
-async function complaint(response) {
-  const body = await response.json().catch(() => null);
-  if (body?.error?.code === "context_length_exceeded") {
-    return "This conversation has become longer than the model can read. Start a new chat.";
-  }
-  return body?.error?.message ?? `The server answered with status ${response.status}.`;
-}
-
-async function stream(view, signal) {
-  const response = await fetch("/v1/chat/completions", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({
-      messages: conversation,
-      stream: true,
-      temperature: Number(temperature.value),
-      top_k: Math.max(0, Math.round(Number(topK.value)) || 0),
-    }),
-    signal,
-  });
-  if (!response.ok) throw new Error(await complaint(response));
-  for await (const chunk of events(response)) {
-    if (chunk.error) throw new Error(chunk.error.message);
-    const { delta, finish_reason: reason } = chunk.choices[0];
-    following(() => {
-      if (delta.content) view.add("text", delta.content);
-      if (delta.nanochat) view.add(delta.nanochat.type, delta.nanochat.text);
-      if (reason === "length") view.note("The reply ends here: it reached its longest length.");
-    });
-  }
-}
-
-async function ask(text) {
-  add(messages, "article", "turn user text", text).setAttribute("aria-label", "You");
-  conversation.push({ role: "user", content: text });
-  const mine = conversation;
-  const view = new ReplyView();
+function ask(text) {
+  stop();
+  if (chat.messages.at(-1)?.role === "user") rewind(chat.messages.length - 1); // it was never answered
+  chat.messages.push({ role: "user", content: text });
+  showUser(chat.messages.length - 1);
   scroll.scrollTop = scroll.scrollHeight;
-  underWay = new AbortController();
+  answer();
+}
+
+function showUser(index) {
+  const edit = (text) => {
+    rewind(index);
+    ask(text);
+  };
+  return new UserTurn(messages, chat.messages[index].content, { edit });
+}
+
+function showReply(index) {
+  const again = () => {
+    rewind(index);
+    answer();
+  };
+  return new ReplyTurn(messages, { again }, chat.messages[index]?.content);
+}
+
+// Takes back everything from message `index` on. Each message is one node.
+function rewind(index) {
+  stop();
+  chat.messages.length = Math.min(chat.messages.length, index);
+  while (messages.children.length > index) messages.lastChild.remove();
+  keep();
+}
+
+// Writes the reply to the conversation, which ends with the user's message.
+async function answer() {
+  const mine = chat;
+  const index = chat.messages.length;
+  const view = showReply(index);
+  view.node.classList.add("waiting");
+  const controller = new AbortController();
+  const reply = (underWay = { controller, view, store: () => (mine.messages[index] = { role: "assistant", content: view.parts }) });
+  keep();
   showState();
+  const stats = { model: model.selectedOptions[0]?.textContent };
   let problem = null;
   try {
-    await stream(view, underWay.signal);
+    await stream(view, controller.signal, stats);
   } catch (error) {
     problem = error;
   }
-  if (mine !== conversation) return; // a new chat was begun meanwhile
+  if (underWay !== reply) return; // another conversation was opened meanwhile, or this was taken back
   underWay = null;
+  if (view.parts.length) {
+    reply.store();
+    mine.messages[index].stats = stats;
+  }
+  await view.end(stats);
   following(() => {
-    view.end();
     if (problem?.name === "AbortError") view.note("Stopped.");
     else if (problem instanceof TypeError) view.note("The server cannot be reached.", "failed");
     else if (problem) view.note(problem.message, "failed");
   });
-  if (view.parts.length) {
-    conversation.push({ role: "assistant", content: view.parts });
-  } else {
-    conversation.pop(); // nothing was said: the question is not part of the conversation either
-    if (problem && !input.value) input.value = text;
-  }
+  keep();
   showState();
 }
 
+async function stream(view, signal, stats) {
+  const asked = performance.now();
+  let first = 0;
+  const body = { ...settings.sampling(), messages: prompt(), model: model.value || undefined };
+  for await (const piece of api.reply(body, signal)) {
+    if (piece.type) {
+      first ||= performance.now();
+      following(() => view.add(piece.type, piece.text));
+    }
+    if (piece.dropped) {
+      view.note(`The ${piece.dropped} oldest messages no longer fit what the model can read.`);
+    }
+    if (piece.reason === "length") view.note("The reply ends here: it reached its longest length.");
+    if (piece.usage) {
+      stats.tokens = piece.usage.completion_tokens;
+      stats.wait = (first - asked) / 1000;
+      const seconds = (performance.now() - first) / 1000;
+      if (stats.tokens > 1 && seconds > 0.001) stats.speed = (stats.tokens - 1) / seconds;
+    }
+  }
+}
+
+function stop() {
+  underWay?.controller.abort();
+}
+
 function showState() {
-  composer.classList.toggle("busy", underWay !== null);
   send.setAttribute("aria-label", underWay ? "Stop" : "Send");
   send.title = underWay ? "Stop (Esc)" : "Send (Enter)";
+  send.querySelector("use").setAttribute("href", underWay ? "#i-stop" : "#i-send");
   send.disabled = !underWay && !input.value.trim();
   input.style.height = "auto";
   input.style.height = `${input.scrollHeight}px`;
@@ -163,31 +139,64 @@ function submit() {
   ask(text);
 }
 
-function newChat() {
-  underWay?.abort();
-  underWay = null;
-  conversation = [];
+// Shows a conversation, by default a new one.
+function open(next = store.newConversation()) {
+  leave();
+  chat = next;
   messages.replaceChildren();
+  const replies = [];
+  chat.messages.forEach(({ role, stats }, index) => {
+    if (role === "user") {
+      showUser(index);
+    } else {
+      replies.push(showReply(index));
+      replies.at(-1).end(stats);
+    }
+  });
+  renderAll(replies).then(() => (scroll.scrollTop = scroll.scrollHeight));
+  sidebar.showCurrent(chat.id);
+  try {
+    store.save(OPEN, chat.messages.length ? chat.id : null);
+  } catch {
+    // It is only the next visit that begins elsewhere.
+  }
   showState();
-  input.focus();
+  if (!matchMedia("(hover: none)").matches) input.focus();
 }
 
-async function showModel() {
-  const response = await fetch("/v1/models");
-  const { nanochat: about } = (await response.json()).data[0];
-  element("model").textContent = about.description;
-  temperature.value = about.defaults.temperature;
-  topK.value = about.defaults.top_k ?? 0;
-  showTemperature();
+// What has been written so far is kept when the reader goes elsewhere.
+function leave() {
+  if (!underWay) return;
+  stop();
+  if (underWay.view.parts.length) {
+    underWay.store();
+    keep();
+  }
+  underWay = null;
 }
 
-function showTemperature() {
-  element("temperature-value").textContent = Number(temperature.value).toFixed(2);
+async function showModels() {
+  const found = await api.models();
+  model.replaceChildren();
+  for (const { id, nanochat: about } of found) {
+    const option = add(model, "option", "", about.description);
+    option.value = id;
+  }
+  const wanted = store.load(MODEL, null);
+  model.value = found.some(({ id }) => id === wanted) ? wanted : found.find(({ nanochat }) => nanochat.default).id;
+  settings.showDefaults(found[0].nanochat.defaults);
 }
+
+api.onKeyNeeded((wrong) => new Promise((resolve) => {
+  const dialog = element("key");
+  element("key-wrong").textContent = wrong ? "That was not the key." : "";
+  dialog.addEventListener("close", () => resolve(element("key-input").value.trim()), { once: true });
+  dialog.showModal();
+}));
 
 composer.addEventListener("submit", (event) => {
   event.preventDefault();
-  if (underWay) underWay.abort();
+  if (underWay) stop();
   else submit();
 });
 
@@ -199,15 +208,28 @@ input.addEventListener("keydown", (event) => {
 });
 
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !element("settings").open) underWay?.abort();
+  if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
+  if (!sidebar.hide()) stop();
 });
 
-element("new-chat").addEventListener("click", newChat);
-element("settings-button").addEventListener("click", () => element("settings").showModal());
-temperature.addEventListener("input", showTemperature);
+model.addEventListener("change", () => {
+  try {
+    store.save(MODEL, model.value);
+  } catch {
+    // It holds until the page is left.
+  }
+});
+addEventListener("pagehide", leave);
 for (const button of document.querySelectorAll(".suggestions button")) {
   button.addEventListener("click", () => ask(button.textContent));
 }
 
-showState();
-showModel().catch(() => { element("model").textContent = "not reachable"; });
+settings.start();
+sidebar.start({
+  open: (id) => open(store.conversation(id) ?? undefined),
+  begin: () => open(),
+  removed: (id) => { if (id === chat.id) open(); },
+  renamed: (id, title) => { if (id === chat.id) chat.title = title; },
+});
+open(store.conversation(store.load(OPEN, "")) ?? undefined);
+showModels().catch(() => add(model, "option", "", "not reachable"));

@@ -1,0 +1,92 @@
+"""A server over a real socket, around engines that follow a script or around real ones."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import httpx
+
+from nanochat.serve import listen
+from nanochat.serve.app import create_app
+from nanochat.serve.engine_process import EngineLoop, Loader
+from nanochat.serve.menu import Menu, ModelCard
+from nanochat.serve.pool import Pool
+from nanochat.serve.worker import Start
+from nanochat.tokenizer import Tokenizer
+from tests.serve.scripted import CARD, ScriptedChatModel
+
+CHAT = "/v1/chat/completions"
+
+
+def in_thread(connection: Connection, load: Loader, gpu: int | None) -> threading.Thread:
+    """The engine's loop where a test can follow it."""
+    thread = threading.Thread(target=EngineLoop(connection, load).run, daemon=True)
+    thread.start()
+    return thread
+
+
+@dataclass
+class Served:
+    """A server that is up."""
+
+    client: httpx.Client
+    pool: Pool
+    url: str
+
+
+@contextmanager
+def serving(
+    load: Loader,
+    tokenizer: Tokenizer,
+    *,
+    host: str = "127.0.0.1",
+    cards: Sequence[ModelCard] = (CARD,),
+    engines: int = 1,
+    slots: int = 16,
+    max_waiting: int = 64,
+    start: Start = in_thread,
+    wait: bool = True,
+    **options: Any,
+) -> Iterator[Served]:
+    listener = listen.bind(host, 0)
+    pool = Pool(
+        Menu(cards[0], lambda: list(cards)),
+        load,
+        gpus=[None] * engines,
+        slots=slots,
+        max_waiting=max_waiting,
+        start=start,
+    )
+    app = create_app(pool, tokenizer, allowed_hosts=listen.allowed_hosts(listener, host), **options)
+    server = listen.Server()
+    thread = threading.Thread(target=server.run, args=(app, listener))
+    thread.start()
+    try:
+        url = listen.url(listener, host)
+        with httpx.Client(base_url=url, timeout=60) as client:
+            if wait:
+                until(lambda: client.get("/health").status_code == 200)
+            yield Served(client, pool, url)
+    finally:
+        server.stop()
+        thread.join()
+
+
+@contextmanager
+def scripted(tokenizer: Tokenizer, **options: Any) -> Iterator[tuple[Served, ScriptedChatModel]]:
+    """One scripted engine behind a server."""
+    model = ScriptedChatModel(tokenizer, slots=options.get("slots", 16))
+    with serving(lambda card: model, tokenizer, **options) as served:
+        yield served, model
+
+
+def until(condition: Callable[[], Any], seconds: float = 60) -> None:
+    """Wait for what another thread or process is about to do."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

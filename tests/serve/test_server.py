@@ -1,0 +1,288 @@
+"""How the server behaves: under load, while it loads, when clients leave, and towards those it was not meant for."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from typing import Any
+
+import httpx
+import pytest
+
+from nanochat.errors import UserError
+from nanochat.inference.chat import ChatModel
+from nanochat.serve import listen
+from nanochat.serve.engine_process import Loader
+from nanochat.serve.menu import ModelCard
+from nanochat.tokenizer import Tokenizer
+from tests.serve.scripted import CARD, ScriptedChatModel
+from tests.serve.serving import CHAT, Served, in_thread, scripted, serving, until
+from tests.serve.test_api import chunks, say, streamed
+
+Both = tuple[Served, ScriptedChatModel]
+
+
+@pytest.fixture
+def both(tokenizer: Tokenizer) -> Iterator[Both]:
+    """Room for one reply, and for one that waits."""
+    with scripted(tokenizer, slots=1, max_waiting=1) as both:
+        yield both
+
+
+@pytest.fixture(scope="module")
+def client(tokenizer: Tokenizer) -> Iterator[httpx.Client]:
+    with scripted(tokenizer) as (served, _):
+        yield served.client
+
+
+def test_replies_are_written_at_the_same_time(client: httpx.Client) -> None:
+    with client.stream("POST", CHAT, json=say("wait", stream=True)) as response:
+        lines = response.iter_lines()
+        next(lines)
+        for _ in range(3):
+            assert client.post(CHAT, json=say("hello")).status_code == 200
+
+
+def test_requests_wait_their_turn_and_a_full_queue_refuses(both: Both) -> None:
+    served, model = both
+    with ThreadPoolExecutor(2) as clients:
+        first = clients.submit(served.client.post, CHAT, json=say("wait"))
+        until(lambda: served.pool.running)
+        second = clients.submit(served.client.post, CHAT, json=say("hello"))
+        until(lambda: served.pool.waiting)
+        refused = served.client.post(CHAT, json=say("hello"))
+        assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        model.engine.go.set()
+        assert first.result().json()["choices"][0]["message"]["content"] == "well done"
+        assert second.result().json()["choices"][0]["message"]["content"] == "hello"
+
+
+def test_health_answers_at_once_while_replies_are_written(both: Both) -> None:
+    served, _ = both
+    with served.client.stream("POST", CHAT, json=say("wait", stream=True)) as response:
+        lines = response.iter_lines()
+        next(lines)
+        began = time.monotonic()
+        health = served.client.get("/health").json()
+        assert time.monotonic() - began < 1
+        assert (health["status"], health["running"], health["waiting"]) == ("ok", 1, 0)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_client_that_leaves_frees_its_slot(both: Both, stream: bool) -> None:
+    served, model = both
+
+    async def leave() -> None:
+        async with httpx.AsyncClient(base_url=served.url) as leaver:
+            request = asyncio.create_task(leaver.post(CHAT, json=say("wait", stream=stream)))
+            await asyncio.to_thread(until, lambda: model.engine.busy)
+            request.cancel()
+
+    asyncio.run(leave())
+    until(lambda: model.engine.cancelled)
+    assert served.client.post(CHAT, json=say("hello")).status_code == 200
+    assert served.pool.under_way == 0
+
+
+def test_client_that_leaves_the_queue_gives_up_its_place(both: Both) -> None:
+    served, model = both
+
+    async def leave() -> None:
+        async with httpx.AsyncClient(base_url=served.url) as leaver:
+            waiting = asyncio.create_task(leaver.post(CHAT, json=say("never read")))
+            await asyncio.to_thread(until, lambda: served.pool.waiting == 1)
+            waiting.cancel()
+
+    with ThreadPoolExecutor(1) as clients:
+        first = clients.submit(served.client.post, CHAT, json=say("wait"))
+        until(lambda: served.pool.running)
+        asyncio.run(leave())
+        until(lambda: served.pool.waiting == 0)
+        model.engine.go.set()
+        assert first.result().status_code == 200
+
+
+def test_server_stops_while_a_reply_is_written(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "SECONDS_TO_FINISH", 0)
+    before = threading.active_count()
+    with scripted(tokenizer) as (served, _):
+        stream = served.client.stream("POST", CHAT, json=say("wait", stream=True))
+        lines = stream.__enter__().iter_lines()
+        next(lines)
+    until(lambda: threading.active_count() == before)
+
+
+def test_while_the_model_is_loaded_the_server_says_so(tokenizer: Tokenizer) -> None:
+    go = threading.Event()
+
+    def load(card: ModelCard) -> ChatModel:
+        go.wait(20)
+        return ScriptedChatModel(tokenizer)
+
+    with serving(load, tokenizer, wait=False) as served:
+        health = served.client.get("/health")
+        assert (health.status_code, health.json()["status"]) == (503, "loading")
+        refused = served.client.post(CHAT, json=say("hello"))
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "loading"
+        assert "retry-after" in refused.headers
+        go.set()
+        until(lambda: served.client.get("/health").status_code == 200)
+        assert served.client.get("/health").json()["model"] == CARD.id
+        assert served.client.post(CHAT, json=say("hello")).status_code == 200
+
+
+def test_model_that_cannot_be_loaded_is_told(tokenizer: Tokenizer) -> None:
+    def load(card: ModelCard) -> ChatModel:
+        raise UserError("this model is damaged: train it again")
+
+    told: list[UserError | None] = []
+    with serving(load, tokenizer, wait=False, on_loaded=told.append):
+        until(lambda: told)
+    assert str(told[0]).startswith("this model is damaged")
+
+
+def test_engine_that_dies_while_it_loads_is_started_by_the_next_request(tokenizer: Tokenizer) -> None:
+    starts: list[int] = []
+
+    def start(connection: Connection, load: Loader, gpu: int | None) -> threading.Thread:
+        starts.append(len(starts))
+        if len(starts) == 1:
+            connection.close()
+            return threading.current_thread()  # as good as any that is not the engine's
+        return in_thread(connection, load, gpu)
+
+    told: list[UserError | None] = []
+    with serving(
+        lambda card: ScriptedChatModel(tokenizer), tokenizer, start=start, wait=False, on_loaded=told.append
+    ) as served:
+        until(lambda: told)
+        assert "died while it loaded" in str(told[0])
+        assert served.client.post(CHAT, json=say("hello")).status_code == 200
+
+
+def test_model_of_the_menu_that_cannot_be_loaded_fails_its_requests_only(tokenizer: Tokenizer) -> None:
+    damaged = ModelCard("base", "d4", 9, 100)
+
+    def load(card: ModelCard) -> ChatModel:
+        if card == damaged:
+            raise UserError("this model is damaged: train it again")
+        return ScriptedChatModel(tokenizer)
+
+    with serving(load, tokenizer, cards=(CARD, damaged)) as served:
+        refused = served.client.post(CHAT, json=say("hello", model=damaged.id))
+        assert refused.status_code == 500 and "damaged" in refused.json()["error"]["message"]
+        assert served.client.post(CHAT, json=say("hello")).status_code == 200
+        assert served.client.get("/health").json()["model"] == CARD.id
+
+
+def test_requests_go_to_the_least_busy_engine(tokenizer: Tokenizer) -> None:
+    models: list[ScriptedChatModel] = []
+
+    def load(card: ModelCard) -> ChatModel:
+        models.append(ScriptedChatModel(tokenizer))
+        return models[-1]
+
+    with serving(load, tokenizer, engines=2) as served, ThreadPoolExecutor(6) as clients:
+        until(lambda: len(models) == 2 and all(worker.loaded for worker in served.pool.workers))
+        replies = [clients.submit(served.client.post, CHAT, json=say(f"wait {i}")) for i in range(6)]
+        until(lambda: served.pool.running == 6)
+        assert [len(worker.answers) for worker in served.pool.workers] == [3, 3]
+        stats = served.client.get("/stats").json()
+        assert (stats["total_workers"], stats["busy_workers"], stats["available_workers"]) == (2, 2, 0)
+        for model in models:
+            model.engine.go.set()
+        assert all(reply.result().json()["choices"][0]["message"]["content"] == "well done" for reply in replies)
+
+
+def test_metrics_count_what_happened(both: Both) -> None:
+    served, _ = both
+    served.client.post(CHAT, json=say("good day"))
+    served.client.post(CHAT, json={})
+    served.client.get("/nowhere")
+    text = served.client.get("/metrics").text
+    assert 'nanochat_requests_total{path="/v1/chat/completions",status="200"} 1.0' in text
+    assert 'nanochat_requests_total{path="/v1/chat/completions",status="400"} 1.0' in text
+    assert 'path="other",status="404"' in text and "/nowhere" not in text
+    assert "nanochat_time_to_first_token_seconds_count 1.0" in text
+    assert "nanochat_requests_running 0.0" in text and "nanochat_reply_tokens_per_second_bucket" in text
+
+
+def test_page_and_its_files_ask_no_other_host_for_anything(client: httpx.Client) -> None:
+    page = client.get("/")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    for path in ("/", "/static/chat.css", "/static/chat.js", "/static/icon.svg", "/code.css"):
+        response = client.get(path)
+        assert response.status_code == 200 and response.headers["x-content-type-options"] == "nosniff"
+        assert (
+            "https://" not in response.text and "//" not in response.text.replace("http://www.w3.org/2000/svg", "")[:0]
+        )
+
+
+def test_unknown_page_and_wrong_method_have_openais_shape(client: httpx.Client) -> None:
+    assert client.get("/nowhere").json()["error"]["type"] == "invalid_request_error"
+    wrong = client.get(CHAT)
+    assert wrong.status_code == 405 and "error" in wrong.json()
+
+
+def test_body_of_unannounced_length_is_limited_too(client: httpx.Client) -> None:
+    pieces = (b" " * 100_000 for _ in range(20))
+    assert client.post(CHAT, content=pieces, headers={"content-type": "application/json"}).status_code == 413
+
+
+def test_pages_of_other_sites_get_nothing(client: httpx.Client) -> None:
+    assert client.get("/health", headers={"host": "evil.example"}).status_code == 400
+    assert "access-control-allow-origin" not in client.get("/health", headers={"origin": "http://evil.example"}).headers
+    # A form or a simple fetch of another site may send text/plain without asking; it must not reach the model.
+    plain = client.post(CHAT, content=json.dumps(say("hello")), headers={"content-type": "text/plain"})
+    assert plain.status_code == 400
+
+
+def test_pages_that_were_allowed_may_use_the_api(tokenizer: Tokenizer) -> None:
+    with scripted(tokenizer, allowed_origins=["https://friend.example"], api_key="secret") as (served, _):
+        asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+        friend = served.client.options(CHAT, headers={"origin": "https://friend.example", **asked})
+        assert friend.headers["access-control-allow-origin"] == "https://friend.example"
+        assert "access-control-allow-credentials" not in friend.headers
+        other = served.client.options(CHAT, headers={"origin": "https://evil.example", **asked})
+        assert "access-control-allow-origin" not in other.headers
+
+
+def test_api_key_is_asked_for_everywhere_but_at_the_page(tokenizer: Tokenizer) -> None:
+    with scripted(tokenizer, api_key="sëcret") as (served, _):
+        for path in ("/", "/static/chat.js", "/code.css", "/health"):
+            assert served.client.get(path).status_code == 200
+        for path in ("/v1/models", "/stats", "/metrics", "/openapi.json", "/nowhere", "/static/../stats"):
+            assert served.client.get(path).status_code == 401
+        for path in (CHAT, "/v1/completions", "/chat/completions", "/tokenize", "/render"):
+            refused = served.client.post(path, json={})
+            assert refused.status_code == 401 and refused.json()["error"]["code"] == "invalid_api_key"
+        wrong: dict[str, Any] = {"headers": {"authorization": "Bearer secre"}}
+        assert served.client.get("/v1/models", **wrong).status_code == 401
+        right = {b"authorization": "Bearer sëcret".encode()}
+        assert served.client.post(CHAT, json=say("hello"), headers=right).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "localhost"])
+def test_a_loopback_host_of_ones_choice_is_answered(tokenizer: Tokenizer, host: str) -> None:
+    with scripted(tokenizer, host=host) as (served, _):
+        assert served.client.get("/health", headers={"host": "LOCALHOST:80"}).status_code == 200
+
+
+def test_prompts_are_not_logged(client: httpx.Client, capfd: pytest.CaptureFixture[str]) -> None:
+    client.post(CHAT, json=say("my secret"))
+    client.post(CHAT, json=say("my secret", temperature=9))
+    captured = capfd.readouterr()
+    assert "secret" not in captured.out + captured.err
+
+
+def test_slow_reader_gets_everything(client: httpx.Client) -> None:
+    with client.stream("POST", CHAT, json=say("count to 40", stream=True)) as response:
+        next(lines := response.iter_lines())
+        time.sleep(0.3)
+        rest = [json.loads(line[6:]) for line in lines if line and not line.endswith("[DONE]")]
+    assert streamed(rest) == "".join(f"{i + 1} " for i in range(40))
+    assert streamed(chunks(client, say("hello"))) == "hello"
