@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nanochat.errors import UserError
+from nanochat.machine.watch import MachineWatch
 
 if TYPE_CHECKING:
     from nanochat.trainer import Training
@@ -35,7 +36,9 @@ class RunLog:
         self._tracker = Tracker(
             run.options.tracker if main else "none", run.options.run, f"nanochat-{run.source}", config
         )
-        self._metrics = StepLog(run.folder / METRICS_FILE, run.step) if main else None
+        path = run.folder / METRICS_FILE
+        self._machine = MachineWatch(run, num_iterations, energy_used(path) if run.step else 0.0) if main else None
+        self._metrics = StepLog(path, run.step) if main else None
         self._samples = StepLog(run.folder / SAMPLES_FILE, run.step) if main else None
         if main:
             (run.folder / FACTS_FILE).write_text(json.dumps(facts, indent=2, default=str) + "\n")
@@ -50,9 +53,9 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self._display.close()
         self._tracker.close()
-        for log in (self._metrics, self._samples):
-            if log:
-                log.close()
+        for part in (self._metrics, self._samples, self._machine):
+            if part:
+                part.close()
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -60,9 +63,12 @@ class RunLog:
 
     def step(self, step: int, metrics: Mapping[str, float], results: Mapping[str, float]) -> None:
         """Log step number `step`, counted from 1, and show how it goes; `results` are of the last evaluation."""
-        self._tracker.log(step, metrics)
-        if self._metrics:
+        if self._metrics and self._machine:
+            metrics = {**metrics, **self._machine.readings()}
             self._metrics.log(step, metrics)
+            for line in self._machine.news(step, metrics):
+                self.say(line)
+        self._tracker.log(step, metrics)
         loss = metrics["loss"]
         self._smooth_loss = loss if math.isnan(self._smooth_loss) else 0.9 * self._smooth_loss + 0.1 * loss
         shown = {"reward": metrics["reward"]} if "reward" in metrics else {"loss": self._smooth_loss, **results}
@@ -117,6 +123,11 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def energy_used(path: Path) -> float:
+    """Joules that the runs of a metrics.jsonl used so far, the steps that a resume takes again included."""
+    return max((row.get("energy_j") or 0.0 for row in read_metrics(path)), default=0.0)
+
+
 class Tracker:
     """wandb, trackio or nothing, behind one `log`."""
 
@@ -126,7 +137,7 @@ class Tracker:
         Raises UserError if the tracker asked for is not installed.
         """
         if kind == "auto":
-            wanted = run is not None or (_wandb_login() and importlib.util.find_spec("wandb") is not None)
+            wanted = run is not None or (is_logged_in_to_wandb() and importlib.util.find_spec("wandb") is not None)
             kind = "wandb" if wanted else "none"
         self._module: Any = None
         if kind == "none":
@@ -135,7 +146,7 @@ class Tracker:
             raise UserError(
                 f"{kind} is not installed: run .venv/bin/pip install {kind}, or leave out --run and --tracker"
             )
-        if kind == "wandb" and not _wandb_login():
+        if kind == "wandb" and not is_logged_in_to_wandb():
             os.environ.setdefault("WANDB_MODE", "offline")  # `wandb sync` sends it later; a login prompt would block
         self._module = importlib.import_module(kind)
         self._module.init(project=project, name=run, config=dict(config))
@@ -151,7 +162,8 @@ class Tracker:
             self._module.finish()
 
 
-def _wandb_login() -> bool:
+def is_logged_in_to_wandb() -> bool:
+    """Whether wandb can be used without asking who this is."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline":
         return True
     try:

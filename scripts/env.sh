@@ -27,17 +27,63 @@ export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$NANOCHAT_BASE_DIR/ca
 export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$NANOCHAT_BASE_DIR/cache/triton}"
 
 # CUDA's allocator then grows its segments instead of adding new ones: training, sampling and evaluation take turns with
-# blocks of different sizes, and fixed segments fragment until a step that fits no longer does. No effect on a CPU.
-export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
-
-# The ptxas inside triton may not know the GB10 (sm_121); CUDA 13's does. An older toolkit's would be a step back.
-if [[ -z "${TRITON_PTXAS_PATH:-}" && "$(/usr/local/cuda/bin/ptxas --version 2>/dev/null)" =~ release\ 1[3-9] ]]; then
-  export TRITON_PTXAS_PATH=/usr/local/cuda/bin/ptxas
+# blocks of different sizes, and fixed segments fragment until a step that fits no longer does. On unified memory what
+# is lost to fragments is lost to the CPU as well. The older name of the variable is left to have its say.
+if [[ -z "${PYTORCH_CUDA_ALLOC_CONF:-}" ]]; then
+  export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
 fi
 
-# launch MODULE ARGS...: becomes `python -m MODULE ARGS...`, in NPROC processes (torchrun) when NPROC is above 1.
+# shellcheck source=scripts/cuda.sh
+source "$root/scripts/cuda.sh"
+
+# The GB10's 20 cores are 10 fast and 10 slow ones, and a parallel loop ends with its slowest thread: one thread for
+# each core of the fastest kind. Linux tells of kinds (cpu_capacity) only where there are several.
+if [[ -z "${OMP_NUM_THREADS:-}" ]]; then
+  capacities="$(cat "${NANOCHAT_ROOT:-}"/sys/devices/system/cpu/cpu[0-9]*/cpu_capacity 2>/dev/null | sort -n)" || true
+  if [[ -n "$capacities" && "${capacities%%$'\n'*}" != "${capacities##*$'\n'}" ]]; then
+    OMP_NUM_THREADS="$(grep -cx "${capacities##*$'\n'}" <<<"$capacities")"
+    export OMP_NUM_THREADS
+  fi
+fi
+
+# Two Sparks talk over RoCE: NCCL is told the ConnectX-7's ports that are up, both halves of each (a GB10 reaches one
+# port over two PCIe links, of 100 Gb/s each), or it may take the slow network. With no such port nothing is set.
+roce_devices="" roce_interfaces=""
+for port in "${NANOCHAT_ROOT:-}"/sys/class/infiniband/*/ports/1; do
+  if [[ "$(cat "$port/link_layer" 2>/dev/null)" == Ethernet && "$(cat "$port/state" 2>/dev/null)" == *ACTIVE ]]; then
+    device="${port%/ports/1}"
+    roce_devices+="${roce_devices:+,}${device##*/}"
+    interface="$(cat "$port/gid_attrs/ndevs/0" 2>/dev/null)" || continue
+    roce_interfaces+="${roce_interfaces:+,}$interface"
+  fi
+done
+if [[ -n "$roce_devices" ]]; then
+  export NCCL_IB_HCA="${NCCL_IB_HCA:-=$roce_devices}"
+  if [[ -n "$roce_interfaces" ]]; then
+    export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-=$roce_interfaces}"
+    export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-${roce_interfaces%%,*}}"
+  fi
+fi
+
+# look_around: the doctor's fast part, which says on stderr what could end a run, and ends none by itself.
+look_around() {
+  timeout 20 python -m scripts.doctor --fast >&2 || true
+}
+
+# stay_awake: the desktop must not suspend the machine while this process, which becomes the run, lasts. The inhibitor
+# ends with it, by whatever way that is. NANOCHAT_STAY_AWAKE=0 leaves it out.
+stay_awake() {
+  if [[ "${NANOCHAT_STAY_AWAKE:-1}" != 0 && -d "${NANOCHAT_ROOT:-}/run/systemd/system" ]]; then
+    setsid systemd-inhibit --what=sleep --who=nanochat --why="a model is in training" \
+      tail --pid=$$ --follow /dev/null </dev/null >/dev/null 2>&1 &
+  fi
+}
+
+# launch MODULE ARGS...: looks around, and becomes `python -m MODULE ARGS...`, in NPROC processes (torchrun) when NPROC is above 1.
 # It replaces the shell, so that Ctrl-C and the exit code are Python's.
 launch() {
+  look_around
+  stay_awake
   case "${NPROC:-1}" in
     1) exec python -m "$@" ;;
     [2-9] | [1-9][0-9] | [1-9][0-9][0-9])

@@ -1,0 +1,93 @@
+"""The plan told anew, from what a run has measured of its own machine in its first steps."""
+
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanochat.machine import energy_price
+from nanochat.machine.plan import Machine, Stage, flops_per_token, stages
+from nanochat.machine.plan_table import stage_table
+
+if TYPE_CHECKING:
+    from nanochat.trainer import Training
+
+MEASURED_STEPS = 20
+SKIPPED_STEPS = 3
+"""The first ones compile."""
+WORTH_TELLING_SECONDS = 3600.0
+"""Time left in the stage under which there is nothing to plan."""
+STAGES = {"base": "pretrain", "mid": "midtrain"}
+"""The stages whose steps are all alike, by what their checkpoints are called."""
+FILE = "plan.json"
+
+
+class Replan:
+    """Collects the first steps of a run, and then says once how long everything will take."""
+
+    def __init__(self, run: "Training", num_iterations: int) -> None:
+        self._run = run
+        self._num_iterations = num_iterations
+        self._steps: list[Mapping[str, float]] = []
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        """Take the metrics of one step; lines to print after the twentieth of a long run of text or conversations."""
+        if self._run.source not in STAGES or len(self._steps) >= MEASURED_STEPS:
+            return []
+        self._steps.append(metrics)
+        if len(self._steps) < MEASURED_STEPS:
+            return []
+        measured = self._steps[SKIPPED_STEPS:]
+        tokens_per_second = statistics.median(step["tokens_per_second"] for step in measured)
+        tokens_left = (self._num_iterations - step) * self._run.options.total_batch_size  # type: ignore[attr-defined]  # both stages have it
+        if tokens_left / tokens_per_second < WORTH_TELLING_SECONDS:
+            return []
+        return self._tell(measured, tokens_per_second, tokens_left)
+
+    def _tell(self, measured: list[Mapping[str, float]], tokens_per_second: float, tokens_left: int) -> list[str]:
+        config = self._run.model.config
+        power = [step["gpu_power_w"] for step in measured if "gpu_power_w" in step]
+        watts = statistics.median(power) if power else energy_price.assumed_watts()
+        mfu = statistics.median(step["mfu"] for step in measured)
+        told = f"measured over {len(measured)} steps: {tokens_per_second:,.0f} tokens/s, mfu {mfu:.3f}"
+        if watts is not None:
+            told += f", {watts:,.0f} W {'by the GPU alone' if power else 'as NANOCHAT_WATTS says'}"
+        flops = tokens_per_second * flops_per_token(config)
+        machine = Machine("here", flops, flops / FLOPS_PER_BYTE, watts, (told,))
+        planned = {stage.name: stage for stage in stages(config, tokens_left)}
+        current = STAGES[self._run.source]
+        left = Stage(current, tokens_left, tokens_left * flops_per_token(config))
+        names = list(planned)
+        ahead = [left, *(planned[name] for name in names[names.index(current) + 1 :])]
+        save(self._run.folder / FILE, machine, ahead, mfu)
+        return [told, "what is left at that speed:", *stage_table(ahead, [machine], energy_price.price_per_kwh())]
+
+
+FLOPS_PER_BYTE = 125e12 * 0.4 / (273e9 * 0.5)
+"""Of a GB10 in training, against its memory while it writes replies: RL's share of the plan elsewhere is a guess."""
+
+
+def save(path: Path, machine: Machine, ahead: list[Stage], mfu: float) -> None:
+    """Keep it for the report and for plan.sh."""
+    plan = {
+        "flops": machine.flops,
+        "bandwidth": machine.bandwidth,
+        "watts": machine.watts,
+        "mfu": mfu,
+        "source": machine.sources[0],
+        "stages": [
+            {"name": stage.name, "tokens": stage.tokens, "hours": machine.hours(stage), "kwh": machine.kwh(stage)}
+            for stage in ahead
+        ],
+    }
+    path.write_text(json.dumps(plan, indent=2) + "\n")
+
+
+def read(path: Path) -> Machine | None:
+    """The machine that a run measured; None where none did, or the file is damaged."""
+    try:
+        plan: dict[str, Any] = json.loads(path.read_text())
+        return Machine("here", plan["flops"], plan["bandwidth"], plan["watts"], (plan["source"],))
+    except (OSError, ValueError, KeyError):
+        return None
