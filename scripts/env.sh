@@ -46,23 +46,21 @@ if [[ -z "${OMP_NUM_THREADS:-}" ]]; then
   fi
 fi
 
-# Two Sparks talk over RoCE: NCCL is told the ConnectX-7's ports that are up, both halves of each (a GB10 reaches one
-# port over two PCIe links, of 100 Gb/s each), or it may take the slow network. With no such port nothing is set.
+# Two Sparks talk over RoCE: NCCL is told the ports of the ConnectX-7 that are up and have an address, both halves of
+# each (a GB10 reaches one port over two PCIe links, of 100 Gb/s each), or it may take the slow network. Where there is
+# no such port nothing is set.
 roce_devices="" roce_interfaces=""
 for port in "${NANOCHAT_ROOT:-}"/sys/class/infiniband/*/ports/1; do
-  if [[ "$(cat "$port/link_layer" 2>/dev/null)" == Ethernet && "$(cat "$port/state" 2>/dev/null)" == *ACTIVE ]]; then
-    device="${port%/ports/1}"
-    roce_devices+="${roce_devices:+,}${device##*/}"
-    interface="$(cat "$port/gid_attrs/ndevs/0" 2>/dev/null)" || continue
-    roce_interfaces+="${roce_interfaces:+,}$interface"
-  fi
+  interface="$(cat "$port/gid_attrs/ndevs/0" 2>/dev/null)" || continue
+  [[ "$(<"$port/link_layer")" == Ethernet && "$(<"$port/state")" == *ACTIVE ]] || continue
+  [[ -n "$(ip -oneline -4 address show dev "$interface" 2>/dev/null)" ]] || continue
+  device="${port%/ports/1}"
+  roce_devices+="${roce_devices:+,}${device##*/}"
+  roce_interfaces+="${roce_interfaces:+,}$interface"
 done
-if [[ -n "$roce_devices" ]]; then
+if [[ -n "$roce_devices" ]]; then # "=": these names, not all that begin with them
   export NCCL_IB_HCA="${NCCL_IB_HCA:-=$roce_devices}"
-  if [[ -n "$roce_interfaces" ]]; then
-    export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-=$roce_interfaces}"
-    export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-${roce_interfaces%%,*}}"
-  fi
+  export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-=$roce_interfaces}"
 fi
 
 # look_around: the doctor's fast part, which says on stderr what could end a run, and ends none by itself.
