@@ -125,7 +125,7 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
 
 def energy_used(path: Path) -> float:
     """Joules that the runs of a metrics.jsonl used so far, the steps that a resume takes again included."""
-    return max((row.get("energy_j") or 0.0 for row in read_metrics(path)), default=0.0)
+    return max((row.get("energy_j") or 0.0 for row in read_steps(path)), default=0.0)
 
 
 class Tracker:

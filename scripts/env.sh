@@ -80,15 +80,12 @@ stay_awake() {
 # launch MODULE ARGS...: looks around, and becomes `python -m MODULE ARGS...`, in NPROC processes (torchrun) when NPROC is above 1.
 # It replaces the shell, so that Ctrl-C and the exit code are Python's.
 launch() {
+  if ! [[ "${NPROC:-1}" =~ ^[1-9][0-9]{0,2}$ ]]; then
+    echo "error: NPROC=$NPROC is not a number of processes: set it to the number of GPUs, such as NPROC=8" >&2
+    exit 2
+  fi
   look_around
   stay_awake
-  case "${NPROC:-1}" in
-    1) exec python -m "$@" ;;
-    [2-9] | [1-9][0-9] | [1-9][0-9][0-9])
-      exec python -m scripts.processes "$NPROC" "$@" ;;
-    *)
-      echo "error: NPROC=$NPROC is not a number of processes: set it to the number of GPUs, such as NPROC=8" >&2
-      exit 2
-      ;;
-  esac
+  if ((${NPROC:-1} == 1)); then exec python -m "$@"; fi
+  exec python -m scripts.processes "$NPROC" "$@"
 }

@@ -90,7 +90,7 @@ def machines(hosts: int) -> list[Machine]:
         ),
         known(
             "H100", "H100", 1, 0.51, 1275,
-            "MFU 51%: nanochat's run1000.sh, d32 on 8 x H100 at 83,385 tokens/s; one alone: assumed the same",
+            "MFU 51%: nanochat's run1000.sh, d32 on 8 x H100, 1.574 s for 524,288 tokens; one alone: assumed",
             "1,275 W: an eighth of a DGX H100's most, 10.2 kW (datasheet)",
         ),
         known("8 x H100", "H100", 8, 0.51, 10_200, "MFU as for H100; 10.2 kW: DGX H100's most (datasheet)"),

@@ -21,9 +21,8 @@ def stage_table(stages: Sequence[Stage], machines: Sequence[Machine], price_per_
 def count(number: float) -> str:
     """`11.2B`, `446M`, `23M`."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if number >= size:
-            scaled = number / size
-            return f"{scaled:.3g}{unit}" if scaled < 1000 else f"{scaled:.0f}{unit}"
+        if number >= 0.9995 * size:  # what would round to 1,000 of a unit is one of the next
+            return f"{number / size:.3g}{unit}"
     return f"{number:.0f}"
 
 

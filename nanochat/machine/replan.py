@@ -4,14 +4,12 @@ import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from nanochat.gpt import GPTConfig
 from nanochat.machine import energy_price
 from nanochat.machine.plan import Machine, Stage, flops_per_token, stages
 from nanochat.machine.plan_table import stage_table
-
-if TYPE_CHECKING:
-    from nanochat.trainer import Training
 
 MEASURED_STEPS = 20
 SKIPPED_STEPS = 3
@@ -21,51 +19,52 @@ WORTH_TELLING_SECONDS = 3600.0
 STAGES = {"base": "pretrain", "mid": "midtrain"}
 """The stages whose steps are all alike, by what their checkpoints are called."""
 FILE = "plan.json"
+FLOPS_PER_BYTE = 125e12 * 0.4 / (273e9 * 0.5)
+"""Of a GB10 in training, against its memory while it writes replies: RL's share of the plan elsewhere is a guess."""
 
 
 class Replan:
     """Collects the first steps of a run, and then says once how long everything will take."""
 
-    def __init__(self, run: "Training", num_iterations: int) -> None:
-        self._run = run
+    def __init__(self, source: str, config: GPTConfig, num_iterations: int, folder: Path) -> None:
+        """`source`: base, mid, sft or rl; `folder`: where the run keeps its files, FILE among them."""
+        self._source = source
+        self._config = config
         self._num_iterations = num_iterations
+        self._folder = folder
         self._steps: list[Mapping[str, float]] = []
 
     def step(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Take the metrics of one step; lines to print after the twentieth of a long run of text or conversations."""
-        if self._run.source not in STAGES or len(self._steps) >= MEASURED_STEPS:
+        if self._source not in STAGES or len(self._steps) >= MEASURED_STEPS:
             return []
         self._steps.append(metrics)
         if len(self._steps) < MEASURED_STEPS:
             return []
         measured = self._steps[SKIPPED_STEPS:]
-        tokens_per_second = statistics.median(step["tokens_per_second"] for step in measured)
-        tokens_left = (self._num_iterations - step) * self._run.options.total_batch_size  # type: ignore[attr-defined]  # both stages have it
+        tokens_per_second = _median("tokens_per_second", measured)
+        tokens_left = (self._num_iterations - step) * _median("tokens", measured)
         if tokens_left / tokens_per_second < WORTH_TELLING_SECONDS:
             return []
         return self._tell(measured, tokens_per_second, tokens_left)
 
-    def _tell(self, measured: list[Mapping[str, float]], tokens_per_second: float, tokens_left: int) -> list[str]:
-        config = self._run.model.config
-        power = [step["gpu_power_w"] for step in measured if "gpu_power_w" in step]
-        watts = statistics.median(power) if power else energy_price.assumed_watts()
-        mfu = statistics.median(step["mfu"] for step in measured)
+    def _tell(self, measured: list[Mapping[str, float]], tokens_per_second: float, tokens_left: float) -> list[str]:
+        with_power = [step for step in measured if "gpu_power_w" in step]
+        watts = _median("gpu_power_w", with_power) if with_power else energy_price.assumed_watts()
+        mfu = _median("mfu", measured)
         told = f"measured over {len(measured)} steps: {tokens_per_second:,.0f} tokens/s, mfu {mfu:.3f}"
         if watts is not None:
-            told += f", {watts:,.0f} W {'by the GPU alone' if power else 'as NANOCHAT_WATTS says'}"
-        flops = tokens_per_second * flops_per_token(config)
+            told += f", {watts:,.0f} W {'by the GPU alone' if with_power else 'as NANOCHAT_WATTS says'}"
+        per_token = flops_per_token(self._config)
+        flops = tokens_per_second * per_token
         machine = Machine("here", flops, flops / FLOPS_PER_BYTE, watts, (told,))
-        planned = {stage.name: stage for stage in stages(config, tokens_left)}
-        current = STAGES[self._run.source]
-        left = Stage(current, tokens_left, tokens_left * flops_per_token(config))
+        planned = {stage.name: stage for stage in stages(self._config, tokens_left)}
+        current = STAGES[self._source]
+        left = Stage(current, tokens_left, tokens_left * per_token)
         names = list(planned)
         ahead = [left, *(planned[name] for name in names[names.index(current) + 1 :])]
-        save(self._run.folder / FILE, machine, ahead, mfu)
+        save(self._folder / FILE, machine, ahead, mfu)
         return [told, "what is left at that speed:", *stage_table(ahead, [machine], energy_price.price_per_kwh())]
-
-
-FLOPS_PER_BYTE = 125e12 * 0.4 / (273e9 * 0.5)
-"""Of a GB10 in training, against its memory while it writes replies: RL's share of the plan elsewhere is a guess."""
 
 
 def save(path: Path, machine: Machine, ahead: list[Stage], mfu: float) -> None:
@@ -91,3 +90,7 @@ def read(path: Path) -> Machine | None:
         return Machine("here", plan["flops"], plan["bandwidth"], plan["watts"], (plan["source"],))
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _median(name: str, steps: list[Mapping[str, float]]) -> float:
+    return statistics.median(step[name] for step in steps)

@@ -22,7 +22,7 @@ class MachineWatch:
         """`energy_before`: joules that earlier runs of this stage used."""
         self._sensors = Sensors(gpu_ids() if run.runtime.device.type == "cuda" else (), energy_before)
         self._alerts = Alerts(run.folder, checkpoint_bytes(run.model.config))
-        self._replan = Replan(run, num_iterations)
+        self._replan = Replan(run.source, run.model.config, num_iterations, run.folder)
 
     def readings(self) -> dict[str, float]:
         """For metrics.jsonl: gpu_temperature_c, gpu_clock_mhz, gpu_power_w, energy_j and memory, where measured."""

@@ -15,7 +15,7 @@ NVCC_13 = "echo 'Cuda compilation tools, release 13.0, V13.0.88'"
 
 @pytest.fixture
 def spark(machine: FakeMachine) -> FakeMachine:
-    """A DGX Spark as unpacked, but without CUDA's toolkit: Ubuntu 24.04 on aarch64, and nobody is asked for a password."""
+    """A DGX Spark, but without CUDA's toolkit: Ubuntu 24.04 on aarch64."""
     machine.write("etc/os-release", UBUNTU)
     machine.command("uname", "echo aarch64")
     gpu(machine, GB10, "12.1")
@@ -29,16 +29,18 @@ def gpu(machine: FakeMachine, line: str, compute_cap: str) -> None:
     name, _, driver = line.split(", ")[:3]
     machine.command(
         "nvidia-smi",
-        f'case "$*" in -L) echo "GPU 0: {name}" ;; *compute_cap*) echo {compute_cap} ;; *driver_version*) echo {driver} ;;'
-        f' *) echo "{name}" ;; esac',
+        f'case "$*" in -L) echo "GPU 0: {name}" ;; *compute_cap*) echo {compute_cap} ;;'
+        f' *driver_version*) echo {driver} ;; *) echo "{name}" ;; esac',
     )
 
 
-def set_up_system(machine: FakeMachine, *, dry_run: bool = False, sudo: bool = True, is_root: bool = True) -> str:
+def set_up_system(
+    machine: FakeMachine, *, python: str = "", dry_run: bool = False, sudo: bool = True, is_root: bool = True
+) -> str:
     """The part of set-up that asks the system for something; what it prints."""
     script = (
         f'source "{ROOT}/scripts/system.sh"; is_root() {{ {str(is_root).lower()}; }};'
-        f'set_up_system "" {str(dry_run).lower()} {str(sudo).lower()}'
+        f'set_up_system "{python}" {str(dry_run).lower()} {str(sudo).lower()}'
     )
     result = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60
@@ -49,7 +51,9 @@ def set_up_system(machine: FakeMachine, *, dry_run: bool = False, sudo: bool = T
 
 def changes(machine: FakeMachine) -> list[str]:
     """The calls that change the machine."""
-    return [call for call in machine.calls if call.startswith(("apt-get", "curl", "dpkg --install", "dpkg --conf", "sudo"))]
+    return [
+        call for call in machine.calls if call.startswith(("apt-get", "curl", "dpkg --install", "dpkg --conf", "sudo"))
+    ]
 
 
 def test_a_spark_without_nvcc_13_gets_the_toolkit_from_nvidia_s_repository(spark: FakeMachine) -> None:
@@ -138,7 +142,8 @@ def test_python_s_headers_and_the_venv_module_come_with_the_system_s_python(spar
     spark.command("readlink", "echo /usr/bin/python3.12")
     spark.command("nvcc", NVCC_13)
     subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", f'source "{ROOT}/scripts/system.sh"; set_up_system python3 false true'], check=True
+        ["bash", "-euo", "pipefail", "-c", f'source "{ROOT}/scripts/system.sh"; set_up_system python3 false true'],
+        check=True,
     )
     assert changes(spark) == ["apt-get update", "apt-get install --yes python3.12-venv python3.12-dev"]
 
