@@ -13,10 +13,11 @@ from nanochat import cli, paths
 from nanochat.data.batches import Share
 from nanochat.data.shards import DATASETS, shards_for_depth
 from nanochat.gpt import GPTConfig
-from nanochat.machine import energy_price, host, replan
+from nanochat.machine import host, replan
 from nanochat.machine.needs import training_bytes
 from nanochat.machine.plan import Disk, disk, flops_per_token, machines, stages
 from nanochat.machine.plan_table import count, gigabytes, stage_table
+from nanochat.machine.tariff import Tariff
 from nanochat.options import check_range
 from nanochat.runtime import Runtime
 from scripts.base_train import PretrainOptions, with_defaults
@@ -63,7 +64,7 @@ def main(options: PlanOptions) -> None:
     measured = replan.read(paths.checkpoints_dir("base") / f"d{options.depth}" / replan.FILE)
     if measured:
         compared = [measured, *compared[:3]]
-    print("\n".join(stage_table(stages(config, tokens), compared, energy_price.price_per_kwh())))
+    print("\n".join(stage_table(stages(config, tokens), compared, Tariff.from_environment().price_per_kwh)))
     print()
     for machine in compared:
         for source in machine.sources:

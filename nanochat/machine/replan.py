@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.gpt import GPTConfig
-from nanochat.machine import energy_price
 from nanochat.machine.plan import Machine, Stage, flops_per_token, stages
 from nanochat.machine.plan_table import stage_table
+from nanochat.machine.tariff import Tariff
 
 MEASURED_STEPS = 20
 SKIPPED_STEPS = 3
@@ -27,7 +27,11 @@ class Replan:
     """Collects the first steps of a run, and then says once how long everything will take."""
 
     def __init__(self, source: str, config: GPTConfig, num_iterations: int, folder: Path) -> None:
-        """`source`: base, mid, sft or rl; `folder`: where the run keeps its files, FILE among them."""
+        """`source`: base, mid, sft or rl; `folder`: where the run keeps its files, FILE among them.
+
+        Raises UserError if the user's word on power or its price is no number: now, and not after twenty steps.
+        """
+        self._tariff = Tariff.from_environment()
         self._source = source
         self._config = config
         self._num_iterations = num_iterations
@@ -50,7 +54,7 @@ class Replan:
 
     def _tell(self, measured: list[Mapping[str, float]], tokens_per_second: float, tokens_left: float) -> list[str]:
         with_power = [step for step in measured if "gpu_power_w" in step]
-        watts = _median("gpu_power_w", with_power) if with_power else energy_price.assumed_watts()
+        watts = _median("gpu_power_w", with_power) if with_power else self._tariff.watts
         mfu = _median("mfu", measured)
         told = f"measured over {len(measured)} steps: {tokens_per_second:,.0f} tokens/s, mfu {mfu:.3f}"
         if watts is not None:
@@ -64,7 +68,7 @@ class Replan:
         names = list(planned)
         ahead = [left, *(planned[name] for name in names[names.index(current) + 1 :])]
         save(self._folder / FILE, machine, ahead, mfu)
-        return [told, "what is left at that speed:", *stage_table(ahead, [machine], energy_price.price_per_kwh())]
+        return [told, "what is left at that speed:", *stage_table(ahead, [machine], self._tariff.price_per_kwh)]
 
 
 def save(path: Path, machine: Machine, ahead: list[Stage], mfu: float) -> None:

@@ -4,9 +4,7 @@ import re
 
 import pytest
 
-from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.machine import energy_price
 from nanochat.machine.needs import checkpoint_bytes
 from nanochat.machine.plan import Machine, Stage, disk, flops_per_token, machines, stages
 from nanochat.machine.plan_table import count, duration, stage_table
@@ -67,12 +65,6 @@ def test_plan_fits_80_columns_and_names_where_each_figure_is_from(
     together = re.search(r"together .*?(\d+) kWh", said)
     cost = re.search(r"at 0.5 a kWh +([\d.]+)", said)
     assert together and cost and float(cost[1]) == pytest.approx(float(together[1]) / 2, abs=0.3)
-
-
-def test_a_price_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NANOCHAT_PRICE_PER_KWH", "30ct")
-    with pytest.raises(UserError, match="NANOCHAT_PRICE_PER_KWH=30ct is not a number"):
-        energy_price.price_per_kwh()
 
 
 @pytest.mark.parametrize(("number", "text"), [(560_988_160, "561M"), (11.2e9, "11.2B"), (999.9e6, "1B"), (12, "12")])
