@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
-MARGIN = 17
+MARGIN = 21
 """Columns before a line's text: status and name."""
 
 
