@@ -122,13 +122,18 @@ def all_reduce(hosts: tuple[str, str], pair: tuple[Port, Port]) -> Check:
 
 def all_reduce_script(rank: int, address: str, port: Port) -> str:
     """What one host runs; gloo is told its interface, which by itself it takes from the host's name."""
+    own = os.environ.get("NANOCHAT_FOUND", "").split(",")  # what env.sh found out about this machine alone
     variables = {
         "RANK": str(rank),
         "WORLD_SIZE": "2",
         "MASTER_ADDR": address,
         "MASTER_PORT": str(PORT),
         "GLOO_SOCKET_IFNAME": port.interface,
-        **{name: value for name, value in os.environ.items() if name.startswith(("NCCL_", "NANOCHAT_BASE"))},
+        **{
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(("NCCL_", "NANOCHAT_BASE")) and name not in own
+        },
     }
     exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
     env = shlex.quote(f"{PROJECT}/scripts/env.sh")

@@ -36,14 +36,20 @@ fi
 # shellcheck source=scripts/cuda.sh
 source "$root/scripts/cuda.sh"
 
+# found NAME VALUE: set what was found out about this machine, unless it is set already. Which were set is kept, since
+# they are no business of another machine that takes part in a run.
+found() {
+  if [[ -z "${!1:-}" ]]; then
+    export "$1=$2" NANOCHAT_FOUND="${NANOCHAT_FOUND:+$NANOCHAT_FOUND,}$1"
+  fi
+}
+
 # The GB10's 20 cores are 10 fast and 10 slow ones, and a parallel loop ends with its slowest thread: one thread for
 # each core of the fastest kind. Linux tells of kinds (cpu_capacity) only where there are several.
-if [[ -z "${OMP_NUM_THREADS:-}" ]]; then
-  capacities="$(cat "${NANOCHAT_ROOT:-}"/sys/devices/system/cpu/cpu[0-9]*/cpu_capacity 2>/dev/null | sort -n)" || true
-  if [[ -n "$capacities" && "${capacities%%$'\n'*}" != "${capacities##*$'\n'}" ]]; then
-    OMP_NUM_THREADS="$(grep -cx "${capacities##*$'\n'}" <<<"$capacities")"
-    export OMP_NUM_THREADS
-  fi
+capacities="$(cat "${NANOCHAT_ROOT:-}"/sys/devices/system/cpu/cpu[0-9]*/cpu_capacity 2>/dev/null | sort -n)" || true
+fastest="${capacities##*$'\n'}"
+if [[ -n "$fastest" && "${capacities%%$'\n'*}" != "$fastest" ]]; then
+  found OMP_NUM_THREADS "$(grep -cx "$fastest" <<<"$capacities")"
 fi
 
 # Two Sparks talk over RoCE: NCCL is told the ports of the ConnectX-7 that are up and have an address, both halves of
@@ -59,8 +65,8 @@ for port in "${NANOCHAT_ROOT:-}"/sys/class/infiniband/*/ports/1; do
   roce_interfaces+="${roce_interfaces:+,}$interface"
 done
 if [[ -n "$roce_devices" ]]; then # "=": these names, not all that begin with them
-  export NCCL_IB_HCA="${NCCL_IB_HCA:-=$roce_devices}"
-  export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-=$roce_interfaces}"
+  found NCCL_IB_HCA "=$roce_devices"
+  found NCCL_SOCKET_IFNAME "=$roce_interfaces"
 fi
 
 # look_around: the doctor's fast part, which says on stderr what could end a run, and ends none by itself.
