@@ -28,7 +28,7 @@ def test_a_benchmark_gives_its_command_and_its_figures(tmp_path: Path, monkeypat
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     done = benchmark.measure("stand_in", "--depth", "12")
     assert done["figures"] == {"argv": ["--depth", "12", "--json"]}
-    assert done["command"] == "python -m stand_in --depth 12 --json" and done["seconds"] > 0
+    assert done["command"] == "python -m stand_in --depth 12 --json"
     assert benchmark.measure("broken")["error"] == "exit code 3, and no figures"
 
 

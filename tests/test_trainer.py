@@ -76,7 +76,7 @@ def test_training_learns_a_small_batch_by_heart(runtime: Runtime, tokenizer: Tok
 
 def test_the_machine_s_state_is_logged_with_each_step(runtime: Runtime, tokenizer: Tokenizer) -> None:
     run = begin(runtime, tokenizer)
-    run.run(batches(FewRows(8)), 2, step_size="8 rows", one_shape=True)
+    run.run(batches(FewRows(8)), 2, **HOW)
     for row in read_steps(run.folder / "metrics.jsonl"):
         assert row["memory_available_bytes"] > 0 and row["page_cache_bytes"] >= 0
         assert not any(name.startswith(("gpu_", "energy")) for name in row)  # a CPU does not tell

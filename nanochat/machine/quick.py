@@ -85,7 +85,7 @@ def disk() -> Check:
     free = shutil.disk_usage(folder).free
     text = f"{free / 1e9:.0f} GB free in {folder}"
     if free < LITTLE_DISK:
-        return Check("disk", "failed", text, "make room, or set NANOCHAT_BASE_DIR to a folder on another disk")
+        return Check("disk", "failed", text, "make room, or set NANOCHAT_BASE_DIR to another disk")
     return Check("disk", "ok", text)
 
 

@@ -59,7 +59,7 @@ def room(needed: float, purpose: str) -> Check:
     free = shutil.disk_usage(folder).free
     text = f"{free / 1e9:,.0f} GB free in {folder}; {purpose} takes about {needed / 1e9:,.0f}"
     if free < needed:
-        return Check("disk", "warning", text, "make room, or set NANOCHAT_BASE_DIR to a folder on another disk")
+        return Check("disk", "warning", text, "make room, or set NANOCHAT_BASE_DIR to another disk")
     return Check("disk", "ok", text)
 
 

@@ -148,7 +148,7 @@ def test_lines_fit_the_screen_and_commands_stay_whole() -> None:
     command = "nvidia-smi -q -d PERFORMANCE,POWER    # " + "and look " * 10
     print_checks(Console(file=out, width=80), [Check("memory", "warning", "word " * 40, command)])
     *text, mend = out.getvalue().splitlines()
-    assert max(map(len, text)) <= 80 and text[0].startswith("warning memory   word")
+    assert max(map(len, text)) <= 80 and text[0].startswith("warning memory ")
     assert mend.strip() == command.strip()
 
 
