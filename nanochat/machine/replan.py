@@ -92,7 +92,7 @@ def read(path: Path) -> Machine | None:
     try:
         plan: dict[str, Any] = json.loads(path.read_text())
         return Machine("here", plan["flops"], plan["bandwidth"], plan["watts"], (plan["source"],))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
