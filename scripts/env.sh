@@ -45,12 +45,11 @@ found() {
 }
 
 # The GB10's 20 cores are 10 fast and 10 slow ones, and a parallel loop ends with its slowest thread: one thread for
-# each core of the fastest kind. Linux tells of kinds (cpu_capacity) only where there are several.
-capacities="$(cat "${NANOCHAT_ROOT:-}"/sys/devices/system/cpu/cpu[0-9]*/cpu_capacity 2>/dev/null | sort -n)" || true
-fastest="${capacities##*$'\n'}"
-if [[ -n "$fastest" && "${capacities%%$'\n'*}" != "$fastest" ]]; then
-  found OMP_NUM_THREADS "$(grep -cx "$fastest" <<<"$capacities")"
-fi
+# each fast core. Linux tells of kinds (cpu_capacity) only where there are several; the slow have about 0.7 of the fast.
+fast_cores="$(cat "${NANOCHAT_ROOT:-}"/sys/devices/system/cpu/cpu[0-9]*/cpu_capacity 2>/dev/null |
+  awk '{ capacity[NR] = $1; if ($1 > most) most = $1 }
+       END { for (i in capacity) fast += capacity[i] >= 0.85 * most; if (fast < NR) print fast }')" || true
+if [[ -n "$fast_cores" ]]; then found OMP_NUM_THREADS "$fast_cores"; fi
 
 # Two Sparks talk over RoCE: NCCL is told the ports of the ConnectX-7 that are up and have an address, both halves of
 # each (a GB10 reaches one port over two PCIe links, of 100 Gb/s each), or it may take the slow network. Where there is
@@ -83,8 +82,8 @@ stay_awake() {
   fi
 }
 
-# launch MODULE ARGS...: looks around, and becomes `python -m MODULE ARGS...`, in NPROC processes (torchrun) when NPROC is above 1.
-# It replaces the shell, so that Ctrl-C and the exit code are Python's.
+# launch MODULE ARGS...: looks around, and becomes `python -m MODULE ARGS...`, in NPROC processes (torchrun) when NPROC
+# is above 1. It replaces the shell, so that Ctrl-C and the exit code are Python's.
 launch() {
   if ! [[ "${NPROC:-1}" =~ ^[1-9][0-9]{0,2}$ ]]; then
     echo "error: NPROC=$NPROC is not a number of processes: set it to the number of GPUs, such as NPROC=8" >&2
