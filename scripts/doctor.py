@@ -51,10 +51,9 @@ def thorough_checks(depth: int) -> list[Check]:
         return surroundings.room(planned_disk(depth).total, f"depth {depth}")
 
     gpus = host.gpus()
-    speed: dict[str, Callable[[], Check | None]] = {"CPU": compute.cpu}
-    if gpus:
-        speed = {
-            "torch": compute.build,
+    speed: dict[str, Callable[[], Check | None]] = {"torch": compute.build} if gpus else {"CPU": compute.cpu}
+    if compute.reaches_gpu():
+        speed |= {
             "matmul bf16": compute.matmul,
             "copy": compute.bandwidth,
             "attention": compute.attention,

@@ -5,6 +5,7 @@
 # Sourced by setup.sh. NANOCHAT_ROOT puts another folder in the place of /, for the tests.
 
 toolkit_package=cuda-toolkit-13-0
+cuda_packages=https://developer.download.nvidia.com/compute/cuda/repos
 root_reasons=()
 root_commands=()
 
@@ -22,13 +23,12 @@ os_release() {
   sed -n "s/^$1=//p" "${NANOCHAT_ROOT:-}/etc/os-release" 2>/dev/null | tr -d '"'
 }
 
-has_nvcc_13() {
-  local nvcc
-  for nvcc in nvcc "${NANOCHAT_ROOT:-}"/usr/local/cuda{,-13.0}/bin/nvcc; do
-    if [[ "$("$nvcc" --version 2>/dev/null)" =~ release\ 1[3-9] ]]; then return; fi
-  done
-  return 1
-}
+# Whether CUDA 13's ptxas is where the scripts look for it.
+has_toolkit() (
+  # shellcheck source=scripts/cuda.sh
+  source "$(dirname "${BASH_SOURCE[0]}")/cuda.sh"
+  [[ -x "${TRITON_PTXAS_PATH:-}" ]]
+)
 
 # The part of NVIDIA's repository that is for this system, such as ubuntu2404/sbsa.
 cuda_repository() {
@@ -47,7 +47,7 @@ cuda_repository() {
 
 # find_system_needs PYTHON: fills root_reasons and root_commands with what is missing, in order. PYTHON may be empty.
 find_system_needs() {
-  local python="$1" packages=() repository deb version
+  local python="$1" packages=() repository version
   if ! command -v apt-get >/dev/null; then
     echo "set-up: no apt-get here: see to a C compiler, Python's headers and, for a GB10, CUDA 13.0's toolkit yourself"
     return
@@ -64,7 +64,7 @@ find_system_needs() {
   fi
   if ! command -v cc >/dev/null && ! command -v gcc >/dev/null; then packages+=(build-essential); fi
   local toolkit=false
-  if [[ "$(gpu_query compute_cap)" == 12.1 ]] && ! has_nvcc_13; then
+  if [[ "$(gpu_query compute_cap)" == 12.1 ]] && ! has_toolkit; then
     if repository="$(cuda_repository)"; then
       toolkit=true
       command -v curl >/dev/null || packages+=(curl)
@@ -79,10 +79,9 @@ find_system_needs() {
   fi
   if $toolkit; then
     if ! [[ -f "${NANOCHAT_ROOT:-}/usr/share/keyrings/cuda-archive-keyring.gpg" ]]; then
-      deb="$(mktemp -d)/cuda-keyring.deb"
       needs "NVIDIA's key, by which apt checks the signature of all that follows, and the address of its packages" \
-        "curl --fail --silent --show-error --location --proto =https --output $deb https://developer.download.nvidia.com/compute/cuda/repos/$repository/cuda-keyring_1.1-1_all.deb"
-      needs "the same" "dpkg --install $deb"
+        "keyring=\"\$(mktemp -d)/cuda-keyring.deb\"; curl --fail --silent --show-error --location --proto =https --output \"\$keyring\" $cuda_packages/$repository/cuda-keyring_1.1-1_all.deb"
+      needs "the same" "dpkg --install \"\$keyring\""
     fi
     needs "NVIDIA's list of packages" "apt-get update"
     needs "the driver must stay as it is: stop here if the toolkit would change it" \
@@ -94,7 +93,7 @@ find_system_needs() {
 # print_root_commands: what find_system_needs found, a reason and a command at a time.
 print_root_commands() {
   local i
-  for i in "${!root_commands[@]}"; do printf '  # %s\n  %s%s\n' "${root_reasons[i]}" "$1" "${root_commands[i]}"; done
+  for i in "${!root_commands[@]}"; do printf '  # %s\n  %s\n' "${root_reasons[i]}" "${root_commands[i]}"; done
 }
 
 is_root() {
@@ -115,16 +114,16 @@ set_up_system() {
   if ! ((${#root_commands[@]})); then return; fi
   if $dry_run; then
     echo "set-up: as root, it would run"
-    print_root_commands ""
+    print_root_commands
     return
   fi
   if ! $with_sudo || ! may_become_root; then
-    echo "set-up: goes on without root. Run these, and then ./setup.sh again:"
-    print_root_commands "sudo "
+    echo "set-up: goes on without root. Run these in a shell of root (sudo -s), and then ./setup.sh again:"
+    print_root_commands
     return
   fi
   echo "set-up: now, as root, it runs"
-  print_root_commands ""
+  print_root_commands
   script="$(printf '%s\n' "set -euo pipefail" "export DEBIAN_FRONTEND=noninteractive" "${root_commands[@]}")"
   if is_root; then sudo=(); fi
   if ! ${sudo[@]+"${sudo[@]}"} bash -c "$script"; then

@@ -25,12 +25,17 @@ def datasheet(table: dict[str, int], name: str) -> int | None:
     return next((figure for chip, figure in table.items() if chip in name), None)
 
 
+def reaches_gpu() -> bool:
+    """Whether there is anything to time."""
+    return torch.cuda.is_available()
+
+
 def build() -> Check:
     """Which torch this is, for which CUDA, and whether the GPU takes part."""
     text = f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}"
     if torch.version.cuda is None:
         return Check("torch", "failed", f"{text}: a build for CPUs, beside a GPU", REINSTALL)
-    if not torch.cuda.is_available():
+    if not reaches_gpu():
         return Check("torch", "failed", f"{text}: it cannot reach the GPU", "nvidia-smi    # does the driver answer?")
     return Check("torch", "ok", f"{text}, kernels for {' '.join(torch.cuda.get_arch_list())}")
 

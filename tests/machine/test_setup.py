@@ -10,19 +10,25 @@ from tests.machine.conftest import GB10, H100, FakeMachine
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 UBUNTU = 'ID=ubuntu\nVERSION_ID="24.04"\nPRETTY_NAME="Ubuntu 24.04.3 LTS"\n'
-NVCC_13 = "echo 'Cuda compilation tools, release 13.0, V13.0.88'"
+NVCC_13 = "#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n"
 
 
 @pytest.fixture
-def spark(machine: FakeMachine) -> FakeMachine:
+def spark(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     """A DGX Spark, but without CUDA's toolkit: Ubuntu 24.04 on aarch64."""
     machine.write("etc/os-release", UBUNTU)
     machine.command("uname", "echo aarch64")
     gpu(machine, GB10, "12.1")
     for name in ("apt-get", "dpkg", "curl", "sudo"):
         machine.command(name)
-    machine.command("nvcc", "exit 127")
+    monkeypatch.delenv("TRITON_PTXAS_PATH", raising=False)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
     return machine
+
+
+def install_toolkit(machine: FakeMachine) -> None:
+    for name in ("nvcc", "ptxas"):
+        machine.write(f"usr/local/cuda/bin/{name}", NVCC_13).chmod(0o755)
 
 
 def gpu(machine: FakeMachine, line: str, compute_cap: str) -> None:
@@ -72,8 +78,8 @@ def test_a_toolkit_that_would_change_the_driver_is_not_installed(spark: FakeMach
     assert changes(spark)[-1] == "apt-get install --simulate cuda-toolkit-13-0"
 
 
-def test_with_nvcc_13_there_is_nothing_to_ask(spark: FakeMachine) -> None:
-    spark.command("nvcc", NVCC_13)
+def test_with_the_toolkit_there_is_nothing_to_ask(spark: FakeMachine) -> None:
+    install_toolkit(spark)
     assert "root" not in set_up_system(spark)
     assert changes(spark) == []
 
@@ -94,7 +100,7 @@ def test_dry_run_prints_each_command_with_its_reason_and_runs_none(spark: FakeMa
     said = set_up_system(spark, dry_run=True)
     assert changes(spark) == []
     lines = [line.strip() for line in said.splitlines()]
-    commands = [i for i, line in enumerate(lines) if line.startswith(("apt-get", "dpkg", "curl", "if "))]
+    commands = [i for i, line in enumerate(lines) if line.startswith(("apt-get", "dpkg", "keyring=", "if "))]
     assert len(commands) == 5
     assert all(lines[i - 1].startswith("# ") for i in commands)
 
@@ -103,7 +109,7 @@ def test_dry_run_prints_each_command_with_its_reason_and_runs_none(spark: FakeMa
 def test_without_root_the_commands_are_printed_and_set_up_goes_on(spark: FakeMachine, sudo: bool) -> None:
     spark.command("sudo", "exit 1")  # it would have to ask, and nobody is there
     said = set_up_system(spark, sudo=sudo, is_root=False)
-    assert "sudo apt-get install --yes cuda-toolkit-13-0" in said
+    assert "  apt-get install --yes cuda-toolkit-13-0\n" in said
     assert [call for call in changes(spark) if call != "sudo --non-interactive true"] == []
 
 
@@ -140,7 +146,7 @@ def test_python_s_headers_and_the_venv_module_come_with_the_system_s_python(spar
     """The stand-in's path is the system's, as far as readlink tells."""
     spark.command("python3", 'case "$2" in *version_info*) echo 3.12 ;; *) exit 1 ;; esac')
     spark.command("readlink", "echo /usr/bin/python3.12")
-    spark.command("nvcc", NVCC_13)
+    install_toolkit(spark)
     subprocess.run(
         ["bash", "-euo", "pipefail", "-c", f'source "{ROOT}/scripts/system.sh"; set_up_system python3 false true'],
         check=True,
