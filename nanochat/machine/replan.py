@@ -1,5 +1,6 @@
 """The plan told anew, from what a run has measured of its own machine in its first steps."""
 
+import contextlib
 import json
 import statistics
 from collections.abc import Mapping
@@ -84,7 +85,8 @@ def save(path: Path, machine: Machine, ahead: list[Stage], mfu: float) -> None:
             for stage in ahead
         ],
     }
-    path.write_text(json.dumps(plan, indent=2) + "\n")
+    with contextlib.suppress(OSError):  # a full disk is the alerts' to tell; the table is printed
+        path.write_text(json.dumps(plan, indent=2) + "\n")
 
 
 def read(path: Path) -> Machine | None:
