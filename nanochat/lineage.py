@@ -1,25 +1,35 @@
-"""What a run goes on from: its own newest checkpoint, the stage before, or nothing."""
+"""What a run goes on from: its own newest checkpoint, the stage before, or nothing.
 
+The main process looks and decides, and tells the others.
+"""
+
+import re
 import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from nanochat import checkpoint, paths
+from nanochat import checkpoint, paths, run_lock
 from nanochat.checkpoint import SCRIPTS, Checkpoint
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import MuonAdamW, OptimizerOptions
 from nanochat.options import TrainOptions, check_same_course
+from nanochat.run_output import LOG_FILE, LogFile
 from nanochat.runtime import Runtime
+from nanochat.saving import remove_leftovers
 from nanochat.tokenizer import Tokenizer
 from nanochat.trainer import Training
 
+ASIDE = "aside"
+"""The folder, beside those of the models of a stage, that keeps what --fresh replaced."""
 
-def parent_of(source: str, tag: str | None) -> Checkpoint:
-    """The newest checkpoint of the stage before `source`. Raises UserError, naming the script to run, if none."""
+
+def parent_of(source: str, tag: str | None, runtime: Runtime) -> Checkpoint:
+    """The newest sound checkpoint of the stage before `source`. Raises UserError, naming the script to run, if none."""
     stages = list(paths.CHECKPOINT_FOLDERS)
-    return checkpoint.find(stages[stages.index(source) - 1], tag)
+    return runtime.from_main(lambda: checkpoint.find(stages[stages.index(source) - 1], tag))
 
 
 def begin(
@@ -39,42 +49,87 @@ def begin(
     is set aside. Raises UserError if the checkpoint has another shape, tokenizer or course than asked for.
     """
     tag = options.model_tag or (parent.tag if parent else f"d{config.n_layer}" if config else "")
+    check_tag(tag)
     ancestry: dict[str, Any] | None = None
     if parent:
         ancestry = {key: parent.meta[key] for key in ("source", "tag", "step", "saved_at")}
-    existing = checkpoint.newest(source, tag)
-    if existing and not options.fresh:
-        if (existing.meta["parent"], existing.meta["data"]) == (ancestry, data):
-            return _resume(existing, options, runtime, tokenizer, config)
-        if not parent:
-            raise UserError(
-                f"{existing.folder} learned from other text ({existing.meta['data']}) than there is now ({data}): "
-                f"prepare that again, or start over with {SCRIPTS[source]} --fresh"
-            )
-    runtime.barrier()  # all have looked before the main process moves anything
-    if existing and runtime.is_main:
-        aside = existing.folder.parent.parent / "aside" / time.strftime(f"{tag}.%Y%m%d-%H%M%S")
-        aside.parent.mkdir(exist_ok=True)
-        existing.folder.parent.rename(aside)
-        print(f"the {source} model {tag} that was here is kept as {aside}")
-    runtime.barrier()
+
+    existing = runtime.from_main(lambda: _own_checkpoint(source, tag, options.fresh, ancestry, data))
+    if existing:
+        return _resume(existing, options, runtime, tokenizer, config)
     if parent:
         if runtime.is_main and parent.step < parent.meta["num_iterations"]:
             print(f"note: {parent.describe()} is not finished ({parent.meta['num_iterations']} steps were planned)")
-        model = parent.load_model(runtime.device, runtime.compute_dtype, tokenizer)
+        model = _load_model(parent, runtime, tokenizer)
     else:
         assert config is not None
         torch.manual_seed(options.seed)
         with torch.device(runtime.device):
             model = GPT(config, runtime.compute_dtype)
-    optimizer = MuonAdamW(model, optimizer_options(options))
+        runtime.send_from_main(model.parameters())  # another kind of machine may draw other numbers
+    optimizer = MuonAdamW(model, optimizer_options(options), runtime.share)
     return Training(source, tag, options, runtime, tokenizer, model, optimizer, ancestry, data)
+
+
+def check_tag(tag: str) -> None:
+    """Raise UserError if `tag` cannot be the name of a folder beside those of other models."""
+    if not re.fullmatch(r"\w[\w.+-]*", tag) or tag == ASIDE:
+        taken = ", where models that were set aside are kept" if tag == ASIDE else ""
+        raise UserError(
+            f"--model-tag {tag!r} cannot be{taken}: take letters, digits, dots and dashes, such as --model-tag d20-new"
+        )
+
+
+def _own_checkpoint(
+    source: str, tag: str, fresh: bool, ancestry: dict[str, Any] | None, data: str | None
+) -> Checkpoint | None:
+    """The checkpoint to resume, the model locked and all that stands in the way of a new start set aside."""
+    holder = run_lock.hold(source, tag)
+    if holder:
+        raise UserError(
+            f"{holder} is training the {source} model {tag}: wait for it, stop it with kill -INT and its number, "
+            "or name another model with --model-tag"
+        )
+    folder = paths.checkpoints_dir(source) / tag
+    remove_leftovers(folder)
+    existing = checkpoint.newest(source, tag)
+    if not fresh:
+        if not existing and checkpoint.saved_steps(folder):
+            raise UserError(
+                f"no checkpoint in {folder} can be read: restore one from an archive, or start over with "
+                f"{SCRIPTS[source]} --fresh"
+            )
+        if existing and (existing.meta["parent"], existing.meta["data"]) == (ancestry, data):
+            return _newest_sound(source, tag)
+        if existing and not ancestry:
+            raise UserError(
+                f"{existing.folder} learned from other text ({existing.meta['data']}) than there is now ({data}): "
+                f"prepare that again, or start over with {SCRIPTS[source]} --fresh"
+            )
+    if checkpoint.saved_steps(folder):
+        aside = folder.parent / ASIDE / time.strftime(f"{tag}.%Y%m%d-%H%M%S")
+        aside.parent.mkdir(exist_ok=True)
+        folder.rename(aside)
+        print(f"the {source} model {tag} that was here is kept as {aside}")
+    return None
+
+
+def _newest_sound(source: str, tag: str) -> Checkpoint | None:
+    """The checkpoint to resume. Damaged ones are named and lose their name, so that none counts as one to keep."""
+    sound = checkpoint.newest_sound(source, tag)
+    for damaged, note in zip(sound.damaged, sound.notes, strict=True):
+        kept = damaged.folder.with_name(f"{damaged.folder.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
+        damaged.folder.rename(kept)
+        sentence = f"note: {note}, so the one before it is used; it is kept as {kept.name}"
+        print(sentence)
+        LogFile(kept.parent / LOG_FILE).say(sentence)
+    return sound.checkpoint
 
 
 def _resume(
     existing: Checkpoint, options: TrainOptions, runtime: Runtime, tokenizer: Tokenizer, config: GPTConfig | None
 ) -> Training:
-    model = existing.load_model(runtime.device, runtime.compute_dtype, tokenizer)
+    model = _load_model(existing, runtime, tokenizer)
     if config and model.config != config:
         raise UserError(
             f"{existing.folder} holds a model of another shape: go on with its options, start over with "
@@ -82,13 +137,29 @@ def _resume(
         )
     meta = existing.meta
     check_same_course(options, meta["options"])
-    optimizer = MuonAdamW(model, optimizer_options(options))
-    optimizer.load_state_dict(existing.load_optimizer(runtime.device))
+    optimizer = MuonAdamW(model, optimizer_options(options), runtime.share)
+    state: dict[str, Tensor] = {}
+    runtime.from_main(lambda: state.update(existing.load_optimizer(torch.device("cpu"))))
+    optimizer.load_state_dict(state)
     run = Training(
         existing.source, existing.tag, options, runtime, tokenizer, model, optimizer, meta["parent"], meta["data"]
     )
     run.step, run.seconds_before, run.results = existing.step, meta["seconds"], meta["results"]
+    # Checkpoints made before there were digests do not have these either.
+    run.best, run.skipped_steps, run.tracker_id = (
+        meta.get("best", {}),
+        meta.get("skipped_steps", 0),
+        meta.get("tracker_id"),
+    )
     return run
+
+
+def _load_model(saved: Checkpoint, runtime: Runtime, tokenizer: Tokenizer) -> GPT:
+    """Its model in every process. The main one alone reads the files: no other machine has to have them."""
+    model = saved.untrained_model(runtime.device, runtime.compute_dtype, tokenizer)
+    runtime.from_main(lambda: saved.load_weights(model))
+    runtime.send_from_main(model.parameters())
+    return model
 
 
 def optimizer_options(options: TrainOptions) -> OptimizerOptions:

@@ -1,17 +1,20 @@
 """Muon for the matrices inside the blocks, AdamW for embedding and head, as one optimizer.
 
 Muon (Keller Jordan, https://kellerjordan.github.io/posts/muon/) steps along the orthogonal matrix nearest to the
-momentum; the polynomial that finds it is Polar Express (https://arxiv.org/abs/2505.16932). Every process runs the
-same code on the same summed gradients, so there is nothing to drift apart.
+momentum; the polynomial that finds it is Polar Express (https://arxiv.org/abs/2505.16932). One process and many run
+the same code, each on the shards that are its own.
 """
 
 from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor
 
+from nanochat.data.batches import Share
 from nanochat.gpt import GPT
+from nanochat.sharding import Shard, send_weights, share_out
 
 # Coefficients (a, b, c) of X <- a X + b (XX')X + c (XX')^2 X: the paper's for singular values in [1e-3, 1]. All but
 # the last are damped by its safety factor of 1.01, so that rounding cannot push a singular value out of range.
@@ -63,79 +66,115 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 class MuonAdamW:
-    """Both optimizers over all the parameters of a GPT."""
+    """Both optimizers over a GPT. Each process keeps and updates its shards (nanochat.sharding); alone, it has all."""
 
-    def __init__(self, model: GPT, options: OptimizerOptions) -> None:
+    def __init__(self, model: GPT, options: OptimizerOptions, share: Share = Share()) -> None:  # noqa: B008  # frozen
         self.options = options
+        self.share = share
         self.steps = 0
         """optimizer steps taken"""
         self.compute_dtype = model.compute_dtype
-        self.matrices: dict[torch.Size, dict[str, nn.Parameter]] = defaultdict(dict)
-        self.vectors: dict[str, tuple[nn.Parameter, float]] = {}
+        self.shards = share_out(model, share.world_size)
+        """of all processes"""
+        self.own_shards = [shard for shard in self.shards if shard.owner == share.rank]
         scale = (model.config.n_embd / ADAM_REFERENCE_WIDTH) ** -0.5
-        for name, parameter in model.named_parameters():
-            if name.startswith("embed_tokens"):
-                self.vectors[name] = (parameter, options.embedding_lr * scale)
-            elif name.startswith("lm_head"):
-                self.vectors[name] = (parameter, options.unembedding_lr * scale)
-            else:
-                self.matrices[parameter.shape][name] = parameter
-        self.state: dict[str, Tensor] = {}
-        for group in self.matrices.values():
-            for name, parameter in group.items():
-                self.state[f"{name}.momentum"] = torch.zeros_like(parameter)
-        for name, (parameter, _) in self.vectors.items():
-            self.state[f"{name}.exp_avg"] = torch.zeros_like(parameter)
-            self.state[f"{name}.exp_avg_sq"] = torch.zeros_like(parameter)
+        self._adamw_lr = {
+            model.embed_tokens.weight: options.embedding_lr * scale,
+            model.lm_head.weight: options.unembedding_lr * scale,
+        }
+        self._matrices: dict[torch.Size, list[Shard]] = defaultdict(list)
+        for shard in self.own_shards:
+            if shard.parameter not in self._adamw_lr:
+                self._matrices[shard.weight.shape].append(shard)
+        self.state = {
+            f"{shard.name}.{kind}": torch.zeros_like(shard.weight)
+            for shard in self.own_shards
+            for kind in self._kinds(shard)
+        }
+        """this process's part"""
+
+    def _kinds(self, shard: Shard) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq") if shard.parameter in self._adamw_lr else ("momentum",)
 
     @torch.no_grad()
     def step(self, lr_scale: float) -> None:
-        """One step with every learning rate times `lr_scale`; gradients are read, not cleared."""
-        self.steps += 1
-        for shape, group in self.matrices.items():
-            self._muon(shape, group, lr_scale)
-        for name, (parameter, lr) in self.vectors.items():
-            self._adamw(name, parameter, lr * lr_scale)
+        """One step with every learning rate times `lr_scale`; gradients of the own shards are read, not cleared.
 
-    def _muon(self, shape: torch.Size, group: dict[str, nn.Parameter], lr_scale: float) -> None:
+        Afterwards all processes have the same weights, bit for bit.
+        """
+        self.steps += 1
+        for shape, shards in self._matrices.items():
+            self._muon(shape, shards, lr_scale)
+        for shard in self.own_shards:
+            if shard.parameter in self._adamw_lr:
+                self._adamw(shard, self._adamw_lr[shard.parameter] * lr_scale)
+        if self.share.world_size > 1:
+            send_weights(self.shards)
+
+    def _muon(self, shape: torch.Size, shards: list[Shard], lr_scale: float) -> None:
         """All matrices of one shape at once, as one batched product."""
         share = min(self.steps / MOMENTUM_WARMUP_STEPS, 1.0)
         momentum = 0.85 + (self.options.momentum - 0.85) * share
-        gradients = [_gradient(parameter) for parameter in group.values()]
-        buffers = [self.state[f"{name}.momentum"] for name in group]
+        gradients = [shard.gradient for shard in shards]
+        buffers = [self.state[f"{shard.name}.momentum"] for shard in shards]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         updates = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov's look ahead
         directions = orthogonalize(torch.stack(updates).to(self.compute_dtype)).float().unbind()
         lr = self.options.matrix_lr * lr_scale * max(1.0, shape[0] / shape[1]) ** 0.5
-        parameters: list[Tensor] = list(group.values())
+        weights = [shard.weight for shard in shards]
         if self.options.weight_decay:
-            torch._foreach_mul_(parameters, 1 - lr * self.options.weight_decay)
-        torch._foreach_add_(parameters, directions, alpha=-lr)
+            torch._foreach_mul_(weights, 1 - lr * self.options.weight_decay)
+        torch._foreach_add_(weights, directions, alpha=-lr)
 
-    def _adamw(self, name: str, parameter: Tensor, lr: float) -> None:
+    def _adamw(self, shard: Shard, lr: float) -> None:
         """AdamW without decay; eps stands beside the bias-corrected root, as in the paper."""
-        gradient = _gradient(parameter)
-        exp_avg, exp_avg_sq = self.state[f"{name}.exp_avg"], self.state[f"{name}.exp_avg_sq"]
+        gradient = shard.gradient
+        exp_avg, exp_avg_sq = self.state[f"{shard.name}.exp_avg"], self.state[f"{shard.name}.exp_avg_sq"]
         beta1, beta2 = self.options.adam_beta1, self.options.adam_beta2
         exp_avg.lerp_(gradient, 1 - beta1)
         exp_avg_sq.lerp_(gradient.square(), 1 - beta2)
         denominator = (exp_avg_sq / (1 - beta2**self.steps)).sqrt_().add_(self.options.adam_eps)
-        parameter.addcdiv_(exp_avg, denominator, value=-lr / (1 - beta1**self.steps))
+        shard.weight.addcdiv_(exp_avg, denominator, value=-lr / (1 - beta1**self.steps))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All state as named tensors: <parameter>.momentum, .exp_avg, .exp_avg_sq, and `steps`."""
-        return {**self.state, "steps": torch.tensor(self.steps)}
+        """The state of all processes as named tensors: <parameter>.momentum, .exp_avg, .exp_avg_sq, and `steps`.
+
+        Every process has to call it. The main one gets the state, the same whatever the number of processes; the others
+        get nothing. What one process alone gets is the state itself and not a copy; else it is in host memory.
+        """
+        if self.share.world_size == 1:
+            return {**self.state, "steps": torch.tensor(self.steps)}
+        full: dict[str, Tensor] = {}
+        for shard in self.shards:
+            for kind in self._kinds(shard):
+                name = f"{shard.name}.{kind}"
+                part = self.state[name] if shard.owner == self.share.rank else torch.empty_like(shard.weight)
+                dist.broadcast(part, shard.owner)
+                if self.share.rank == 0:
+                    full.setdefault(name, torch.empty(shard.parameter.shape))[shard.rows] = part.cpu()
+        return {**full, "steps": torch.tensor(self.steps)} if self.share.rank == 0 else {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state_dict` gave. Raises ValueError if it is another model's."""
-        if set(state) != {*self.state, "steps"}:
-            raise ValueError("the optimizer state belongs to another model")
-        for name, tensor in self.state.items():
-            tensor.copy_(state[name])
-        self.steps = int(state["steps"])
+        """Take over what `state_dict` gave. Every process has to call it; what the main one gives counts.
 
-
-def _gradient(parameter: Tensor) -> Tensor:
-    if parameter.grad is None:
-        raise ValueError("a parameter has no gradient: the optimizer steps after a backward pass")
-    return parameter.grad
+        Raises ValueError if it is another model's.
+        """
+        if self.share.rank == 0:
+            names = {f"{shard.name}.{kind}" for shard in self.shards for kind in self._kinds(shard)}
+            if set(state) != {*names, "steps"}:
+                raise ValueError("the optimizer state belongs to another model")
+            self.steps = int(state["steps"])
+        for shard in self.shards:
+            for kind in self._kinds(shard):
+                name = f"{shard.name}.{kind}"
+                part = torch.empty_like(shard.weight)
+                if self.share.rank == 0:
+                    part.copy_(state[name][shard.rows])
+                if self.share.world_size > 1:
+                    dist.broadcast(part, 0)
+                if shard.owner == self.share.rank:
+                    self.state[name].copy_(part)
+        if self.share.world_size > 1:
+            steps = torch.tensor(self.steps, device=self.shards[0].weight.device)
+            dist.broadcast(steps, 0)
+            self.steps = int(steps)

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from nanochat.errors import UserError
+from nanochat.optim import OptimizerOptions
 
 AT_LEAST_ONE = ("device_batch_size", "total_batch_size", "num_iterations", "keep_last")
-AT_LEAST_ZERO = ("save_every", "grad_clip", "init_lr_frac", "weight_decay", "seed", "sample_every")
+AT_LEAST_ZERO = ("save_every", "grad_clip", "init_lr_frac", "weight_decay", "seed", "sample_every", "keep_every")
 SHARES = ("warmup_ratio", "warmdown_ratio", "final_lr_frac")
+
+DeviceBatchSize = int | Literal["auto"]
 
 
 @dataclass
@@ -30,8 +33,8 @@ class TrainOptions:
     """torch.compile; by default on CUDA, in the stages whose batches all have one shape"""
     seed: int = 42
 
-    device_batch_size: int | None = None
-    """rows in one forward pass; lower it if memory runs out, the result stays the same"""
+    device_batch_size: DeviceBatchSize | None = None
+    """rows in one forward pass, or auto: as many as fit into memory; the result is the same"""
     num_iterations: int | None = None
     """optimizer steps"""
 
@@ -58,6 +61,8 @@ class TrainOptions:
     """steps between checkpoints; 0: at the end only"""
     keep_last: int = 2
     """checkpoints to keep"""
+    keep_every: int = 0
+    """keep besides, for good, those whose step is a multiple of this; 0: none"""
     sample_every: int | None = None
     """steps between samples of what the model writes; 0: at the end only; by default a tenth of the run"""
 
@@ -68,9 +73,12 @@ class TrainOptions:
                 check_range(name, getattr(self, name, None), low, high)
 
 
-def check_range(name: str, value: float | None, low: float, high: float | None = None) -> None:
-    """Raise UserError if the option `name` is below `low` or above `high`, naming the nearest that can be."""
-    if value is None:
+def check_range(name: str, value: float | str | None, low: float, high: float | None = None) -> None:
+    """Raise UserError if the option `name` is below `low` or above `high`, naming the nearest that can be.
+
+    None and words are for the option's type to allow or not.
+    """
+    if value is None or isinstance(value, str):
         return
     nearest = max(value, low) if high is None else min(max(value, low), high)
     if nearest != value:
@@ -89,9 +97,12 @@ INHERITED = (
 )
 FREE_ON_RESUME = {
     "run", "tracker", "model_tag", "fresh", "device_type", "compile", "device_batch_size", "num_iterations",
-    "num_epochs",    "target_param_data_ratio", "eval_every", "eval_tokens", "sample_every", "save_every", "keep_last",
+    "num_epochs", "target_param_data_ratio", "eval_every", "eval_tokens", "sample_every", "save_every", "keep_last",
+    "keep_every",
 }  # fmt: skip
 """Options that may change when a run is resumed; any other would bend its course."""
+LOWER_ON_RESUME = ("matrix_lr", "embedding_lr", "unembedding_lr")
+"""Options that may be lowered then, on purpose: it is how a run that has become unstable is saved."""
 
 
 def inherit(options: Options, parent: Mapping[str, Any]) -> Options:
@@ -103,6 +114,10 @@ def inherit(options: Options, parent: Mapping[str, Any]) -> Options:
 def check_same_course(options: TrainOptions, saved: Mapping[str, Any]) -> None:
     """Raise UserError if resuming with `options` would go another way than the run that saved `saved`."""
     for name, value in dataclasses.asdict(options).items():
+        if name in LOWER_ON_RESUME and value is not None:
+            before = saved.get(name)
+            if value < (getattr(OptimizerOptions, name) if before is None else before):
+                continue
         if name not in FREE_ON_RESUME and name in saved and saved[name] != value:
             option = f"--{name.replace('_', '-')}"
             raise UserError(

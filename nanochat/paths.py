@@ -53,6 +53,11 @@ def checkpoints_dir(source: str) -> Path:
     return base_dir() / CHECKPOINT_FOLDERS[source]
 
 
+def locks_dir() -> Path:
+    """Folder of the locks that keep a second run off a model."""
+    return base_dir() / "locks"
+
+
 def identity_file() -> Path:
     """The identity conversations, JSON Lines, the user's to edit."""
     return base_dir() / "identity_conversations.jsonl"

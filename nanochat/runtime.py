@@ -7,17 +7,22 @@ import shutil
 import sys
 import sysconfig
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nanochat import agreement
 from nanochat.data.batches import Share
 from nanochat.errors import UserError
+
+Result = TypeVar("Result")
 
 # Dense bf16 TFLOP/s from the makers' datasheets, by what the driver calls the chip.
 DATASHEET_TFLOPS = {
@@ -70,6 +75,8 @@ class Runtime:
         if share.world_size > 1:
             # The main process tokenises, evaluates and saves while the others wait, on a big run for over ten minutes.
             dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=timedelta(hours=2))
+            if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:  # torchrun's number of machines
+                agreement.check()
         return cls(device, native_dtype(device), share, time.monotonic())
 
     def __enter__(self) -> "Runtime":
@@ -81,6 +88,11 @@ class Runtime:
         # After an error the other processes may never come to the barrier that this implies.
         if dist.is_initialized() and error is None:
             dist.destroy_process_group()
+
+    @property
+    def is_local_main(self) -> bool:
+        """Whether this process writes what every machine has to have, such as token files."""
+        return os.environ.get("LOCAL_RANK", "0") == "0"
 
     @property
     def is_main(self) -> bool:
@@ -96,6 +108,34 @@ class Runtime:
     def sum_numbers(self, *numbers: float) -> list[float]:
         """Each number summed over processes, in float64."""
         return self.sum(torch.tensor(numbers, dtype=torch.float64, device=self.device)).tolist()
+
+    def from_main(self, make: Callable[[], Result]) -> Result:
+        """What `make()` gives in the main process, in all of them; the UserError that it raises there, too."""
+        if self.share.world_size == 1:
+            return make()
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = make()
+            except UserError as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, device=self.device)
+        if outcome[1]:
+            raise outcome[1]
+        return outcome[0]
+
+    def send_from_main(self, tensors: Iterable[Tensor]) -> None:
+        """Make all processes' tensors those of the main process."""
+        if self.share.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), 0)
+
+    def smallest(self, number: int) -> int:
+        """The least of all processes' numbers."""
+        tensor = torch.tensor(number, device=self.device)
+        if self.share.world_size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MIN)
+        return int(tensor)
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -178,7 +218,7 @@ def _cpuinfo(key: str) -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == key), "")
 
 
-def measure_matmul_flops(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+def measure_matmul_flops(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
     """FLOP/s of a square matmul, the best of five."""
     a, b = torch.randn(2, size, size, device=device).to(dtype)
     best = float("inf")

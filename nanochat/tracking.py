@@ -1,21 +1,27 @@
 """What a run tells: metrics.jsonl always, a progress bar or lines, and wandb or trackio where they are wanted."""
 
+import contextlib
 import dataclasses
 import importlib.util
+import io
 import json
 import math
 import netrc
 import os
+import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nanochat.errors import UserError
 from nanochat.machine.watch import MachineWatch
+from nanochat.run_output import LOG_FILE, LogFile, Terminal
 
 if TYPE_CHECKING:
     from nanochat.trainer import Training
@@ -32,30 +38,55 @@ class RunLog:
     def __init__(self, run: "Training", num_iterations: int, facts: Mapping[str, Any]) -> None:
         """`facts`, what is known of the run, goes to run.json. Raises UserError if its tracker is not installed."""
         main = run.runtime.is_main
+        self._folder = run.folder
         config = dataclasses.asdict(run.options)
         self._tracker = Tracker(
-            run.options.tracker if main else "none", run.options.run, f"nanochat-{run.source}", config
+            run.options.tracker if main else "none", run.options.run, f"nanochat-{run.source}", config, run.tracker_id
         )
+        run.tracker_id = self._tracker.run_id
         path = run.folder / METRICS_FILE
         self._machine = MachineWatch(run, num_iterations, energy_used(path) if run.step else 0.0) if main else None
         self._metrics = StepLog(path, run.step) if main else None
         self._samples = StepLog(run.folder / SAMPLES_FILE, run.step) if main else None
         if main:
             (run.folder / FACTS_FILE).write_text(json.dumps(facts, indent=2, default=str) + "\n")
-        self._display = ProgressDisplay(
-            f"{run.source} {run.tag}", num_iterations, run.step, Console() if main else None
-        )
+        self._log = LogFile(run.folder / LOG_FILE) if main else None
+        self._terminal = Terminal(self._log) if self._log else None
+        self._display = ProgressDisplay(f"{run.source} {run.tag}", num_iterations, run.step, self._terminal, self._log)
         self._smooth_loss = math.nan
 
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._display.close()
+        if self._log and error and not isinstance(error, KeyboardInterrupt) and not self._is_alone():
+            trace = [] if isinstance(error, UserError) else traceback.format_exception(kind, error, at)
+            self._log.say("".join([*trace, f"error: {error}"]))
         self._tracker.close()
-        for part in (self._metrics, self._samples, self._machine):
+        for part in (self._metrics, self._samples, self._machine, self._log):
             if part:
                 part.close()
+
+    def _is_alone(self) -> bool:
+        """Whether nobody is at the terminal any more, so that what is printed goes to the log."""
+        return self._terminal is not None and self._terminal.gone
+
+    def last_words(self, text: str) -> None:
+        """Say why the run ends, from whichever process, which ends without leaving this context."""
+        if self._log:
+            self.say(text)
+            self._display.close()
+        else:
+            LogFile(self._folder / LOG_FILE).say(text)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                print(text, file=sys.stderr, flush=True)
+
+    def sync(self) -> None:
+        """Force what was logged so far to the disk, before a checkpoint says that these steps are done."""
+        for log in (self._metrics, self._samples):
+            if log:
+                log.sync()
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -70,7 +101,8 @@ class RunLog:
                 self.say(line)
         self._tracker.log(step, metrics)
         loss = metrics["loss"]
-        self._smooth_loss = loss if math.isnan(self._smooth_loss) else 0.9 * self._smooth_loss + 0.1 * loss
+        smooth = 0.9 * self._smooth_loss + 0.1 * loss
+        self._smooth_loss = smooth if math.isfinite(smooth) else loss
         shown = {"reward": metrics["reward"]} if "reward" in metrics else {"loss": self._smooth_loss, **results}
         figures = "  ".join(f"{name} {figure:.3f}" for name, figure in shown.items())
         self._display.update(step, f"{figures}  {metrics['tokens_per_second']:,.0f} tok/s")
@@ -93,14 +125,33 @@ class StepLog:
         partial = path.with_name(f"{path.name}.partial")  # a crash in between must not cost the log
         partial.write_text("".join(_line(row) for row in kept))
         partial.replace(path)
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("ab", buffering=0)
+        self._size = self._file.tell()
+        self._waiting = b""
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append one line, at once on disk's way."""
-        self._file.write(_line({"step": step, **values}))
+        """Append one line, at once on disk's way. While the disk is full, lines wait for room."""
+        self._waiting += _line({"step": step, **values}).encode()
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            written = self._file.write(self._waiting)
+        except OSError:
+            return
+        if written < len(self._waiting):  # that was the last of the room: half a line would join the next
+            self._file.truncate(self._size)
+            return
+        self._size += written
+        self._waiting = b""
+
+    def sync(self) -> None:
+        """Force the lines to the disk."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
+        self._write()
         self._file.close()
 
 
@@ -131,15 +182,20 @@ def energy_used(path: Path) -> float:
 class Tracker:
     """wandb, trackio or nothing, behind one `log`."""
 
-    def __init__(self, kind: str, run: str | None, project: str, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, kind: str, run: str | None, project: str, config: Mapping[str, Any], run_id: str | None = None
+    ) -> None:
         """`kind` auto: wandb if the user named a run, or is logged in and it is installed. Never asks a question.
 
-        Raises UserError if the tracker asked for is not installed.
+        `run_id` is what a run that is resumed was called there, so that its curves go on. Raises UserError if the
+        tracker asked for is not installed.
         """
         if kind == "auto":
             wanted = run is not None or (is_logged_in_to_wandb() and importlib.util.find_spec("wandb") is not None)
             kind = "wandb" if wanted else "none"
         self._module: Any = None
+        self.run_id = run_id
+        """what the tracker calls this run; None if there is none"""
         if kind == "none":
             return
         if importlib.util.find_spec(kind) is None:
@@ -149,7 +205,10 @@ class Tracker:
         if kind == "wandb" and not is_logged_in_to_wandb():
             os.environ.setdefault("WANDB_MODE", "offline")  # `wandb sync` sends it later; a login prompt would block
         self._module = importlib.import_module(kind)
-        self._module.init(project=project, name=run, config=dict(config))
+        # wandb knows a run by its id; trackio by its name, and makes one up where none is given.
+        name = {"name": run, "id": run_id} if kind == "wandb" else {"name": run or run_id}
+        started = self._module.init(project=project, config=dict(config), resume="allow", **name)
+        self.run_id = str(started.id if kind == "wandb" else started.name)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Send the numbers of one step."""
@@ -173,24 +232,25 @@ def is_logged_in_to_wandb() -> bool:
 
 
 class ProgressDisplay:
-    """A bar with loss, speed and time left on a terminal; elsewhere a line now and then."""
+    """A bar with loss, speed and time left on a terminal; elsewhere, and in the log, a line now and then."""
 
-    def __init__(self, title: str, total: int, start: int, console: Console | None) -> None:
-        """`console` None: say nothing (the processes that are not the main one)."""
-        self._console = console
+    def __init__(self, title: str, total: int, start: int, terminal: io.TextIOBase | None, log: LogFile | None) -> None:
+        """Both None: say nothing (the processes that are not the main one)."""
+        self._console = Console(file=cast(TextIO, terminal)) if terminal else None
+        self._log = log
         self._title = title
         self._total = total
         self._begun = (time.monotonic(), start)
         self._last_line = 0.0
         self._progress: Progress | None = None
-        if console is not None and console.is_terminal:
+        if self._console and self._console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[figures]}"),
                 TimeRemainingColumn(compact=True),
-                console=console,
+                console=self._console,
                 expand=True,
             )
             self._task = self._progress.add_task(title, total=total, completed=start, figures="")
@@ -200,11 +260,14 @@ class ProgressDisplay:
         """`step` steps are done; `figures` is what to show beside, such as `loss 2.31  4,200 tok/s`."""
         if self._progress is not None:
             self._progress.update(self._task, completed=step, figures=figures)
-        elif self._console is not None:
-            now = time.monotonic()
-            if now - self._last_line >= SECONDS_BETWEEN_LINES or step == self._total:
-                self._last_line = now
-                self.say(f"{self._title} {step}/{self._total}  {figures}  {self._time_left(step, now)} left")
+        now = time.monotonic()
+        if now - self._last_line >= SECONDS_BETWEEN_LINES or step == self._total:
+            self._last_line = now
+            line = f"{self._title} {step}/{self._total}  {figures}  {self._time_left(step, now)} left"
+            if self._progress is None:
+                self._print(line)
+            if self._log:
+                self._log.say(line)
 
     def _time_left(self, step: int, now: float) -> str:
         begun_at, begun_step = self._begun
@@ -212,9 +275,14 @@ class ProgressDisplay:
         return format_seconds(seconds)
 
     def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        if self._console is not None:
-            self._console.print(text, highlight=False, markup=False)
+        """Print a line above the bar, and log it."""
+        self._print(text)
+        if self._log:
+            self._log.say(text)
+
+    def _print(self, text: str) -> None:
+        if self._console:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Take the bar down."""

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,17 +13,21 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nanochat import checkpoint, paths
+from nanochat import memory, paths
 from nanochat.data.batches import Batch, BatchSource
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
+from nanochat.gradients import StepGradients, StepResult
 from nanochat.interruption import Interruption
-from nanochat.loss import IGNORE
 from nanochat.optim import MuonAdamW
 from nanochat.options import TrainOptions
+from nanochat.run_output import LOG_FILE
 from nanochat.runtime import Runtime, peak_memory_bytes, software
+from nanochat.saving import CheckpointWriter, commit
+from nanochat.schedule import due, lr_multiplier
 from nanochat.tokenizer import Tokenizer
 from nanochat.tracking import RunLog, format_seconds
+from nanochat.watchdog import Watchdog
 
 MOST_BAD_STEPS = 10
 """Steps in a row without a finite gradient after which the run ends."""
@@ -33,17 +39,6 @@ class Evaluation(NamedTuple):
     every: int
     """steps between; 0: at the end only"""
     measure: Callable[[], dict[str, float]]
-
-
-class StepResult(NamedTuple):
-    """What the gradients of one step came from."""
-
-    loss: float
-    """mean over the tokens of the step, in nats"""
-    tokens: int
-    """trained on, over all processes"""
-    gradient_norm: float
-    """before clipping"""
 
 
 @dataclass
@@ -67,6 +62,19 @@ class Training:
     """wall time of the runs that this one resumes"""
     results: dict[str, float] = field(default_factory=dict)
     """the last evaluation"""
+    best: dict[str, float] = field(default_factory=dict)
+    """the lowest bits per byte of any evaluation, and its step"""
+    skipped_steps: int = 0
+    """left out because the loss or its gradient was not finite"""
+    bad_steps: int = 0
+    """of those, the ones since the last good step"""
+    tracker_id: str | None = None
+    """what wandb or trackio calls this run"""
+    most_rows: int = sys.maxsize
+    """in one forward pass; fewer than the batches have once memory has run out"""
+
+    def __post_init__(self) -> None:
+        self.gradients = StepGradients(self.model, self.optimizer, self.runtime, self.options.grad_clip)
 
     @property
     def seconds(self) -> float:
@@ -107,44 +115,66 @@ class Training:
         sample_every = self.options.sample_every
         if sample_every is None:
             sample_every = -(-num_iterations // 10)
-        with RunLog(self, num_iterations, facts) as log, Interruption() as interruption, explained_memory():
+        writer = CheckpointWriter(self.folder, self.options.keep_last, self.options.keep_every)
+        with (
+            RunLog(self, num_iterations, facts) as log,
+            Interruption() as asked,
+            writer,
+            Watchdog(self.runtime, log.last_words) as watchdog,
+            explained_memory(),
+        ):
             log.say(self._introduction(num_iterations, step_size))
             log.say(f"on {self.runtime.describe()}, peak {peak_flops / 1e12:,.2f} TFLOP/s ({origin})")
-            bad_steps, stopped = 0, False
+            log.say(f"to follow it: ./watch.sh, or tail -f {self.folder / LOG_FILE}")
+            log.say(
+                f"to stop it: Ctrl-C, or kill -INT {os.getpid()}; it saves, and the same command goes on from there"
+            )
+            stopped = False
             while self.step < num_iterations and not stopped:
-                metrics = self._step(batches, num_iterations, peak_flops)
+                metrics = self._step(batches, num_iterations, peak_flops, log)
+                watchdog.step_taken()
                 finished = self.step == num_iterations
-                if math.isfinite(metrics["gradient_norm"]):
-                    bad_steps = 0
-                else:
-                    bad_steps += 1
-                    log.say(f"step {self.step}: the gradient is not finite, so the step is left out")
-                    self._give_up_after(bad_steps)
+                if self.bad_steps:
+                    log.say(f"step {self.step}: the loss or its gradient is not finite, so the step is left out")
+                    self._give_up_after_too_many()
                 if evaluation and due(self.step, evaluation.every, finished):
-                    self.results = evaluation.measure()
+                    self._take_results(evaluation.measure())
                     metrics |= self.results
                 log.step(self.step, metrics, self.results)
                 if self.runtime.is_main and due(self.step, sample_every, finished):
                     log.samples(self.step, samples())
-                stopped = self.runtime.sum_numbers(interruption.requested)[0] > 0
-                if stopped or due(self.step, self.options.save_every, finished):
-                    self._save(facts)
+                self._tell_failed_save(writer.failure(), log)
+                stop, save = self.runtime.sum_numbers(*asked.requests())
+                stopped = stop > 0
+                if stopped or save or due(self.step, self.options.save_every, finished):
+                    self._save(writer, facts, log)
+                if save:
+                    log.say(f"saving at step {self.step}, as SIGUSR1 asks")
+            failure = writer.finish()
+            self.runtime.barrier()
+            if failure:
+                raise UserError(f"{failure}: make room, and the same command goes on from the checkpoint before it")
             if stopped and not finished:
                 log.say(f"stopped and saved at step {self.step}: the same command goes on from there")
                 raise KeyboardInterrupt
+            skipped = f", {self.skipped_steps} of them left out" if self.skipped_steps else ""
             log.say(
-                f"{self.source} {self.tag}: {self.step} steps in {format_seconds(self.seconds)}, "
+                f"{self.source} {self.tag}: {self.step} steps{skipped} in {format_seconds(self.seconds)}, "
                 f"{peak_memory_bytes(self.runtime.device) / 2**30:.1f} GiB at most, saved in {self.folder}"
             )
 
-    def _step(self, batches: BatchSource, num_iterations: int, peak_flops: float) -> dict[str, float]:
+    def _step(self, batches: BatchSource, num_iterations: int, peak_flops: float, log: RunLog) -> dict[str, float]:
         """One optimizer step; what there is to log of it."""
         begun = time.perf_counter()
         data = batches.step_data(self.step)
         lr_scale = lr_multiplier(self.step, num_iterations, self.options)
-        result = self._backward(data.batches)
-        if result.tokens and math.isfinite(result.gradient_norm):
-            self.optimizer.step(lr_scale)
+        result = self._gradients(data.batches, log)
+        if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
+            self.skipped_steps, self.bad_steps = self.skipped_steps + 1, self.bad_steps + 1
+        else:
+            self.bad_steps = 0
+            if result.tokens:
+                self.optimizer.step(lr_scale)
         self.runtime.synchronize()
         elapsed = time.perf_counter() - begun
         self.step += 1
@@ -156,43 +186,38 @@ class Training:
             "tokens": result.tokens,
             "tokens_per_second": own_tokens_per_second * self.runtime.share.world_size,
             "mfu": self.model.flops_per_token() * own_tokens_per_second / peak_flops,
+            "skipped_steps": self.skipped_steps,
             "seconds": self.seconds,
             **data.metrics,
         }
 
-    def _backward(self, batches: Sequence[Batch]) -> StepResult:
-        """Gradients of this step's mean loss over all processes.
-
-        The mean is over the tokens of the whole step, so micro-batches and processes with fewer of them weigh less,
-        and one that has none does no harm.
-        """
-        device = self.runtime.device
-        own_tokens = sum(int((batch.targets != IGNORE).sum()) for batch in batches)
-        tokens = int(self.runtime.sum_numbers(own_tokens)[0])
-        if tokens == 0:
-            return StepResult(0.0, 0, 0.0)
-        parameters = list(self.model.parameters())
-        for parameter in parameters:
-            parameter.grad = None
-        total = torch.zeros((), device=device)
-        for batch in batches:
-            loss = self.model.loss(*batch.to(device)) / tokens
-            loss.backward()
-            total += loss.detach()
-        if self.runtime.share.world_size > 1:
-            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-            flat = self.runtime.sum(torch.cat([gradient.flatten() for gradient in gradients]))
-            for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-                parameter.grad = part.view_as(parameter)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.grad_clip or math.inf)
-        return StepResult(self.runtime.sum_numbers(float(total))[0], tokens, float(norm))
-
-    def _give_up_after(self, bad_steps: int) -> None:
-        if bad_steps >= MOST_BAD_STEPS:
-            raise UserError(
-                f"{MOST_BAD_STEPS} steps in a row had no finite gradient: run again with lower learning rates; "
-                f"the last checkpoint in {self.folder} is good"
+    def _gradients(self, batches: Sequence[Batch], log: RunLog) -> StepResult:
+        """The step's gradients; on fewer rows at once where memory runs out, which leaves the result the same."""
+        while True:
+            try:
+                return self.gradients.compute(batches, self.most_rows)
+            except memory.ExhaustedError:
+                rows = min(self.most_rows, max((len(batch.tokens) for batch in batches), default=1))
+            self.most_rows = (rows + 1) // 2
+            if self.runtime.sum_numbers(rows > 1)[0] == 0:
+                raise UserError("memory ran out with a single row: train a smaller --depth")
+            log.say(
+                f"step {self.step + 1}: memory ran out with {rows} rows at once, so it is taken again with "
+                f"{self.most_rows}; the result is the same"
             )
+
+    def _give_up_after_too_many(self) -> None:
+        if self.bad_steps >= MOST_BAD_STEPS:
+            raise UserError(
+                f"{MOST_BAD_STEPS} steps in a row had no finite loss or gradient: the last checkpoint in {self.folder} "
+                "is good; go on from it with a lower --matrix-lr and --embedding-lr"
+            )
+
+    def _take_results(self, results: dict[str, float]) -> None:
+        self.results = results
+        bpb = results.get("bpb", math.inf)
+        if bpb < self.best.get("bpb", math.inf):
+            self.best = {"step": self.step, "bpb": bpb}
 
     def facts(self, num_iterations: int, learns: str) -> dict[str, Any]:
         """What is known of the run from its start, for its checkpoints and the report. Survives JSON."""
@@ -209,21 +234,30 @@ class Training:
             "data": self.data,
             "machine": self.runtime.describe(),
             "software": software(),
+            "commit": commit(),
         }
 
-    def _save(self, facts: Mapping[str, Any]) -> None:
-        """Let the main process write a checkpoint."""
-        if self.runtime.is_main:
-            meta = {
-                **facts,
-                "seconds": self.seconds,
-                "results": self.results,
-                "peak_memory": peak_memory_bytes(self.runtime.device),
-            }
-            checkpoint.save(
-                self.folder, self.step, self.model, self.optimizer.state_dict(), meta, self.options.keep_last
-            )
-        self.runtime.barrier()
+    def _save(self, writer: CheckpointWriter, facts: Mapping[str, Any], log: RunLog) -> None:
+        """Begin to write a checkpoint; when this returns, the state may change again."""
+        optimizer_state = self.optimizer.state_dict()  # every process has a part in it
+        if not self.runtime.is_main:
+            return
+        self._tell_failed_save(writer.finish(), log)
+        log.sync()
+        meta = {
+            **facts,
+            "seconds": self.seconds,
+            "results": self.results,
+            "best": self.best,
+            "skipped_steps": self.skipped_steps,
+            "tracker_id": self.tracker_id,
+            "peak_memory": peak_memory_bytes(self.runtime.device),
+        }
+        writer.start(self.step, self.model.state_dict(), optimizer_state, meta)
+
+    def _tell_failed_save(self, failure: str | None, log: RunLog) -> None:
+        if failure:
+            log.say(f"{failure}: make room; the run goes on, and what was saved before is kept")
 
     def _introduction(self, num_iterations: int, step_size: str) -> str:
         config = self.model.config
@@ -245,21 +279,3 @@ def explained_memory() -> Iterator[None]:
         raise UserError(
             "the GPU's memory ran out: run again with half the --device-batch-size; it resumes from the last checkpoint"
         ) from None
-
-
-def due(step: int, every: int, finished: bool) -> bool:
-    """Whether something that is done every so many steps, and at the end, is done after `step`."""
-    return finished or (every > 0 and step % every == 0)
-
-
-def lr_multiplier(step: int, num_iterations: int, options: TrainOptions) -> float:
-    """What the learning rates are multiplied with at `step`: a rise, a plateau, a fall, all linear."""
-    warmup = round(options.warmup_ratio * num_iterations)
-    warmdown = round(options.warmdown_ratio * num_iterations)
-    scale = 1.0
-    if step < warmup:
-        scale = (step + 1) / warmup
-    elif step > num_iterations - warmdown:
-        left = (num_iterations - step) / warmdown
-        scale = left + (1 - left) * options.final_lr_frac
-    return options.init_lr_frac * scale

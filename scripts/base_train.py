@@ -7,7 +7,7 @@ NPROC=8 ./pretrain.sh --depth 32 --device-batch-size 16
 import math
 from dataclasses import dataclass, replace
 
-from nanochat import cli, lineage, paths
+from nanochat import batch_size, cli, lineage, paths
 from nanochat.data.batches import RowBatches, rows_per_step
 from nanochat.data.packing import StreamRows
 from nanochat.data.token_shards import TokenShards
@@ -66,18 +66,19 @@ def main(options: PretrainOptions) -> None:
         options = with_defaults(options, config, runtime)
         data = f"{options.dataset}, {rows.num_tokens:,} tokens"
         run = lineage.begin("base", options, runtime, tokenizer, config=config, data=data)
-        assert options.total_batch_size and options.device_batch_size and options.num_iterations
+        assert options.total_batch_size and options.num_iterations
+        in_a_step = rows_per_step(options.total_batch_size, config.sequence_len, runtime.share)
+        device_batch_size = batch_size.choose(run, most_rows=in_a_step // runtime.share.world_size)
         batches = RowBatches(
             rows,
-            rows_per_step=rows_per_step(options.total_batch_size, config.sequence_len, runtime.share),
-            device_batch_size=options.device_batch_size,
+            rows_per_step=in_a_step,
+            device_batch_size=device_batch_size,
             share=runtime.share,
             seed=options.seed,
         )
 
         def evaluate() -> dict[str, float]:
-            assert options.device_batch_size
-            bpb = bits_per_byte(run.model, tokenizer, held_out, options.device_batch_size, options.eval_tokens, runtime)
+            bpb = bits_per_byte(run.model, tokenizer, held_out, device_batch_size, options.eval_tokens, runtime)
             return {"bpb": bpb}
 
         run.run(

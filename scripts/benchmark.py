@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from nanochat import checkpoint, cli
+from nanochat import cli
 from nanochat.errors import UserError
 from nanochat.machine import host
 from nanochat.runtime import cpu_name
+from nanochat.saving import commit
 from scripts.doctor import thorough_checks
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks/results"
@@ -77,7 +78,7 @@ def machine_facts() -> dict[str, Any]:
         "system": f"{release.get('PRETTY_NAME', platform.system()).strip(chr(34))}, {platform.machine()}",
         "python": platform.python_version(),
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}",
-        "commit": checkpoint.commit(),
+        "commit": commit(),
     }
 
 

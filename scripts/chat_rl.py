@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass, replace
 
-from nanochat import cli, lineage, paths
+from nanochat import batch_size, cli, lineage, paths
 from nanochat.errors import UserError
 from nanochat.eval.samples import answers
 from nanochat.inference.chat import ChatModel
@@ -58,19 +58,20 @@ def main(options: RLOptions) -> None:
                 f"the nearest that does not is {runtime.share.world_size}"
             )
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
-        parent = lineage.parent_of("rl", options.model_tag)
+        parent = lineage.parent_of("rl", options.model_tag, runtime)
         options = inherit(options, parent.meta["options"])
         run = lineage.begin("rl", options, runtime, tokenizer, parent=parent)
-        assert options.device_batch_size and options.num_iterations
+        assert options.num_iterations
         own = -(-options.examples_per_step // runtime.share.world_size) * options.num_samples
         task = mixtures.rl(options.mixture)
+        device_batch_size = batch_size.choose(run, most_rows=own)
         batches = RolloutBatches(
             ChatModel("rl", run.tag, run.step, Engine(run.model, tokenizer, calculator, max_batch_size=min(own, 128))),
             task,
             runtime,
             problems_per_step=options.examples_per_step,
             samples_per_problem=options.num_samples,
-            device_batch_size=options.device_batch_size,
+            device_batch_size=device_batch_size,
             sampling=Sampling(options.max_new_tokens, options.temperature, options.top_k, options.seed),
         )
         run.run(

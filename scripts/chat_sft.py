@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass, replace
 
-from nanochat import cli, lineage, paths
+from nanochat import batch_size, cli, lineage, paths
 from nanochat.data.batches import RowBatches
 from nanochat.data.conversation_rows import conversation_rows
 from nanochat.eval.samples import answers
@@ -43,17 +43,19 @@ QUICK = replace(DEMO, model_tag="d2", num_iterations=8)
 def main(options: SFTOptions) -> None:
     with Runtime.start(options.device_type) as runtime, Calculator() as calculator:
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
-        parent = lineage.parent_of("sft", options.model_tag)
+        parent = lineage.parent_of("sft", options.model_tag, runtime)
         options = inherit(options, parent.meta["options"])
         mixture = mixtures.sft(options.mixture)
         run = lineage.begin("sft", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint())
         sequence_len = run.model.config.sequence_len
         rows = conversation_rows(mixture, tokenizer, sequence_len, runtime, learn_all=False, one_per_row=True)
-        assert options.device_batch_size
+        device_batch_size = batch_size.choose(
+            run, most_rows=-(-options.target_examples_per_step // runtime.share.world_size)
+        )
         batches = RowBatches(
             rows,
             rows_per_step=options.target_examples_per_step,
-            device_batch_size=options.device_batch_size,
+            device_batch_size=device_batch_size,
             share=runtime.share,
             seed=options.seed,
             trim=True,

@@ -82,15 +82,20 @@ stay_awake() {
   fi
 }
 
+# Else torch warns of each address that has no name, as those of a cable between two machines mostly have none.
+export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
+
 # launch MODULE ARGS...: looks around, and becomes `python -m MODULE ARGS...`, in NPROC processes (torchrun) when NPROC
-# is above 1. It replaces the shell, so that Ctrl-C and the exit code are Python's.
+# is above 1, and on several machines with --hosts. It replaces the shell, so that Ctrl-C and the exit code are Python's.
 launch() {
+  trap "" HUP # a closed terminal does not stop a run; Python inherits it
   if ! [[ "${NPROC:-1}" =~ ^[1-9][0-9]{0,2}$ ]]; then
     echo "error: NPROC=$NPROC is not a number of processes: set it to the number of GPUs, such as NPROC=8" >&2
     exit 2
   fi
   look_around
   stay_awake
+  if [[ " $*" == *" --hosts"[\ =]* ]]; then exec python -m scripts.hosts "$(basename "$0")" "$@"; fi
   if ((${NPROC:-1} == 1)); then exec python -m "$@"; fi
   exec python -m scripts.processes "$NPROC" "$@"
 }

@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass, replace
 
-from nanochat import cli, lineage, paths
+from nanochat import batch_size, cli, lineage, paths
 from nanochat.data.batches import RowBatches, rows_per_step
 from nanochat.data.conversation_rows import conversation_rows
 from nanochat.eval.samples import answers
@@ -41,18 +41,19 @@ QUICK = replace(DEMO, model_tag="d2", num_iterations=12)
 def main(options: MidtrainOptions) -> None:
     with Runtime.start(options.device_type) as runtime, Calculator() as calculator:
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
-        parent = lineage.parent_of("mid", options.model_tag)
+        parent = lineage.parent_of("mid", options.model_tag, runtime)
         options = inherit(options, parent.meta["options"])
         mixture = mixtures.mid(options.mixture)
         run = lineage.begin("mid", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint())
         sequence_len = run.model.config.sequence_len
         rows = conversation_rows(mixture, tokenizer, sequence_len, runtime, learn_all=True, one_per_row=False)
-        assert options.total_batch_size and options.device_batch_size
+        assert options.total_batch_size
         in_a_step = rows_per_step(options.total_batch_size, sequence_len, runtime.share)
+        device_batch_size = batch_size.choose(run, most_rows=in_a_step // runtime.share.world_size)
         batches = RowBatches(
             rows,
             rows_per_step=in_a_step,
-            device_batch_size=options.device_batch_size,
+            device_batch_size=device_batch_size,
             share=runtime.share,
             seed=options.seed,
         )

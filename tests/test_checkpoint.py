@@ -1,26 +1,33 @@
 """A checkpoint is whole or not there, and is found by what a user says."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
-from nanochat import checkpoint, paths
-from nanochat.checkpoint import META_FILE, MODEL_FILE, OPTIMIZER_FILE, Checkpoint
+from nanochat import checkpoint, paths, saving
+from nanochat.checkpoint import META_FILE, MODEL_FILE, OPTIMIZER_FILE, SUMS_FILE, Checkpoint
 from nanochat.errors import UserError
 from nanochat.optim import MuonAdamW, OptimizerOptions
+from nanochat.saving import SaveError
 from nanochat.tokenizer import Tokenizer
 from tests.conftest import random_model
 
 CPU = torch.device("cpu")
 
 
-def save(tokenizer: Tokenizer, source: str = "base", tag: str = "d2", step: int = 1, keep_last: int = 9) -> Checkpoint:
+def save(
+    tokenizer: Tokenizer, source: str = "base", tag: str = "d2", step: int = 1, keep_last: int = 9, keep_every: int = 0
+) -> Checkpoint:
     model = random_model(tokenizer.vocab_size)
     meta = {"source": source, "tag": tag, "tokenizer": tokenizer.hash, "model_config": vars(model.config)}
     state = MuonAdamW(model, OptimizerOptions()).state_dict()
-    return checkpoint.save(paths.checkpoints_dir(source) / tag, step, model, state, meta, keep_last)
+    folder = paths.checkpoints_dir(source) / tag
+    saved = saving.write(folder, step, model.state_dict(), state, meta)
+    saving.prune(folder, keep_last, keep_every)
+    return saved
 
 
 def test_round_trip(base_dir: Path, tokenizer: Tokenizer) -> None:
@@ -29,7 +36,7 @@ def test_round_trip(base_dir: Path, tokenizer: Tokenizer) -> None:
     expected = random_model(tokenizer.vocab_size).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
     MuonAdamW(model, OptimizerOptions()).load_state_dict(saved.load_optimizer(CPU))
-    assert {path.name for path in saved.folder.iterdir()} == {MODEL_FILE, OPTIMIZER_FILE, META_FILE}
+    assert {path.name for path in saved.folder.iterdir()} == {MODEL_FILE, OPTIMIZER_FILE, META_FILE, SUMS_FILE}
 
 
 def test_the_newest_is_found_among_odd_names(base_dir: Path, tokenizer: Tokenizer) -> None:
@@ -91,8 +98,8 @@ def test_a_save_that_fails_leaves_the_old_and_nothing_half(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(UserError, match="No space left on device"):
+    monkeypatch.setattr(saving, "save_file", full)
+    with pytest.raises(SaveError, match="No space left on device"):
         save(tokenizer, step=2)
     assert [path.name for path in (paths.checkpoints_dir("base") / "d2").iterdir()] == ["step_000001"]
 
@@ -125,7 +132,7 @@ def test_old_steps_that_cannot_be_removed_do_not_fail_the_save(
         if not ignore_errors:
             raise OSError(16, "Device or resource busy", str(path))
 
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", busy)
+    monkeypatch.setattr(saving.shutil, "rmtree", busy)
     save(tokenizer, step=1, keep_last=1)
     assert save(tokenizer, step=2, keep_last=1).step == 2
     assert [c.step for c in checkpoint.checkpoints(paths.checkpoints_dir("base") / "d2")] == [2]
@@ -135,3 +142,53 @@ def test_an_unwritable_base_directory_gets_a_sentence(monkeypatch: pytest.Monkey
     monkeypatch.setenv("NANOCHAT_BASE_DIR", "/proc/nowhere")
     with pytest.raises(UserError, match="set NANOCHAT_BASE_DIR"):
         paths.base_dir()
+
+
+def flip_a_byte(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize("name", [MODEL_FILE, META_FILE])
+def test_a_damaged_newest_is_named_and_the_one_before_it_used(
+    base_dir: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    save(tokenizer, step=1)
+    damaged = save(tokenizer, step=2)
+    flip_a_byte(damaged.folder / name)
+    assert checkpoint.find("base").step == 1
+    assert f"note: {damaged.folder} is damaged" in capsys.readouterr().err
+
+
+def test_a_damaged_optimizer_matters_to_training_alone(base_dir: Path, tokenizer: Tokenizer) -> None:
+    for step in (1, 2):
+        saved = save(tokenizer, step=step)
+    flip_a_byte(saved.folder / OPTIMIZER_FILE)
+    assert checkpoint.find("base").step == 2
+    sound = checkpoint.newest_sound("base")
+    assert sound.checkpoint and sound.checkpoint.step == 1 and OPTIMIZER_FILE in sound.notes[0]
+
+
+def test_a_damaged_step_that_was_asked_for_is_refused_and_so_is_a_model_with_nothing_else(
+    base_dir: Path, tokenizer: Tokenizer
+) -> None:
+    for step in (1, 2):
+        flip_a_byte(save(tokenizer, step=step).folder / MODEL_FILE)
+    with pytest.raises(UserError, match=r"step_000001 is damaged \(model.safetensors is not as it was written\)"):
+        checkpoint.find("base", step=1)
+    with pytest.raises(UserError, match=r"step_000002 is damaged.* and so are those before it: restore one"):
+        checkpoint.find("base")
+
+
+def test_sha256sum_checks_a_checkpoint(base_dir: Path, tokenizer: Tokenizer) -> None:
+    folder = save(tokenizer).folder
+    assert subprocess.run(["sha256sum", "--check", "--strict", SUMS_FILE], cwd=folder, check=False).returncode == 0
+
+
+def test_every_so_many_steps_one_is_kept_for_good(base_dir: Path, tokenizer: Tokenizer) -> None:
+    for step in range(1, 8):
+        save(tokenizer, step=step, keep_last=1, keep_every=3)
+    assert [c.step for c in checkpoint.checkpoints(paths.checkpoints_dir("base") / "d2")] == [3, 6, 7]

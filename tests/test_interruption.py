@@ -23,8 +23,10 @@ def say(line):
 
 with Interruption() as interruption:
     say("ready")
-    while not interruption.requested:
+    while not interruption.stop:
         time.sleep(0.01)
+        if interruption.requests()[1]:
+            say("saving")
     say("stopping")
     time.sleep(float(sys.argv[1]))
 say("saved")
@@ -37,7 +39,7 @@ def test_a_signal_is_a_request(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with Interruption() as interruption:
         os.kill(os.getpid(), number)
-        assert interruption.requested
+        assert interruption.stop
     assert signal.getsignal(number) is before
 
 
@@ -52,7 +54,16 @@ def test_a_supervisor_may_say_it_twice() -> None:
     with Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert interruption.requested
+        assert interruption.stop
+
+
+def test_sigusr1_asks_once_for_a_save_and_sighup_for_nothing() -> None:
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert interruption.requests() == (False, False)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert interruption.requests() == (False, True)
+        assert interruption.requests() == (False, False)
 
 
 @contextlib.contextmanager
@@ -97,3 +108,14 @@ def test_a_second_ctrl_c_ends_both_processes_at_once(tmp_path: Path) -> None:
         os.killpg(processes.pid, signal.SIGINT)
         out, _ = processes.communicate(timeout=60)
     assert out == "" and processes.returncode == 130
+
+
+def test_a_closed_terminal_stops_neither_and_sigusr1_to_the_launcher_reaches_both(tmp_path: Path) -> None:
+    with two_processes(tmp_path, seconds_a_step=0.0) as processes:
+        os.killpg(processes.pid, signal.SIGHUP)
+        os.kill(processes.pid, signal.SIGUSR1)
+        expect(processes, "saving")
+        os.kill(processes.pid, signal.SIGTERM)
+        out, err = processes.communicate(timeout=60)
+    assert (sorted(out.split()), err) == (["saved", "saved", "stopping", "stopping"], "")
+    assert processes.returncode == 130

@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from nanochat import tracking
 from nanochat.errors import UserError
@@ -55,7 +54,7 @@ def test_a_log_that_cannot_be_rewritten_is_kept(tmp_path: Path) -> None:
 
 def test_without_a_terminal_progress_is_lines() -> None:
     out = io.StringIO()
-    display = ProgressDisplay("base d4", 100, 0, Console(file=out, width=80))
+    display = ProgressDisplay("base d4", 100, 0, out, None)
     for step in range(1, 101):
         display.update(step, f"loss {step}")
     display.close()
@@ -66,7 +65,7 @@ def test_without_a_terminal_progress_is_lines() -> None:
 
 def test_on_a_terminal_progress_is_a_bar_of_80_columns() -> None:
     out = io.StringIO()
-    display = ProgressDisplay("base d4", 100, 0, Console(file=out, width=80, force_terminal=True))
+    display = ProgressDisplay("base d4", 100, 0, out, None)
     display.update(50, "loss 3.21  4,000 tok/s")
     display.close()
     assert "50/100" in out.getvalue() and "loss 3.21" in out.getvalue()

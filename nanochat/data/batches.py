@@ -34,6 +34,14 @@ class Batch(NamedTuple):
         tokens, targets = (part.to(device, non_blocking=True) for part in (self.tokens, self.targets))
         return Batch(tokens, targets, None if self.weights is None else self.weights.to(device, non_blocking=True))
 
+    def split(self, rows: int) -> "list[Batch]":
+        """The same rows in batches of at most so many."""
+        cuts = [slice(start, start + rows) for start in range(0, len(self.tokens), rows)]
+        return [
+            Batch(self.tokens[cut], self.targets[cut], None if self.weights is None else self.weights[cut])
+            for cut in cuts
+        ]
+
 
 class StepData(NamedTuple):
     """What one process works on in one optimizer step."""

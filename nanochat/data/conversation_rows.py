@@ -17,6 +17,7 @@ def conversation_rows(
     folder = paths.tokens_dir(mixture.name.replace(" ", "-"))
     if runtime.is_main:
         print(f"{mixture}\n")
+    if runtime.is_local_main:
         origin = f"{mixture.fingerprint()} cut at {sequence_len}"
         folder.mkdir(parents=True, exist_ok=True)
         with only_one(folder):

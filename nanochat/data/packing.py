@@ -78,7 +78,7 @@ class PackedRows:
         self.sequence_len = sequence_len
         self.bos_id = bos_id
         self.learn_all = learn_all or file.mask is None
-        self.rows = best_fit(*_pieces(file.offsets, sequence_len), sequence_len, documents_per_row)
+        self.rows = best_fit(*_pieces(file.offsets[:], sequence_len), sequence_len, documents_per_row)
 
     def __len__(self) -> int:
         """Number of rows."""

@@ -1,9 +1,9 @@
 """Token ids on disk: written once, memory-mapped ever after, tied to the tokenizer that made them.
 
 A folder holds for each split `<split>.ids` (the ids of all documents end to end, each opening with bos),
-`<split>.mask` where some tokens are not learned, `<split>.offsets` (where documents begin) and `<split>.json`. They
-take their names when they are whole, the last one last: a split without it does not exist. Nothing is written in
-place, so a run that has mapped a split goes on with the one it opened.
+`<split>.mask` where some tokens are not learned, `<split>.offsets` (where documents begin) and `<split>.json`, with the
+checksums of the others. They take their names when they are whole, the last one last: a split without it does not
+exist. Nothing is written in place, so a run that has mapped a split goes on with the one it opened.
 """
 
 import json
@@ -15,22 +15,26 @@ from pathlib import Path
 
 import numpy as np
 
+from nanochat.data.checked_array import CheckedArray, checksums
 from nanochat.data.conversations import Conversation
 from nanochat.errors import UserError
 from nanochat.tokenizer import Rendered, Tokenizer
 
 DOCUMENTS_AT_ONCE = 256
 
+Ids = np.ndarray | CheckedArray
+"""What can be read by slices."""
+
 
 @dataclass(frozen=True)
 class TokenFile:
     """One split, memory-mapped."""
 
-    ids: np.ndarray
+    ids: Ids
     """(N,) uint16 or uint32"""
-    offsets: np.ndarray
+    offsets: Ids
     """(documents + 1,) int64: document i is ids[offsets[i] : offsets[i + 1]]"""
-    mask: np.ndarray | None
+    mask: Ids | None
     """(N,) uint8, 1 where the token is learned; None where all are"""
     num_bytes: int
     """raw bytes of the text, special tokens not counted"""
@@ -41,17 +45,27 @@ class TokenFile:
 
     @classmethod
     def open(cls, folder: Path, split: str, tokenizer: Tokenizer) -> "TokenFile":
-        """Map a split. Raises UserError if it is missing, cut short, or another tokenizer made it."""
+        """Map a split. Raises UserError if it is missing, damaged, or another tokenizer made it.
+
+        What is damaged inside is noticed when it is read.
+        """
         try:
             settings = json.loads((folder / f"{split}.json").read_text())
+            if settings["tokenizer"] != tokenizer.hash:
+                raise UserError(f"the tokens in {folder} were made by another tokenizer: run ./prepare.sh again")
+            lengths = {"ids": settings["tokens"], "offsets": settings["documents"] + 1}
+            if settings["masked"]:
+                lengths["mask"] = settings["tokens"]
+            dtypes = {"ids": np.dtype(settings["dtype"]), "offsets": np.dtype(np.int64), "mask": np.dtype(np.uint8)}
+            parts = {
+                part: CheckedArray(folder / f"{split}.{part}", dtypes[part], length, settings["crc32"][part])
+                for part, length in lengths.items()
+            }
+            return cls(parts["ids"], parts["offsets"], parts.get("mask"), settings["bytes"])
         except FileNotFoundError:
             raise UserError(f"there are no tokens in {folder}: run ./prepare.sh first") from None
-        if settings["tokenizer"] != tokenizer.hash:
-            raise UserError(f"the tokens in {folder} were made by another tokenizer: run ./prepare.sh again")
-        ids = _map(folder / f"{split}.ids", np.dtype(settings["dtype"]), settings["tokens"])
-        offsets = _map(folder / f"{split}.offsets", np.dtype(np.int64), settings["documents"] + 1)
-        mask = _map(folder / f"{split}.mask", np.dtype(np.uint8), settings["tokens"]) if settings["masked"] else None
-        return cls(ids, offsets, mask, settings["bytes"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{folder / split}.json is damaged: delete it and run ./prepare.sh again") from None
 
     @classmethod
     def is_current(cls, folder: Path, split: str, tokenizer: Tokenizer, origin: str) -> bool:
@@ -59,20 +73,9 @@ class TokenFile:
         try:
             settings = json.loads((folder / f"{split}.json").read_text())
             cls.open(folder, split, tokenizer)
-        except (FileNotFoundError, ValueError, KeyError, UserError):
+        except (FileNotFoundError, ValueError, UserError):
             return False
         return bool(settings.get("origin") == origin)
-
-
-def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
-    mapped: np.ndarray
-    try:
-        mapped = np.memmap(path, dtype=dtype, mode="r")
-    except (FileNotFoundError, ValueError):
-        mapped = np.empty(0, dtype)
-    if len(mapped) != length:
-        raise UserError(f"{path} is damaged: delete {path.parent} and run ./prepare.sh again")
-    return mapped
 
 
 def write_documents(folder: Path, split: str, tokenizer: Tokenizer, texts: Iterable[str], origin: str) -> None:
@@ -116,6 +119,7 @@ def _write(
         "tokens": offsets[-1],
         "bytes": num_bytes,
         "masked": masked,
+        "crc32": {part: checksums(partial[part]) for part in ("ids", "offsets", "mask")},
     }
     partial["json"].write_text(json.dumps(settings, indent=2) + "\n")
     final["json"].unlink(missing_ok=True)  # from here to the end there is no split: never old settings over new ids

@@ -21,7 +21,7 @@ import numpy as np
 
 from nanochat.data.bars import Bar
 from nanochat.data.locks import only_one
-from nanochat.data.token_files import TokenFile, write_documents
+from nanochat.data.token_files import Ids, TokenFile, write_documents
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
 
@@ -44,7 +44,7 @@ class TextShard(Protocol):
 class ShardedIds:
     """Arrays end to end, read by slices: `ids[a:b]` copies from as many of them as it spans."""
 
-    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+    def __init__(self, arrays: Sequence[Ids]) -> None:
         self.arrays = arrays
         self._starts = list(accumulate((len(array) for array in arrays), initial=0))
 
@@ -80,6 +80,8 @@ class TokenShards:
             names = json.loads(_index(folder, split).read_text())["shards"]
         except FileNotFoundError:
             raise UserError(f"there are no tokens in {folder}: run ./prepare.sh first") from None
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{_index(folder, split)} is damaged: run ./prepare.sh, which makes it again") from None
         files = [TokenFile.open(folder, name, tokenizer) for name in names]
         return cls(
             ShardedIds([file.ids for file in files]),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.data.conversations import Conversation
+from nanochat.data.packing import PackedRows
 from nanochat.data.token_files import TokenFile, write_conversations, write_documents
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
@@ -16,7 +17,7 @@ def test_conversations_keep_their_mask(tmp_path: Path, tokenizer: Tokenizer) -> 
     file = TokenFile.open(tmp_path, "train", tokenizer)
     rendered = tokenizer.render_conversation(chat)
     assert file.mask is not None
-    assert file.ids.tolist() == rendered.ids * 2 and file.mask.tolist() == rendered.mask * 2
+    assert file.ids[:].tolist() == rendered.ids * 2 and file.mask[:].tolist() == rendered.mask * 2
 
 
 def test_another_tokenizer_or_text_is_noticed(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -58,13 +59,31 @@ def test_an_interrupted_rewrite_leaves_the_split_that_was_there(tmp_path: Path, 
     with pytest.raises(KeyboardInterrupt):
         write_documents(tmp_path, "train", tokenizer, texts(), "2")
     assert TokenFile.is_current(tmp_path, "train", tokenizer, "1")
-    assert tokenizer.decode(TokenFile.open(tmp_path, "train", tokenizer).ids.tolist()) == "<|bos|>first"
+    assert tokenizer.decode(TokenFile.open(tmp_path, "train", tokenizer).ids[:].tolist()) == "<|bos|>first"
 
 
 def test_a_run_keeps_the_tokens_it_has_mapped(tmp_path: Path, tokenizer: Tokenizer) -> None:
     write_documents(tmp_path, "train", tokenizer, ["the first text"], "1")
     mapped = TokenFile.open(tmp_path, "train", tokenizer)
     write_documents(tmp_path, "train", tokenizer, ["another"], "2")
-    assert tokenizer.decode(mapped.ids.tolist()) == "<|bos|>the first text"
-    assert tokenizer.decode(TokenFile.open(tmp_path, "train", tokenizer).ids.tolist()) == "<|bos|>another"
+    assert tokenizer.decode(mapped.ids[:].tolist()) == "<|bos|>the first text"
+    assert tokenizer.decode(TokenFile.open(tmp_path, "train", tokenizer).ids[:].tolist()) == "<|bos|>another"
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("part", ["ids", "mask", "offsets"])
+def test_a_damaged_part_is_named_when_rows_are_read(tmp_path: Path, tokenizer: Tokenizer, part: str) -> None:
+    chat: Conversation = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    write_conversations(tmp_path, "train", tokenizer, [chat] * 8, max_tokens=64, origin="x")
+    path = tmp_path / f"train.{part}"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x07")
+    with pytest.raises(UserError, match=rf"train.{part} is damaged.*delete that file, run ./prepare.sh"):
+        PackedRows(TokenFile.open(tmp_path, "train", tokenizer), 64, tokenizer.bos_id, learn_all=False)[0]
+
+
+def test_damaged_settings_are_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    write_documents(tmp_path, "train", tokenizer, ["text"], "x")
+    (tmp_path / "train.json").write_text('{"tokenizer": ')
+    with pytest.raises(UserError, match=r"train.json is damaged"):
+        TokenFile.open(tmp_path, "train", tokenizer)
+    assert not TokenFile.is_current(tmp_path, "train", tokenizer, "x")

@@ -106,3 +106,11 @@ def test_curves_are_averaged_where_they_are_longer_than_a_plot_is_wide() -> None
     line = np.arange(100.0)
     assert smoothed(line)[10:-10] == pytest.approx(line[10:-10])  # no lag
     assert smoothed(np.full(30, 7.0)) == pytest.approx(np.full(30, 7.0))
+
+
+def test_steps_left_out_are_told(trained: Path) -> None:
+    metrics = trained / "base_checkpoints/test/metrics.jsonl"
+    for skipped, told in ((0, False), (2, True)):
+        metrics.write_text(re.sub(r'"skipped_steps": \d', f'"skipped_steps": {skipped}', metrics.read_text()))
+        build.write()
+        assert ("was not finite: 2 in base." in (trained / "report" / "report.md").read_text()) == told

@@ -1,0 +1,66 @@
+"""How long saving a checkpoint holds up training: the copy alone, against waiting until all is written.
+
+python -m benchmarks.save_stall --depth 8
+"""
+
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nanochat import cli, saving
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.lineage import optimizer_options
+from nanochat.optim import MuonAdamW
+from nanochat.options import TrainOptions, check_range
+from nanochat.runtime import Runtime, software
+from nanochat.saving import CheckpointWriter
+
+
+@dataclass
+class SaveStallOptions:
+    """Time both ways of saving a model, in turn."""
+
+    depth: int = 8
+    vocab_size: int = 65_536
+    repeats: int = 3
+    """times that each way is timed; the median counts"""
+    folder: Path | None = None
+    """on the disk to write to; by default a temporary one"""
+    device_type: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_range("repeats", self.repeats, 1)
+
+
+def main(options: SaveStallOptions) -> None:
+    with Runtime.start(options.device_type) as runtime, tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        with torch.device(runtime.device):
+            model = GPT(GPTConfig.from_depth(options.depth, options.vocab_size, 2048), runtime.compute_dtype)
+        optimizer = MuonAdamW(model, optimizer_options(TrainOptions()))
+        waiting, copying, writing = [], [], []
+        for step in range(options.repeats):
+            begun = time.perf_counter()
+            states = saving.host_copy(model.state_dict()), saving.host_copy(optimizer.state_dict())
+            saving.write(Path(folder), 1, *states, {"source": "base"})
+            waiting.append(time.perf_counter() - begun)
+            del states
+            writer = CheckpointWriter(Path(folder), keep_last=1, keep_every=0)
+            begun = time.perf_counter()
+            writer.start(2 + step, model.state_dict(), optimizer.state_dict(), {"source": "base"})
+            copying.append(time.perf_counter() - begun)
+            if failure := writer.finish():
+                raise RuntimeError(failure)
+            writing.append(time.perf_counter() - begun)
+        size = sum(file.stat().st_size for file in Path(folder).glob("step_*/*"))
+        print(f"d{options.depth}, {size / 1e9:.2f} GB a checkpoint, {runtime.describe()}; {software()}")
+        print(f"training waits until all is written: {statistics.median(waiting):.2f} s")
+        print(f"training waits for the copy:         {statistics.median(copying):.2f} s")
+        print(f"written beside it, after:            {statistics.median(writing):.2f} s")
+
+
+if __name__ == "__main__":
+    cli.run(main, SaveStallOptions)

@@ -1,0 +1,114 @@
+"""What memory a run needs, what there is, and whether an error means that it ran out."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nanochat.gpt import GPT
+from nanochat.loss import CHUNK_ELEMENTS
+from nanochat.optim import MuonAdamW
+
+ACTIVATIONS_PER_LAYER = 18
+"""Numbers that one layer keeps for the backward pass, for each token and each unit of width: in and out of two
+RMSNorms (4), query and key before and after theirs (4), value and output of the attention (2), the MLP's hidden units
+before and after squaring (8)."""
+ACTIVATIONS_BESIDES = 6
+"""The same, of no layer: embedding and last RMSNorm keep 2, and the backward pass of an MLP works in about 4."""
+LOGIT_BYTES = 10
+"""of a logit in the slice that the loss works on: the logit and its slope in fp32, its gradient in the compute dtype"""
+HEAP_GAPS = 0.5
+"""On a CPU, what malloc leaves unused between tensors that come and go, as a share of them (0.3 to 0.5, measured)."""
+
+
+class ExhaustedError(Exception):
+    """A process of the run had too little memory for its batch."""
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error means that there was no memory left. On a CPU torch has no type of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What training takes at most, in bytes, in one process."""
+
+    weights: int
+    """in fp32, and once more in the compute dtype where that is another"""
+    gradients: int
+    optimizer: int
+    activations: int
+    """kept by the forward pass of `rows` rows"""
+    logits: int
+    """the loss's slice of logits, and the head's gradient until it is added to the others"""
+    rows: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+    def describe(self) -> str:
+        """For a person, in GiB."""
+        fixed = self.weights + self.gradients + self.optimizer
+        return (
+            f"{gib(fixed)} for weights, gradients and optimizer, {gib(self.activations)} for the activations of "
+            f"{self.rows} rows, {gib(self.logits)} for logits: {gib(self.total)} GiB"
+        )
+
+
+def needs(model: GPT, optimizer: MuonAdamW, rows: int) -> Needs:
+    """What a step with `rows` rows in a forward pass takes, not compiled; compiled it is less."""
+    config, itemsize = model.config, model.compute_dtype.itemsize
+    head = config.vocab_size * config.n_embd
+    tokens = rows * config.sequence_len
+    slice_of_logits = min(tokens * config.vocab_size, CHUNK_ELEMENTS.get(model.device.type, CHUNK_ELEMENTS["cuda"]))
+    activations = (ACTIVATIONS_PER_LAYER * config.n_layer + ACTIVATIONS_BESIDES) * config.n_embd * tokens * itemsize
+    gaps = 1 + HEAP_GAPS if model.device.type == "cpu" else 1
+    casts = (config.num_parameters - head) * itemsize if model.compute_dtype != torch.float32 else 0
+    return Needs(
+        weights=4 * config.num_parameters + casts,
+        gradients=4 * config.num_parameters,
+        optimizer=sum(tensor.nbytes for tensor in optimizer.state.values()),
+        activations=round(gaps * activations),
+        logits=round(gaps * (LOGIT_BYTES * slice_of_logits + 2 * 4 * head)),
+        rows=rows,
+    )
+
+
+def room(model: GPT, optimizer: MuonAdamW) -> int:
+    """Bytes that there are for one process: what is free, and what weights and optimizer have taken already."""
+    held = sum(tensor.nbytes for tensor in [*model.parameters(), *optimizer.state.values()])
+    return held + free(model.device)
+
+
+def free(device: torch.device) -> int:
+    """Bytes that this process can still have.
+
+    On a GPU that shares the CPU's memory, such as the GB10, the driver counts the page cache as taken, and NVML does
+    not count at all: what the system calls available is what can be had. Processes on one machine share it.
+    """
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        if not is_shared(device):
+            return torch.cuda.mem_get_info(device)[0] + kept
+        return _available() + kept
+    return _available()
+
+
+def is_shared(device: torch.device) -> bool:
+    """Whether the device uses the CPU's memory. Taking too much of that is no error: a process is killed."""
+    return device.type != "cuda" or bool(torch.cuda.get_device_properties(device).is_integrated)
+
+
+def _available() -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    return kilobytes * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def gib(count: int) -> str:
+    """Bytes in GiB, with two digits that count."""
+    return f"{count / 2**30:.1f}" if count >= 2**30 else f"{count / 2**30:.2g}"

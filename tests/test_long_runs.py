@@ -1,0 +1,256 @@
+"""What happens to a run in days: signals, a full disk, a closed terminal, a second run, a damaged checkpoint."""
+
+import math
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat import checkpoint, paths
+from nanochat.checkpoint import MODEL_FILE, OPTIMIZER_FILE
+from nanochat.data.batches import StepData
+from nanochat.errors import UserError
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import Tokenizer
+from nanochat.tracking import read_steps
+from tests.test_checkpoint import flip_a_byte
+from tests.test_trainer import HOW, OPTIONS, FewRows, batches, begin, losses
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Eventful:
+    """Batches in whose steps something happens."""
+
+    def __init__(self, events: dict[int, Callable[[], object]]) -> None:
+        self.events = events
+
+    def step_data(self, step: int) -> StepData:
+        """The event of step 3 is that of the third step, and comes before it."""
+        self.events.get(step + 1, lambda: None)()
+        return batches(FewRows()).step_data(step)
+
+
+@pytest.fixture
+def runtime(base_dir: Path) -> Iterator[Runtime]:
+    with Runtime.start("cpu") as runtime:
+        yield runtime
+
+
+@pytest.fixture
+def small_base_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A base directory on a disk of 20 MB, four checkpoints of the test's model."""
+    base = tmp_path / "disk"
+    base.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(base)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small disk")
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
+    yield base
+    subprocess.run(["umount", "--lazy", base], check=True)
+
+
+def fill(disk: Path) -> None:
+    while steps_saved("test") != [2]:  # it is being written beside the run
+        time.sleep(0.001)
+    (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free))
+
+
+def steps_saved(tag: str) -> list[int]:
+    return [c.step for c in checkpoint.checkpoints(paths.checkpoints_dir("base") / tag)]
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
+    runtime: Runtime, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = replace(OPTIONS, save_every=2, keep_last=9)
+    straight = begin(runtime, tokenizer, replace(options, model_tag="straight"))
+    straight.run(batches(FewRows()), 8, **HOW)
+    begin(runtime, tokenizer, options).run(batches(FewRows()), 6, **HOW)
+    folder = paths.checkpoints_dir("base") / "test"
+    flip_a_byte(folder / "step_000006" / OPTIMIZER_FILE)
+    (folder / "step_000004" / "meta.json").write_text("")
+    resumed = begin(runtime, tokenizer, options)
+    out = capsys.readouterr().out
+    assert f"{folder}/step_000006 is damaged ({OPTIMIZER_FILE} is not as it was written)" in out
+    assert f"{folder}/step_000004 is damaged (meta.json cannot be read)" in out
+    assert (folder / "log.txt").read_text().count("is damaged") == 2
+    assert resumed.step == 2
+    resumed.run(batches(FewRows()), 8, **HOW)
+    assert losses(resumed) == losses(straight) and steps_saved("test") == [2, 4, 6, 8]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_silently_start_over(
+    runtime: Runtime, tokenizer: Tokenizer
+) -> None:
+    begin(runtime, tokenizer).run(batches(FewRows()), 1, **HOW)
+    folder = paths.checkpoints_dir("base") / "test" / "step_000001"
+    flip_a_byte(folder / MODEL_FILE)
+    with pytest.raises(UserError, match="step_000001 is damaged"):
+        begin(runtime, tokenizer)
+    (folder / "meta.json").write_text("{")
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read"):
+        begin(runtime, tokenizer)
+    assert begin(runtime, tokenizer, replace(OPTIONS, fresh=True)).step == 0
+
+
+def test_sigusr1_saves_and_the_run_goes_on(
+    runtime: Runtime, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begin(runtime, tokenizer, replace(OPTIONS, keep_last=9))
+    run.run(Eventful({3: lambda: signal.raise_signal(signal.SIGUSR1)}), 5, **HOW)
+    assert steps_saved("test") == [3, 5] and "saving at step 3" in capsys.readouterr().out
+
+
+def test_the_start_of_a_run_says_how_to_follow_and_to_stop_it(
+    runtime: Runtime, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begin(runtime, tokenizer)
+    run.run(batches(FewRows()), 1, **HOW)
+    out = capsys.readouterr().out
+    assert f"./watch.sh, or tail -f {run.folder / 'log.txt'}\n" in out and f"kill -INT {os.getpid()}" in out
+    log = (run.folder / "log.txt").read_text()
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d base test 1/1  loss ", log, re.MULTILINE)
+
+
+def test_on_a_full_disk_the_run_says_so_keeps_what_it_has_and_goes_on(
+    small_base_dir: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Runtime.start("cpu") as runtime:
+        straight = begin(runtime, tokenizer, replace(OPTIONS, model_tag="straight"))
+        straight.run(batches(FewRows()), 8, **HOW)
+        run = begin(runtime, tokenizer, replace(OPTIONS, save_every=2, keep_last=1))
+        saved_at_fault: list[int] = []
+
+        def room_again() -> None:
+            saved_at_fault.extend(steps_saved("test"))
+            (small_base_dir / "ballast").unlink()
+
+        run.run(Eventful({4: lambda: fill(small_base_dir), 6: room_again}), 8, **HOW)
+    out = capsys.readouterr().out
+    assert "the checkpoint of step 4 could not be written" in out and "No space left on device" in out
+    assert saved_at_fault == [2] and steps_saved("test") == [8]
+    assert losses(run) == losses(straight)  # no line is missing of those that waited for room
+
+
+def test_a_last_save_that_fails_ends_the_run_with_a_sentence(small_base_dir: Path, tokenizer: Tokenizer) -> None:
+    options = replace(OPTIONS, save_every=2)
+    with Runtime.start("cpu") as runtime:
+        with pytest.raises(
+            UserError, match=r"the checkpoint of step 3 could not be written .*No space left.*make room"
+        ):
+            begin(runtime, tokenizer, options).run(Eventful({3: lambda: fill(small_base_dir)}), 3, **HOW)
+        assert steps_saved("test") == [2]
+        (small_base_dir / "ballast").unlink()
+        resumed = begin(runtime, tokenizer, options)
+        resumed.run(batches(FewRows()), 3, **HOW)
+    assert steps_saved("test") == [2, 3] and len(losses(resumed)) == 3
+
+
+def test_steps_left_out_are_counted(runtime: Runtime, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+    class BadSteps:
+        def step_data(self, step: int) -> StepData:
+            data = batches(FewRows()).step_data(step)
+            weight = {1: math.nan, 3: math.inf}.get(step, 1.0)
+            return StepData([b._replace(weights=torch.full(b.targets.shape, weight)) for b in data.batches], {})
+
+    run = begin(runtime, tokenizer, replace(OPTIONS, save_every=2))
+    run.run(BadSteps(), 5, **HOW)
+    rows = read_steps(run.folder / "metrics.jsonl")
+    assert [row["skipped_steps"] for row in rows] == [0, 1, 1, 2, 2]
+    assert rows[1]["loss"] is None and rows[2]["loss"] is not None
+    assert "5 steps, 2 of them left out" in capsys.readouterr().out
+    assert begin(runtime, tokenizer).skipped_steps == 2
+
+
+def test_a_learning_rate_may_be_lowered_on_a_resume_and_not_raised(runtime: Runtime, tokenizer: Tokenizer) -> None:
+    begin(runtime, tokenizer).run(batches(FewRows()), 1, **HOW)
+    with pytest.raises(UserError, match=r"--matrix-lr None, not 0\.03"):
+        begin(runtime, tokenizer, replace(OPTIONS, matrix_lr=0.03))
+    lower = replace(OPTIONS, matrix_lr=0.01)
+    begin(runtime, tokenizer, lower).run(batches(FewRows()), 2, **HOW)
+    with pytest.raises(UserError, match=r"--matrix-lr 0\.01, not None"):
+        begin(runtime, tokenizer)
+
+
+@pytest.mark.parametrize("tag", ["aside", "a/b", "../d4", ".hidden", "", "two words"])
+def test_a_tag_that_is_no_name_of_a_folder_is_refused(runtime: Runtime, tokenizer: Tokenizer, tag: str) -> None:
+    if tag:
+        with pytest.raises(UserError, match=r"--model-tag .* cannot be"):
+            begin(runtime, tokenizer, replace(OPTIONS, model_tag=tag))
+    else:  # as if it had not been given
+        assert begin(runtime, tokenizer, replace(OPTIONS, model_tag=tag)).tag == "d2"
+
+
+HOLDER = (
+    "import sys, time; from nanochat import run_lock; print(run_lock.hold('base', 'test'), flush=True); time.sleep(99)"
+)
+
+
+def test_a_second_run_of_a_model_is_refused_until_the_first_ends_however_that_comes(
+    runtime: Runtime, tokenizer: Tokenizer
+) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", HOLDER], env=environment, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout and other.stdout.readline() == "None\n"
+        with pytest.raises(UserError, match=rf"process {other.pid} on \S+ is training the base model test"):
+            begin(runtime, tokenizer)
+        assert begin(runtime, tokenizer, replace(OPTIONS, model_tag="another")).step == 0
+        other.kill()
+        other.wait()
+    assert begin(runtime, tokenizer).step == 0
+
+
+STAGE = """
+import time
+from dataclasses import replace
+from nanochat import cli, paths
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import Tokenizer
+from tests.test_long_runs import Eventful
+from tests.test_trainer import HOW, OPTIONS, begin
+
+def wait_for_the_terminal_to_close():
+    while not (paths.base_dir() / "closed").exists():
+        time.sleep(0.01)
+
+def main(options):
+    with Runtime.start("cpu") as runtime:
+        run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), OPTIONS)
+        run.run(Eventful({3: wait_for_the_terminal_to_close}), 6, **HOW)
+        print("printed by others")
+
+cli.run(main, type(OPTIONS), args=[])
+"""
+
+
+def test_a_closed_terminal_does_not_stop_a_run(base_dir: Path, tokenizer: Tokenizer) -> None:
+    tokenizer.save(paths.tokenizer_dir())
+    (base_dir / "stage.py").write_text(STAGE)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["PYTHONPATH"] = str(ROOT)
+        os.execv(sys.executable, [sys.executable, str(base_dir / "stage.py")])
+    shown = b""
+    deadline = time.monotonic() + 100
+    while b"2/6" not in shown:  # the bar, after two steps
+        assert time.monotonic() < deadline, shown
+        if select.select([terminal], [], [], 1.0)[0]:
+            shown += os.read(terminal, 4096)
+    os.close(terminal)  # the kernel sends SIGHUP, and whatever is written from now on fails
+    (base_dir / "closed").touch()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    log = (paths.checkpoints_dir("base") / "test" / "log.txt").read_text()
+    assert "base test: 6 steps in " in log and log.endswith("printed by others\n")
+    assert steps_saved("test") == [6]

@@ -1,0 +1,152 @@
+"""What a run will need is what it takes, and running out of it costs a step's time and no more."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanochat import batch_size, memory, paths
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.memory import ACTIVATIONS_PER_LAYER
+from nanochat.optim import MuonAdamW, OptimizerOptions
+from nanochat.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def small_model(depth: int = 2, sequence_len: int = 128) -> tuple[GPT, MuonAdamW]:
+    model = GPT(GPTConfig.from_depth(depth, 512, sequence_len))
+    return model, MuonAdamW(model, OptimizerOptions())
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_activations_are_what_autograd_keeps(depth: int) -> None:
+    model, _ = small_model(depth)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = model.hidden(torch.zeros(16, 128, dtype=torch.int64))
+    assert hidden.requires_grad
+    bytes_a_unit = 16 * 128 * model.config.n_embd * 4
+    kept_besides = 2
+    assert sum(kept.values()) / bytes_a_unit == pytest.approx(ACTIVATIONS_PER_LAYER * depth + kept_besides, rel=0.01)
+
+
+def run(script: str, *arguments: str) -> dict[str, Any]:
+    """What the last line of a Python process says, as JSON, and under `said` what the others do."""
+    result = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    *said, last = result.stdout.splitlines()
+    return {"said": " ".join(said), **json.loads(last)}
+
+
+PEAK = """
+import json, torch
+from nanochat import memory
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.memory import ACTIVATIONS_PER_LAYER
+from nanochat.optim import MuonAdamW, OptimizerOptions
+
+def resident(peak):  # getrusage would count what the parent held
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(status["VmHWM" if peak else "VmRSS"].split()[0]) * 1024
+
+before = resident(peak=False)
+model = GPT(GPTConfig.from_depth(4, 8192, 256))
+optimizer = MuonAdamW(model, OptimizerOptions())
+tokens = torch.randint(8192, (16, 256))
+for _ in range(2):  # the optimizer's zeros take memory once they are no longer all zero
+    for _ in range(2):
+        model.loss(tokens, tokens).backward()
+    optimizer.step(1.0)
+needs = memory.needs(model, optimizer, 16)
+print(json.dumps({"estimate": needs.total, "measured": resident(peak=True) - before}))
+"""
+
+
+def test_the_estimate_is_near_the_peak() -> None:
+    figures = run(PEAK)
+    assert figures["estimate"] == pytest.approx(figures["measured"], rel=0.2)
+
+
+def test_it_says_what_does_not_fit_and_what_does() -> None:
+    model, optimizer = small_model()
+    needs = memory.needs(model, optimizer, 64)
+    assert "warning" not in batch_size.explain(model, optimizer, 64, room=needs.total)
+    half = memory.needs(model, optimizer, 32).total
+    text = batch_size.explain(model, optimizer, 64, room=half)
+    assert "does not fit" in text and "--device-batch-size 32 does" in text
+    assert "only a smaller --depth does" in batch_size.explain(model, optimizer, 64, room=2**20)
+
+
+@pytest.mark.parametrize("most", [1, 5, 64])
+def test_the_largest_that_fits_is_a_power_of_two_within_bounds(most: int) -> None:
+    model, optimizer = small_model()
+    exactly = memory.needs(model, optimizer, 16).total
+    assert batch_size.fitting(model, optimizer, exactly, most) == min(16, 1 << (most.bit_length() - 1))
+    assert batch_size.fitting(model, optimizer, exactly - 1, most) == min(8, 1 << (most.bit_length() - 1))
+    assert batch_size.fitting(model, optimizer, 1000, most) == 0
+
+
+def test_there_is_memory_and_processes_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = memory.free(torch.device("cpu"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert memory.free(torch.device("cpu")) == pytest.approx(alone / 4, rel=0.2)
+
+
+LIMITED = """
+import json, resource, sys
+from dataclasses import replace
+import torch
+from nanochat import paths
+from nanochat.data.batches import RowBatches, Share
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import Tokenizer
+from nanochat.tracking import read_steps
+from tests.test_trainer import FewRows, HOW, OPTIONS, batches, begin
+
+class Limited:
+    # In the second step, address space for a fraction of the activations of all the rows.
+    def step_data(self, step):
+        data = RowBatches(
+            FewRows(512), rows_per_step=512, device_batch_size=512, share=Share(), seed=1
+        ).step_data(step)
+        if step == 1 and sys.argv[1:] == ["limited"]:
+            size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (size + 32 * 2**20, -1))
+        if step == 2:
+            resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+        return data
+
+torch.set_num_threads(1)
+with Runtime.start("cpu") as runtime:
+    run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), replace(OPTIONS, model_tag=f"run{len(sys.argv)}"))
+    run.run(Limited(), 4, **HOW)
+    losses = [row["loss"] for row in read_steps(run.folder / "metrics.jsonl")]
+    print(json.dumps({"losses": losses, "most_rows": run.most_rows}))
+"""
+
+
+def test_a_step_that_runs_out_of_memory_is_taken_again_with_fewer_rows(base_dir: Path, tokenizer: Tokenizer) -> None:
+    tokenizer.save(paths.tokenizer_dir())
+    free, limited = run(LIMITED), run(LIMITED, "limited")
+    assert "memory ran out with 512 rows at once, so it is taken again with 256" in limited["said"]
+    assert limited["most_rows"] <= 256 and "ran out" not in free["said"]
+    assert limited["losses"] == pytest.approx(free["losses"], abs=1e-4)
