@@ -2,10 +2,13 @@
 # Makes .venv and installs the pinned dependencies in it. Every other script calls it; when nothing changed it is done
 # in a few hundredths of a second, without starting Python.
 #
-#   ./setup.sh           what the scripts need
-#   ./setup.sh --dev     what the tests need as well
-#   ./setup.sh --quiet   say nothing when there is nothing to do
+#   ./setup.sh             what the scripts need
+#   ./setup.sh --dev       what the tests need as well
+#   ./setup.sh --quiet     say nothing when there is nothing to do
+#   ./setup.sh --dry-run   print each command with its reason, and run none
+#   ./setup.sh --no-sudo   do what needs no root, and print the rest
 #
+# On a machine with an NVIDIA GPU it asks the system for what Triton needs as well, and ends with the doctor.
 # PYTHON=/path/to/python chooses the Python; otherwise the first of python3, python3.13, 3.12, 3.11 that will do.
 set -euo pipefail
 
@@ -15,6 +18,18 @@ venv="$root/.venv"
 die() {
   echo "error: $*" >&2
   exit 2
+}
+
+# Python 3.11 to 3.13, whether or not it can make virtual environments; nothing where there is none.
+any_python() {
+  local candidate candidates=(python3 python3.13 python3.12 python3.11)
+  if [[ -n "${PYTHON:-}" ]]; then candidates=("$PYTHON"); fi
+  for candidate in "${candidates[@]}"; do
+    if [[ "$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" =~ ^3\.1[123]$ ]]; then
+      echo "$candidate"
+      return
+    fi
+  done
 }
 
 # A Python 3.11 to 3.13 that can make virtual environments with pip in them. python3 comes first: it is the one that the machine's owner
@@ -131,23 +146,56 @@ install_browser() {
   } >/dev/null 2>&1 || printf 'none to be had; the tests of the chat page are skipped ... '
 }
 
+# What making .venv comes to, for --dry-run.
+print_venv_commands() {
+  local python
+  python="$(any_python)"
+  printf 'set-up: in this folder, it would run\n'
+  printf '  # %s\n  %s\n' \
+    "a virtual environment, so that nothing else on the machine changes" \
+    "${python:-python3} -m venv --clear $venv" \
+    "the pinned torch, whose wheel is for CUDA 13, and what pyproject.toml asks for, at tested versions" \
+    "$venv/bin/python -m pip install --constraint constraints.txt torch $(
+      sed -n '/^dependencies = \[/,/^\]/s/^ *"\([A-Za-z0-9_-]*\).*/\1/p' "$root/pyproject.toml" | grep -vx torch | tr '\n' ' '
+    )"
+}
+
+# In .venv's activate too, for those who work in it by hand. The folder is found anew, since the project may be moved.
+activate_cuda() {
+  # shellcheck disable=SC2016  # it is activate that expands it
+  local line='if [ -f "$VIRTUAL_ENV/../scripts/cuda.sh" ]; then . "$VIRTUAL_ENV/../scripts/cuda.sh"; fi'
+  grep -qxF "$line" "$venv/bin/activate" || echo "$line" >>"$venv/bin/activate"
+}
+
 extras=()
 quiet=false
+dry_run=false
+with_sudo=true
 for option in "$@"; do
   case "$option" in
     --dev) extras=(dev) ;;
     --quiet) quiet=true ;;
+    --dry-run) dry_run=true ;;
+    --no-sudo) with_sudo=false ;;
     -h | --help)
       sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$root/setup.sh"
       exit
       ;;
-    *) die "unknown option $option: ./setup.sh takes --dev, --quiet and --help" ;;
+    *) die "unknown option $option: ./setup.sh takes --dev, --quiet, --dry-run, --no-sudo and --help" ;;
   esac
 done
 stamp="${extras[0]:-run}"
 
-if up_to_date "$stamp"; then
-  $quiet || echo "set-up: nothing to do"
+if $quiet && up_to_date "$stamp"; then exit; fi
+
+gpu=false
+if has_gpu; then
+  gpu=true
+  # shellcheck source=scripts/system.sh
+  source "$root/scripts/system.sh"
+fi
+if up_to_date "$stamp" && ! $gpu; then
+  echo "set-up: nothing to do"
   exit
 fi
 
@@ -158,16 +206,25 @@ exec 9<"$root/setup.sh"
 if ! flock --nonblock 9; then
   echo "set-up: waiting for another one to finish"
   flock 9
-  if up_to_date "$stamp"; then exit; fi
+  if up_to_date "$stamp" && { $quiet || ! $gpu; }; then exit; fi
 fi
+if $gpu; then set_up_system "$(any_python)" "$dry_run" "$with_sudo"; fi
 
-# Only a complete .venv is built upon. The marks go first, so that what an interruption leaves is made anew.
-if ! [[ -x "$venv/bin/python" && -f "$venv/complete-run" && "$(tail -n 1 "$venv/complete-run")" == "$(readlink -f "$venv/bin/python")" ]]; then
-  python="$(find_python)"
-  step "virtual environment with $("$python" --version 2>&1)" make_venv "$python"
-  step "pip" pip_install pip
+if up_to_date "$stamp"; then
+  echo "set-up: nothing to do in .venv"
+elif $dry_run; then
+  print_venv_commands
+else
+  # Only a complete .venv is built upon. The marks go first, so that what an interruption leaves is made anew.
+  if ! [[ -x "$venv/bin/python" && -f "$venv/complete-run" && "$(tail -n 1 "$venv/complete-run")" == "$(readlink -f "$venv/bin/python")" ]]; then
+    python="$(find_python)"
+    step "virtual environment with $("$python" --version 2>&1)" make_venv "$python"
+    step "pip" pip_install pip
+  fi
+  rm -f "$venv"/complete-* "$venv/for-gpu"
+  step "packages" install_packages ${extras[@]+"${extras[@]}"}
+  if ((${#extras[@]})) && ! command -v chromium google-chrome >/dev/null; then step "a browser" install_browser; fi
+  if $gpu; then activate_cuda; fi
+  for mark in run ${extras[@]+"${extras[@]}"}; do fingerprint >"$venv/complete-$mark"; done
 fi
-rm -f "$venv"/complete-* "$venv/for-gpu"
-step "packages" install_packages ${extras[@]+"${extras[@]}"}
-if ((${#extras[@]})) && ! command -v chromium google-chrome >/dev/null; then step "a browser" install_browser; fi
-for mark in run ${extras[@]+"${extras[@]}"}; do fingerprint >"$venv/complete-$mark"; done
+if $gpu && ! $quiet && ! $dry_run; then exec "$root/doctor.sh" 9<&-; fi

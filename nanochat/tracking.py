@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nanochat.errors import UserError
+from nanochat.machine.watch import MachineWatch
 from nanochat.run_output import LOG_FILE, LogFile, Terminal
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ class RunLog:
             run.options.tracker if main else "none", run.options.run, f"nanochat-{run.source}", config, run.tracker_id
         )
         run.tracker_id = self._tracker.run_id
-        self._metrics = StepLog(run.folder / METRICS_FILE, run.step) if main else None
+        path = run.folder / METRICS_FILE
+        self._machine = MachineWatch(run, num_iterations, energy_used(path) if run.step else 0.0) if main else None
+        self._metrics = StepLog(path, run.step) if main else None
         self._samples = StepLog(run.folder / SAMPLES_FILE, run.step) if main else None
         if main:
             (run.folder / FACTS_FILE).write_text(json.dumps(facts, indent=2, default=str) + "\n")
@@ -61,9 +64,9 @@ class RunLog:
             trace = [] if isinstance(error, UserError) else traceback.format_exception(kind, error, at)
             self._log.say("".join([*trace, f"error: {error}"]))
         self._tracker.close()
-        for log in (self._metrics, self._samples, self._log):
-            if log:
-                log.close()
+        for part in (self._metrics, self._samples, self._machine, self._log):
+            if part:
+                part.close()
 
     def _is_alone(self) -> bool:
         """Whether nobody is at the terminal any more, so that what is printed goes to the log."""
@@ -91,9 +94,12 @@ class RunLog:
 
     def step(self, step: int, metrics: Mapping[str, float], results: Mapping[str, float]) -> None:
         """Log step number `step`, counted from 1, and show how it goes; `results` are of the last evaluation."""
-        self._tracker.log(step, metrics)
-        if self._metrics:
+        if self._metrics and self._machine:
+            metrics = {**metrics, **self._machine.readings()}
             self._metrics.log(step, metrics)
+            for line in self._machine.news(step, metrics):
+                self.say(line)
+        self._tracker.log(step, metrics)
         loss = metrics["loss"]
         smooth = 0.9 * self._smooth_loss + 0.1 * loss
         self._smooth_loss = smooth if math.isfinite(smooth) else loss
@@ -168,6 +174,11 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def energy_used(path: Path) -> float:
+    """Joules that the runs of a metrics.jsonl used so far, the steps that a resume takes again included."""
+    return max((row.get("energy_j") or 0.0 for row in read_steps(path)), default=0.0)
+
+
 class Tracker:
     """wandb, trackio or nothing, behind one `log`."""
 
@@ -180,7 +191,7 @@ class Tracker:
         tracker asked for is not installed.
         """
         if kind == "auto":
-            wanted = run is not None or (_wandb_login() and importlib.util.find_spec("wandb") is not None)
+            wanted = run is not None or (is_logged_in_to_wandb() and importlib.util.find_spec("wandb") is not None)
             kind = "wandb" if wanted else "none"
         self._module: Any = None
         self.run_id = run_id
@@ -191,7 +202,7 @@ class Tracker:
             raise UserError(
                 f"{kind} is not installed: run .venv/bin/pip install {kind}, or leave out --run and --tracker"
             )
-        if kind == "wandb" and not _wandb_login():
+        if kind == "wandb" and not is_logged_in_to_wandb():
             os.environ.setdefault("WANDB_MODE", "offline")  # `wandb sync` sends it later; a login prompt would block
         self._module = importlib.import_module(kind)
         # wandb knows a run by its id; trackio by its name, and makes one up where none is given.
@@ -210,7 +221,8 @@ class Tracker:
             self._module.finish()
 
 
-def _wandb_login() -> bool:
+def is_logged_in_to_wandb() -> bool:
+    """Whether wandb can be used without asking who this is."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline":
         return True
     try:

@@ -27,29 +27,75 @@ export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$NANOCHAT_BASE_DIR/ca
 export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$NANOCHAT_BASE_DIR/cache/triton}"
 
 # CUDA's allocator then grows its segments instead of adding new ones: training, sampling and evaluation take turns with
-# blocks of different sizes, and fixed segments fragment until a step that fits no longer does. No effect on a CPU.
-export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
-
-# The ptxas inside triton may not know the GB10 (sm_121); CUDA 13's does. An older toolkit's would be a step back.
-if [[ -z "${TRITON_PTXAS_PATH:-}" && "$(/usr/local/cuda/bin/ptxas --version 2>/dev/null)" =~ release\ 1[3-9] ]]; then
-  export TRITON_PTXAS_PATH=/usr/local/cuda/bin/ptxas
+# blocks of different sizes, and fixed segments fragment until a step that fits no longer does. On unified memory what
+# is lost to fragments is lost to the CPU as well. The older name of the variable is left to have its say.
+if [[ -z "${PYTORCH_CUDA_ALLOC_CONF:-}" ]]; then
+  export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
 fi
+
+# shellcheck source=scripts/cuda.sh
+source "$root/scripts/cuda.sh"
+
+# found NAME VALUE: set what was found out about this machine, unless it is set already. Which were set is kept, since
+# they are no business of another machine that takes part in a run.
+found() {
+  if [[ -z "${!1:-}" ]]; then
+    export "$1=$2" NANOCHAT_FOUND="${NANOCHAT_FOUND:+$NANOCHAT_FOUND,}$1"
+  fi
+}
+
+# The GB10's 20 cores are 10 fast and 10 slow ones, and a parallel loop ends with its slowest thread: one thread for
+# each fast core. Linux tells of kinds (cpu_capacity) only where there are several; the slow have about 0.7 of the fast.
+fast_cores="$(cat "${NANOCHAT_ROOT:-}"/sys/devices/system/cpu/cpu[0-9]*/cpu_capacity 2>/dev/null |
+  awk '{ capacity[NR] = $1; if ($1 > most) most = $1 }
+       END { for (i in capacity) fast += capacity[i] >= 0.85 * most; if (fast < NR) print fast }')" || true
+if [[ -n "$fast_cores" ]]; then found OMP_NUM_THREADS "$fast_cores"; fi
+
+# Two Sparks talk over RoCE: NCCL is told the ports of the ConnectX-7 that are up and have an address, both halves of
+# each (a GB10 reaches one port over two PCIe links, of 100 Gb/s each), or it may take the slow network. Where there is
+# no such port nothing is set.
+roce_devices="" roce_interfaces=""
+for port in "${NANOCHAT_ROOT:-}"/sys/class/infiniband/*/ports/1; do
+  interface="$(cat "$port/gid_attrs/ndevs/0" 2>/dev/null)" || continue
+  [[ "$(<"$port/link_layer")" == Ethernet && "$(<"$port/state")" == *ACTIVE ]] || continue
+  [[ -n "$(ip -oneline -4 address show dev "$interface" 2>/dev/null)" ]] || continue
+  device="${port%/ports/1}"
+  roce_devices+="${roce_devices:+,}${device##*/}"
+  roce_interfaces+="${roce_interfaces:+,}$interface"
+done
+if [[ -n "$roce_devices" ]]; then # "=": these names, not all that begin with them
+  found NCCL_IB_HCA "=$roce_devices"
+  found NCCL_SOCKET_IFNAME "=$roce_interfaces"
+fi
+
+# look_around: the doctor's fast part, which says on stderr what could end a run, and ends none by itself.
+look_around() {
+  timeout 20 python -m scripts.doctor --fast >&2 || true
+}
+
+# stay_awake: the desktop must not suspend the machine while this process, which becomes the run, lasts. The inhibitor
+# ends with it, by whatever way that is. NANOCHAT_STAY_AWAKE=0 leaves it out.
+stay_awake() {
+  if [[ "${NANOCHAT_STAY_AWAKE:-1}" != 0 && -d "${NANOCHAT_ROOT:-}/run/systemd/system" ]]; then
+    setsid systemd-inhibit --what=sleep --who=nanochat --why="a model is in training" \
+      tail --pid=$$ --follow /dev/null </dev/null >/dev/null 2>&1 &
+  fi
+}
 
 # Else torch warns of each address that has no name, as those of a cable between two machines mostly have none.
 export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
 
-# launch MODULE ARGS...: becomes `python -m MODULE ARGS...`, in NPROC processes (torchrun) when NPROC is above 1, and on
-# several machines with --hosts. It replaces the shell, so that Ctrl-C and the exit code are Python's.
+# launch MODULE ARGS...: looks around, and becomes `python -m MODULE ARGS...`, in NPROC processes (torchrun) when NPROC
+# is above 1, and on several machines with --hosts. It replaces the shell, so that Ctrl-C and the exit code are Python's.
 launch() {
-  trap "" HUP  # a closed terminal does not stop a run; Python inherits it
-  case "${NPROC:-1}" in
-    [1-9] | [1-9][0-9] | [1-9][0-9][0-9]) ;;
-    *)
-      echo "error: NPROC=$NPROC is not a number of processes: set it to the number of GPUs, such as NPROC=8" >&2
-      exit 2
-      ;;
-  esac
+  trap "" HUP # a closed terminal does not stop a run; Python inherits it
+  if ! [[ "${NPROC:-1}" =~ ^[1-9][0-9]{0,2}$ ]]; then
+    echo "error: NPROC=$NPROC is not a number of processes: set it to the number of GPUs, such as NPROC=8" >&2
+    exit 2
+  fi
+  look_around
+  stay_awake
   if [[ " $*" == *" --hosts"[\ =]* ]]; then exec python -m scripts.hosts "$(basename "$0")" "$@"; fi
-  if [[ "${NPROC:-1}" == 1 ]]; then exec python -m "$@"; fi
+  if ((${NPROC:-1} == 1)); then exec python -m "$@"; fi
   exec python -m scripts.processes "$NPROC" "$@"
 }

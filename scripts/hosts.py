@@ -78,7 +78,8 @@ def split(options: Sequence[str]) -> tuple[list[str], bool, list[str]]:
 
 def line(script: str, hosts: Sequence[str], number: int, options: Sequence[str]) -> str:
     """What to type on a machine."""
-    passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+    own = os.environ.get("NANOCHAT_FOUND", "").split(",")  # what env.sh found out about this machine alone
+    passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON) and name not in own}
     if passed.get("NANOCHAT_BASE_DIR") == str(Path.home() / ".cache/nanochat"):
         del passed["NANOCHAT_BASE_DIR"]  # the default, which may be elsewhere over there
     environment = [f"{name}={value}" for name, value in passed.items()]

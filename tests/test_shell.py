@@ -49,8 +49,8 @@ def copy_project(to: Path) -> Path:
     (to / "nanochat").mkdir()
     for path in [*SCRIPTS, ROOT / "pyproject.toml", ROOT / "constraints.txt"]:
         shutil.copy(path, to)
-    for name in ("env.sh", "processes.py"):
-        shutil.copy(ROOT / "scripts" / name, to / "scripts")
+    for path in [*ROOT.glob("scripts/*.sh"), ROOT / "scripts/processes.py"]:
+        shutil.copy(path, to / "scripts")
     (to / "nanochat/__init__.py").touch()
     (to / "scripts/__init__.py").touch()
     for module in [*MODULES.values(), "scripts.demo_summary"]:

@@ -9,7 +9,7 @@ import pytest
 
 from nanochat import tracking
 from nanochat.errors import UserError
-from nanochat.tracking import ProgressDisplay, StepLog, Tracker, format_seconds, read_steps
+from nanochat.tracking import ProgressDisplay, StepLog, Tracker, energy_used, format_seconds, read_steps
 
 
 def test_metrics_survive_a_crash_and_a_resume(tmp_path: Path) -> None:
@@ -34,6 +34,13 @@ def test_metrics_are_valid_json_whatever_the_loss(tmp_path: Path) -> None:
     log.log(2, {"loss": math.inf, "lr": 0.5})
     log.close()
     assert path.read_text() == '{"step": 1, "loss": null}\n{"step": 2, "loss": null, "lr": 0.5}\n'
+
+
+def test_energy_counts_the_steps_that_a_resume_takes_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert energy_used(path) == 0.0
+    path.write_text('{"step": 1}\n{"step": 2, "energy_j": 500.0}\n{"step": 3, "energy_j": 900.0}\n')
+    assert energy_used(path) == 900.0  # whichever step it resumes at: the power is spent
 
 
 def test_a_log_that_cannot_be_rewritten_is_kept(tmp_path: Path) -> None:

@@ -72,6 +72,14 @@ def test_training_learns_a_small_batch_by_heart(runtime: Runtime, tokenizer: Tok
     assert first == pytest.approx(math.log(512), abs=0.01) and last < 0.1
 
 
+def test_the_machine_s_state_is_logged_with_each_step(runtime: Runtime, tokenizer: Tokenizer) -> None:
+    run = begin(runtime, tokenizer)
+    run.run(batches(FewRows(8)), 2, **HOW)
+    for row in read_steps(run.folder / "metrics.jsonl"):
+        assert row["memory_available_bytes"] > 0 and row["page_cache_bytes"] >= 0
+        assert not any(name.startswith(("gpu_", "energy")) for name in row)  # a CPU does not tell
+
+
 def test_micro_batches_do_not_change_the_result(runtime: Runtime, tokenizer: Tokenizer) -> None:
     figures = []
     for size in (8, 3):

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from nanochat import paths
 from nanochat.errors import UserError
+from nanochat.machine.tariff import Tariff
 from nanochat.report.document import document
-from nanochat.report.energy import Tariff
 from nanochat.report.history import Stage, newest_stages
 from nanochat.report.plots import CURVES, draw_curves, draw_scores
 

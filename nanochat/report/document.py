@@ -8,7 +8,8 @@ from statistics import median
 from nanochat import paths
 from nanochat.data.manifest import MANIFEST_FILE
 from nanochat.eval.scores import TaskScore, centred_mean, centred_mean_error
-from nanochat.report.energy import Tariff, kilowatt_hours
+from nanochat.machine.tariff import Tariff
+from nanochat.report.energy import kilowatt_hours
 from nanochat.report.history import Stage
 from nanochat.tracking import format_seconds
 

@@ -10,8 +10,9 @@ import pytest
 from nanochat import checkpoint
 from nanochat.errors import UserError
 from nanochat.eval.candidate import result_file
+from nanochat.machine.tariff import Tariff
 from nanochat.report import build
-from nanochat.report.energy import Tariff, kilowatt_hours
+from nanochat.report.energy import kilowatt_hours
 from nanochat.report.history import newest_stages
 from nanochat.report.plots import CURVES, draw_curves, smoothed, thinned
 

@@ -1,0 +1,126 @@
+"""The machine as its files and its commands describe it. Imports nothing heavy: every stage script asks it first.
+
+NANOCHAT_ROOT puts another folder in the place of /, with a /proc and a /sys of its own; the tests have one.
+"""
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+GPU_FIELDS = (
+    "name", "uuid", "driver_version", "compute_cap", "temperature.gpu", "clocks.sm", "clocks.max.sm", "power.draw",
+    "clocks_event_reasons.active",
+)  # fmt: skip
+THERMAL, POWER_BRAKE = 0x20 | 0x40, 0x08 | 0x80
+"""Bits of clocks_event_reasons: slowed down by heat (software, hardware); by the hardware for want of power."""
+
+
+def root() -> Path:
+    """Where / is."""
+    return Path(os.environ.get("NANOCHAT_ROOT") or "/")
+
+
+def read(path: str) -> str:
+    """A small file such as `proc/meminfo`, without the newline at its end; empty where there is none."""
+    try:
+        return (root() / path).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def output(*command: str, seconds: float = 10) -> str | None:
+    """What a command prints; None where there is no such command, it fails, or it does not end in time."""
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """/proc/meminfo, in bytes. On a GB10 it is the GPU's memory as well: NVML has no figure for that."""
+
+    total: int
+    available: int
+    page_cache: int
+    swap_total: int
+    swap_free: int
+
+
+def memory() -> Memory | None:
+    """How memory stands; None where the system does not tell."""
+    lines = (line.split() for line in read("proc/meminfo").splitlines())
+    kilobytes = {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
+    if not {"MemTotal", "MemAvailable"} <= kilobytes.keys():
+        return None
+    cached = kilobytes.get("Cached", 0) + kilobytes.get("Buffers", 0) - kilobytes.get("Shmem", 0)
+    return Memory(
+        total=kilobytes["MemTotal"] * 1024,
+        available=kilobytes["MemAvailable"] * 1024,
+        page_cache=max(cached, 0) * 1024,
+        swap_total=kilobytes.get("SwapTotal", 0) * 1024,
+        swap_free=kilobytes.get("SwapFree", 0) * 1024,
+    )
+
+
+@dataclass(frozen=True)
+class GPU:
+    """One line of nvidia-smi; None for what it does not say."""
+
+    name: str
+    uuid: str
+    driver: str
+    compute_cap: str
+    """such as 12.1"""
+    temperature: float | None
+    """degrees Celsius"""
+    clock: float | None
+    """MHz, of the multiprocessors"""
+    max_clock: float | None
+    power: float | None
+    """watts"""
+    slowed_by: int
+    """clocks_event_reasons, a set of bits"""
+
+    @property
+    def is_gb10(self) -> bool:
+        """Whether this is the chip of a DGX Spark, which shares its memory with the CPU."""
+        return "GB10" in self.name and "GB100" not in self.name
+
+
+def parse_gpu(line: str) -> GPU | None:
+    """A line that nvidia-smi prints when it is asked for GPU_FIELDS; None for any other."""
+    cells = [cell.strip() for cell in line.split(",")]
+    if len(cells) != len(GPU_FIELDS) or cells[0] == "name":
+        return None
+    name, uuid, driver, compute_cap, temperature, clock, max_clock, power, reasons = cells
+    try:
+        slowed_by = int(reasons, 16)
+    except ValueError:
+        slowed_by = 0
+    return GPU(
+        name, uuid, driver, compute_cap, _number(temperature), _number(clock), _number(max_clock), _number(power),
+        slowed_by,
+    )  # fmt: skip
+
+
+def nvidia_smi(*options: str) -> list[str]:
+    """The command that prints GPU_FIELDS, a GPU a line."""
+    return ["nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits", *options]
+
+
+def gpus() -> list[GPU]:
+    """NVIDIA's GPUs in this machine; none where there is no driver."""
+    return [gpu for line in (output(*nvidia_smi()) or "").splitlines() if (gpu := parse_gpu(line))]
+
+
+def _number(cell: str) -> float | None:
+    """`[N/A]` and its like become None."""
+    try:
+        return float(cell)
+    except ValueError:
+        return None

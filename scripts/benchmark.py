@@ -1,0 +1,99 @@
+"""How fast this machine is, as a file for benchmarks/results: its owner can send it as a pull request.
+
+./benchmark.sh
+"""
+
+import dataclasses
+import importlib.util
+import json
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanochat import cli
+from nanochat.errors import UserError
+from nanochat.machine import host
+from nanochat.runtime import cpu_name
+from nanochat.saving import commit
+from scripts.doctor import thorough_checks
+
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks/results"
+ON_A_CPU: dict[str, list[str]] = {"benchmarks.train_step": [], "benchmarks.inference": []}
+ON_A_GPU = {
+    "benchmarks.train_step": shlex.split(
+        "--depth 12 --max-seq-len 2048 --vocab-size 65536 --total-batch-size 524288 --device-batch-size 32"
+    ),
+    "benchmarks.inference": shlex.split("--depth 12 --vocab-size 65536 --max-seq-len 2048"),
+}
+"""What is run, each with --json. On a GPU at the size of a model that one would train there."""
+
+
+@dataclass
+class BenchmarkOptions:
+    """Measure this machine and write the figures down. Takes some minutes; let it do nothing else meanwhile."""
+
+    output: Path | None = None
+    """where to write; by default a new file in benchmarks/results"""
+
+
+def main(options: BenchmarkOptions) -> None:
+    begun = time.strftime("%Y-%m-%d")
+    facts = machine_facts()
+    output = options.output or RESULTS / f"{begun}-{re.sub(r'[^a-z0-9]+', '-', facts['name'].lower()).strip('-')}.json"
+    checks = [dataclasses.asdict(check) for check in thorough_checks(depth=20)]
+    wanted = ON_A_GPU if torch.cuda.is_available() else ON_A_CPU
+    there = {module: arguments for module, arguments in wanted.items() if importlib.util.find_spec(module)}
+    measured = [measure(module, *arguments) for module, arguments in there.items()]
+    record = {"date": begun, "machine": facts, "doctor": checks, "measured": measured}
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(record, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {output} ({error.strerror}): name another place with --output") from None
+    print(f"written to {output}")
+    print(
+        f"To share it: git checkout -b results && git add {shlex.quote(str(output))} && git commit, and a pull request."
+    )
+    if any("error" in figures for figures in measured):
+        sys.exit(1)
+
+
+def machine_facts() -> dict[str, Any]:
+    """What the figures depend on. Nothing that tells whose machine it is."""
+    gpus, memory = host.gpus(), host.memory()
+    release = dict(line.split("=", 1) for line in host.read("etc/os-release").splitlines() if "=" in line)
+    return {
+        "name": gpus[0].name if gpus else cpu_name(),
+        "gpus": [f"{gpu.name}, driver {gpu.driver}" for gpu in gpus],
+        "cpu": f"{cpu_name()}, {torch.get_num_threads()} threads",
+        "memory_bytes": memory.total if memory else None,
+        "system": f"{release.get('PRETTY_NAME', platform.system()).strip(chr(34))}, {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}",
+        "commit": commit(),
+    }
+
+
+def measure(module: str, *arguments: str) -> dict[str, Any]:
+    """Run one benchmark; its command and its figures, or its error."""
+    command = ["python", "-m", module, *arguments, "--json"]
+    print(shlex.join(command), flush=True)
+    begun = time.perf_counter()
+    result = subprocess.run([sys.executable, *command[1:]], stdout=subprocess.PIPE, text=True, check=False)
+    about = {"command": shlex.join(command), "seconds": round(time.perf_counter() - begun, 1)}
+    try:
+        return {**about, "figures": json.loads(result.stdout.splitlines()[-1])}
+    except (IndexError, ValueError):
+        return {**about, "error": f"exit code {result.returncode}, and no figures"}
+
+
+if __name__ == "__main__":
+    cli.run(main, BenchmarkOptions)

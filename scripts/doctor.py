@@ -1,0 +1,82 @@
+"""Is this machine fit for a run of days? A line for each thing, and the command that mends it.
+
+./doctor.sh --depth 20
+./doctor.sh --json
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from nanochat import cli
+from nanochat.machine import host, quick
+from nanochat.machine.checks import Check, print_checks, run_checks
+
+
+@dataclass
+class DoctorOptions:
+    """Look at GPU, memory, disk, network and what else a run depends on."""
+
+    depth: int = 20
+    """the model planned: what the disk has to hold"""
+    fast: bool = False
+    """only what takes no time, and say only what is wrong; the stage scripts begin with it"""
+    json: bool = False
+    """print one JSON object"""
+
+
+def main(options: DoctorOptions) -> None:
+    if options.fast:
+        checks = [check for check in quick.quick_checks() if check.status != "ok"]
+    else:
+        checks = thorough_checks(options.depth)
+    if options.json:
+        print(json.dumps({"checks": [dataclasses.asdict(check) for check in checks]}, indent=2))
+    else:
+        print_checks(Console(highlight=False), checks)
+    if not options.fast and any(check.status == "failed" for check in checks):
+        sys.exit(1)
+
+
+def thorough_checks(depth: int) -> list[Check]:
+    """All there is; some seconds, on a GPU up to a minute."""
+    from nanochat.machine import compute, surroundings  # torch takes seconds to load, which the fast part has not
+    from scripts.plan import planned_disk
+
+    def room() -> Check:
+        return surroundings.room(planned_disk(depth).total, f"depth {depth}")
+
+    gpus = host.gpus()
+    speed: dict[str, Callable[[], Check | None]] = {"torch": compute.build} if gpus else {"CPU": compute.cpu}
+    if compute.reaches_gpu():
+        speed |= {
+            "matmul bf16": compute.matmul,
+            "copy": compute.bandwidth,
+            "attention": compute.attention,
+            "Triton": compute.triton_kernel,
+            "compile": compute.compiled,
+            "clocks": lambda: quick.clocks(host.gpus()),
+        }
+    return run_checks(
+        {
+            "GPU": lambda: quick.gpu(gpus),
+            "toolkit": lambda: surroundings.toolkit(gpus),
+            "compiler": lambda: surroundings.compiler(gpus),
+            **speed,
+            "memory": lambda: quick.memory(gpus),
+            "swap": surroundings.swap,
+            "disk": room,
+            "suspend": quick.suspend,
+            "network": surroundings.network,
+            "logins": surroundings.logins,
+            "time": surroundings.clock,
+        }
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, DoctorOptions)

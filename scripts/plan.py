@@ -1,0 +1,96 @@
+"""What a model takes, before it is begun: data, disk, memory, hours and energy on several machines.
+
+./plan.sh --depth 20
+./plan.sh --depth 26 --hosts 2
+"""
+
+import textwrap
+from dataclasses import dataclass
+
+import torch
+
+from nanochat import cli, paths
+from nanochat.data.batches import Share
+from nanochat.data.shards import DATASETS, shards_for_depth
+from nanochat.gpt import GPTConfig
+from nanochat.machine import host, replan
+from nanochat.machine.needs import training_bytes
+from nanochat.machine.plan import Disk, disk, flops_per_token, machines, stages
+from nanochat.machine.plan_table import count, gigabytes, stage_table
+from nanochat.machine.tariff import Tariff
+from nanochat.options import check_range
+from nanochat.runtime import Runtime
+from scripts.base_train import PretrainOptions, with_defaults
+from scripts.prepare import PrepareOptions
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass
+class PlanOptions:
+    """Tell what a model of some depth takes. NANOCHAT_PRICE_PER_KWH=0.30 adds the cost."""
+
+    depth: int = 20
+    """layers, as in pretrain.sh"""
+    hosts: int = 2
+    """DGX Sparks that work together, in the second column"""
+
+    def __post_init__(self) -> None:
+        check_range("hosts", self.hosts, 1)
+
+
+def main(options: PlanOptions) -> None:
+    prepare, pretrain = PrepareOptions(depth=options.depth), PretrainOptions(depth=options.depth)
+    config = GPTConfig.from_depth(options.depth, prepare.vocab_size, pretrain.max_seq_len)
+    gpu = Runtime(torch.device("cuda"), torch.bfloat16, Share(0, 1))
+    pretrain = with_defaults(pretrain, config, gpu)
+    assert pretrain.total_batch_size and pretrain.num_iterations
+    tokens = pretrain.total_batch_size * pretrain.num_iterations
+    print(
+        f"depth {options.depth}: {count(config.num_parameters)} parameters, {count(tokens)} tokens, "
+        f"{tokens * flops_per_token(config):.1e} operations\n"
+        f"steps     {pretrain.num_iterations:,} of {pretrain.total_batch_size:,} tokens"
+    )
+    room = planned_disk(options.depth)
+    print(
+        f"download  {gigabytes(room.download)}: {room.num_shards} shards of text, and the tasks\n"
+        f"disk      {gigabytes(room.total)}: text {gigabytes(room.text)}, tokens {gigabytes(room.tokens)}, "
+        f"checkpoints {gigabytes(room.checkpoints)}\n"
+        f"          ({gigabytes(room.checkpoint)} each)"
+    )
+    print(memory_line(config))
+    print()
+    compared = machines(options.hosts)
+    measured = replan.read(paths.checkpoints_dir("base") / f"d{options.depth}" / replan.FILE)
+    if measured:
+        compared = [measured, *compared[:3]]
+    print("\n".join(stage_table(stages(config, tokens), compared, Tariff.from_environment().price_per_kwh)))
+    print()
+    for machine in compared:
+        for source in machine.sources:
+            print(textwrap.fill(f"{machine.name}: {source}", 80, subsequent_indent="  ", break_on_hyphens=False))
+    print(
+        "Validation, checkpoints and downloads come on top. Midtraining: tokens as\n"
+        "published for such a mixture; SFT and RL: assumed. After 20 steps a run tells\n"
+        "its own figures."
+    )
+
+
+def planned_disk(depth: int) -> Disk:
+    """Room for everything that a model of `depth` makes with the options left as they are."""
+    prepare, pretrain = PrepareOptions(depth=depth), PretrainOptions(depth=depth)
+    shards = min(shards_for_depth(depth, prepare.vocab_size), DATASETS[prepare.dataset].num_shards)
+    config = GPTConfig.from_depth(depth, prepare.vocab_size, pretrain.max_seq_len)
+    return disk(config, shards, pretrain.keep_last)
+
+
+def memory_line(config: GPTConfig) -> str:
+    """Memory at most, by --device-batch-size; what this machine has."""
+    sizes = "  ".join(f"{rows}: {training_bytes(config, rows) / 1e9:.0f}" for rows in BATCH_SIZES)
+    there = host.memory()
+    here = f"; this machine has {there.total / 1e9:.0f} GB" if there else ""
+    return f"memory    GB at most, by --device-batch-size{here}\n          {sizes}"
+
+
+if __name__ == "__main__":
+    cli.run(main, PlanOptions)
