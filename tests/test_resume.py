@@ -97,10 +97,10 @@ class Stopping:
 
 
 def logged(run: Training) -> list[dict[str, Any]]:
-    """What was logged of each step, the clock's figures left out."""
-    clock = ("tokens_per_second", "mfu", "seconds")
+    """What was logged of each step, the figures of clock and machine left out."""
+    measured = ("tokens_per_second", "mfu", "seconds", "memory_available_bytes", "page_cache_bytes")
     return [
-        {name: value for name, value in row.items() if name not in clock}
+        {name: value for name, value in row.items() if name not in measured}
         for row in read_steps(run.folder / "metrics.jsonl")
     ]
 
