@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nanochat.inference.model_runner import on_device, soft_cap
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling import GREEDY_BELOW, Sampling
 
 Method = Literal["greedy", "ranked", "any"]
 HIGHEST_DRAW = 1 - 2**-23
@@ -128,12 +128,16 @@ class _Group:
         probabilities = logits.softmax(dim=1)
         cumulative = probabilities.cumsum(dim=1)
         if self.top_p is not None:
-            cumulative = probabilities.masked_fill_(cumulative - probabilities >= self.top_p, 0).cumsum(dim=1)
-        return torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True).squeeze(1)
+            beyond = cumulative - probabilities >= self.top_p
+            beyond[:, 0] = False  # the likeliest may always be drawn; a top_p below 1e-45 is 0 in fp32
+            cumulative = probabilities.masked_fill_(beyond, 0).cumsum(dim=1)
+        columns = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True).squeeze(1)
+        # Of NaN, which a broken model may give, no column passes a draw; one past the last would break the whole batch.
+        return columns.clamp_(max=logits.size(1) - 1)
 
 
 def _method(sampling: Sampling) -> Method:
     """Greedy; among the likeliest, which must be ranked; or among all, which need not."""
-    if sampling.temperature == 0:
+    if sampling.temperature < GREEDY_BELOW:
         return "greedy"
     return "ranked" if sampling.top_k or sampling.top_p < 1 else "any"

@@ -10,6 +10,8 @@ from nanochat.errors import UserError
 
 MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 20
+GREEDY_BELOW = 1e-4
+"""temperatures below it always take the likeliest token: divided by smaller ones, logits leave the range of fp32"""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Sampling:
     max_tokens: int = 256
     """tokens after which a reply is cut"""
     temperature: float = 1.0
-    """0: always the likeliest token"""
+    """0, or next to it: always the likeliest token"""
     top_k: int | None = 50
     """only the k likeliest tokens are in the draw; None or 0: all"""
     seed: int = 0
@@ -46,7 +48,7 @@ class Sampling:
             raise UserError(f"top_p {self.top_p} cannot be: choose more than 0 and at most 1")
         if not 0 <= self.min_p <= 1:
             raise UserError(f"min_p {self.min_p} cannot be: choose 0 to 1")
-        if not 0 < self.repetition_penalty < 100:
+        if not 0.01 <= self.repetition_penalty <= 100:
             raise UserError(f"repetition_penalty {self.repetition_penalty} cannot be: choose 1 to 2")
         if len(self.stop) > MAX_STOP_STRINGS or not all(self.stop):
             raise UserError(f"stop cannot be {list(self.stop)}: choose at most {MAX_STOP_STRINGS} strings, none empty")

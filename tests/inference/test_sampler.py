@@ -42,6 +42,10 @@ def test_sampling_follows_the_distribution(top_k: int | None) -> None:
         (Sampling(top_k=3, min_p=0.01, temperature=50.0), {0, 1, 2}),
         (Sampling(top_k=1), {0}),
         (Sampling(top_k=2, temperature=1e-3), {0}),
+        (Sampling(top_k=0, temperature=1e-40), {0}),
+        (Sampling(top_k=3, temperature=1e-40), {0}),
+        (Sampling(top_k=0, top_p=1e-46), {0}),
+        (Sampling(top_k=0, min_p=1e-46), {0, 1, 2, 3}),
     ],
 )
 def test_what_may_be_drawn_is_each_request_s_own(wanted: Sampling, possible: set[int]) -> None:
@@ -50,6 +54,11 @@ def test_what_may_be_drawn_is_each_request_s_own(wanted: Sampling, possible: set
     others = [Sampling(temperature=0), Sampling(top_k=4, top_p=0.9), Sampling(top_k=None, min_p=0.1)]
     samplings = [dataclasses.replace(kind, seed=seed) for seed in range(100) for kind in (wanted, *others)]
     assert set(draw(logits, samplings)[0::4]) == possible
+
+
+def test_logits_that_are_no_numbers_still_give_tokens_that_exist() -> None:
+    kinds = [Sampling(top_k=None), Sampling(top_k=2), Sampling(top_k=None, top_p=0.5)]
+    assert all(0 <= token < 4 for token in draw(torch.full((3, 4), torch.nan), kinds))
 
 
 def test_company_changes_no_draw() -> None:
@@ -93,7 +102,7 @@ def test_uniform_draws_are_uniform_and_repeat() -> None:
         {"top_k": -5},
         {"top_p": 0.0},
         {"min_p": 1.5},
-        {"repetition_penalty": 0.0},
+        {"repetition_penalty": 1e-40},
         {"stop": ("",)},
         {"logprobs": 21},
     ],
