@@ -99,7 +99,7 @@ def serve(options: BenchmarkOptions, pipe: Connection) -> None:
     """The server's process."""
     card = card_of(options)
     chat = functools.partial(random_chat, slots=options.max_batch_size)
-    pool = Pool(Menu(card), chat, slots=options.max_batch_size, max_waiting=options.max_waiting)
+    pool = Pool(Menu(card), chat, max_waiting=options.max_waiting)
     listener = listen.bind("127.0.0.1", 0)
     tokenizer = Tokenizer.train(embedded.documents("train"), VOCAB_SIZE)
     app = create_app(pool, tokenizer, on_loaded=lambda problem: pipe.send(listener.getsockname()[1]))

@@ -75,7 +75,6 @@ def main(options: Options) -> None:
             half_weights=options.half_weights,
         ),
         gpus=range(torch.cuda.device_count()) if device_type == "cuda" else [None],
-        slots=options.max_batch_size,
         max_waiting=options.max_waiting,
     )
     api_key = options.api_key or os.environ.get("NANOCHAT_API_KEY") or None

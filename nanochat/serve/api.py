@@ -36,6 +36,8 @@ from nanochat.tokenizer import Tokenizer
 DROPPED_HEADER = "X-Nanochat-Dropped-Messages"
 """how many of the oldest messages were left out so that the conversation fits the context"""
 SECONDS_TO_LOAD = 5.0
+MOST_LOGPROBS = 100_000
+"""in one answer: the JSON of so many takes about 0.4 s of a processor"""
 Result = TypeVar("Result")
 Prompts = list[tuple[list[int], Sampling]]
 
@@ -55,6 +57,7 @@ def routes(pool: Pool, tokenizer: Tokenizer, defaults: Sampling, metrics: Metric
         return [(prompt, own) for own in samplings], dropped
 
     def submitted(card: ModelCard, prompts: Prompts) -> "Submission":
+        _check_logprobs([sampling for _, sampling in prompts], card.context)
         if pool.starting:
             raise ApiError(503, "the model is being loaded", code="loading", retry_after=SECONDS_TO_LOAD)
         try:
@@ -187,14 +190,16 @@ async def _respond(
     if body.stream:
         return _Stream(_events(submission, writer, prompt_tokens), answer, headers)
 
-    async def whole() -> Json:
+    async def whole() -> Response:
         pieces: list[list[Piece]] = [[] for _ in submission.prompts]
         async for index, piece in submission.pieces():
             pieces[index].append(piece)
-        return writer.whole(pieces, usage_of(prompt_tokens, sum(answer.tokens)))
+        usage = usage_of(prompt_tokens, sum(answer.tokens))
+        # In a thread, since with logprobs it may be much, and the other streams go on meanwhile.
+        return await asyncio.to_thread(lambda: JSONResponse(writer.whole(pieces, usage), headers=headers))
 
     try:
-        return JSONResponse(await _unless_gone(request, whole()), headers=headers)
+        return await _unless_gone(request, whole())
     finally:
         answer.cancel()
 
@@ -257,6 +262,14 @@ def _checked(prompt: str | list[int], tokenizer: Tokenizer) -> str | list[int]:
     if not isinstance(prompt, str) and not all(0 <= token < tokenizer.vocab_size for token in prompt):
         raise ApiError(400, f"tokens are numbers from 0 to {tokenizer.vocab_size - 1}", param="prompt")
     return prompt
+
+
+def _check_logprobs(samplings: list[Sampling], context: int) -> None:
+    """Raises ApiError where more logprobs are asked for than one answer may hold."""
+    asked = sum(min(s.max_tokens, context) * (1 + s.logprobs) for s in samplings if s.logprobs is not None)
+    if asked > MOST_LOGPROBS:
+        message = f"up to {asked} logprobs are asked for and {MOST_LOGPROBS} is the most: lower max_tokens, n or those"
+        raise ApiError(400, message, param="logprobs")
 
 
 def _encoded(prompt: str | list[int], tokenizer: Tokenizer, context: int) -> list[int]:

@@ -3,15 +3,16 @@
 Tool calls, which are not part of the text, travel in a field `nanochat` beside it, which other clients ignore.
 """
 
+import itertools
 import json
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from nanochat.data.conversations import Part
-from nanochat.inference.reply import Delta, add_delta
+from nanochat.inference.reply import Delta
 from nanochat.inference.request import TokenLogprob
 from nanochat.serve.engine_process import Piece
 from nanochat.serve.protocol import said
@@ -34,6 +35,23 @@ def usage_of(prompt_tokens: int, completion_tokens: int) -> Json:
     }
 
 
+class Run(NamedTuple):
+    """Text of one kind."""
+
+    delta: Delta
+    logprobs: list[TokenLogprob]
+    """of its tokens"""
+
+
+def runs(pieces: Iterable[Piece]) -> Iterator[Run]:
+    """What the pieces add, neighbours of one kind joined."""
+    added = (Run(*pair) for piece in pieces for pair in zip(piece.deltas, piece.logprobs, strict=True))
+    for kind, group in itertools.groupby(added, lambda run: run.delta.type):
+        members = list(group)
+        text = "".join(run.delta.text for run in members)
+        yield Run(Delta(kind, text), [entry for run in members for entry in run.logprobs])
+
+
 class Writer(ABC):
     """Builds every JSON object of one answer, so that they share its id and its time."""
 
@@ -54,14 +72,9 @@ class Writer(ABC):
 
     def chunks(self, index: int, piece: Piece) -> Iterable[Json]:
         """The chunks that say what came of a step."""
-        parts: list[Part] = []
-        for delta in piece.deltas:
-            add_delta(parts, delta)
-        logprobs = piece.logprobs
-        for part in parts:
-            if choice := self.choice_delta(Delta(part["type"], part["text"]), logprobs):
+        for run in runs([piece]):
+            if choice := self.choice_delta(index, run):
                 yield self.chunk(index, choice)
-                logprobs = []
         if piece.finish_reason:
             yield self.chunk(index, self.choice_end(), piece.finish_reason)
 
@@ -79,16 +92,12 @@ class Writer(ABC):
         """The answer at once, from the pieces of each reply."""
         choices = []
         for index, of_reply in enumerate(pieces):
-            parts: list[Part] = []
-            for delta in (delta for piece in of_reply for delta in piece.deltas):
-                add_delta(parts, delta)
-            logprobs = [entry for piece in of_reply for entry in piece.logprobs]
-            choice = self.choice_whole(index, parts, logprobs)
+            choice = self.choice_whole(index, list(runs(of_reply)))
             choices.append({"index": index, **choice, "finish_reason": of_reply[-1].finish_reason})
         return {**self._shared, "object": self.whole_object, "choices": choices, "usage": usage}
 
     @abstractmethod
-    def choice_delta(self, delta: Delta, logprobs: list[TokenLogprob]) -> Json | None:
+    def choice_delta(self, index: int, run: Run) -> Json | None:
         """What a chunk says of a piece of text or of a tool call; None: nothing."""
 
     @abstractmethod
@@ -96,7 +105,7 @@ class Writer(ABC):
         """What the chunk with the finish_reason says besides."""
 
     @abstractmethod
-    def choice_whole(self, index: int, parts: list[Part], logprobs: list[TokenLogprob]) -> Json:
+    def choice_whole(self, index: int, reply: list[Run]) -> Json:
         """One of the choices of an answer that is not streamed."""
 
     def token_text(self, token: int) -> str:
@@ -115,15 +124,17 @@ class ChatWriter(Writer):
         for index in range(self.replies):
             yield self.chunk(index, {"delta": {"role": "assistant", "content": ""}, "logprobs": None})
 
-    def choice_delta(self, delta: Delta, logprobs: list[TokenLogprob]) -> Json:
-        if delta.type != "text":
-            return {"delta": {"nanochat": {"type": delta.type, "text": delta.text}}, "logprobs": None}
-        return {"delta": {"content": delta.text}, "logprobs": self._logprobs(logprobs)}
+    def choice_delta(self, index: int, run: Run) -> Json:
+        if run.delta.type != "text":
+            return {"delta": {"nanochat": {"type": run.delta.type, "text": run.delta.text}}, "logprobs": None}
+        return {"delta": {"content": run.delta.text}, "logprobs": self._logprobs(run.logprobs)}
 
     def choice_end(self) -> Json:
         return {"delta": {}, "logprobs": None}
 
-    def choice_whole(self, index: int, parts: list[Part], logprobs: list[TokenLogprob]) -> Json:
+    def choice_whole(self, index: int, reply: list[Run]) -> Json:
+        parts: list[Part] = [{"type": run.delta.type, "text": run.delta.text} for run in reply]
+        logprobs = [entry for run in reply if run.delta.type == "text" for entry in run.logprobs]
         message: Json = {"role": "assistant", "content": said(parts), "refusal": None}
         if any(part["type"] != "text" for part in parts):
             message["nanochat"] = {"parts": parts}
@@ -153,29 +164,41 @@ class TextWriter(Writer):
         """`echo`: the text before each reply."""
         super().__init__(model, tokenizer, replies, with_usage)
         self.echo = echo
+        self._length = [len(text) for text in echo]
+        """characters of each text so far"""
 
     def opening(self) -> Iterable[Json]:
         for index, text in enumerate(self.echo):
             if text:
                 yield self.chunk(index, {"text": text, "logprobs": None})
 
-    def choice_delta(self, delta: Delta, logprobs: list[TokenLogprob]) -> Json | None:
-        return {"text": delta.text, "logprobs": self._logprobs(logprobs)} if delta.type == "text" else None
+    def choice_delta(self, index: int, run: Run) -> Json | None:
+        if run.delta.type != "text":
+            return None
+        start = self._length[index]
+        self._length[index] += len(run.delta.text)
+        return {"text": run.delta.text, "logprobs": self._logprobs(run.logprobs, start)}
 
     def choice_end(self) -> Json:
         return {"text": "", "logprobs": None}
 
-    def choice_whole(self, index: int, parts: list[Part], logprobs: list[TokenLogprob]) -> Json:
-        return {"text": self.echo[index] + said(parts), "logprobs": self._logprobs(logprobs, len(self.echo[index]))}
+    def choice_whole(self, index: int, reply: list[Run]) -> Json:
+        text, logprobs = self.echo[index], None
+        for run in reply:
+            if choice := self.choice_delta(index, run):
+                text += choice["text"]
+                own = choice["logprobs"]
+                logprobs = {name: logprobs[name] + own[name] for name in own} if logprobs and own else logprobs or own
+        return {"text": text, "logprobs": logprobs}
 
-    def _logprobs(self, logprobs: list[TokenLogprob], offset: int = 0) -> Json | None:
+    def _logprobs(self, logprobs: list[TokenLogprob], start: int) -> Json | None:
+        """`start`: characters before the first of these tokens."""
         if not logprobs:
             return None
         texts = [self.token_text(own.token) for own in logprobs]
-        offsets = [offset + sum(map(len, texts[:i])) for i in range(len(texts))]
         return {
             "tokens": texts,
             "token_logprobs": [own.logprob for own in logprobs],
             "top_logprobs": [{self.token_text(token): value for token, value in own.top} for own in logprobs],
-            "text_offset": offsets,
+            "text_offset": list(itertools.accumulate(map(len, texts[:-1]), initial=start)),
         }

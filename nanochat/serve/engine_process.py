@@ -51,10 +51,16 @@ class Cancel(NamedTuple):
     id: int
 
 
+class Listening(NamedTuple):
+    """The process is up and empties its pipe from here on."""
+
+
 class Loaded(NamedTuple):
     """The model is there; or it is not, and why."""
 
     card: ModelCard
+    slots: int
+    """replies that it writes at once"""
     problem: str | None = None
 
 
@@ -63,8 +69,8 @@ class Piece(NamedTuple):
 
     id: int
     deltas: list[Delta]
-    logprobs: list[TokenLogprob]
-    """of the text in `deltas`"""
+    logprobs: list[list[TokenLogprob]]
+    """for each of `deltas`, those of its tokens"""
     tokens: int
     """written so far"""
     finish_reason: Literal["stop", "length"] | None = None
@@ -81,7 +87,7 @@ class Progress(NamedTuple):
 
 
 Order = Load | Submit | Cancel
-Report = Loaded | Progress
+Report = Listening | Loaded | Progress
 
 
 @dataclass
@@ -103,18 +109,21 @@ class _Writing:
         new, start = completion.tokens[self.seen :], self.seen
         self.seen = len(completion.tokens)
         deltas: list[Delta] = []
-        logprobs: list[TokenLogprob] = []
+        logprobs: list[list[TokenLogprob]] = []
+
+        def add(delta: Delta) -> None:
+            deltas.append(delta)
+            logprobs.append(self._held)
+            self._held = []
+
         for i, token in enumerate(new, start):
             delta = self.decoder.feed(token)
             if completion.logprobs and (logprob := completion.logprobs[i]) and token not in special:
                 self._held.append(logprob)
             if delta:
-                deltas.append(delta)
-                logprobs += self._held
-                self._held.clear()
+                add(delta)
         if completion.finish_reason and (rest := self.decoder.flush()):
-            deltas.append(rest)
-            logprobs += self._held
+            add(rest)
         if not deltas and not completion.finish_reason:
             return None
         return Piece(self.id, deltas, logprobs, self.seen, completion.finish_reason)
@@ -134,17 +143,22 @@ class EngineLoop:
         self._orders: deque[Load | Submit] = deque()
 
     def run(self) -> None:
-        """Work until the pipe is closed."""
+        """Work until the pipe is closed, or until the GPU has failed: it answers nothing more in this process."""
         threading.Thread(target=self._receive, name="orders", daemon=True).start()
         try:
+            self.connection.send(Listening())
             while self._take_orders():
                 if self.writing:
                     self._step()
         except OSError:  # the server is gone
             pass
+        except torch.AcceleratorError:
+            log.exception("the GPU has failed")
         finally:
-            self._unload()
-            self.connection.close()
+            try:
+                self._unload()
+            finally:
+                self.connection.close()
 
     def _receive(self) -> None:
         """Empty the pipe at all times: the server must never wait until a step is done to put an order in."""
@@ -181,10 +195,13 @@ class EngineLoop:
             self.problem = ""
         except UserError as error:
             self.problem = str(error)
+        except torch.AcceleratorError:
+            raise
         except Exception:
             log.exception("%s could not be loaded", card.description)
             self.problem = f"{card.description} could not be loaded"
-        self.connection.send(Loaded(card, self.problem or None))
+        slots = self.chat.engine.slots if self.chat else 0
+        self.connection.send(Loaded(card, slots, self.problem or None))
 
     def _unload(self) -> None:
         if self.chat is not None:
@@ -220,6 +237,8 @@ class EngineLoop:
         engine = self.chat.engine
         try:
             engine.step()
+        except torch.AcceleratorError:
+            raise
         except Exception:
             log.exception("generation failed")
             for writing in self.writing.values():
@@ -228,12 +247,22 @@ class EngineLoop:
             self.writing.clear()
             return
         special = set(self.chat.tokenizer.special_ids.values())
-        pieces = [piece for writing in self.writing.values() if (piece := writing.piece(special))]
+        pieces = [piece for writing in self.writing.values() if (piece := self._piece(writing, special))]
         for piece in pieces:
-            if piece.finish_reason:
+            if piece.finish_reason or piece.error:
                 del self.writing[piece.id]
         if pieces:
             self._report(pieces)
+
+    def _piece(self, writing: _Writing, special: set[int]) -> Piece | None:
+        """What a reply has new; one that cannot be read fails alone."""
+        try:
+            return writing.piece(special)
+        except Exception:
+            log.exception("a reply cannot be read")
+            assert self.chat is not None
+            self.chat.engine.cancel(writing.request)
+            return Piece(writing.id, [], [], 0, error=BROKE_DOWN)
 
     def _fail(self, numbers: list[int], problem: str) -> None:
         self._report([Piece(number, [], [], 0, error=problem) for number in numbers])

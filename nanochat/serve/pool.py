@@ -25,16 +25,13 @@ class Pool:
         load: Loader,
         *,
         gpus: Sequence[int | None] = (None,),
-        slots: int = 16,
         max_waiting: int = 64,
         start: Start = in_process,
     ) -> None:
         """gpus: the GPU of each engine; None: the CPU, or the one GPU there is.
-        slots: replies that an engine writes at once.
         max_waiting: replies that may wait for a slot; more are refused.
         """
         self.menu = menu
-        self.slots = slots
         self.max_waiting = max_waiting
         self.workers = [Worker(load, gpu, start) for gpu in gpus]
         self._seconds_of_a_reply = SECONDS_OF_A_REPLY
@@ -64,7 +61,7 @@ class Pool:
     @property
     def running(self) -> int:
         """Replies being written."""
-        return sum(min(len(worker.answers), self.slots) for worker in self.workers)
+        return sum(min(len(worker.answers), worker.slots) for worker in self.workers)
 
     @property
     def waiting(self) -> int:
@@ -72,16 +69,22 @@ class Pool:
         return self.under_way - self.running
 
     def submit(self, card: ModelCard, prompts: Sequence[tuple[list[int], Sampling]]) -> Answer:
-        """Have the least busy engine write a reply to each prompt. Raises QueueFullError if too many wait.
+        """Have the least busy engine write a reply to each prompt.
 
-        An engine that has the model already is preferred. Where none has, the least busy loads it once it has
-        answered what came before; with one engine the models take turns in the order of the requests.
+        An engine that has the model already is preferred, unless all that have are full and another is idle. Where none
+        has, the least busy loads it once it has answered what came before; with one engine the models take turns in the
+        order of the requests. Raises QueueFullError if too many wait, UserError if so many replies can never fit.
         """
-        room = len(self.workers) * self.slots + self.max_waiting - self.under_way
-        if len(prompts) > room:
+        most = sum(worker.slots for worker in self.workers) + self.max_waiting
+        if len(prompts) > most:
+            raise UserError(f"{len(prompts)} replies at once are too many (n of each prompt): at most {most} fit")
+        if len(prompts) > most - self.under_way:
             raise QueueFullError(self.waiting, self._retry_after())
         have_it = [worker for worker in self.workers if worker.wanted == card]
         worker = min(have_it or self.workers, key=lambda worker: len(worker.answers))
+        idle = [worker for worker in self.workers if not worker.answers]
+        if idle and len(worker.answers) >= worker.slots:
+            worker = idle[0]
         worker.use(card)
         return worker.submit(prompts)
 

@@ -13,7 +13,7 @@ from multiprocessing.context import SpawnProcess
 from nanochat.inference.engine import EngineStats
 from nanochat.inference.sampling import Sampling
 from nanochat.serve import engine_process
-from nanochat.serve.engine_process import Cancel, Load, Loaded, Loader, Order, Piece, Submit
+from nanochat.serve.engine_process import Cancel, Listening, Load, Loaded, Loader, Order, Piece, Submit
 from nanochat.serve.menu import ModelCard
 
 log = logging.getLogger(__name__)
@@ -96,14 +96,17 @@ class Worker:
         self.loaded: ModelCard | None = None
         self.problem: str | None = None
         """why the last model is not there"""
+        self.slots = 1
+        """replies that the engine writes at once, as far as is known before it has had a model"""
         self.stats: EngineStats | None = None
         self.answers: dict[int, Answer] = {}
         """by the numbers of the replies under way"""
         self.changed = asyncio.Event()
-        """set when a model has been loaded, or could not be"""
+        """set when a model has been loaded, or could not be; not while the engine starts again"""
         self._start = start
         self._numbers = itertools.count()
         self._connection: Connection | None = None
+        self._held: list[Order] | None = []  # until the process listens: a full pipe would stop the event loop
         self._running: SpawnProcess | threading.Thread | None = None
         self._good: ModelCard | None = None  # the last model that could be loaded
 
@@ -111,6 +114,7 @@ class Worker:
         """Load a model for the requests to come, once those before them are answered; start the engine if need be."""
         if self._connection is None:
             self._connection, theirs = multiprocessing.Pipe()
+            self._held = []
             self._running = self._start(theirs, self.load, self.gpu)
             asyncio.get_running_loop().add_reader(self._connection.fileno(), self._receive)
         if card != self.wanted:
@@ -141,6 +145,9 @@ class Worker:
                 self._running.kill()
 
     def _send(self, order: Order) -> None:
+        if self._held is not None:
+            self._held.append(order)
+            return
         with contextlib.suppress(OSError):  # it has died, which `_receive` learns as well
             if self._connection:
                 self._connection.send(order)
@@ -151,6 +158,11 @@ class Worker:
         try:
             while self._connection.poll():
                 report = self._connection.recv()
+                if isinstance(report, Listening):
+                    held, self._held = self._held or [], None
+                    for order in held:
+                        self._send(order)
+                    continue
                 if isinstance(report, Loaded):
                     self._model_loaded(report)
                     continue
@@ -163,6 +175,7 @@ class Worker:
     def _model_loaded(self, report: Loaded) -> None:
         before, self.loaded = self._good, None if report.problem else report.card
         self._good = self.loaded or before
+        self.slots = report.slots or self.slots
         self.problem = report.problem
         if report.problem and self.wanted == report.card:
             self.wanted = None  # a request for it tries again
@@ -192,6 +205,7 @@ class Worker:
         self.loaded = self.wanted = self.stats = None
         if card and was_loaded:
             log.error("the engine has died and is started again")
+            self.changed.clear()
             self.use(card)
         else:
             self.problem = "the engine died while it loaded the model: see above, or free some memory"

@@ -46,7 +46,6 @@ def serving(
     host: str = "127.0.0.1",
     cards: Sequence[ModelCard] = (CARD,),
     engines: int = 1,
-    slots: int = 16,
     max_waiting: int = 64,
     start: Start = in_thread,
     wait: bool = True,
@@ -57,7 +56,6 @@ def serving(
         Menu(cards[0], lambda: list(cards)),
         load,
         gpus=[None] * engines,
-        slots=slots,
         max_waiting=max_waiting,
         start=start,
     )
@@ -77,9 +75,9 @@ def serving(
 
 
 @contextmanager
-def scripted(tokenizer: Tokenizer, **options: Any) -> Iterator[tuple[Served, ScriptedChatModel]]:
+def scripted(tokenizer: Tokenizer, slots: int = 16, **options: Any) -> Iterator[tuple[Served, ScriptedChatModel]]:
     """One scripted engine behind a server."""
-    model = ScriptedChatModel(tokenizer, slots=options.get("slots", 16))
+    model = ScriptedChatModel(tokenizer, slots=slots)
     with serving(lambda card: model, tokenizer, **options) as served:
         yield served, model
 

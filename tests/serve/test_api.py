@@ -125,6 +125,24 @@ def test_logprobs_belong_to_the_text(client: httpx.Client) -> None:
     assert [entry for piece in pieces if piece for entry in piece["content"]] == content
 
 
+def test_logprobs_of_a_tool_call_are_not_those_of_the_text(client: httpx.Client) -> None:
+    body = say("calculate", logprobs=True)
+    (choice,) = client.post(CHAT, json=body).json()["choices"]
+    content = choice["logprobs"]["content"]
+    assert "".join(entry["token"] for entry in content) == choice["message"]["content"]
+    for event in chunks(client, body):
+        (own,) = event["choices"]
+        entries = own["logprobs"]["content"] if own["logprobs"] else []
+        assert "".join(entry["token"] for entry in entries) == own["delta"].get("content", "")
+
+
+def test_more_logprobs_than_an_answer_may_hold_are_refused(client: httpx.Client) -> None:
+    asked = {"logprobs": True, "top_logprobs": 20, "n": 16, "max_tokens": 500}
+    refused = client.post(CHAT, json=say("hello", **asked))
+    assert refused.status_code == 400 and "lower max_tokens" in refused.json()["error"]["message"]
+    assert client.post(CHAT, json=say("hello", **asked | {"n": 8})).status_code == 200
+
+
 def test_logprobs_of_a_stop_string_are_not_told(client: httpx.Client) -> None:
     (choice,) = client.post(CHAT, json=say("good day", logprobs=True, stop="day")).json()["choices"]
     assert "day" not in "".join(entry["token"] for entry in choice["logprobs"]["content"])
@@ -273,6 +291,17 @@ def test_logprobs_of_continued_text_have_the_older_shape(client: httpx.Client) -
         == [-0.5] * len(logprobs["tokens"])
         == [next(iter(top.values())) for top in logprobs["top_logprobs"]]
     )
+
+
+def test_text_offsets_say_where_in_the_text_a_token_begins(client: httpx.Client) -> None:
+    body = {"prompt": "calculate", "logprobs": 0, "echo": True}
+    (choice,) = client.post("/v1/completions", json=body).json()["choices"]
+    text, logprobs = choice["text"], choice["logprobs"]
+    assert text == "calculateLet me see. It is 1665." and logprobs["text_offset"][0] == len("calculate")
+    for token, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
+        assert text[offset:].startswith(token)
+    pieces = [event["choices"][0]["logprobs"] for event in chunks(client, body, "/v1/completions")]
+    assert [offset for piece in pieces if piece for offset in piece["text_offset"]] == logprobs["text_offset"]
 
 
 @pytest.mark.parametrize("prompt", [[10**6], [-1], "long " * CONTEXT, [], [[]], None, {"a": 1}])

@@ -37,7 +37,7 @@ def load_small(card: ModelCard) -> ChatModel:
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     card = ModelCard("sft", "d1", 0, CONTEXT)
-    with serving(load_small, small_tokenizer(), cards=[card], start=in_process, slots=4, api_key="key") as served:
+    with serving(load_small, small_tokenizer(), cards=[card], start=in_process, api_key="key") as served:
         yield served
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -11,10 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
-from nanochat.serve import listen
+from nanochat.serve import engine_process, listen
 from nanochat.serve.engine_process import Loader
 from nanochat.serve.menu import ModelCard
 from nanochat.tokenizer import Tokenizer
@@ -162,6 +165,75 @@ def test_engine_that_dies_while_it_loads_is_started_by_the_next_request(tokenize
         until(lambda: told)
         assert "died while it loaded" in str(told[0])
         assert served.client.post(CHAT, json=say("hello")).status_code == 200
+
+
+def test_engine_whose_gpu_fails_is_started_again_and_until_then_the_server_says_so(tokenizer: Tokenizer) -> None:
+    model, go = ScriptedChatModel(tokenizer), threading.Event()
+    loads: list[ModelCard] = []
+    pipes: list[Connection] = []
+
+    def start(connection: Connection, load: Loader, gpu: int | None) -> threading.Thread:
+        pipes.append(connection)
+        return in_thread(connection, load, gpu)
+
+    def load(card: ModelCard) -> ChatModel:
+        loads.append(card)
+        if len(loads) > 1:
+            go.wait(20)
+        return model
+
+    def broken() -> None:
+        vars(model.engine).pop("step")
+        with socket.socket(fileno=os.dup(pipes[0].fileno())) as pipe:
+            pipe.shutdown(socket.SHUT_RDWR)  # as the end of a process does
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    with serving(load, tokenizer, start=start) as served:
+        model.engine.step = broken  # type: ignore[method-assign]
+        assert served.client.post(CHAT, json=say("hello")).status_code == 500
+        refused = served.client.post(CHAT, json=say("hello"))
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "loading"
+        go.set()
+        until(lambda: served.client.get("/health").status_code == 200)
+        assert served.client.post(CHAT, json=say("hello")).status_code == 200
+
+
+def test_reply_that_cannot_be_read_fails_alone(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with scripted(tokenizer) as (served, model), ThreadPoolExecutor(1) as clients:
+        other = clients.submit(served.client.post, CHAT, json=say("wait"))
+        until(lambda: served.pool.running)
+        monkeypatch.setattr(engine_process, "ReplyDecoder", lambda tokenizer, stop: None)
+        assert served.client.post(CHAT, json=say("hello")).status_code == 500
+        monkeypatch.undo()
+        model.engine.go.set()
+        assert other.result().json()["choices"][0]["message"]["content"] == "well done"
+        assert served.client.post(CHAT, json=say("hello")).status_code == 200
+
+
+def test_more_replies_than_can_ever_fit_are_a_bad_request(both: Both) -> None:
+    served, _ = both
+    refused = served.client.post(CHAT, json=say("hello", n=3))
+    assert refused.status_code == 400 and "at most 2" in refused.json()["error"]["message"]
+    assert served.client.post(CHAT, json=say("hello", n=2)).status_code == 200
+
+
+def test_idle_engine_with_another_model_helps_a_full_one(tokenizer: Tokenizer) -> None:
+    other = ModelCard("base", "d4", 9, 100)
+    models: list[ScriptedChatModel] = []
+
+    def load(card: ModelCard) -> ChatModel:
+        models.append(ScriptedChatModel(tokenizer, slots=1))
+        return models[-1]
+
+    with serving(load, tokenizer, cards=(CARD, other), engines=2) as served, ThreadPoolExecutor(2) as clients:
+        until(lambda: all(worker.loaded for worker in served.pool.workers))
+        assert served.client.post(CHAT, json=say("hello", model=other.id)).status_code == 200
+        replies = [clients.submit(served.client.post, CHAT, json=say(f"wait {i}")) for i in range(2)]
+        until(lambda: [len(worker.answers) for worker in served.pool.workers] == [1, 1])
+        until(lambda: [worker.loaded for worker in served.pool.workers] == [CARD, CARD])
+        for model in models:
+            model.engine.go.set()
+        assert all(reply.result().status_code == 200 for reply in replies)
 
 
 def test_model_of_the_menu_that_cannot_be_loaded_fails_its_requests_only(tokenizer: Tokenizer) -> None:
