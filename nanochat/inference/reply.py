@@ -65,7 +65,9 @@ class ReplyDecoder:
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)]
-        ends = (n for stop in self._stop for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n]))
+        ends = (
+            n for stop in self._stop for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])
+        )
         held = max(ends, default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

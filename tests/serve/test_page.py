@@ -119,6 +119,40 @@ def test_reply_is_regenerated(page: Page, both: tuple[Served, ScriptedChatModel]
     expect(replies(page).locator(".text")).to_have_text(["hello"])
 
 
+def test_reply_is_still_there_if_another_cannot_be_had(page: Page, both: tuple[Served, ScriptedChatModel]) -> None:
+    send(page, "hello")
+    expect(replies(page).locator(".stats")).to_be_visible()
+    page.evaluate("() => { window.fetch = async () => { throw new TypeError('gone'); }; }")
+    replies(page).get_by_label("Regenerate").click()
+    expect(replies(page)).to_contain_text("The server cannot be reached.")
+    expect(replies(page)).to_contain_text("hello")
+    page.reload()
+    expect(replies(page).locator(".text")).to_have_text(["hello"])
+
+
+def test_whole_reply_is_kept_before_it_is_drawn(page: Page) -> None:
+    page.route("**/render", lambda route: None)  # never answered
+    send(page, "good day")
+    expect(replies(page)).to_have_count(1)
+    page.wait_for_function("Object.values(localStorage).some((value) => value.includes('\"speed\"'))")
+    page.unroute("**/render")
+    page.reload()
+    expect(replies(page).locator(".text")).to_have_text(["good day"])
+    expect(replies(page).locator(".stats")).to_be_visible()
+
+
+def test_conversation_that_is_deleted_while_it_is_answered_stays_deleted(page: Page) -> None:
+    send(page, "wait")
+    expect(replies(page).locator(".text")).to_have_text("well")
+    page.once("dialog", lambda dialog: dialog.accept())
+    rows = page.get_by_label("Conversations").get_by_role("listitem")
+    rows.first.hover()
+    page.get_by_label("Delete wait").click()
+    expect(rows).to_have_text(["Conversations are kept in this browser"])
+    page.reload()
+    expect(rows).to_have_text(["Conversations are kept in this browser"])
+
+
 def test_conversation_is_there_after_a_reload(page: Page) -> None:
     send(page, "calculate")
     expect(replies(page).locator(".stats")).to_be_visible()

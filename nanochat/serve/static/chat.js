@@ -12,7 +12,7 @@ const scroll = element("scroll"), messages = element("messages"), model = elemen
 const OPEN = "nanochat:open", MODEL = "nanochat:model";
 
 let chat = store.newConversation();
-let underWay = null; // {controller, view} of the reply being written
+let underWay = null; // {controller, store()} of the reply being written
 
 // What the model reads: the messages without the figures that are shown with them.
 function prompt() {
@@ -49,32 +49,41 @@ function showUser(index) {
 }
 
 function showReply(index) {
-  const again = () => {
-    rewind(index);
-    answer();
-  };
+  const again = () => answer(cut(index));
   return new ReplyTurn(messages, { again }, chat.messages[index]?.content);
 }
 
-// Takes back everything from message `index` on. Each message is one node.
-function rewind(index) {
+// Takes everything from message `index` on off the page and out of the conversation. Each message is one node.
+function cut(index) {
   stop();
-  chat.messages.length = Math.min(chat.messages.length, index);
+  underWay = null;
   while (messages.children.length > index) messages.lastChild.remove();
+  return chat.messages.splice(index);
+}
+
+function rewind(index) {
+  cut(index);
   keep();
 }
 
-// Writes the reply to the conversation, which ends with the user's message.
-async function answer() {
+// Writes the reply to the conversation, which ends with the user's message. The messages `before` are what it replaces:
+// they are back if nothing comes.
+async function answer(before = []) {
   const mine = chat;
   const index = chat.messages.length;
   const view = showReply(index);
   view.node.classList.add("waiting");
   const controller = new AbortController();
-  const reply = (underWay = { controller, view, store: () => (mine.messages[index] = { role: "assistant", content: view.parts }) });
-  keep();
+  const reply = (underWay = {
+    controller,
+    store() {
+      if (view.parts.length) mine.messages[index] = { role: "assistant", content: view.parts };
+      else mine.messages.push(...before);
+    },
+  });
+  if (!before.length) keep();
   showState();
-  const stats = { model: model.selectedOptions[0]?.textContent };
+  const stats = { model: model.value && model.selectedOptions[0].textContent };
   let problem = null;
   try {
     await stream(view, controller.signal, stats);
@@ -83,17 +92,23 @@ async function answer() {
   }
   if (underWay !== reply) return; // another conversation was opened meanwhile, or this was taken back
   underWay = null;
-  if (view.parts.length) {
-    reply.store();
-    mine.messages[index].stats = stats;
+  reply.store();
+  if (view.parts.length) mine.messages[index].stats = stats;
+  keep(); // at once: the reader may leave while the text is still being drawn
+  if (!problem && !model.value) showModels().catch(() => {}); // the server could not be reached before
+  let node = view.node;
+  if (before.length && !view.parts.length) {
+    open(mine);
+    node = messages.lastChild;
+  } else {
+    await view.end(stats);
   }
-  await view.end(stats);
+  if (chat !== mine) return;
   following(() => {
-    if (problem?.name === "AbortError") view.note("Stopped.");
-    else if (problem instanceof TypeError) view.note("The server cannot be reached.", "failed");
-    else if (problem) view.note(problem.message, "failed");
+    if (problem?.name === "AbortError") add(node, "div", "note", "Stopped.");
+    else if (problem instanceof TypeError) add(node, "div", "note failed", "The server cannot be reached.");
+    else if (problem) add(node, "div", "note failed", problem.message);
   });
-  keep();
   showState();
 }
 
@@ -168,10 +183,8 @@ function open(next = store.newConversation()) {
 function leave() {
   if (!underWay) return;
   stop();
-  if (underWay.view.parts.length) {
-    underWay.store();
-    keep();
-  }
+  underWay.store();
+  keep();
   underWay = null;
 }
 
@@ -228,8 +241,13 @@ settings.start();
 sidebar.start({
   open: (id) => open(store.conversation(id) ?? undefined),
   begin: () => open(),
-  removed: (id) => { if (id === chat.id) open(); },
+  removed(id) {
+    if (id !== chat.id) return;
+    stop();
+    underWay = null; // what is being written would be kept, and the conversation be back
+    open();
+  },
   renamed: (id, title) => { if (id === chat.id) chat.title = title; },
 });
 open(store.conversation(store.load(OPEN, "")) ?? undefined);
-showModels().catch(() => add(model, "option", "", "not reachable"));
+showModels().catch(() => (add(model, "option", "", "not reachable").value = ""));
