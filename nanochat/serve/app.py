@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from nanochat.errors import UserError
 from nanochat.inference.sampling import Sampling
 from nanochat.serve import api
-from nanochat.serve.guard import Guard
+from nanochat.serve.guard import SECURITY_HEADERS, Guard
 from nanochat.serve.metrics import Counted, Metrics
 from nanochat.serve.pool import Pool
 from nanochat.serve.protocol import ApiError, RenderRequest, error_body
@@ -47,6 +47,7 @@ def create_app(
     on_loaded: told once the engines have their model, or why they cannot have it.
     """
     metrics = Metrics(pool)
+    rendering = asyncio.Lock()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -66,8 +67,8 @@ def create_app(
 
     # FastAPI's own documentation pages load their script from another host, so they are off.
     app = FastAPI(title="nanochat", docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.add_middleware(Counted, metrics=metrics)
     app.add_middleware(Guard, max_body_bytes=MAX_BODY_BYTES, allowed_hosts=allowed_hosts, api_key=api_key)
+    app.add_middleware(Counted, metrics=metrics)  # around the guard, whose refusals count too
     if allowed_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -89,9 +90,10 @@ def create_app(
         return Response(code_css(), media_type="text/css")
 
     @app.post("/render")
-    def render(body: RenderRequest) -> dict[str, list[str]]:
+    async def render(body: RenderRequest) -> dict[str, list[str]]:
         """Markdown as HTML, for the page."""
-        return {"html": [to_html(text) for text in body.texts]}
+        async with rendering:  # one at a time: it is processor time, which the streams need too
+            return {"html": await asyncio.to_thread(lambda: [to_html(text) for text in body.texts])}
 
     @app.get("/health")
     async def health(response: Response) -> dict[str, Any]:
@@ -151,4 +153,4 @@ def _speak_openai_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse(error_body(500, "the server failed to answer"), 500)
+        return JSONResponse(error_body(500, "the server failed to answer"), 500, SECURITY_HEADERS)

@@ -9,7 +9,7 @@ import dataclasses
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, Strict, StrictBool, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, Strict, StrictBool, StringConstraints, field_validator
 
 from nanochat.data import conversations
 from nanochat.data.conversations import Part
@@ -18,6 +18,7 @@ from nanochat.inference.sampling import MAX_LOGPROBS, MAX_STOP_STRINGS, Sampling
 MAX_MESSAGES = 1000
 MAX_PROMPTS = 16
 MAX_REPLIES = 16
+MAX_RENDERED = 400_000
 ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
@@ -68,6 +69,12 @@ class Message(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[ContentPart]
+
+
+class ResponseFormat(BaseModel):
+    """The form of a reply: text is the only one."""
+
+    type: Literal["text"]
 
 
 class StreamOptions(BaseModel):
@@ -123,6 +130,8 @@ class ChatRequest(SamplingRequest):
     logprobs: StrictBool | None = None
     top_logprobs: Whole | None = Field(None, ge=0, le=MAX_LOGPROBS)
     tools: list[Any] | None = Field(None, max_length=0)
+    tool_choice: Literal["none", "auto"] | None = None
+    response_format: ResponseFormat | None = None
 
     def samplings(self, defaults: Sampling) -> list[Sampling]:
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
@@ -189,6 +198,13 @@ class RenderRequest(BaseModel):
     """The body of POST /render: Markdown that the page wants to show."""
 
     texts: list[Annotated[Text, StringConstraints(max_length=200_000)]] = Field(max_length=MAX_MESSAGES)
+
+    @field_validator("texts")
+    @classmethod
+    def _together(cls, texts: list[str]) -> list[str]:
+        if sum(map(len, texts)) > MAX_RENDERED:
+            raise ValueError(f"all texts together may have {MAX_RENDERED} characters")
+        return texts
 
 
 def conversation_of(messages: list[Message]) -> list[conversations.Message]:

@@ -21,8 +21,14 @@ from pygments.util import ClassNotFound
 
 from nanochat.serve.markdown import dialect
 
-MOST_CODE = 20_000
-"""characters of a block of code that are coloured; more stays plain"""
+MOST_CODE = 2000
+"""characters of a block of code that are coloured; more stays plain, for some lexers take quadratic time"""
+LANGUAGES = {
+    "bash", "c", "c++", "console", "cpp", "css", "diff", "go", "html", "java", "javascript", "js", "json", "kotlin",
+    "latex", "lua", "make", "php", "python", "py", "r", "ruby", "rust", "sh",
+    "shell", "sql", "swift", "tex", "toml", "ts", "typescript", "xml", "yaml",
+}  # fmt: skip
+"""that are coloured"""
 MOST_FORMULA = 1000
 """characters of a formula that is drawn: nested 3,000 deep, math-core draws one; 10,000 deep, it overflows the stack"""
 MOST_TEXT = 20_000
@@ -43,7 +49,7 @@ def code_css() -> str:
 
 
 def _highlight(code: str, language: str, attributes: str) -> str:
-    if not language or len(code) > MOST_CODE:
+    if language.lower() not in LANGUAGES or len(code) > MOST_CODE:
         return ""  # markdown-it then escapes it
     try:
         return highlight(code, get_lexer_by_name(language), HtmlFormatter(nowrap=True))

@@ -226,8 +226,11 @@ class TerminalChat:
     def _retry(self, value: str) -> str | None:
         if not self.messages:
             return "There is nothing to retry yet."
-        *self.messages, question, _ = self.messages
+        before = self.messages
+        *self.messages, question, _ = before
         self._answer(text_of(question))
+        if len(self.messages) < len(before):  # nothing came
+            self.messages = before
         return None
 
     def _save(self, name: str) -> str:

@@ -210,6 +210,8 @@ REFUSED: list[tuple[Any, int]] = [
     (say("hello", stop=["x"] * 17), 400),
     (say("hello", presence_penalty=1), 400),
     (say("hello", tools=[{"type": "function"}]), 400),
+    (say("hello", tool_choice="required"), 400),
+    (say("hello", response_format={"type": "json_object"}), 400),
     (say("hello", model="gpt-4"), 404),
     (say("long " * CONTEXT), 400),
     (say("x" * 1_100_000), 413),

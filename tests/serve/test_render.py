@@ -94,6 +94,11 @@ def test_code_is_coloured_and_stays_code() -> None:
     assert Markup(to_html("```nonsense\n<b>\n```")).text == "<b>\n\n"
 
 
+@pytest.mark.parametrize(("language", "length"), [("java", 6000), ("brainfuck", 100)])
+def test_code_that_is_long_or_in_a_rare_language_stays_plain(language: str, length: int) -> None:
+    assert "span" not in Markup(to_html(f"```{language}\n{'a ' * (length // 2)}\n```")).tags
+
+
 def test_block_that_is_not_finished_is_drawn() -> None:
     assert Markup(to_html("text\n\n```python\nprint(")).tags >= {"p", "pre", "code"}
 

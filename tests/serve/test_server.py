@@ -332,6 +332,8 @@ def test_api_key_is_asked_for_everywhere_but_at_the_page(tokenizer: Tokenizer) -
         for path in (CHAT, "/v1/completions", "/chat/completions", "/tokenize", "/render"):
             refused = served.client.post(path, json={})
             assert refused.status_code == 401 and refused.json()["error"]["code"] == "invalid_api_key"
+        key = {b"authorization": "Bearer sëcret".encode()}
+        assert 'path="other",status="401"' in served.client.get("/metrics", headers=key).text
         wrong: dict[str, Any] = {"headers": {"authorization": "Bearer secre"}}
         assert served.client.get("/v1/models", **wrong).status_code == 401
         right = {b"authorization": "Bearer sëcret".encode()}
