@@ -55,7 +55,7 @@ class Reply:
         self.stream = chat_model.stream(messages, sampling, stop)
         self.prompt_tokens = len(chat_model.prompt(messages))
         self.completion: Completion | None = None
-        """None if the reply was stopped"""
+        """None until the reply has ended; without a finish_reason if it was stopped"""
         self.seconds = 0.0
         """from the first token to the last"""
 
@@ -92,7 +92,7 @@ def answer_once(
     Raises UserError if the prompt does not fit the context. Ends quietly when the reader of a pipe has left.
     """
     reply = Reply(chat_model, [*_opening(system), _turn("user", prompt)], sampling)
-    try:
+    with _ends_without_a_reader():
         if as_json:
             print(json.dumps(_report(chat_model, reply), ensure_ascii=False), flush=True)
             return
@@ -100,6 +100,13 @@ def answer_once(
         for delta in reply:
             writer.add(delta)
         writer.end()
+
+
+@contextlib.contextmanager
+def _ends_without_a_reader() -> Iterator[None]:
+    """Ends its block quietly when the reader of stdout has left."""
+    try:
+        yield
     except BrokenPipeError:
         # Python flushes stdout once more as it exits: give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -157,7 +164,11 @@ class TerminalChat:
         }
 
     def run(self) -> None:
-        """Talk until the person leaves."""
+        """Talk until the person leaves, or what shows it to them."""
+        with _ends_without_a_reader():
+            self._talk()
+
+    def _talk(self) -> None:
         self._say(f"{self.chat_model.description}. /help lists the commands, Ctrl-D leaves.")
         while True:
             try:
