@@ -35,7 +35,8 @@ each machine itself, and are the same because the conversations are."""
 def check(reads: Collection[str]) -> None:
     """Compare all processes, none of which may be left out. Raises UserError in each if one differs from the main one.
 
-    `reads`: TEXT or CONVERSATIONS. It is cheap: what is long, such as token files, goes by its sizes and by the small files that describe it.
+    `reads`: TEXT or CONVERSATIONS. It is cheap: what is long, such as token files, goes by its sizes and by the small
+    files that describe it.
     """
     everyone: list[dict[str, str]] = [{}] * dist.get_world_size()
     dist.all_gather_object(everyone, facts(reads))

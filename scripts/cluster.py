@@ -152,8 +152,8 @@ def sync(options: ClusterOptions) -> None:
         own = [] if options.force else what_it_has_of_its_own(host, paths.base_dir())
         if own:
             raise UserError(
-                f"{host} has another {' and '.join(own)} than this machine, and checkpoints there may belong to it: set "
-                f"it aside there, or replace it with ./cluster.sh sync {host} --force"
+                f"{host} has another {' and '.join(own)} than this machine, and checkpoints there may belong to it: "
+                f"set it aside there, or replace it with ./cluster.sh sync {host} --force"
             )
         for command in sync_commands(host, paths.base_dir()):
             print(f"{host}: {shlex.join(command)}", flush=True)

@@ -18,6 +18,8 @@ BANDWIDTH_GBPS = {
 ENOUGH = 0.5
 """Share of the datasheet's figure under which something holds the GPU back. Large matmuls commonly reach 0.6 to 0.9."""
 REINSTALL = "rm -rf .venv && ./setup.sh"
+NO_KERNELS = ("no kernel image", "ARCH_MISMATCH")
+"""What CUDA and cuBLAS say where torch has nothing for the chip."""
 
 
 def datasheet(table: dict[str, int], name: str) -> int | None:
@@ -28,6 +30,19 @@ def datasheet(table: dict[str, int], name: str) -> int | None:
 def reaches_gpu() -> bool:
     """Whether there is anything to time."""
     return torch.cuda.is_available()
+
+
+def tried(name: str, check: Callable[[], Check]) -> Check:
+    """What a check finds on the GPU, or why it cannot run there."""
+    try:
+        return check()
+    except torch.OutOfMemoryError:
+        return Check(name, "warning", "no memory is free: other programs use the GPU", "nvidia-smi    # names them")
+    except RuntimeError as error:
+        if not any(words in str(error) for words in NO_KERNELS):
+            raise
+        text = f"torch has no kernels for this chip, only for {' '.join(torch.cuda.get_arch_list())}"
+        return Check(name, "failed", text, REINSTALL)
 
 
 def build() -> Check:

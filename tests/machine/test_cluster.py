@@ -236,6 +236,6 @@ def test_sync_spares_what_the_other_machine_has_of_its_own(
     assert cluster.what_it_has_of_its_own("spark-b", base_dir) == []
     (other / "tokenizer/vocab.txt").write_text("b\n")
     assert cluster.what_it_has_of_its_own("spark-b", base_dir) == ["tokenizer"]
-    with pytest.raises(UserError, match="another tokenizer than this machine.*--force"):
+    with pytest.raises(UserError, match=r"another tokenizer than this machine.*--force"):
         cluster.main(cluster.ClusterOptions("sync", ("spark-b",)))
     assert (other / "tokenizer/vocab.txt").read_text() == "b\n"
