@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
@@ -167,11 +168,15 @@ class Runtime:
         The datasheet's for a known GPU; else measured with a matmul.
         """
         if self.device.type == "cuda":
-            name = torch.cuda.get_device_name(self.device)
-            for chip, tflops in DATASHEET_TFLOPS.items():
-                if chip in name:
-                    return tflops * 1e12, f"{chip} datasheet"
+            tflops = datasheet(DATASHEET_TFLOPS, torch.cuda.get_device_name(self.device))
+            if tflops:
+                return tflops * 1e12, "datasheet"
         return measure_matmul_flops(self.device, self.compute_dtype), "measured matmul"
+
+
+def datasheet(table: dict[str, int], name: str) -> int | None:
+    """The figure of the chip that the driver calls `name`, as whole words: an RTX A1000 is no A100."""
+    return next((figure for chip, figure in table.items() if re.search(rf"\b{chip}\b", name)), None)
 
 
 def resolve_device_type(device_type: str) -> str:

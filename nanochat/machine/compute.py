@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.machine.checks import Check
-from nanochat.runtime import DATASHEET_TFLOPS, cpu_name, measure_matmul_flops, native_dtype
+from nanochat.runtime import DATASHEET_TFLOPS, cpu_name, datasheet, measure_matmul_flops, native_dtype
 
 BANDWIDTH_GBPS = {
     "GB10": 273, "GB200": 8000, "B200": 8000, "H200": 4800, "H100 PCIe": 2000, "H100 NVL": 3900, "H100": 3350,
@@ -20,11 +20,6 @@ ENOUGH = 0.5
 REINSTALL = "rm -rf .venv && ./setup.sh"
 NO_KERNELS = ("no kernel image", "ARCH_MISMATCH")
 """What CUDA and cuBLAS say where torch has nothing for the chip."""
-
-
-def datasheet(table: dict[str, int], name: str) -> int | None:
-    """The figure of the chip that the driver calls `name`."""
-    return next((figure for chip, figure in table.items() if chip in name), None)
 
 
 def reaches_gpu() -> bool:

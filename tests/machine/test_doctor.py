@@ -124,6 +124,8 @@ def test_a_clock_that_nobody_sets(machine: FakeMachine) -> None:
 def test_a_speed_is_compared_with_the_datasheet(measured: float, status: str) -> None:
     expected = compute.datasheet(compute.DATASHEET_TFLOPS, "NVIDIA GB10")
     assert expected == 125
+    assert compute.datasheet(compute.DATASHEET_TFLOPS, "NVIDIA RTX A1000") is None
+    assert compute.datasheet(compute.DATASHEET_TFLOPS, "NVIDIA A100-SXM4-80GB") == 312
     check = compute.against_datasheet("matmul bf16", measured, "TFLOP/s", expected)
     assert check.status == status and f"{measured / 125:.0%} of the datasheet's 125" in check.text
 
