@@ -214,6 +214,10 @@ if up_to_date "$stamp"; then
   echo "set-up: nothing to do in .venv"
 elif $dry_run; then
   print_venv_commands
+  if ((${#extras[@]})) && $with_sudo && ! command -v chromium google-chrome >/dev/null; then
+    printf '  # %s\n  %s\n' "the browser that the chat page's tests drive, as root and where no password is asked" \
+      "apt-get update && apt-get install --no-install-recommends chromium"
+  fi
 else
   # Only a complete .venv is built upon. The marks go first, so that what an interruption leaves is made anew.
   if ! [[ -x "$venv/bin/python" && -f "$venv/complete-run" && "$(tail -n 1 "$venv/complete-run")" == "$(readlink -f "$venv/bin/python")" ]]; then
@@ -223,7 +227,7 @@ else
   fi
   rm -f "$venv"/complete-* "$venv/for-gpu"
   step "packages" install_packages ${extras[@]+"${extras[@]}"}
-  if ((${#extras[@]})) && ! command -v chromium google-chrome >/dev/null; then step "a browser" install_browser; fi
+  if ((${#extras[@]})) && $with_sudo && ! command -v chromium google-chrome >/dev/null; then step "a browser" install_browser; fi
   if $gpu; then activate_cuda; fi
   for mark in run ${extras[@]+"${extras[@]}"}; do fingerprint >"$venv/complete-$mark"; done
 fi

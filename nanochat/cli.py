@@ -82,6 +82,8 @@ def parse(
     """The options that `args` ask for. Raises UserError on an option or a value that cannot be."""
     preset = None
     if "--demo" in args or "--quick" in args:
+        if demo is None:
+            raise UserError("--demo and --quick are not for this script: run it without")
         preset = quick if "--quick" in args and quick is not None else demo
         args = [arg for arg in args if arg not in ("--demo", "--quick")]
         os.environ["NANOCHAT_BASE_DIR"] = str(paths.base_dir() / "demo")

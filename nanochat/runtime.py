@@ -2,12 +2,13 @@
 
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -53,10 +54,11 @@ class Runtime:
     """time.monotonic() when it began"""
 
     @classmethod
-    def start(cls, device_type: str = "auto") -> "Runtime":
+    def start(cls, device_type: str = "auto", reads: Collection[str] = agreement.CONVERSATIONS) -> "Runtime":
         """Join the processes that torchrun started, if it did, and choose device and dtype.
 
-        Raises UserError if the device asked for is not there.
+        `reads` is what several machines must have alike. Raises UserError if they have not, or if the device asked for
+        is not there.
         """
         device_type = resolve_device_type(device_type)
         share = Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
@@ -76,7 +78,7 @@ class Runtime:
             # The main process tokenises, evaluates and saves while the others wait, on a big run for over ten minutes.
             dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=timedelta(hours=2))
             if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:  # torchrun's number of machines
-                agreement.check()
+                agreement.check(reads)
         return cls(device, native_dtype(device), share, time.monotonic())
 
     def __enter__(self) -> "Runtime":
@@ -166,11 +168,15 @@ class Runtime:
         The datasheet's for a known GPU; else measured with a matmul.
         """
         if self.device.type == "cuda":
-            name = torch.cuda.get_device_name(self.device)
-            for chip, tflops in DATASHEET_TFLOPS.items():
-                if chip in name:
-                    return tflops * 1e12, f"{chip} datasheet"
+            tflops = datasheet(DATASHEET_TFLOPS, torch.cuda.get_device_name(self.device))
+            if tflops:
+                return tflops * 1e12, "datasheet"
         return measure_matmul_flops(self.device, self.compute_dtype), "measured matmul"
+
+
+def datasheet(table: dict[str, int], name: str) -> int | None:
+    """The figure of the chip that the driver calls `name`, as whole words: an RTX A1000 is no A100."""
+    return next((figure for chip, figure in table.items() if re.search(rf"\b{chip}\b", name)), None)
 
 
 def resolve_device_type(device_type: str) -> str:

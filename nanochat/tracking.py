@@ -49,7 +49,8 @@ class RunLog:
         self._metrics = StepLog(path, run.step) if main else None
         self._samples = StepLog(run.folder / SAMPLES_FILE, run.step) if main else None
         if main:
-            (run.folder / FACTS_FILE).write_text(json.dumps(facts, indent=2, default=str) + "\n")
+            known = {**facts, "machines": int(os.environ.get("GROUP_WORLD_SIZE", "1"))}  # torchrun's number
+            (run.folder / FACTS_FILE).write_text(json.dumps(known, indent=2, default=str) + "\n")
         self._log = LogFile(run.folder / LOG_FILE) if main else None
         self._terminal = Terminal(self._log) if self._log else None
         self._display = ProgressDisplay(f"{run.source} {run.tag}", num_iterations, run.step, self._terminal, self._log)

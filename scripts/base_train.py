@@ -7,7 +7,7 @@ NPROC=8 ./pretrain.sh --depth 32 --device-batch-size 16
 import math
 from dataclasses import dataclass, replace
 
-from nanochat import batch_size, cli, lineage, paths
+from nanochat import agreement, batch_size, cli, lineage, paths
 from nanochat.data.batches import RowBatches, rows_per_step
 from nanochat.data.packing import StreamRows
 from nanochat.data.token_shards import TokenShards
@@ -57,7 +57,7 @@ QUICK = replace(DEMO, depth=2, num_iterations=20, eval_every=0)
 
 
 def main(options: PretrainOptions) -> None:
-    with Runtime.start(options.device_type) as runtime:
+    with Runtime.start(options.device_type, agreement.TEXT) as runtime:
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
         config = GPTConfig.from_depth(options.depth, tokenizer.vocab_size, options.max_seq_len)
         folder = paths.tokens_dir(options.dataset)

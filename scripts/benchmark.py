@@ -23,7 +23,7 @@ from nanochat.errors import UserError
 from nanochat.machine import host
 from nanochat.runtime import cpu_name
 from nanochat.saving import commit
-from scripts.doctor import thorough_checks
+from scripts.doctor import hardware_checks
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks/results"
 ON_A_CPU: dict[str, list[str]] = {"benchmarks.train_step": [], "benchmarks.inference": []}
@@ -48,14 +48,14 @@ def main(options: BenchmarkOptions) -> None:
     begun = time.strftime("%Y-%m-%d")
     facts = machine_facts()
     output = options.output or RESULTS / f"{begun}-{re.sub(r'[^a-z0-9]+', '-', facts['name'].lower()).strip('-')}.json"
-    checks = [dataclasses.asdict(check) for check in thorough_checks(depth=20)]
+    checks = [dataclasses.asdict(check) for check in hardware_checks(host.gpus())]
     wanted = ON_A_GPU if torch.cuda.is_available() else ON_A_CPU
     there = {module: arguments for module, arguments in wanted.items() if importlib.util.find_spec(module)}
     measured = [measure(module, *arguments) for module, arguments in there.items()]
     record = {"date": begun, "machine": facts, "doctor": checks, "measured": measured}
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(record, indent=2) + "\n")
+        output.write_text(anonymous(json.dumps(record, indent=2)) + "\n")
     except OSError as error:
         raise UserError(f"cannot write {output} ({error.strerror}): name another place with --output") from None
     print(f"written to {output}")
@@ -80,6 +80,11 @@ def machine_facts() -> dict[str, Any]:
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}",
         "commit": commit(),
     }
+
+
+def anonymous(text: str) -> str:
+    """Without the paths that a compiler's message may have in it."""
+    return text.replace(str(Path.home()), "~")
 
 
 def measure(module: str, *arguments: str) -> dict[str, Any]:

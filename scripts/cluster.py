@@ -16,7 +16,7 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
-from nanochat import cli, paths
+from nanochat import agreement, cli, paths
 from nanochat.errors import UserError
 from nanochat.machine.checks import Check, print_checks
 from nanochat.machine.cluster import (
@@ -34,20 +34,24 @@ PORT = 29_531
 ALL_REDUCE_SECONDS = 180
 CODE = ("nanochat", "scripts", "benchmarks")
 """Folders that the other machine has as they are here, what was deleted included."""
+OWN = ("tokenizer", "identity_conversations.jsonl")
+"""Below the base directory, what cannot be made again: checkpoints are of no use without their tokenizer."""
 
 
 @dataclass
 class ClusterOptions:
     """Two machines that train together, as ssh knows them; localhost is this one.
 
-    check A B: ssh, ports, frames and all-reduce between them. sync B: copy code, tokenizer, token files and identity
-    conversations from here to B, to the same places, and make .venv there.
+    check A B: ssh, ports, frames and all-reduce between them. sync B: copy code and what training reads (tokenizer,
+    token files, the data of the later stages, identity conversations) from here to B, and make .venv there.
     """
 
     action: tyro.conf.Positional[Literal["check", "sync"]] = "check"
     hosts: tyro.conf.Positional[tuple[str, ...]] = ()
     dry_run: bool = False
     """sync: print the commands, and run none"""
+    force: bool = False
+    """sync: replace B's own tokenizer and identity conversations where they differ"""
 
 
 def main(options: ClusterOptions) -> None:
@@ -141,23 +145,42 @@ def all_reduce_script(rank: int, address: str, port: Port) -> str:
 
 
 def sync(options: ClusterOptions) -> None:
-    """Raises UserError if a copy fails."""
+    """Raises UserError if a copy fails, or would replace what is the other machine's own."""
     if not options.hosts:
         raise UserError("name the machines to copy to, such as ./cluster.sh sync spark-b")
     for host in options.hosts:
+        own = [] if options.force else what_it_has_of_its_own(host, paths.base_dir())
+        if own:
+            raise UserError(
+                f"{host} has another {' and '.join(own)} than this machine, and checkpoints there may belong to it: "
+                f"set it aside there, or replace it with ./cluster.sh sync {host} --force"
+            )
         for command in sync_commands(host, paths.base_dir()):
             print(f"{host}: {shlex.join(command)}", flush=True)
             if not options.dry_run and subprocess.run(command, stdin=subprocess.DEVNULL).returncode:
                 raise UserError(f"that failed, for the reason above: mend it and run ./cluster.sh sync {host} again")
 
 
+def what_it_has_of_its_own(host: str, base: Path) -> list[str]:
+    """Which of OWN are there already, and not as they are here. Asks rsync, which compares contents and copies none."""
+    sources = [f"{base}/./{name}" for name in OWN if (base / name).exists()]
+    if not sources:
+        return []
+    ask = ["--recursive", "--checksum", "--relative", "--existing", "--dry-run", "--out-format=%n"]
+    command = ["rsync", *ask, "--rsh", shlex.join(SSH), *sources, f"{host}:{base}/"]
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if result.returncode and "No such file" not in result.stderr:  # which is that there is no base directory yet
+        raise UserError(f"{host} cannot be asked what it has: {result.stderr.strip()}")
+    changed = {line.split("/")[0] for line in result.stdout.splitlines() if not line.endswith("/")}
+    return [name for name in OWN if name in changed]
+
+
 def sync_commands(host: str, base: Path) -> list[list[str]]:
-    """Copy, and make .venv there. A run does not read the raw text, so that stays here."""
+    """Copy, and make .venv there. Nothing of the other machine's files below its base directory is deleted."""
     rsync = ["rsync", "--archive", "--partial", "--rsh", shlex.join(SSH)]
     folders = [str(PROJECT / name) for name in CODE]
     files = [str(path) for pattern in ("*.sh", "*.py", "*.toml", "*.txt") for path in sorted(PROJECT.glob(pattern))]
-    data = [str(base / name) for name in ("tokenizer", "tokens") if (base / name).exists()]
-    texts = [str(path) for path in (paths.identity_file(), paths.words_file()) if path.exists()]
+    data = [f"{base}/./{name}" for name in sorted(agreement.files(base))]  # what follows the dot is its path there
     quoted = shlex.quote(str(PROJECT)), shlex.quote(str(base))
     commands = [
         [*SSH, host, f"mkdir -p {quoted[0]} {quoted[1]}"],
@@ -165,9 +188,7 @@ def sync_commands(host: str, base: Path) -> list[list[str]]:
         [*rsync, *files, f"{host}:{PROJECT}/"],
     ]
     if data:
-        commands.append([*rsync, "--delete", "--info=progress2", *data, f"{host}:{base}/"])
-    if texts:
-        commands.append([*rsync, *texts, f"{host}:{base}/"])
+        commands.append([*rsync, "--relative", "--info=progress2", *data, f"{host}:{base}/"])
     return [*commands, [*SSH, host, f"{quoted[0]}/setup.sh --no-sudo --quiet"]]
 
 

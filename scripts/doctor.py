@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from rich.console import Console
 
@@ -44,30 +45,17 @@ def main(options: DoctorOptions) -> None:
 
 def thorough_checks(depth: int) -> list[Check]:
     """All there is; some seconds, on a GPU up to a minute."""
-    from nanochat.machine import compute, surroundings  # torch takes seconds to load, which the fast part has not
+    from nanochat.machine import surroundings  # torch takes seconds to load, which the fast part has not
     from scripts.plan import planned_disk
 
     def room() -> Check:
         return surroundings.room(planned_disk(depth).total, f"depth {depth}")
 
     gpus = host.gpus()
-    speed: dict[str, Callable[[], Check | None]] = {"torch": compute.build} if gpus else {"CPU": compute.cpu}
-    if compute.reaches_gpu():
-        speed |= {
-            "matmul bf16": compute.matmul,
-            "copy": compute.bandwidth,
-            "attention": compute.attention,
-            "Triton": compute.triton_kernel,
-            "compile": compute.compiled,
-            "clocks": lambda: quick.clocks(host.gpus()),
-        }
-    return run_checks(
+    return hardware_checks(gpus) + run_checks(
         {
-            "GPU": lambda: quick.gpu(gpus),
             "toolkit": lambda: surroundings.toolkit(gpus),
             "compiler": lambda: surroundings.compiler(gpus),
-            **speed,
-            "memory": lambda: quick.memory(gpus),
             "swap": surroundings.swap,
             "disk": room,
             "suspend": quick.suspend,
@@ -76,6 +64,25 @@ def thorough_checks(depth: int) -> list[Check]:
             "time": surroundings.clock,
         }
     )
+
+
+def hardware_checks(gpus: list[host.GPU]) -> list[Check]:
+    """Those that tell of the machine, and not whose it is."""
+    from nanochat.machine import compute
+
+    checks: dict[str, Callable[[], Check | None]] = {"GPU": lambda: quick.gpu(gpus)}
+    checks |= {"torch": compute.build} if gpus else {"CPU": compute.cpu}
+    if compute.reaches_gpu():
+        timed = {
+            "matmul bf16": compute.matmul,
+            "copy": compute.bandwidth,
+            "attention": compute.attention,
+            "Triton": compute.triton_kernel,
+            "compile": compute.compiled,
+        }
+        checks |= {name: partial(compute.tried, name, check) for name, check in timed.items()}
+        checks["clocks"] = lambda: quick.clocks(host.gpus())
+    return run_checks({**checks, "memory": lambda: quick.memory(gpus)})
 
 
 if __name__ == "__main__":

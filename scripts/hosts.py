@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from nanochat.machine.cluster import SSH
 from scripts import processes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,7 +124,7 @@ class Machine:
     def _run(self) -> None:
         # In a session of its own, so that Ctrl-C, which is for the processes here, leaves the connection alone: they
         # agree with those over there to save and to stop.
-        ssh = ["ssh", "-o", "BatchMode=yes", self.host, self._command]
+        ssh = [*SSH, self.host, self._command]
         code = subprocess.run(ssh, stdin=self._input, start_new_session=True, check=False).returncode
         self._ended_there.set()
         if code not in (0, processes.EXIT_INTERRUPTED):

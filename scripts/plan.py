@@ -18,6 +18,7 @@ from nanochat.machine.needs import training_bytes
 from nanochat.machine.plan import Disk, disk, flops_per_token, machines, stages
 from nanochat.machine.plan_table import count, gigabytes, stage_table
 from nanochat.machine.tariff import Tariff
+from nanochat.memory import is_shared
 from nanochat.options import check_range
 from nanochat.runtime import Runtime
 from scripts.base_train import PretrainOptions, with_defaults
@@ -28,7 +29,10 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 @dataclass
 class PlanOptions:
-    """Tell what a model of some depth takes. NANOCHAT_PRICE_PER_KWH=0.30 adds the cost."""
+    """Tell what a model of some depth takes. NANOCHAT_PRICE_PER_KWH=0.30 adds the cost.
+
+    NANOCHAT_WATTS=100 says what a Spark draws.
+    """
 
     depth: int = 20
     """layers, as in pretrain.sh"""
@@ -60,11 +64,12 @@ def main(options: PlanOptions) -> None:
     )
     print(memory_line(config))
     print()
-    compared = machines(options.hosts)
+    tariff = Tariff.from_environment()
+    compared = machines(options.hosts, tariff.watts)
     measured = replan.read(paths.checkpoints_dir("base") / f"d{options.depth}" / replan.FILE)
     if measured:
         compared = [measured, *compared[:3]]
-    print("\n".join(stage_table(stages(config, tokens), compared, Tariff.from_environment().price_per_kwh)))
+    print("\n".join(stage_table(stages(config, tokens), compared, tariff.price_per_kwh)))
     print()
     for machine in compared:
         for source in machine.sources:
@@ -87,8 +92,11 @@ def planned_disk(depth: int) -> Disk:
 def memory_line(config: GPTConfig) -> str:
     """Memory at most, by --device-batch-size; what this machine has."""
     sizes = "  ".join(f"{rows}: {training_bytes(config, rows) / 1e9:.0f}" for rows in BATCH_SIZES)
-    there = host.memory()
-    here = f"; this machine has {there.total / 1e9:.0f} GB" if there else ""
+    here = ""
+    if torch.cuda.is_available() and not is_shared(torch.device("cuda")):
+        here = f"; this GPU has {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB"
+    elif there := host.memory():
+        here = f"; this machine has {there.total / 1e9:.0f} GB"
     return f"memory    GB at most, by --device-batch-size{here}\n          {sizes}"
 
 

@@ -138,3 +138,8 @@ def test_help_shows_defaults_and_the_demo(capsys: pytest.CaptureFixture[str]) ->
         parse("--help")
     text = capsys.readouterr().out
     assert stop.value.code == 0 and "default: 20" in text and "--demo" in text
+
+
+def test_demo_is_refused_where_there_is_none(base_dir: Path) -> None:
+    with pytest.raises(UserError, match="not for this script"):
+        cli.parse(Options, ["--demo"])

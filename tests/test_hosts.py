@@ -11,6 +11,7 @@ import pytest
 
 from nanochat import agreement
 from nanochat.agreement import difference
+from nanochat.data.manifest import HubFile, Manifest
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 from nanochat.tracking import read_steps
@@ -190,13 +191,52 @@ def test_hosts_that_cannot_be_get_a_sentence(wrong: str, capsys: pytest.CaptureF
 def test_files_are_compared_by_what_describes_them(base_dir: Path) -> None:
     tokens = base_dir / "tokens/text"
     tokens.mkdir(parents=True)
-    (tokens / "train.json").write_text("{}")
-    (tokens / "train.ids").write_bytes(b"1234")
+    (tokens / "train.shards.json").write_text('{"shards": ["shard_1"]}')
+    (tokens / "shard_1.json").write_text("{}")
+    (tokens / "shard_1.ids").write_bytes(b"1234")
     first = agreement.files(base_dir)
-    (tokens / "train.ids").write_bytes(b"4321")
+    (tokens / "shard_1.ids").write_bytes(b"4321")
     assert agreement.files(base_dir) == first  # its size is the same and so is what describes it
-    (tokens / "train.ids").write_bytes(b"12345")
+    (tokens / "shard_1.ids").write_bytes(b"12345")
     assert agreement.files(base_dir).keys() == first.keys() and agreement.files(base_dir) != first
+
+
+def described(base: Path) -> dict[str, str]:
+    """A machine with these files, as pretraining's other facts would be alike."""
+    alike = dict.fromkeys((agreement.OPTIONS, agreement.CODE, agreement.SOFTWARE), "x")
+    return {agreement.HOST: base.name, agreement.FOLDER: str(base), **alike, **agreement.files(base)}
+
+
+def test_when_a_download_was_checked_is_each_machine_s_own(tmp_path: Path) -> None:
+    for name in "ab":  # the second is a copy, whose st_ctime_ns is another
+        folder = tmp_path / name / "data/gsm8k"
+        folder.mkdir(parents=True)
+        (folder / "rows.parquet").write_bytes(b"rows")
+        Manifest(folder, "openai/gsm8k").add(HubFile("rows.parquet", 4, "00" * 32))
+    first, second = ((tmp_path / name / "data/gsm8k/manifest.json").read_text() for name in "ab")
+    assert first != second and difference(described(tmp_path / "a"), described(tmp_path / "b")) is None
+    Manifest.load(folder, "openai/gsm8k").add(HubFile("rows.parquet", 4, "ff" * 32))
+    assert "data/gsm8k" in str(difference(described(tmp_path / "a"), described(tmp_path / "b")))
+
+
+def test_shards_that_no_split_names_are_not_read(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name / "tokens/text").mkdir(parents=True)
+        (tmp_path / name / "tokens/text/train.shards.json").write_text('{"shards": ["shard_1"]}')
+        (tmp_path / name / "tokens/text/shard_1.ids").write_bytes(b"1234")
+    (tmp_path / "b/tokens/text/shard_2.ids").write_bytes(b"1234")
+    assert difference(described(tmp_path / "a"), described(tmp_path / "b")) is None
+
+
+def test_each_stage_compares_what_it_reads(base_dir: Path) -> None:
+    for path in ("tokens/text/train.shards.json", "tokens/mid/train.ids", "tokenizer/vocab.txt", "words.txt"):
+        (base_dir / path).parent.mkdir(parents=True, exist_ok=True)
+        (base_dir / path).write_text('{"shards": []}')
+    (base_dir / "data/gsm8k").mkdir(parents=True)
+    Manifest(base_dir / "data/gsm8k", "openai/gsm8k").forget("nothing")  # writes it
+    text, talk = (agreement.facts(reads).keys() for reads in (agreement.TEXT, agreement.CONVERSATIONS))
+    assert text - talk == {"tokens/text"} and talk - text == {"data/gsm8k", "words.txt"}
+    assert "tokenizer" in text & talk
 
 
 @pytest.mark.parametrize(

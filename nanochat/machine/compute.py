@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.machine.checks import Check
-from nanochat.runtime import DATASHEET_TFLOPS, cpu_name, measure_matmul_flops, native_dtype
+from nanochat.runtime import DATASHEET_TFLOPS, cpu_name, datasheet, measure_matmul_flops, native_dtype
 
 BANDWIDTH_GBPS = {
     "GB10": 273, "GB200": 8000, "B200": 8000, "H200": 4800, "H100 PCIe": 2000, "H100 NVL": 3900, "H100": 3350,
@@ -18,16 +18,26 @@ BANDWIDTH_GBPS = {
 ENOUGH = 0.5
 """Share of the datasheet's figure under which something holds the GPU back. Large matmuls commonly reach 0.6 to 0.9."""
 REINSTALL = "rm -rf .venv && ./setup.sh"
-
-
-def datasheet(table: dict[str, int], name: str) -> int | None:
-    """The figure of the chip that the driver calls `name`."""
-    return next((figure for chip, figure in table.items() if chip in name), None)
+NO_KERNELS = ("no kernel image", "ARCH_MISMATCH")
+"""What CUDA and cuBLAS say where torch has nothing for the chip."""
 
 
 def reaches_gpu() -> bool:
     """Whether there is anything to time."""
     return torch.cuda.is_available()
+
+
+def tried(name: str, check: Callable[[], Check]) -> Check:
+    """What a check finds on the GPU, or why it cannot run there."""
+    try:
+        return check()
+    except torch.OutOfMemoryError:
+        return Check(name, "warning", "no memory is free: other programs use the GPU", "nvidia-smi    # names them")
+    except RuntimeError as error:
+        if not any(words in str(error) for words in NO_KERNELS):
+            raise
+        text = f"torch has no kernels for this chip, only for {' '.join(torch.cuda.get_arch_list())}"
+        return Check(name, "failed", text, REINSTALL)
 
 
 def build() -> Check:

@@ -17,11 +17,11 @@ SHARD_BYTES = 100e6
 """A shard of text as published, about (comments of nanochat's speedrun.sh)."""
 TOKEN_BYTES = 2
 CHARS_PER_SHARD, CHARS_PER_TOKEN = 250e6, 4.8
-TASK_BYTES = 600e6
-"""Data sets of the later stages, their token files included, about."""
 MID_TOKENS = 446e6
 """Conversations of one epoch: 851 steps of 524,288 tokens for 856K of them, as published for the same data sets under
 a vocabulary of 32,768 (github.com/lakshmankolasani/lakshmankolasani.github.io, dgx-spark-nanochat-training)."""
+TASK_BYTES = 600e6 + MID_TOKENS * (TOKEN_BYTES + 1)
+"""Data sets of the later stages, and the token files of midtraining, which have a mask, about."""
 SFT_ROWS, SFT_ROW_TOKENS = 23_000, 1000
 """A row's tokens, padding included: assumed."""
 RL_STEPS, RL_REPLIES, RL_REPLY_TOKENS, RL_PROMPT_TOKENS = 200, 256, 256, 128
@@ -30,6 +30,7 @@ DECODE_SHARE = 0.5
 """Of the memory bandwidth, while replies are written: assumed."""
 DECODE_BATCH = 128
 LINK_EFFICIENCY = 0.97
+SPARK_WATTS = 120
 BYTES_PER_WEIGHT_READ = 8
 """A weight is read in fp32, and written and read again in bf16."""
 
@@ -75,18 +76,23 @@ def known(name: str, chip: str, count: float, mfu: float, watts: float, *sources
     return Machine(name, DATASHEET_TFLOPS[chip] * 1e12 * count * mfu, bandwidth, watts, sources)
 
 
-def machines(hosts: int) -> list[Machine]:
-    """One Spark, `hosts` of them, one H100, eight."""
+def machines(hosts: int, watts: float | None = None) -> list[Machine]:
+    """One Spark, `hosts` of them, one H100, eight; `watts`: what a Spark draws, if the user knows better."""
+    efficiency = LINK_EFFICIENCY if hosts > 1 else 1.0
+    source = f"{SPARK_WATTS} W for the whole machine: github.com/jasonacox/dgx-spark"
+    if watts is not None:
+        source = f"{watts:g} W for the whole machine, as NANOCHAT_WATTS says"
+    spark_watts = SPARK_WATTS if watts is None else watts
     return [
         known(
-            "GB10", "GB10", 1, 0.40, 120,
+            "GB10", "GB10", 1, 0.40, spark_watts,
             "MFU 40%: d20's 11.2B tokens in 9 days, github.com/jasonacox/dgx-spark (38% at d12: "
             "lakshmankolasani.github.io, 8.95e17 operations in 316.5 minutes)",
-            "120 W for the whole machine: github.com/jasonacox/dgx-spark",
+            source,
         ),
         known(
-            f"{hosts} x GB10", "GB10", hosts * LINK_EFFICIENCY, 0.40, 120 * hosts,
-            f"{hosts} times one, times {LINK_EFFICIENCY:.0%} for the link: assumed; reported for two at d24",
+            f"{hosts} x GB10", "GB10", hosts * efficiency, 0.40, spark_watts * hosts,
+            f"{hosts} times one, times {efficiency:.0%} for the link: assumed; reported for two at d24",
         ),
         known(
             "H100", "H100", 1, 0.51, 1275,

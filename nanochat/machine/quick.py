@@ -15,7 +15,7 @@ CUDA_13_DRIVER = 580
 LITTLE_DISK = 3e9
 BIG_CACHE = 0.5
 """Share of a GB10's memory in the page cache, above which it is worth saying: CUDA does not always get it back."""
-MASK_SLEEP = "sudo systemctl mask sleep.target suspend.target hibernate.target"
+MASK_SLEEP = "sudo systemctl mask sleep.target suspend.target hibernate.target hybrid-sleep.target"
 
 
 def quick_checks() -> list[Check]:

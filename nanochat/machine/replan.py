@@ -55,11 +55,13 @@ class Replan:
 
     def _tell(self, measured: list[Mapping[str, float]], tokens_per_second: float, tokens_left: float) -> list[str]:
         with_power = [step for step in measured if "gpu_power_w" in step]
-        watts = _median("gpu_power_w", with_power) if with_power else self._tariff.watts
+        watts = self._tariff.watts
+        if watts is None and with_power:
+            watts = _median("gpu_power_w", with_power)
         mfu = _median("mfu", measured)
         told = f"measured over {len(measured)} steps: {tokens_per_second:,.0f} tokens/s, mfu {mfu:.3f}"
         if watts is not None:
-            told += f", {watts:,.0f} W {'by the GPU alone' if with_power else 'as NANOCHAT_WATTS says'}"
+            told += f", {watts:,.0f} W {'by the GPU alone' if self._tariff.watts is None else 'as NANOCHAT_WATTS says'}"
         per_token = flops_per_token(self._config)
         flops = tokens_per_second * per_token
         machine = Machine("here", flops, flops / FLOPS_PER_BYTE, watts, (told,))
@@ -73,7 +75,7 @@ class Replan:
 
 
 def save(path: Path, machine: Machine, ahead: list[Stage], mfu: float) -> None:
-    """Keep it for the report and for plan.sh."""
+    """Keep it for plan.sh."""
     plan = {
         "flops": machine.flops,
         "bandwidth": machine.bandwidth,
@@ -93,7 +95,10 @@ def read(path: Path) -> Machine | None:
     """The machine that a run measured; None where none did, or the file is damaged."""
     try:
         plan: dict[str, Any] = json.loads(path.read_text())
-        return Machine("here", plan["flops"], plan["bandwidth"], plan["watts"], (plan["source"],))
+        flops, bandwidth, watts = float(plan["flops"]), float(plan["bandwidth"]), plan["watts"]
+        if not (flops > 0 and bandwidth > 0):
+            return None
+        return Machine("here", flops, bandwidth, None if watts is None else float(watts), (str(plan["source"]),))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

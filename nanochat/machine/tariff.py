@@ -11,7 +11,7 @@ class Tariff:
     """None where nothing was said."""
 
     watts: float | None = None
-    """power where none is measured"""
+    """of a whole machine, of which GPUs measure a part only"""
     price_per_kwh: float | None = None
     """in the user's own currency"""
 
@@ -23,8 +23,8 @@ class Tariff:
     def explanation(self) -> str:
         """Where the energy is from, or how to have it."""
         if self.watts is None:
-            return "This machine does not measure its power: with NANOCHAT_WATTS=240 energy is worked out."
-        return f"Energy is the time at {self.watts:g} W, as NANOCHAT_WATTS says."
+            return "Energy, if told, is that of this machine's GPUs alone: NANOCHAT_WATTS=120 names all of a machine."
+        return f"Energy is the time at {self.watts:g} W for each machine, as NANOCHAT_WATTS says."
 
 
 def _number(variable: str) -> float | None:

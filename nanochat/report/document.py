@@ -92,8 +92,7 @@ def _stages(stages: Sequence[Stage], tariff: Tariff) -> str:
     notes = ["Tokens a second and MFU are medians over the steps; time is wall time, loading and evaluating included."]
     if left_out := [f"{n:.0f} in {stage.source}" for stage in stages if (n := stage.last("skipped_steps"))]:
         notes.append(f"Steps left out because the loss or its gradient was not finite: {', '.join(left_out)}.")
-    if any(stage.last("energy_j") is None for stage in stages):
-        notes.append(tariff.explanation())
+    notes.append(tariff.explanation())
     return f"## Stages\n\n{_table(headings, rows)}\n\n{' '.join(notes)}"
 
 

@@ -1,4 +1,4 @@
-"""What a stage cost in electricity: measured where the machine can tell, else by a power that the user names."""
+"""What a stage cost in electricity: by the power that the user names, else as far as the GPUs tell."""
 
 from nanochat.machine.tariff import Tariff
 from nanochat.report.history import Stage
@@ -7,8 +7,11 @@ JOULES_PER_KWH = 3.6e6
 
 
 def kilowatt_hours(stage: Stage, tariff: Tariff) -> float | None:
-    """Energy of a stage; None where neither the machine measures its power nor the user named one."""
+    """Energy of a stage; None where neither the user named a power nor the GPUs of the main machine measure theirs.
+
+    A named power is that of a whole machine, and counts for each that took part.
+    """
+    if tariff.watts is not None:
+        return tariff.watts * stage.facts.get("machines", 1) * stage.seconds / JOULES_PER_KWH
     measured = stage.last("energy_j")
-    if measured is not None:
-        return measured / JOULES_PER_KWH
-    return None if tariff.watts is None else tariff.watts * stage.seconds / JOULES_PER_KWH
+    return None if measured is None else measured / JOULES_PER_KWH

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from nanochat import agreement
+from nanochat.data.manifest import HubFile, Manifest
 from nanochat.errors import UserError
 from nanochat.machine import links
 from nanochat.machine.cluster import SSH, Port, command_on, judge_bandwidth, judge_link, shared_networks
@@ -81,14 +83,39 @@ def test_ports_are_read_from_the_system(machine: FakeMachine, monkeypatch: pytes
     assert (down["device"], down["active"], down["address"]) == ("rocep1s0f1", False, "")
 
 
+def prepared(base: Path) -> None:
+    """What prepare.sh leaves, in small."""
+    for path, content in (
+        ("tokenizer/vocab.txt", "a\n"),
+        ("tokens/text/train.shards.json", '{"shards": ["shard_1"]}'),
+        ("tokens/text/shard_1.ids", "1234"),
+        ("data/text/shard_1.parquet", "text"),
+        ("data/gsm8k/rows.parquet", "rows"),
+        ("words.txt", "word\n"),
+        ("identity_conversations.jsonl", "{}\n"),
+    ):
+        (base / path).parent.mkdir(parents=True, exist_ok=True)
+        (base / path).write_text(content)
+    Manifest(base / "data/text", "x/text").add(HubFile("shard_1.parquet", 4, "00"))
+    Manifest(base / "data/gsm8k", "openai/gsm8k").add(HubFile("rows.parquet", 4, "00"))
+
+
+def difference(first: Path, second: Path) -> str | None:
+    """What the machines with these base directories would be told, their code and options being alike."""
+    alike = dict.fromkeys((agreement.HOST, agreement.FOLDER, agreement.OPTIONS, agreement.CODE, agreement.SOFTWARE), "")
+    return agreement.difference(alike | agreement.files(first), alike | agreement.files(second))
+
+
 def test_sync_copies_what_a_run_reads_and_makes_the_venv(base_dir: Path) -> None:
-    (base_dir / "tokenizer").mkdir()
-    (base_dir / "data").mkdir()
+    prepared(base_dir)
     commands = [" ".join(command) for command in cluster.sync_commands("spark-b", base_dir)]
     assert commands[0].endswith(f"spark-b mkdir -p {ROOT} {base_dir}")
     assert any(f"{ROOT}/nanochat {ROOT}/scripts" in command for command in commands)
-    assert any(command.endswith(f"{base_dir}/tokenizer spark-b:{base_dir}/") for command in commands)
-    assert not any(f"{base_dir}/data" in command for command in commands)
+    copied = next(command for command in commands if command.endswith(f" spark-b:{base_dir}/")).split()
+    assert {Path(word).name for word in copied if "/./" in word} == {
+        "tokenizer", "text", "gsm8k", "words.txt", "identity_conversations.jsonl"
+    }  # fmt: skip
+    assert not any("--delete" in command and str(base_dir) in command for command in commands)
     assert commands[-1].endswith("setup.sh --no-sudo --quiet")
 
 
@@ -182,10 +209,33 @@ def test_sync_makes_another_host_like_this_one(two_hosts: list[str], tmp_path: P
     if not shutil.which("rsync"):
         pytest.skip("takes rsync")
     source, target = tmp_path / "from", tmp_path / "to"
-    (source / "tokenizer").mkdir(parents=True)
-    (source / "tokenizer/vocab.txt").write_text("a\n")
+    prepared(source)
     target.mkdir()
     command = cluster.sync_commands(FAR, source)[-2]
     assert command[0] == "rsync" and command[-1] == f"{FAR}:{source}/"
     subprocess.run([*two_hosts, *command[:-1], f"{FAR}:{target}/"], check=True, timeout=60)
-    assert (target / "tokenizer/vocab.txt").read_text() == "a\n"
+    assert difference(source, target) is None
+
+
+def test_sync_spares_what_the_other_machine_has_of_its_own(
+    base_dir: Path, machine: FakeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real rsync; the stand-in for ssh runs its commands here, with another base directory."""
+    if not shutil.which("rsync"):
+        pytest.skip("takes rsync")
+    other = tmp_path / "other"
+    machine.command(
+        "ssh",
+        f'while [ "$1" != spark-b ]; do shift; done; shift; eval "$(echo "$*" | sed "s#{base_dir}#{other}#g")"',
+    )
+    prepared(base_dir)
+    assert cluster.what_it_has_of_its_own("spark-b", base_dir) == []  # it has nothing yet
+    other.mkdir()
+    subprocess.run(cluster.sync_commands("spark-b", base_dir)[-2], check=True)
+    assert difference(base_dir, other) is None
+    assert cluster.what_it_has_of_its_own("spark-b", base_dir) == []
+    (other / "tokenizer/vocab.txt").write_text("b\n")
+    assert cluster.what_it_has_of_its_own("spark-b", base_dir) == ["tokenizer"]
+    with pytest.raises(UserError, match=r"another tokenizer than this machine.*--force"):
+        cluster.main(cluster.ClusterOptions("sync", ("spark-b",)))
+    assert (other / "tokenizer/vocab.txt").read_text() == "b\n"

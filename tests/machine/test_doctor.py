@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from nanochat.machine import compute, quick, surroundings
@@ -123,6 +124,8 @@ def test_a_clock_that_nobody_sets(machine: FakeMachine) -> None:
 def test_a_speed_is_compared_with_the_datasheet(measured: float, status: str) -> None:
     expected = compute.datasheet(compute.DATASHEET_TFLOPS, "NVIDIA GB10")
     assert expected == 125
+    assert compute.datasheet(compute.DATASHEET_TFLOPS, "NVIDIA RTX A1000") is None
+    assert compute.datasheet(compute.DATASHEET_TFLOPS, "NVIDIA A100-SXM4-80GB") == 312
     check = compute.against_datasheet("matmul bf16", measured, "TFLOP/s", expected)
     assert check.status == status and f"{measured / 125:.0%} of the datasheet's 125" in check.text
 
@@ -131,10 +134,24 @@ def test_every_chip_of_the_datasheets_has_a_bandwidth() -> None:
     assert compute.BANDWIDTH_GBPS.keys() == compute.DATASHEET_TFLOPS.keys()
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (RuntimeError("CUDA error: no kernel image is available for execution on the device"), "failed", "no kernels"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB"), "warning", "other programs"),
+    ],
+)
+def test_a_gpu_that_cannot_run_it_is_told_with_what_mends_it(error: Exception, status: str, words: str) -> None:
+    def fails() -> Check:
+        raise error
+
+    check = compute.tried("matmul bf16", fails)
+    assert check.status == status and words in check.text
+    assert check.mend == (compute.REINSTALL if status == "failed" else "nvidia-smi    # names them")
+
+
 @pytest.mark.gpu
 def test_the_gpu_s_kernels_run() -> None:
-    import torch
-
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     checks = (compute.build, compute.matmul, compute.bandwidth, compute.attention, compute.triton_kernel)

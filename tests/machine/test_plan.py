@@ -80,3 +80,8 @@ def test_durations_are_short(hours: float, text: str) -> None:
 def test_the_table_has_a_line_for_each_stage_and_their_sum() -> None:
     lines = stage_table(stages(D20, BASE_TOKENS), machines(2), None)
     assert [line.split()[0] for line in lines[1:]] == ["pretrain", "midtrain", "sft", "rl", "together"]
+
+
+def test_one_machine_has_no_link_and_the_user_s_watts_win() -> None:
+    one, same, *_ = machines(1, 100)
+    assert (one.flops, one.watts) == (same.flops, same.watts) and one.watts == 100

@@ -56,3 +56,9 @@ def test_where_no_power_is_measured_the_user_s_word_counts(tmp_path: Path, monke
     without = {name: figure for name, figure in STEP.items() if name != "gpu_power_w"}
     lines = [plan.step(i, without) for i in range(MEASURED_STEPS)][-1]
     assert "60 W as NANOCHAT_WATTS says" in lines[0]
+
+
+def test_a_plan_whose_figures_are_no_numbers_is_not_read(tmp_path: Path) -> None:
+    plan = {"flops": "fast", "bandwidth": 1.0, "watts": None, "source": "here"}
+    (tmp_path / replan.FILE).write_text(json.dumps(plan))
+    assert replan.read(tmp_path / replan.FILE) is None

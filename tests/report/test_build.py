@@ -80,8 +80,10 @@ def test_energy_and_cost_follow_from_the_power_that_the_user_names(
     base = newest_stages()[0]
     assert kilowatt_hours(base, Tariff()) is None
     assert kilowatt_hours(base, Tariff(watts=3.6e6)) == pytest.approx(base.seconds)
-    base.rows[-1]["energy_j"] = 7.2e6  # where the machine measured it, that counts
-    assert kilowatt_hours(base, Tariff(watts=100)) == 2.0
+    base.rows[-1]["energy_j"] = 7.2e6  # of the GPUs alone, so what the user names wins
+    assert kilowatt_hours(base, Tariff()) == 2.0
+    base.facts["machines"] = 2
+    assert kilowatt_hours(base, Tariff(watts=3.6e6)) == pytest.approx(2 * base.seconds)
     monkeypatch.setenv("NANOCHAT_WATTS", "3.6e9")
     monkeypatch.setenv("NANOCHAT_PRICE_PER_KWH", "0.5")
     build.write()
