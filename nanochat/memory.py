@@ -2,12 +2,12 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from nanochat.gpt import GPT
 from nanochat.loss import CHUNK_ELEMENTS
+from nanochat.machine import host
 from nanochat.optim import MuonAdamW
 
 ACTIVATIONS_PER_LAYER = 18
@@ -104,9 +104,9 @@ def is_shared(device: torch.device) -> bool:
 
 
 def _available() -> int:
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    return kilobytes * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    memory = host.memory()
+    assert memory is not None  # Linux tells
+    return memory.available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def gib(count: int) -> str:

@@ -2,12 +2,12 @@
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nanochat import memory
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 
@@ -53,23 +53,11 @@ def affordable_slots(model: GPT, wanted: int, budget_gb: float | None) -> int:
     values = 2 * config.n_layer * config.n_kv_head * config.head_dim * config.sequence_len
     slot_bytes = values * model.compute_dtype.itemsize
     if budget_gb is None:
-        return min(wanted, max(1, int(SHARE_OF_FREE_MEMORY * free_memory_bytes(model.device) / slot_bytes)))
+        return min(wanted, max(1, int(SHARE_OF_FREE_MEMORY * memory.free(model.device) / slot_bytes)))
     slots = min(wanted, int(budget_gb * 1e9 / slot_bytes))
     if slots < 1:
         raise UserError(f"--kv-cache-gb {budget_gb} cannot be: one context of this model takes {slot_bytes / 1e9:.3g}")
     return slots
-
-
-def free_memory_bytes(device: torch.device) -> int:
-    """Memory that can still be had: the kernel's estimate, and on CUDA no more than the driver's.
-
-    Where CPU and GPU share their memory, the driver counts the page cache as used, which is given back on demand.
-    """
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    if device.type == "cuda" and not torch.cuda.get_device_properties(device).is_integrated:
-        return torch.cuda.mem_get_info(device)[0]
-    return available
 
 
 @dataclass

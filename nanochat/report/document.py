@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from statistics import median
+from statistics import mean, median
 
 from nanochat import paths
 from nanochat.data.manifest import MANIFEST_FILE
@@ -36,6 +36,7 @@ def document(stages: Sequence[Stage], plots: Mapping[str, str], tariff: Tariff) 
     sections = [
         _opening(stages),
         _stages(stages, tariff),
+        _machine(stages),
         _results(stages, plots),
         _curves(plots),
         _samples(stages),
@@ -94,6 +95,30 @@ def _stages(stages: Sequence[Stage], tariff: Tariff) -> str:
         notes.append(f"Steps left out because the loss or its gradient was not finite: {', '.join(left_out)}.")
     notes.append(tariff.explanation())
     return f"## Stages\n\n{_table(headings, rows)}\n\n{' '.join(notes)}"
+
+
+def _machine(stages: Sequence[Stage]) -> str:
+    """How the machine was doing, as far as it could be measured."""
+
+    def extreme(stage: Stage, key: str, choose: Callable[[Sequence[float]], float]) -> float | None:
+        values = stage.series(key)[1]
+        return choose(values) if values else None
+
+    rows = [
+        (
+            stage.source,
+            _figure(extreme(stage, "gpu_temperature_c", max), "{:.0f} °C"),
+            _figure(extreme(stage, "gpu_clock_mhz", min), "{:,.0f} MHz"),
+            _figure(extreme(stage, "gpu_power_w", mean), "{:.0f} W"),
+            _figure(extreme(stage, "memory_available_bytes", min), "{:.1f} GiB", 2**-30),
+            _figure(extreme(stage, "page_cache_bytes", max), "{:.1f} GiB", 2**-30),
+        )
+        for stage in stages
+    ]
+    if not any(any(row[1:]) for row in rows):
+        return ""
+    headings = ("stage", "hottest", "slowest clock", "mean power", "least memory free", "most page cache")
+    return f"## The machine\n\n{_table(headings, rows)}"
 
 
 def _results(stages: Sequence[Stage], plots: Mapping[str, str]) -> str:

@@ -40,6 +40,7 @@ def test_the_report_has_figures_scores_samples_data_and_options(trained: Path) -
     assert "| arithmetic | 100 | 0% | 10.0% ± 3.0 | 80.0% ± 4.0 |" in text
     assert "| `init_lr_frac` | `1.0` | `0.5` |" in text
     assert "few rows" in text and "step 24\nwell ..." in text
+    assert re.search(r"\| stage \| least memory free \| most page cache \|\n.*\n\| base \| [\d.]+ GiB \|", text)
     for name in re.findall(r"\]\((plots/\S+)\)", text):
         assert (trained / "report" / name).read_bytes().startswith(b"\x89PNG")
     assert {"loss", "bits-per-byte", "optimizer", "speed", "stages"} == {
