@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from nanochat.errors import UserError
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 from nanochat.tracking import read_steps
+from nanochat.trainer import Evaluation
 from tests.test_checkpoint import flip_a_byte
 from tests.test_trainer import HOW, OPTIONS, FewRows, batches, begin, losses
 
@@ -172,6 +174,74 @@ def test_steps_left_out_are_counted(runtime: Runtime, tokenizer: Tokenizer, caps
     assert rows[1]["loss"] is None and rows[2]["loss"] is not None
     assert "5 steps, 2 of them left out" in capsys.readouterr().out
     assert begin(runtime, tokenizer).skipped_steps == 2
+
+
+class BadFrom:
+    """Batches whose loss is not finite from some step on, and in one of which something happens."""
+
+    def __init__(self, bad: range, event: tuple[int, Callable[[], object]] = (0, lambda: None)) -> None:
+        self.bad, self.event = bad, event
+
+    def step_data(self, step: int) -> StepData:
+        if step + 1 == self.event[0]:
+            self.event[1]()
+        data = batches(FewRows()).step_data(step)
+        weight = math.nan if step + 1 in self.bad else 1.0
+        return StepData([b._replace(weights=torch.full(b.targets.shape, weight)) for b in data.batches], {})
+
+
+def test_weights_that_may_be_bad_are_not_saved_and_prune_nothing(
+    runtime: Runtime, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = replace(OPTIONS, save_every=1, keep_last=1)
+    with pytest.raises(KeyboardInterrupt):
+        begin(runtime, tokenizer, options).run(
+            BadFrom(range(3, 99), (5, lambda: signal.raise_signal(signal.SIGTERM))), 9, **HOW
+        )
+    assert steps_saved("test") == [2] and "step 5 is not saved" in capsys.readouterr().out
+    with pytest.raises(UserError, match="the last step had no finite loss"):
+        begin(runtime, tokenizer, options).run(BadFrom(range(4, 5)), 4, **HOW)
+    assert steps_saved("test") == [3]
+    begin(runtime, tokenizer, replace(options, save_every=4)).run(BadFrom(range(4, 6)), 7, **HOW)
+    assert steps_saved("test") == [7]
+
+
+def test_a_save_that_was_due_at_a_bad_step_comes_after_the_next_good_one(
+    runtime: Runtime, tokenizer: Tokenizer
+) -> None:
+    begin(runtime, tokenizer, replace(OPTIONS, save_every=4, keep_last=9)).run(BadFrom(range(4, 6)), 7, **HOW)
+    assert steps_saved("test") == [6, 7]
+
+
+def test_a_stop_saves_before_anything_else(runtime: Runtime, tokenizer: Tokenizer) -> None:
+    def never() -> Any:
+        raise AssertionError("a stop was asked for")
+
+    how = {**HOW, "samples": never, "evaluation": Evaluation(2, never)}
+    with pytest.raises(KeyboardInterrupt):
+        begin(runtime, tokenizer, replace(OPTIONS, sample_every=2)).run(
+            Eventful({2: lambda: signal.raise_signal(signal.SIGTERM)}), 9, **how
+        )
+    assert steps_saved("test") == [2]
+
+
+def test_an_evaluation_or_samples_without_memory_cost_no_step(
+    runtime: Runtime, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exhausted() -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    how = {**HOW, "samples": exhausted, "evaluation": Evaluation(0, exhausted)}
+    begin(runtime, tokenizer).run(batches(FewRows()), 2, **how)
+    out = capsys.readouterr().out
+    assert steps_saved("test") == [2] and "memory ran out in the evaluation" in out and "ran out in the samples" in out
+
+
+def test_after_fresh_the_command_to_go_on_with_is_another(
+    runtime: Runtime, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin(runtime, tokenizer, replace(OPTIONS, fresh=True)).run(batches(FewRows()), 1, **HOW)
+    assert "the same command without --fresh goes on from there" in capsys.readouterr().out
 
 
 def test_a_learning_rate_may_be_lowered_on_a_resume_and_not_raised(runtime: Runtime, tokenizer: Tokenizer) -> None:
