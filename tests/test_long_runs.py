@@ -1,5 +1,6 @@
 """What happens to a run in days: signals, a full disk, a closed terminal, a second run, a damaged checkpoint."""
 
+import contextlib
 import math
 import os
 import pty
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,10 +20,11 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat import checkpoint, paths
+from nanochat import checkpoint, paths, tracking
 from nanochat.checkpoint import MODEL_FILE, OPTIMIZER_FILE
 from nanochat.data.batches import StepData
 from nanochat.errors import UserError
+from nanochat.run_output import LogFile, Terminal
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 from nanochat.tracking import read_steps
@@ -303,6 +306,43 @@ def main(options):
 
 cli.run(main, type(OPTIONS), args=[])
 """
+
+
+@pytest.mark.parametrize("kind", ["terminal", "pipe"])
+def test_who_stops_reading_without_a_word_holds_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    reader, writer = pty.openpty() if kind == "terminal" else os.pipe()
+    with open(writer, "w") as stream, contextlib.closing(LogFile(tmp_path / "log.txt")) as log:
+        monkeypatch.setattr(sys, "stdout", stream)
+        terminal = Terminal(log)
+        terminal.write("the first words\n")
+        assert b"the first words" in os.read(reader, 100)
+        writing = threading.Thread(target=lambda: [terminal.write("x" * 10_000) for _ in range(100)], daemon=True)
+        writing.start()
+        writing.join(20)
+        assert not writing.is_alive() and not terminal.gone
+        assert os.get_blocking(writer)  # others who write there do not get errors
+        while select.select([reader], [], [], 0.1)[0]:
+            os.read(reader, 1 << 16)
+        terminal.write("the last words\n")
+        assert b"the last words" in os.read(reader, 1 << 16)
+    os.close(reader)
+
+
+def test_last_words_do_not_wait_for_a_display_that_is_held(
+    runtime: Runtime, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "SECONDS_FOR_LAST_WORDS", 0.1)
+    run = begin(runtime, tokenizer)
+    with tracking.RunLog(run, 1, {}) as log:
+        held = threading.Event()
+        monkeypatch.setattr(log._display, "show", lambda text: held.wait())
+        said = threading.Thread(target=log.last_words, args=("error: it is stuck",), daemon=True)
+        said.start()
+        said.join(20)
+        assert not said.is_alive() and "error: it is stuck" in (run.folder / "log.txt").read_text()
+        held.set()
 
 
 def test_a_closed_terminal_does_not_stop_a_run(base_dir: Path, tokenizer: Tokenizer) -> None:
