@@ -154,8 +154,9 @@ class StepLog:
         self._waiting = b""
 
     def sync(self) -> None:
-        """Force the lines to the disk."""
-        os.fsync(self._file.fileno())
+        """Force the lines to the disk; a full one costs lines, not the run."""
+        with contextlib.suppress(OSError):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
@@ -174,7 +175,7 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
