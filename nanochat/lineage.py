@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nanochat import checkpoint, paths, run_lock
-from nanochat.checkpoint import SCRIPTS, Checkpoint
+from nanochat.checkpoint import META_FILE, SCRIPTS, Checkpoint
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import MuonAdamW, OptimizerOptions
@@ -26,10 +26,30 @@ ASIDE = "aside"
 """The folder, beside those of the models of a stage, that keeps what --fresh replaced."""
 
 
-def parent_of(source: str, tag: str | None, runtime: Runtime) -> Checkpoint:
-    """The newest sound checkpoint of the stage before `source`. Raises UserError, naming the script to run, if none."""
+def parent_of(source: str, tag: str | None, runtime: Runtime, *, fresh: bool = False) -> Checkpoint:
+    """What the stage `source` grows from: the newest sound checkpoint of the stage before.
+
+    Where that is gone, or only older ones than it began with are sound, it is the newest checkpoint of `source` itself,
+    unless `fresh`: a run goes on without its parent. Raises UserError, naming the script to run, if there is neither.
+    """
+    return runtime.from_main(lambda: _parent(source, tag, fresh))
+
+
+def _parent(source: str, tag: str | None, fresh: bool) -> Checkpoint:
     stages = list(paths.CHECKPOINT_FOLDERS)
-    return runtime.from_main(lambda: checkpoint.find(stages[stages.index(source) - 1], tag))
+    before = stages[stages.index(source) - 1]
+    try:
+        parent = checkpoint.find(before, tag)
+    except UserError:
+        own = None if fresh else checkpoint.newest_sound(source, tag, files=[META_FILE]).checkpoint
+        if not own:
+            raise
+        print(
+            f"note: the {before} checkpoint that {own.describe()} began with is gone or damaged; this goes on without"
+        )
+        return own
+    own = None if fresh else checkpoint.newest_sound(source, tag or parent.tag, files=[META_FILE]).checkpoint
+    return own if own and parent.meta["saved_at"] < own.meta["parent"]["saved_at"] else parent
 
 
 def begin(
@@ -51,10 +71,13 @@ def begin(
     tag = options.model_tag or (parent.tag if parent else f"d{config.n_layer}" if config else "")
     check_tag(tag)
     ancestry: dict[str, Any] | None = None
-    if parent:
+    if parent and parent.source == source:  # itself, as parent_of says
+        ancestry = parent.meta["parent"]
+    elif parent:
         ancestry = {key: parent.meta[key] for key in ("source", "tag", "step", "saved_at")}
+    can_begin = parent is not None and parent.source != source
 
-    existing = runtime.from_main(lambda: _own_checkpoint(source, tag, options.fresh, ancestry, data))
+    existing = runtime.from_main(lambda: _own_checkpoint(source, tag, options.fresh, ancestry, data, can_begin))
     if existing:
         return _resume(existing, options, runtime, tokenizer, config)
     if parent:
@@ -81,9 +104,12 @@ def check_tag(tag: str) -> None:
 
 
 def _own_checkpoint(
-    source: str, tag: str, fresh: bool, ancestry: dict[str, Any] | None, data: str | None
+    source: str, tag: str, fresh: bool, ancestry: dict[str, Any] | None, data: str | None, can_begin: bool
 ) -> Checkpoint | None:
-    """The checkpoint to resume, the model locked and all that stands in the way of a new start set aside."""
+    """The checkpoint to resume, the model locked and all that stands in the way of a new start set aside.
+
+    `can_begin`: whether it may start anew without being asked to.
+    """
     holder = run_lock.hold(source, tag)
     if holder:
         raise UserError(
@@ -92,16 +118,16 @@ def _own_checkpoint(
         )
     folder = paths.checkpoints_dir(source) / tag
     remove_leftovers(folder)
-    existing = checkpoint.newest(source, tag)
     if not fresh:
+        existing = _newest_sound(source, tag)
         if not existing and checkpoint.saved_steps(folder):
             raise UserError(
                 f"no checkpoint in {folder} can be read: restore one from an archive, or start over with "
                 f"{SCRIPTS[source]} --fresh"
             )
         if existing and (existing.meta["parent"], existing.meta["data"]) == (ancestry, data):
-            return _newest_sound(source, tag)
-        if existing and not ancestry:
+            return existing
+        if existing and not can_begin:
             raise UserError(
                 f"{existing.folder} learned from other text ({existing.meta['data']}) than there is now ({data}): "
                 f"prepare that again, or start over with {SCRIPTS[source]} --fresh"
@@ -110,7 +136,10 @@ def _own_checkpoint(
         aside = folder.parent / ASIDE / time.strftime(f"{tag}.%Y%m%d-%H%M%S")
         aside.parent.mkdir(exist_ok=True)
         folder.rename(aside)
-        print(f"the {source} model {tag} that was here is kept as {aside}")
+        print(
+            f"the {source} model {tag} that was here is kept as {aside}; to have it back, stop this run, move {folder} "
+            f"away if it is there, and: mv {aside} {folder}"
+        )
     return None
 
 

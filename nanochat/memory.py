@@ -1,10 +1,13 @@
 """What memory a run needs, what there is, and whether an error means that it ran out."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
+from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.loss import CHUNK_ELEMENTS
 from nanochat.machine import host
@@ -29,6 +32,17 @@ class ExhaustedError(Exception):
 def ran_out(error: BaseException) -> bool:
     """Whether an error means that there was no memory left. On a CPU torch has no type of its own for it."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turn CUDA's running out of memory into a sentence."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(
+            "the GPU's memory ran out: run again with half the --device-batch-size; it resumes from the last checkpoint"
+        ) from None
 
 
 @dataclass(frozen=True)

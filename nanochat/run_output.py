@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import stat
 import sys
 import time
 from pathlib import Path
@@ -39,12 +40,16 @@ class Terminal(io.TextIOBase):
 
     Whoever closes a terminal, or the reader of a pipe, leaves a run that writes to nowhere: the first line would end
     it. Instead, what goes to standard output, and to standard error where that was the same, goes to the log then.
+    And whoever stops to read without a word, as a connection does that is lost, would hold the run up for ever once
+    a terminal's 8 kB or a pipe's 64 are full: what does not fit there is dropped, for the log has it.
     """
 
     def __init__(self, log: LogFile) -> None:
         self.gone = False
         self._log = log
         self._stream: TextIO = sys.stdout
+        self._stream.flush()
+        self._without_waiting = opened_without_waiting(self._stream)
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # a plain attribute in io, which no subclass can set
@@ -59,8 +64,11 @@ class Terminal(io.TextIOBase):
         """Write if there is still somebody to read."""
         if not self.gone:
             try:
-                self._stream.write(text)
-                self._stream.flush()
+                if self._without_waiting:
+                    self._without_waiting.write(text.encode(self.encoding, "replace"))
+                else:
+                    self._stream.write(text)
+                    self._stream.flush()
             except OSError:
                 self._hang_up()
         return len(text)
@@ -79,3 +87,19 @@ class Terminal(io.TextIOBase):
         self._stream.flush()  # what could not be written, part of a bar perhaps, is still in its buffer
         for descriptor in same:
             self._log.take_over(descriptor)
+
+
+def opened_without_waiting(stream: TextIO) -> io.FileIO | None:
+    """The terminal or pipe behind a stream, so that writing takes what there is room for; None if it is neither.
+
+    Opened anew: who shares the stream, such as a shell, would get errors if its own way to write were changed. Looking
+    first (select) does not do, for a terminal waits in the middle of a text.
+    """
+    try:
+        kind = os.fstat(stream.fileno()).st_mode
+        if not (stat.S_ISCHR(kind) or stat.S_ISFIFO(kind)):
+            return None
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
+        return io.FileIO(os.open(f"/proc/self/fd/{stream.fileno()}", flags), "w")
+    except OSError:  # another user's terminal, say, or no file at all
+        return None

@@ -139,6 +139,10 @@ class Runtime:
             dist.all_reduce(tensor, dist.ReduceOp.MIN)
         return int(tensor)
 
+    def largest(self, number: int) -> int:
+        """The greatest of all processes' numbers."""
+        return -self.smallest(-number)
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.share.world_size > 1:

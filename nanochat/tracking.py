@@ -9,6 +9,7 @@ import math
 import netrc
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ FACTS_FILE, METRICS_FILE, SAMPLES_FILE = "run.json", "metrics.jsonl", "samples.j
 """In a model's folder, beside its checkpoints: what is known of the run, and what it told at each step."""
 SECONDS_BETWEEN_LINES = 10.0
 """How often a run says how it stands where there is no terminal to draw a bar on."""
+SECONDS_FOR_LAST_WORDS = 2.0
 
 
 class RunLog:
@@ -74,12 +76,18 @@ class RunLog:
         return self._terminal is not None and self._terminal.gone
 
     def last_words(self, text: str) -> None:
-        """Say why the run ends, from whichever process, which ends without leaving this context."""
+        """Say why the run ends, from whichever process and thread, which ends without leaving this context."""
+        (self._log or LogFile(self._folder / LOG_FILE)).say(text)
+        # The main thread may hold what the display needs, and nobody may read it.
+        shown = threading.Thread(target=self._show_last_words, args=(text,), daemon=True)
+        shown.start()
+        shown.join(SECONDS_FOR_LAST_WORDS)
+
+    def _show_last_words(self, text: str) -> None:
         if self._log:
-            self.say(text)
+            self._display.show(text)
             self._display.close()
         else:
-            LogFile(self._folder / LOG_FILE).say(text)
             with contextlib.suppress(OSError):  # the terminal may be gone
                 print(text, file=sys.stderr, flush=True)
 
@@ -147,8 +155,9 @@ class StepLog:
         self._waiting = b""
 
     def sync(self) -> None:
-        """Force the lines to the disk."""
-        os.fsync(self._file.fileno())
+        """Force the lines to the disk; a full one costs lines, not the run."""
+        with contextlib.suppress(OSError):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
@@ -167,7 +176,7 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -266,7 +275,7 @@ class ProgressDisplay:
             self._last_line = now
             line = f"{self._title} {step}/{self._total}  {figures}  {self._time_left(step, now)} left"
             if self._progress is None:
-                self._print(line)
+                self.show(line)
             if self._log:
                 self._log.say(line)
 
@@ -277,11 +286,12 @@ class ProgressDisplay:
 
     def say(self, text: str) -> None:
         """Print a line above the bar, and log it."""
-        self._print(text)
+        self.show(text)
         if self._log:
             self._log.say(text)
 
-    def _print(self, text: str) -> None:
+    def show(self, text: str) -> None:
+        """Print a line above the bar."""
         if self._console:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 

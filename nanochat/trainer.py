@@ -1,17 +1,14 @@
 """The one training loop. Pretraining, midtraining, SFT and RL differ in the batches they pass to it."""
 
-import contextlib
 import dataclasses
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 from nanochat import memory, paths
 from nanochat.data.batches import Batch, BatchSource
@@ -121,54 +118,65 @@ class Training:
             Interruption() as asked,
             writer,
             Watchdog(self.runtime, log.last_words) as watchdog,
-            explained_memory(),
+            memory.explained(),
         ):
             log.say(self._introduction(num_iterations, step_size))
             log.say(f"on {self.runtime.describe()}, peak {peak_flops / 1e12:,.2f} TFLOP/s ({origin})")
             log.say(f"to follow it: ./watch.sh, or tail -f {self.folder / LOG_FILE}")
-            log.say(
-                f"to stop it: Ctrl-C, or kill -INT {os.getpid()}; it saves, and the same command goes on from there"
-            )
-            stopped = False
-            while self.step < num_iterations and not stopped:
+            log.say(f"to stop it: Ctrl-C, or kill -INT {os.getpid()}; it saves, and {self._again} goes on from there")
+            stop = unsaved = False
+            while self.step < num_iterations and not stop:
                 with watchdog.step():
-                    metrics = self._step(batches, num_iterations, peak_flops, log)
+                    metrics = self._step(batches, num_iterations, peak_flops, log, watchdog)
                 finished = self.step == num_iterations
                 if self.bad_steps:
                     log.say(f"step {self.step}: the loss or its gradient is not finite, so the step is left out")
                     self._give_up_after_too_many()
-                if evaluation and due(self.step, evaluation.every, finished):
-                    self._take_results(evaluation.measure())
-                    metrics |= self.results
+                # Whoever stops it may kill it soon: then saving comes first. The end's evaluation comes never again.
+                hurried = not finished and self.runtime.sum_numbers(asked.stop)[0] > 0
+                if evaluation and not hurried and due(self.step, evaluation.every, finished):
+                    metrics |= self._evaluate(evaluation, log)
                 log.step(self.step, metrics, self.results)
-                if self.runtime.is_main and due(self.step, sample_every, finished):
-                    log.samples(self.step, samples())
+                if self.runtime.is_main and not hurried and due(self.step, sample_every, finished):
+                    self._write_samples(samples, log)
                 self._tell_failed_save(writer.failure(), log)
-                stop, save = self.runtime.sum_numbers(*asked.requests())
-                stopped = stop > 0
-                if stopped or save or due(self.step, self.options.save_every, finished):
-                    self._save(writer, facts, log)
-                if save:
+                stop, save_now = (number > 0 for number in self.runtime.sum_numbers(*asked.requests()))
+                if save_now:
                     log.say(f"saving at step {self.step}, as SIGUSR1 asks")
+                unsaved = unsaved or stop or save_now or due(self.step, self.options.save_every, finished)
+                if unsaved and not self.bad_steps:  # else the weights may be what is bad: after the next good step
+                    self._save(writer, facts, log)
+                    unsaved = False
             failure = writer.finish()
             self.runtime.barrier()
             if failure:
-                raise UserError(f"{failure}: make room, and the same command goes on from the checkpoint before it")
-            if stopped and not finished:
-                log.say(f"stopped and saved at step {self.step}: the same command goes on from there")
+                raise UserError(f"{failure}: make room, and {self._again} goes on from the checkpoint before it")
+            if unsaved:
+                log.say(f"step {self.step} is not saved, for it was not finite; the last checkpoint is kept")
+            if stop and not finished:
+                log.say(f"stopped at step {self.step}: {self._again} goes on from the last checkpoint")
                 raise KeyboardInterrupt
+            if unsaved:
+                raise UserError(f"the last step had no finite loss or gradient: {self._remedy}")
             skipped = f", {self.skipped_steps} of them left out" if self.skipped_steps else ""
             log.say(
                 f"{self.source} {self.tag}: {self.step} steps{skipped} in {format_seconds(self.seconds)}, "
                 f"{peak_memory_bytes(self.runtime.device) / 2**30:.1f} GiB at most, saved in {self.folder}"
             )
 
-    def _step(self, batches: BatchSource, num_iterations: int, peak_flops: float, log: RunLog) -> dict[str, float]:
+    @property
+    def _again(self) -> str:
+        """The command to go on with, for a person."""
+        return "the same command without --fresh" if self.options.fresh else "the same command"
+
+    def _step(
+        self, batches: BatchSource, num_iterations: int, peak_flops: float, log: RunLog, watchdog: Watchdog
+    ) -> dict[str, float]:
         """One optimizer step; what there is to log of it."""
         begun = time.perf_counter()
         data = batches.step_data(self.step)
         lr_scale = lr_multiplier(self.step, num_iterations, self.options)
-        result = self._gradients(data.batches, log)
+        result = self._gradients(data.batches, log, watchdog)
         if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
             self.skipped_steps, self.bad_steps = self.skipped_steps + 1, self.bad_steps + 1
         else:
@@ -191,16 +199,18 @@ class Training:
             **data.metrics,
         }
 
-    def _gradients(self, batches: Sequence[Batch], log: RunLog) -> StepResult:
+    def _gradients(self, batches: Sequence[Batch], log: RunLog, watchdog: Watchdog) -> StepResult:
         """The step's gradients; on fewer rows at once where memory runs out, which leaves the result the same."""
         while True:
             try:
                 return self.gradients.compute(batches, self.most_rows)
             except memory.ExhaustedError:
                 rows = min(self.most_rows, max((len(batch.tokens) for batch in batches), default=1))
+            rows = self.runtime.largest(rows)  # one that has few rows needs no smaller batches than the others
             self.most_rows = (rows + 1) // 2
-            if self.runtime.sum_numbers(rows > 1)[0] == 0:
+            if rows == 1:
                 raise UserError("memory ran out with a single row: train a smaller --depth")
+            watchdog.compiles_again()
             log.say(
                 f"step {self.step + 1}: memory ran out with {rows} rows at once, so it is taken again with "
                 f"{self.most_rows}; the result is the same"
@@ -208,16 +218,32 @@ class Training:
 
     def _give_up_after_too_many(self) -> None:
         if self.bad_steps >= MOST_BAD_STEPS:
-            raise UserError(
-                f"{MOST_BAD_STEPS} steps in a row had no finite loss or gradient: the last checkpoint in {self.folder} "
-                "is good; go on from it with a lower --matrix-lr and --embedding-lr"
-            )
+            raise UserError(f"{MOST_BAD_STEPS} steps in a row had no finite loss or gradient: {self._remedy}")
 
-    def _take_results(self, results: dict[str, float]) -> None:
-        self.results = results
-        bpb = results.get("bpb", math.inf)
-        if bpb < self.best.get("bpb", math.inf):
-            self.best = {"step": self.step, "bpb": bpb}
+    @property
+    def _remedy(self) -> str:
+        return f"go on from the last checkpoint in {self.folder} with a lower --matrix-lr and --embedding-lr"
+
+    def _evaluate(self, evaluation: Evaluation, log: RunLog) -> dict[str, float]:
+        try:
+            self.results = evaluation.measure()
+        except (RuntimeError, MemoryError) as error:
+            # With others in the middle of it, there is no way back to where all go on.
+            if not memory.ran_out(error) or self.runtime.share.world_size > 1:
+                raise
+            log.say(f"step {self.step}: memory ran out in the evaluation, so it is left out")
+            return {}
+        if self.results.get("bpb", math.inf) < self.best.get("bpb", math.inf):
+            self.best = {"step": self.step, "bpb": self.results["bpb"]}
+        return self.results
+
+    def _write_samples(self, samples: Callable[[], list[str]], log: RunLog) -> None:
+        try:
+            log.samples(self.step, samples())
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):
+                raise
+            log.say(f"step {self.step}: memory ran out in the samples, so they are left out")
 
     def facts(self, num_iterations: int, learns: str) -> dict[str, Any]:
         """What is known of the run from its start, for its checkpoints and the report. Survives JSON."""
@@ -268,14 +294,3 @@ class Training:
             f"{self.source} {self.tag}: {config.num_parameters:,} parameters ({config.n_layer} layers of "
             f"{config.n_embd}, context {config.sequence_len}), {begin}, {num_iterations:,} steps of {step_size}"
         )
-
-
-@contextlib.contextmanager
-def explained_memory() -> Iterator[None]:
-    """Turn CUDA's running out of memory into a sentence."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise UserError(
-            "the GPU's memory ran out: run again with half the --device-batch-size; it resumes from the last checkpoint"
-        ) from None

@@ -33,14 +33,14 @@ STILL_SECONDS = 40.0
 STILL_STEPS = 2
 """The same in steps as long as the longest so far, where that is more."""
 STILL_SECONDS_AT_FIRST = 1800.0
-"""The same before the first step is taken: compiling waits for compilers."""
+"""The same until two steps are taken: compiling waits for compilers, and the second tells how long a step is."""
 SECONDS_OF_GRACE = 5.0
 """For processes that end one after the other to do so by themselves."""
 WAITING = ("/torch/distributed/", *(f"/nanochat/{name}.py" for name in ("runtime", "gradients", "optim", "sharding")))
 """Where a main thread stands that waits for the others."""
 SAVING = "/nanochat/saving.py"
 """Where it waits for the disk: that takes as long as it takes."""
-REMEDY = "run the same command again: it goes on from the last checkpoint"
+REMEDY = "run the same command again, without --fresh: it goes on from the last checkpoint"
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Watchdog:
         self._say = say
         self.still_limit = STILL_SECONDS_AT_FIRST
         self._longest_step = 0.0
-        self._has_stepped = False
+        self._steps = 0
         self._beat = Beat(os.getpid(), own_pids(), platform.node())
         self._heard: dict[int, tuple[Beat, float]] = {}
         self._main_thread = threading.get_ident()
@@ -121,10 +121,15 @@ class Watchdog:
         """
         begun = time.monotonic()
         yield
-        seconds = time.monotonic() - begun if self._has_stepped else 0.0
-        self._has_stepped = True
-        self._longest_step = max(self._longest_step, seconds)
-        self.still_limit = max(STILL_SECONDS, STILL_STEPS * self._longest_step)
+        self._steps += 1
+        if self._steps > 1:
+            self._longest_step = max(self._longest_step, time.monotonic() - begun)
+            self.still_limit = max(STILL_SECONDS, STILL_STEPS * self._longest_step)
+
+    def compiles_again(self) -> None:
+        """The step that is being taken is as slow as the first: its batches have another shape."""
+        self._steps = 0
+        self.still_limit = STILL_SECONDS_AT_FIRST
 
     def _watch(self) -> None:
         last = time.monotonic()

@@ -58,7 +58,7 @@ def main(options: RLOptions) -> None:
                 f"the nearest that does not is {runtime.share.world_size}"
             )
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
-        parent = lineage.parent_of("rl", options.model_tag, runtime)
+        parent = lineage.parent_of("rl", options.model_tag, runtime, fresh=options.fresh)
         options = inherit(options, parent.meta["options"])
         run = lineage.begin("rl", options, runtime, tokenizer, parent=parent)
         assert options.num_iterations

@@ -43,7 +43,7 @@ QUICK = replace(DEMO, model_tag="d2", num_iterations=8)
 def main(options: SFTOptions) -> None:
     with Runtime.start(options.device_type) as runtime, Calculator() as calculator:
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
-        parent = lineage.parent_of("sft", options.model_tag, runtime)
+        parent = lineage.parent_of("sft", options.model_tag, runtime, fresh=options.fresh)
         options = inherit(options, parent.meta["options"])
         mixture = mixtures.sft(options.mixture)
         run = lineage.begin("sft", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint())

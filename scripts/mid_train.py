@@ -41,7 +41,7 @@ QUICK = replace(DEMO, model_tag="d2", num_iterations=12)
 def main(options: MidtrainOptions) -> None:
     with Runtime.start(options.device_type) as runtime, Calculator() as calculator:
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
-        parent = lineage.parent_of("mid", options.model_tag, runtime)
+        parent = lineage.parent_of("mid", options.model_tag, runtime, fresh=options.fresh)
         options = inherit(options, parent.meta["options"])
         mixture = mixtures.mid(options.mixture)
         run = lineage.begin("mid", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint())

@@ -1,6 +1,7 @@
 """Ctrl-C ends a run after its step, in one process and in several."""
 
 import contextlib
+import importlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import scripts
 from nanochat.interruption import Interruption
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,6 +66,18 @@ def test_sigusr1_asks_once_for_a_save_and_sighup_for_nothing() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert interruption.requests() == (False, True)
         assert interruption.requests() == (False, False)
+
+
+def test_sigusr1_ends_no_run_that_is_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = (signal.SIGINT, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    monkeypatch.setattr(sys, "argv", ["-m"])
+    try:
+        importlib.reload(scripts)
+        os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

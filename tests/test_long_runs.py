@@ -1,5 +1,6 @@
 """What happens to a run in days: signals, a full disk, a closed terminal, a second run, a damaged checkpoint."""
 
+import contextlib
 import math
 import os
 import pty
@@ -9,21 +10,25 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from nanochat import checkpoint, paths
+from nanochat import checkpoint, paths, tracking
 from nanochat.checkpoint import MODEL_FILE, OPTIMIZER_FILE
 from nanochat.data.batches import StepData
 from nanochat.errors import UserError
+from nanochat.run_output import LogFile, Terminal
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 from nanochat.tracking import read_steps
+from nanochat.trainer import Evaluation
 from tests.test_checkpoint import flip_a_byte
 from tests.test_trainer import HOW, OPTIONS, FewRows, batches, begin, losses
 
@@ -174,6 +179,74 @@ def test_steps_left_out_are_counted(runtime: Runtime, tokenizer: Tokenizer, caps
     assert begin(runtime, tokenizer).skipped_steps == 2
 
 
+class BadFrom:
+    """Batches whose loss is not finite from some step on, and in one of which something happens."""
+
+    def __init__(self, bad: range, event: tuple[int, Callable[[], object]] = (0, lambda: None)) -> None:
+        self.bad, self.event = bad, event
+
+    def step_data(self, step: int) -> StepData:
+        if step + 1 == self.event[0]:
+            self.event[1]()
+        data = batches(FewRows()).step_data(step)
+        weight = math.nan if step + 1 in self.bad else 1.0
+        return StepData([b._replace(weights=torch.full(b.targets.shape, weight)) for b in data.batches], {})
+
+
+def test_weights_that_may_be_bad_are_not_saved_and_prune_nothing(
+    runtime: Runtime, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = replace(OPTIONS, save_every=1, keep_last=1)
+    with pytest.raises(KeyboardInterrupt):
+        begin(runtime, tokenizer, options).run(
+            BadFrom(range(3, 99), (5, lambda: signal.raise_signal(signal.SIGTERM))), 9, **HOW
+        )
+    assert steps_saved("test") == [2] and "step 5 is not saved" in capsys.readouterr().out
+    with pytest.raises(UserError, match="the last step had no finite loss"):
+        begin(runtime, tokenizer, options).run(BadFrom(range(4, 5)), 4, **HOW)
+    assert steps_saved("test") == [3]
+    begin(runtime, tokenizer, replace(options, save_every=4)).run(BadFrom(range(4, 6)), 7, **HOW)
+    assert steps_saved("test") == [7]
+
+
+def test_a_save_that_was_due_at_a_bad_step_comes_after_the_next_good_one(
+    runtime: Runtime, tokenizer: Tokenizer
+) -> None:
+    begin(runtime, tokenizer, replace(OPTIONS, save_every=4, keep_last=9)).run(BadFrom(range(4, 6)), 7, **HOW)
+    assert steps_saved("test") == [6, 7]
+
+
+def test_a_stop_saves_before_anything_else(runtime: Runtime, tokenizer: Tokenizer) -> None:
+    def never() -> Any:
+        raise AssertionError("a stop was asked for")
+
+    how = {**HOW, "samples": never, "evaluation": Evaluation(2, never)}
+    with pytest.raises(KeyboardInterrupt):
+        begin(runtime, tokenizer, replace(OPTIONS, sample_every=2)).run(
+            Eventful({2: lambda: signal.raise_signal(signal.SIGTERM)}), 9, **how
+        )
+    assert steps_saved("test") == [2]
+
+
+def test_an_evaluation_or_samples_without_memory_cost_no_step(
+    runtime: Runtime, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exhausted() -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    how = {**HOW, "samples": exhausted, "evaluation": Evaluation(0, exhausted)}
+    begin(runtime, tokenizer).run(batches(FewRows()), 2, **how)
+    out = capsys.readouterr().out
+    assert steps_saved("test") == [2] and "memory ran out in the evaluation" in out and "ran out in the samples" in out
+
+
+def test_after_fresh_the_command_to_go_on_with_is_another(
+    runtime: Runtime, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin(runtime, tokenizer, replace(OPTIONS, fresh=True)).run(batches(FewRows()), 1, **HOW)
+    assert "the same command without --fresh goes on from there" in capsys.readouterr().out
+
+
 def test_a_learning_rate_may_be_lowered_on_a_resume_and_not_raised(runtime: Runtime, tokenizer: Tokenizer) -> None:
     begin(runtime, tokenizer).run(batches(FewRows()), 1, **HOW)
     with pytest.raises(UserError, match=r"--matrix-lr None, not 0\.03"):
@@ -233,6 +306,43 @@ def main(options):
 
 cli.run(main, type(OPTIONS), args=[])
 """
+
+
+@pytest.mark.parametrize("kind", ["terminal", "pipe"])
+def test_who_stops_reading_without_a_word_holds_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    reader, writer = pty.openpty() if kind == "terminal" else os.pipe()
+    with open(writer, "w") as stream, contextlib.closing(LogFile(tmp_path / "log.txt")) as log:
+        monkeypatch.setattr(sys, "stdout", stream)
+        terminal = Terminal(log)
+        terminal.write("the first words\n")
+        assert b"the first words" in os.read(reader, 100)
+        writing = threading.Thread(target=lambda: [terminal.write("x" * 10_000) for _ in range(100)], daemon=True)
+        writing.start()
+        writing.join(20)
+        assert not writing.is_alive() and not terminal.gone
+        assert os.get_blocking(writer)  # others who write there do not get errors
+        while select.select([reader], [], [], 0.1)[0]:
+            os.read(reader, 1 << 16)
+        terminal.write("the last words\n")
+        assert b"the last words" in os.read(reader, 1 << 16)
+    os.close(reader)
+
+
+def test_last_words_do_not_wait_for_a_display_that_is_held(
+    runtime: Runtime, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "SECONDS_FOR_LAST_WORDS", 0.1)
+    run = begin(runtime, tokenizer)
+    with tracking.RunLog(run, 1, {}) as log:
+        held = threading.Event()
+        monkeypatch.setattr(log._display, "show", lambda text: held.wait())
+        said = threading.Thread(target=log.last_words, args=("error: it is stuck",), daemon=True)
+        said.start()
+        said.join(20)
+        assert not said.is_alive() and "error: it is stuck" in (run.folder / "log.txt").read_text()
+        held.set()
 
 
 def test_a_closed_terminal_does_not_stop_a_run(base_dir: Path, tokenizer: Tokenizer) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from nanochat import checkpoint, lineage, paths
+from nanochat.checkpoint import MODEL_FILE
 from nanochat.data.batches import Batch, RowBatches, Share, StepData
 from nanochat.data.packing import Row
 from nanochat.errors import UserError
@@ -24,6 +26,7 @@ from nanochat.schedule import lr_multiplier
 from nanochat.tokenizer import Tokenizer
 from nanochat.tracking import read_steps
 from nanochat.trainer import Training
+from tests.test_checkpoint import flip_a_byte
 
 SEQUENCE_LEN = 32
 OPTIONS = TrainOptions(
@@ -205,6 +208,33 @@ def test_the_next_stage_starts_from_the_newest_parent_and_again_when_the_parent_
     begin(runtime, tokenizer).run(batches(FewRows()), 2, **HOW)
     changed = lineage.parent_of("mid", None, runtime)
     assert lineage.begin("mid", OPTIONS, runtime, tokenizer, parent=changed).step == 0
+
+
+@pytest.mark.parametrize("accident", ["damaged", "deleted"])
+def test_a_run_goes_on_without_its_parent(runtime: Runtime, tokenizer: Tokenizer, accident: str) -> None:
+    options = replace(OPTIONS, save_every=1)
+    base = begin(runtime, tokenizer, options)
+    base.run(batches(FewRows()), 2, **HOW)
+
+    def mid(fresh: bool = False) -> Training:
+        asked = replace(options, fresh=fresh)
+        parent = lineage.parent_of("mid", None, runtime, fresh=fresh)
+        return lineage.begin("mid", asked, runtime, tokenizer, parent=parent, data="talk")
+
+    mid().run(batches(FewRows()), 1, **HOW)
+    if accident == "damaged":
+        flip_a_byte(base.folder / "step_000002" / MODEL_FILE)
+    else:
+        shutil.rmtree(base.folder)
+    resumed = mid()
+    assert resumed.step == 1 and resumed.parent and resumed.parent["step"] == 2
+    resumed.run(batches(FewRows()), 2, **HOW)
+    if accident == "damaged":
+        begun = mid(fresh=True)
+        assert begun.step == 0 and begun.parent and begun.parent["step"] == 1
+    else:
+        with pytest.raises(UserError, match=r"run \./pretrain\.sh first"):
+            mid(fresh=True)
 
 
 def test_a_run_says_what_it_is_and_keeps_what_the_model_wrote(runtime: Runtime, tokenizer: Tokenizer) -> None:

@@ -93,16 +93,22 @@ def test_both_end_and_the_one_is_named(base_dir: Path, tokenizer: Tokenizer, fau
 
 
 def test_where_steps_are_long_stillness_may_be_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 0.0, 500.0, 1000.0, 1000.0, 1100.0])
+    clock = iter([0.0, 0.0, 500.0, 1000.0, 1000.0, 1100.0, 2000.0, 2000.0, 2500.0])
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: next(clock))
     dog = watchdog.Watchdog(Runtime(torch.device("cpu"), torch.float32, Share(0, 2)), print)
     assert dog.still_limit == watchdog.STILL_SECONDS_AT_FIRST
-    with dog.step():  # 500 s, for it compiles
+    with dog.step():  # compiles
         pass
-    assert dog.still_limit == watchdog.STILL_SECONDS
-    with dog.step():  # 500 s again: so long a main thread may wait for its GPU
+    assert dog.still_limit == watchdog.STILL_SECONDS_AT_FIRST  # how long a step is, is not known yet
+    with dog.step():  # 500 s: so long a main thread may wait for its GPU
         pass
     assert dog.still_limit == 1000.0
+    with dog.step():
+        pass
+    assert dog.still_limit == 1000.0
+    with dog.step():
+        dog.compiles_again()
+    assert dog.still_limit == watchdog.STILL_SECONDS_AT_FIRST
     with dog.step():
         pass
     assert dog.still_limit == 1000.0
