@@ -132,7 +132,10 @@ class StepLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_steps(path) if row["step"] <= resume_step]
         partial = path.with_name(f"{path.name}.partial")  # a crash in between must not cost the log
-        partial.write_text("".join(_line(row) for row in kept))
+        with partial.open("w") as file:
+            file.writelines(_line(row) for row in kept)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
         self._file = path.open("ab", buffering=0)
         self._size = self._file.tell()

@@ -101,6 +101,8 @@ def show(saved: list[Saved], console: Console) -> None:
         column.justify = "right"
     for one in saved:
         bpb, damage = one.bits_per_byte, one.checkpoint.damage()
+        if not one.checkpoint.folder.exists():  # a run that goes on has pruned it meanwhile
+            continue
         table.add_row(
             one.source,
             one.tag,
@@ -120,6 +122,8 @@ def verify(saved: list[Saved], console: Console) -> None:
     damaged = 0
     for one in saved:
         damage = one.checkpoint.damage()
+        if not one.checkpoint.folder.exists():  # a run that goes on has pruned it meanwhile
+            continue
         damaged += damage is not None
         console.print(f"{one.checkpoint.folder}: {damage or 'good'}")
     if damaged:

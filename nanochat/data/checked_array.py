@@ -28,7 +28,7 @@ class CheckedArray:
         except (FileNotFoundError, ValueError):  # none, or empty
             self._mapped = np.empty(0, dtype)
         if len(self._mapped) != length:
-            raise UserError(f"{path} is damaged: delete {path.parent} and run ./prepare.sh again")
+            raise UserError(f"{path} is damaged: delete that file and run ./prepare.sh, which makes it again")
         self._per_block = BLOCK_BYTES // dtype.itemsize
         self._checksums = checksums
         self._checked = np.zeros(len(checksums), bool)

@@ -140,10 +140,18 @@ def newest_folder(model_tag: str | None = None) -> Path | None:
     for source in paths.CHECKPOINT_FOLDERS:
         for folder in paths.checkpoints_dir(source).glob(model_tag or "*"):
             written = [*folder.glob(METRICS_FILE), *folder.glob(f"step_*/{META_FILE}")]
-            time = max((file.stat().st_mtime for file in written), default=None)
+            time = max((_written_at(file) for file in written), default=None)
             if time is not None and (newest is None or time > newest[0]):
                 newest = (time, folder)
     return newest[1] if newest else None
+
+
+def _written_at(file: Path) -> float:
+    """When a file was written; 0 if a run that goes on has pruned it meanwhile."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _parent_folder(stage: Stage) -> Path | None:
