@@ -65,7 +65,7 @@ def main(options: RLOptions) -> None:
         own = -(-options.examples_per_step // runtime.share.world_size) * options.num_samples
         task = mixtures.rl(options.mixture)
         device_batch_size = batch_size.choose(run, most_rows=own)
-        # Writing keeps far less of a token than learning does, and still --device-batch-size has to help where memory ends.
+        # Writing keeps far less of a token than learning does; --device-batch-size has to help all the same.
         at_once = min(own, 128, 16 * device_batch_size)
         batches = RolloutBatches(
             ChatModel("rl", run.tag, run.step, Engine(run.model, tokenizer, calculator, max_batch_size=at_once)),
