@@ -78,7 +78,11 @@ class Runtime:
             # The main process tokenises, evaluates and saves while the others wait, on a big run for over ten minutes.
             dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=timedelta(hours=2))
             if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:  # torchrun's number of machines
-                agreement.check(reads)
+                try:
+                    agreement.check(reads)
+                except UserError:
+                    dist.destroy_process_group()  # gloo's threads abort a process that ends before they do
+                    raise
         return cls(device, native_dtype(device), share, time.monotonic())
 
     def __enter__(self) -> "Runtime":

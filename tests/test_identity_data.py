@@ -27,7 +27,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def view(*args: str) -> int:
     """Run the program; its exit code."""
     try:
-        cli.run(identity_data.main, identity_data.Options, args=list(args))
+        cli.run(identity_data.main, identity_data.Options, demo=identity_data.DEMO, args=list(args))
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
