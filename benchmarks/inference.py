@@ -18,12 +18,13 @@ from transformers import NanoChatConfig, NanoChatForCausalLM
 
 from nanochat import cli
 from nanochat.data import embedded
-from nanochat.gpt import GPT, LOGIT_SOFTCAP, RMS_NORM_EPS, GPTConfig
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.hub.architecture import shape_in_transformers, their_name
 from nanochat.inference.engine import Engine
 from nanochat.inference.request import Request
 from nanochat.inference.sampling import Sampling
 from nanochat.options import check_range
-from nanochat.runtime import Runtime
+from nanochat.runtime import Runtime, measure_matmul_flops
 from nanochat.tokenizer import Tokenizer
 
 
@@ -155,17 +156,8 @@ class Bench:
         return len(prompts) * length / (self.clock() - begun)
 
     def matmul_flops(self) -> float:
-        """FLOP/s of a square matmul, the best of five; on a GPU so large that the launch hardly counts."""
-        size, products = (8192, 10) if self.runtime.device.type == "cuda" else (2048, 1)
-        a, b = torch.randn(2, size, size, device=self.runtime.device).to(self.runtime.compute_dtype)
-        times = []
-        for _ in range(5):
-            begun = self.clock()
-            for _ in range(products):
-                product = a @ b
-            product[0, 0].item()
-            times.append(self.clock() - begun)
-        return 2 * size**3 * products / min(times)
+        """FLOP/s of a large matmul, by the same clock."""
+        return measure_matmul_flops(self.runtime.device, self.runtime.compute_dtype, self.clock)
 
     def first_token_under_load(self) -> float:
         """Seconds to the first token of one more request, while all other slots are writing."""
@@ -209,24 +201,8 @@ class Bench:
 
 def peer_of(model: GPT) -> Any:
     """transformers' model with the same weights."""
-    config = model.config
-    peer = NanoChatForCausalLM(
-        NanoChatConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.n_embd,
-            intermediate_size=4 * config.n_embd,
-            num_hidden_layers=config.n_layer,
-            num_attention_heads=config.n_head,
-            num_key_value_heads=config.n_kv_head,
-            max_position_embeddings=config.sequence_len,
-            rms_norm_eps=RMS_NORM_EPS,
-            final_logit_softcapping=LOGIT_SOFTCAP,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        )
-    )
-    peer.load_state_dict(
-        {name if name.startswith("lm_head") else f"model.{name}": weight for name, weight in model.state_dict().items()}
-    )
+    peer = NanoChatForCausalLM(NanoChatConfig(**shape_in_transformers(model.config)))
+    peer.load_state_dict({their_name(name): weight for name, weight in model.state_dict().items()})
     return peer.eval().to(model.device, model.compute_dtype)
 
 

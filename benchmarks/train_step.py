@@ -22,7 +22,7 @@ from nanochat import cli
 from nanochat.data.batches import Batch, RowBatches
 from nanochat.data.packing import StreamRows
 from nanochat.data.token_shards import ShardedIds, TokenShards
-from nanochat.gpt import GPT, RMS_NORM_EPS, GPTConfig
+from nanochat.gpt import GPT, GPTConfig
 from nanochat.gradients import StepGradients
 from nanochat.loss import IGNORE
 from nanochat.optim import MuonAdamW, OptimizerOptions
@@ -175,15 +175,10 @@ def peer_step(options: BenchmarkOptions, runtime: Runtime, config: GPTConfig) ->
     """The same step with transformers' class and torch's AdamW, its weights fp32 and cast by autocast, as is usual."""
     from transformers import NanoChatConfig, NanoChatForCausalLM
 
+    from nanochat.hub.architecture import shape_in_transformers
+
     with torch.device(runtime.device):
-        model = NanoChatForCausalLM(
-            NanoChatConfig(
-                vocab_size=config.vocab_size, hidden_size=config.n_embd, intermediate_size=4 * config.n_embd,
-                num_hidden_layers=config.n_layer, num_attention_heads=config.n_head,
-                num_key_value_heads=config.n_kv_head, max_position_embeddings=config.sequence_len,
-                rms_norm_eps=RMS_NORM_EPS, use_cache=False,
-            )
-        )  # fmt: skip
+        model = NanoChatForCausalLM(NanoChatConfig(**shape_in_transformers(config), use_cache=False))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     loader = random_batches(options, runtime)
     half = runtime.compute_dtype != torch.float32

@@ -11,7 +11,7 @@ from rich.console import Console
 from nanochat import checkpoint, cli, paths
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel, load_chat
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling import CHAT, Sampling
 from nanochat.serve.menu import Menu, ModelCard, trained
 from nanochat.serve.terminal import TerminalChat, answer_once, keyboard
 
@@ -32,11 +32,11 @@ class Options:
     """such as d20; by default the newest"""
     step: int | None = None
     """by default the last"""
-    temperature: float = 0.8
+    temperature: float = CHAT.temperature
     """0 always takes the likeliest token"""
-    top_k: int = 50
+    top_k: int = CHAT.top_k or 0
     """sample among this many tokens; 0 for all"""
-    max_tokens: int = 512
+    max_tokens: int = CHAT.max_tokens
     """longest reply"""
     seed: int | None = None
     """of the one answer that -p prints; by default another each time"""

@@ -9,7 +9,7 @@ import torch
 from nanochat import checkpoint, cli, paths
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel, load_chat
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling import CHAT, Sampling
 from nanochat.options import check_range
 from nanochat.runtime import resolve_device_type
 from nanochat.serve import listen
@@ -36,11 +36,11 @@ class Options:
     """what requests must bring; by default NANOCHAT_API_KEY, which other users of this machine cannot see"""
     allow_origin: list[str] = field(default_factory=list)
     """pages of other servers that may use the API in a browser, such as https://example.org"""
-    temperature: float = 0.8
+    temperature: float = CHAT.temperature
     """0 always takes the likeliest token"""
-    top_k: int = 50
+    top_k: int = CHAT.top_k or 0
     """sample among this many tokens; 0 for all"""
-    max_tokens: int = 512
+    max_tokens: int = CHAT.max_tokens
     """longest reply"""
     max_batch_size: int = 16
     """replies written at once by each GPU"""

@@ -13,14 +13,13 @@ from transformers.utils import logging
 
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, LOGIT_SOFTCAP, RMS_NORM_EPS, GPTConfig
+from nanochat.inference.sampling import CHAT
 from nanochat.tokenizer import Tokenizer
 
 ARCHITECTURE = "NanoChatForCausalLM"
 MAX_SHARD_SIZE = "5GB"
 MOST_EPS = 1e-5
 """Of RMSNorm. Activations have a mean square near 1, so that no eps below this can be told from another."""
-TEMPERATURE, TOP_K, REPLY_TOKENS = 0.8, 50, 512
-"""What chat.sh samples with."""
 
 
 @contextmanager
@@ -43,23 +42,30 @@ def transformers_config(config: GPTConfig, tokenizer: Tokenizer) -> NanoChatConf
     There is no padding id: torch would keep that row of the embedding from ever being trained again.
     """
     return NanoChatConfig(
+        **shape_in_transformers(config),
         architectures=[ARCHITECTURE],
         dtype=torch.bfloat16,
-        vocab_size=config.vocab_size,
-        hidden_size=config.n_embd,
-        intermediate_size=4 * config.n_embd,
-        num_hidden_layers=config.n_layer,
-        num_attention_heads=config.n_head,
-        num_key_value_heads=config.n_kv_head,
-        max_position_embeddings=config.sequence_len,
-        rms_norm_eps=RMS_NORM_EPS,
-        final_logit_softcapping=LOGIT_SOFTCAP,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.special("<|assistant_end|>"),
         pad_token_id=None,
     )
+
+
+def shape_in_transformers(config: GPTConfig) -> dict[str, Any]:
+    """Shape and arithmetic of the model, by the names of NanoChatConfig."""
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.n_embd,
+        "intermediate_size": 4 * config.n_embd,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_kv_head,
+        "max_position_embeddings": config.sequence_len,
+        "rms_norm_eps": RMS_NORM_EPS,
+        "final_logit_softcapping": LOGIT_SOFTCAP,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+    }
 
 
 def generation_config(config: GPTConfig, tokenizer: Tokenizer) -> GenerationConfig:
@@ -73,9 +79,9 @@ def generation_config(config: GPTConfig, tokenizer: Tokenizer) -> GenerationConf
         eos_token_id=[tokenizer.special("<|assistant_end|>"), tokenizer.bos_id],
         pad_token_id=tokenizer.bos_id,
         do_sample=True,
-        temperature=TEMPERATURE,
-        top_k=TOP_K,
-        max_new_tokens=min(REPLY_TOKENS, config.sequence_len // 2),
+        temperature=CHAT.temperature,
+        top_k=CHAT.top_k,
+        max_new_tokens=min(CHAT.max_tokens, config.sequence_len // 2),
         suppress_tokens=list(range(tokenizer.vocab_size, config.vocab_size)) or None,
     )
 

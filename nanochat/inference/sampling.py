@@ -63,6 +63,10 @@ class Sampling:
         return dataclasses.replace(self, seed=int(seed[0]))
 
 
+CHAT = Sampling(max_tokens=512, temperature=0.8, top_k=50)
+"""How chat.sh and chat_cli.sh draw where nothing else is asked for, and a shared model elsewhere."""
+
+
 def uniform(seeds: Sequence[int], indices: Sequence[int]) -> np.ndarray:
     """A number in [0, 1) for each (seed, index), a hash of the two: no generator, so no state to keep or share.
 

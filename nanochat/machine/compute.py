@@ -52,7 +52,7 @@ def build() -> Check:
 
 def matmul() -> Check:
     """The speed of a bf16 matmul."""
-    flops = measure_matmul_flops(torch.device("cuda"), torch.bfloat16, size=8192)
+    flops = measure_matmul_flops(torch.device("cuda"), torch.bfloat16)
     return against_datasheet("matmul bf16", flops / 1e12, "TFLOP/s", datasheet(DATASHEET_TFLOPS, _name()))
 
 
@@ -114,7 +114,7 @@ def right(name: str, work: Callable[[], Tensor], expected: Tensor) -> Check:
 def cpu() -> Check:
     """The speed of the CPU, where there is no GPU."""
     dtype = native_dtype(torch.device("cpu"))
-    flops = measure_matmul_flops(torch.device("cpu"), dtype, size=1024)
+    flops = measure_matmul_flops(torch.device("cpu"), dtype)
     kind = str(dtype).removeprefix("torch.")
     return Check("CPU", "ok", f"{cpu_name()}, {torch.get_num_threads()} threads, {flops / 1e12:.2f} TFLOP/s in {kind}")
 
