@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from nanochat.errors import UserError
 from nanochat.inference.sampling import Sampling
 from nanochat.serve import api
-from nanochat.serve.guard import SECURITY_HEADERS, Guard
+from nanochat.serve.guard import Guard
 from nanochat.serve.metrics import Counted, Metrics
 from nanochat.serve.pool import Pool
 from nanochat.serve.protocol import ApiError, RenderRequest, error_body
@@ -68,7 +68,7 @@ def create_app(
     # FastAPI's own documentation pages load their script from another host, so they are off.
     app = FastAPI(title="nanochat", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_middleware(Guard, max_body_bytes=MAX_BODY_BYTES, allowed_hosts=allowed_hosts, api_key=api_key)
-    app.add_middleware(Counted, metrics=metrics)  # around the guard, whose refusals count too
+    app.add_middleware(Counted, metrics=metrics)  # around the guard, whose own answers count too
     if allowed_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -125,7 +125,7 @@ def create_app(
 
 
 def _speak_openai_errors(app: FastAPI) -> None:
-    """Every refusal in OpenAI's shape, and none with status 422."""
+    """Every refusal in OpenAI's shape, and none with status 422; Guard answers for what no route expected."""
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:
@@ -150,7 +150,3 @@ def _speak_openai_errors(app: FastAPI) -> None:
         param = ".".join(str(step) for step in first["loc"][1:]) or None
         message = f"{param}: {first['msg']}" if param else first["msg"]
         return JSONResponse(error_body(400, message, code="invalid_value", param=param), 400)
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse(error_body(500, "the server failed to answer"), 500, SECURITY_HEADERS)

@@ -1,6 +1,7 @@
 """What holds for every request and every response, whatever route it takes."""
 
 import hmac
+import logging
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat.serve.protocol import error_body
 
+log = logging.getLogger(__name__)
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -21,8 +23,6 @@ SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
-
-
 OPEN_PATHS = ("/", "/health", "/code.css")
 """what anyone may have, as well as /static: the page has to be there to ask for the key"""
 
@@ -30,7 +30,8 @@ OPEN_PATHS = ("/", "/health", "/code.css")
 class Guard:
     """Adds the security headers; refuses bodies that are too large, a wrong key, and names that are not this server's.
 
-    The last is against DNS rebinding: a page elsewhere whose own name suddenly points at 127.0.0.1 could
+    A route that fails unexpectedly is logged and answered for here, with status 500: what Starlette has for that lies
+    outside all middleware, so the answer would bear no header of theirs and not be counted. The check of names is against DNS rebinding: a page elsewhere whose own name suddenly points at 127.0.0.1 could
     otherwise talk to the model as if it were ours.
     """
 
@@ -51,8 +52,12 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
+        started = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
@@ -66,6 +71,12 @@ class Guard:
             await self.app(scope, _Metered(receive, self.max_body_bytes), send_with_headers)
         except _TooLarge:
             await self._too_large()(scope, receive, send_with_headers)
+        except Exception:
+            if started:  # too late for another answer: the connection breaks off
+                raise
+            log.exception("%s %s failed", scope["method"], getattr(scope.get("route"), "path", "a request"))
+            body = error_body(500, "the server failed to answer")
+            await JSONResponse(body, 500)(scope, receive, send_with_headers)
 
     def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
         if self.allowed_hosts is not None and _host_name(headers.get("host", "")) not in self.allowed_hosts:

@@ -283,6 +283,30 @@ def test_metrics_count_what_happened(both: Both) -> None:
     assert "nanochat_requests_running 0.0" in text and "nanochat_reply_tokens_per_second_bucket" in text
 
 
+def test_bug_in_a_route_is_logged_told_in_openais_shape_and_counted(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreadable() -> list[ModelCard]:
+        raise PermissionError("chatsft_checkpoints")
+
+    origin = {"origin": "https://friend.example"}
+    with scripted(tokenizer, allowed_origins=["https://friend.example"]) as (served, _):
+        monkeypatch.setattr(served.pool.menu, "_others", unreadable)
+        failed = served.client.get("/v1/models", headers=origin)
+        assert failed.status_code == 500
+        told = {"message": "the server failed to answer", "type": "server_error", "param": None, "code": None}
+        assert failed.json() == {"error": told}
+        assert failed.headers["x-content-type-options"] == "nosniff"
+        assert failed.headers["access-control-allow-origin"] == "https://friend.example"
+        assert served.client.post(CHAT, json=say("my secret", model="another")).status_code == 500
+        text = served.client.get("/metrics").text
+        assert 'nanochat_requests_total{path="/v1/models",status="500"} 1.0' in text
+        assert 'nanochat_requests_total{path="/v1/chat/completions",status="500"} 1.0' in text
+        assert served.client.post(CHAT, json=say("hello")).status_code == 200
+    assert caplog.text.count("PermissionError: chatsft_checkpoints") == 2
+    assert "GET /v1/models failed" in caplog.text and "secret" not in caplog.text
+
+
 def test_page_and_its_files_ask_no_other_host_for_anything(client: httpx.Client) -> None:
     page = client.get("/")
     assert "default-src 'none'" in page.headers["content-security-policy"]
