@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_playwright
 
 from nanochat.serve.menu import ModelCard
 from nanochat.tokenizer import Tokenizer
@@ -67,6 +67,12 @@ def send(page: Page, text: str) -> None:
 
 def replies(page: Page) -> Locator:
     return page.get_by_role("article", name="Reply")
+
+
+def is_kept(page: Page, text: str) -> bool:
+    """Whether the browser has stored it. (wait_for_function needs eval, which the page's policy forbids.)"""
+    found = page.evaluate("(text) => Object.values(localStorage).some((value) => value.includes(text))", text)
+    return bool(found)
 
 
 def test_a_message_is_answered_and_the_speed_is_shown(page: Page) -> None:
@@ -134,7 +140,7 @@ def test_whole_reply_is_kept_before_it_is_drawn(page: Page) -> None:
     page.route("**/render", lambda route: None)  # never answered
     send(page, "good day")
     expect(replies(page)).to_have_count(1)
-    page.wait_for_function("Object.values(localStorage).some((value) => value.includes('\"speed\"'))")
+    until(lambda: is_kept(page, '"speed"'))
     page.unroute("**/render")
     page.reload()
     expect(replies(page).locator(".text")).to_have_text(["good day"])
@@ -167,6 +173,48 @@ def test_what_was_written_before_a_reload_is_kept(page: Page) -> None:
     expect(replies(page).locator(".text")).to_have_text("well")
     page.reload()
     expect(replies(page).locator(".text")).to_have_text("well")
+    expect(replies(page)).to_contain_text("Stopped.")
+
+
+def test_what_was_written_before_the_browser_crashed_is_kept(
+    page: Page, both: tuple[Served, ScriptedChatModel]
+) -> None:
+    send(page, "wait")
+    until(lambda: is_kept(page, '"well"'))
+    with pytest.raises(Error):  # no event tells the page of it
+        page.goto("chrome://crash")
+    again = page.context.new_page()
+    again.goto(both[0].url)
+    expect(replies(again).locator(".text")).to_have_text("well")
+    expect(replies(again)).to_contain_text("Stopped.")
+    both[1].engine.go.set()
+    replies(again).get_by_label("Regenerate").click()
+    expect(replies(again).locator(".text")).to_have_text("well done")
+    again.reload()
+    expect(replies(again).locator(".stats")).to_be_visible()
+    expect(replies(again)).not_to_contain_text("Stopped.")
+
+
+def test_page_that_is_come_back_to_shows_what_was_stopped(page: Page) -> None:
+    send(page, "wait")
+    expect(replies(page).locator(".text")).to_have_text("well")
+    for name in ("pagehide", "pageshow"):  # as when the browser keeps a page that is left, and brings it back
+        page.evaluate(f"dispatchEvent(new PageTransitionEvent('{name}', {{persisted: true}}))")
+    expect(replies(page).locator(".text")).to_have_text("well")
+    expect(replies(page)).to_contain_text("Stopped.")
+    expect(replies(page).get_by_label("Regenerate")).to_be_visible()
+
+
+def test_name_can_be_typed_while_a_reply_is_written(page: Page) -> None:
+    send(page, "wait")
+    rows = page.get_by_label("Conversations").get_by_role("listitem")
+    rows.first.hover()
+    rows.get_by_label("Rename wait").click()
+    page.keyboard.type("pati")
+    until(lambda: is_kept(page, '"well"'))
+    page.keyboard.type("ence")
+    page.keyboard.press("Enter")
+    expect(rows).to_have_text(["patience"])
 
 
 def test_tool_call_is_a_step_with_code_and_result(page: Page) -> None:

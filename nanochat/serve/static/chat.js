@@ -10,6 +10,7 @@ const element = (id) => document.getElementById(id);
 const composer = element("composer"), input = element("input"), send = element("send");
 const scroll = element("scroll"), messages = element("messages"), model = element("model");
 const OPEN = "nanochat:open", MODEL = "nanochat:model";
+const PAUSE = 1000; // milliseconds between two times that a reply is kept while it is written
 
 let chat = store.newConversation();
 let underWay = null; // {controller, store()} of the reply being written
@@ -77,10 +78,16 @@ async function answer(before = []) {
   const reply = (underWay = {
     controller,
     store() {
-      if (view.parts.length) mine.messages[index] = { role: "assistant", content: view.parts };
+      if (view.parts.length) mine.messages[index] = { role: "assistant", content: view.parts, stopped: true };
       else mine.messages.push(...before);
     },
   });
+  // A browser that crashes says no farewell.
+  const keeping = setInterval(() => {
+    if (underWay !== reply || !view.parts.length) return;
+    reply.store();
+    keep();
+  }, PAUSE);
   if (!before.length) keep();
   showState();
   const stats = { model: model.value && model.selectedOptions[0].textContent };
@@ -89,11 +96,13 @@ async function answer(before = []) {
     await stream(view, controller.signal, stats);
   } catch (error) {
     problem = error;
+  } finally {
+    clearInterval(keeping);
   }
   if (underWay !== reply) return; // another conversation was opened meanwhile, or this was taken back
   underWay = null;
   reply.store();
-  if (view.parts.length) mine.messages[index].stats = stats;
+  if (view.parts.length) Object.assign(mine.messages[index], { stats, stopped: Boolean(problem) });
   keep(); // at once: the reader may leave while the text is still being drawn
   if (!problem && !model.value) showModels().catch(() => {}); // the server could not be reached before
   let node = view.node;
@@ -160,12 +169,13 @@ function open(next = store.newConversation()) {
   chat = next;
   messages.replaceChildren();
   const replies = [];
-  chat.messages.forEach(({ role, stats }, index) => {
+  chat.messages.forEach(({ role, stats, stopped }, index) => {
     if (role === "user") {
       showUser(index);
     } else {
-      replies.push(showReply(index));
-      replies.at(-1).end(stats);
+      const reply = showReply(index);
+      replies.push(reply);
+      reply.end(stats).then(() => stopped && reply.note("Stopped."));
     }
   });
   renderAll(replies).then(() => (scroll.scrollTop = scroll.scrollHeight));
@@ -233,6 +243,7 @@ model.addEventListener("change", () => {
   }
 });
 addEventListener("pagehide", leave);
+addEventListener("pageshow", (event) => { if (event.persisted) open(chat); }); // back, and the reply was stopped
 for (const button of document.querySelectorAll(".suggestions button")) {
   button.addEventListener("click", () => ask(button.textContent));
 }

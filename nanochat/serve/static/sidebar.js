@@ -8,6 +8,7 @@ const list = element("conversations"), query = element("search"), curtain = elem
 const phone = matchMedia("(max-width: 760px)");
 let actions = null;
 let current = null;
+let shown = ""; // what the list says
 
 // `given`: {open(id), begin(), removed(id), renamed(id, title)}; the page's part in what happens here.
 export function start(given) {
@@ -40,9 +41,14 @@ function toggle() {
   else document.body.classList.toggle("narrow");
 }
 
+// The list is left alone where nothing would change: a reply is kept every second, by any tab, and a name that is
+// being typed here must survive that.
 export function show() {
-  list.replaceChildren();
   const found = store.search(query.value);
+  const wanted = JSON.stringify([query.value, current, found.map(({ id, title }) => [id, title])]);
+  if (wanted === shown) return;
+  shown = wanted;
+  list.replaceChildren();
   for (const conversation of found) list.append(item(conversation));
   if (!found.length) add(list, "li", "nothing", query.value ? "Nothing found" : "Conversations are kept in this browser");
 }
@@ -78,6 +84,7 @@ function rename(row, id, title) {
       store.rename(id, name);
       actions.renamed(id, name);
     }
+    shown = ""; // the row is a field still
     show();
   };
   input.addEventListener("keydown", (event) => {

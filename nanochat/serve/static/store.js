@@ -1,5 +1,5 @@
 // Conversations and settings, kept in this browser and nowhere else.
-// A conversation: {id, title, updated, messages: [{role, content, stats?}]}, content of a reply as parts {type, text}.
+// A conversation: {id, title, updated, messages: [{role, content, stats?, stopped?}]}, content of a reply as parts {type, text}.
 
 const CHAT = "nanochat:chat:";
 const ROLES = new Set(["user", "assistant"]);
