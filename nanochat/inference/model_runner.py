@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanochat.gpt import GPT, LOGIT_SOFTCAP, RMS_NORM_EPS
+from nanochat.inference.blocked_attention import QUERY_BLOCK, blocked_attention
 from nanochat.inference.kv_cache import KVCache
 
 TRANSPOSED_ROWS = range(16, 128)
@@ -154,11 +155,16 @@ class ModelRunner:
                 slots.extend([span.first_slot + i] * span.count)
         return on_device(positions, self.device), on_device(slots, self.device)
 
+    def _in_blocks(self, span: Span) -> bool:
+        return span.count > QUERY_BLOCK and self.device.type == "cpu" and self.embedding.dtype == torch.float32
+
     def _mask(self, span: Span) -> Tensor | None:
         """What to add to attention scores, (sequences, 1, count, length); None where every key may be seen."""
         start, count = max(span.starts), span.count
         if (count == 1 and min(span.starts) == start) or (start == 0 and len(span.starts) == 1):
             return None  # of a prompt's beginning, too: it is simply causal
+        if self._in_blocks(span):
+            return None  # it brings its own
         keys = torch.arange(start + count, device=self.device)
         first = on_device(span.starts, self.device)[:, None, None]
         hidden = keys > first + torch.arange(count, device=self.device)[:, None]
@@ -175,6 +181,8 @@ class ModelRunner:
         """Attention of a span's tokens, (rows, n_head * head_dim). query: (N, n_head, head_dim)."""
         span = view.span
         query = query[span.first_row : span.first_row + span.rows]
+        if self._in_blocks(span):
+            return blocked_attention(query, view.keys[layer].squeeze(0), view.values[layer].squeeze(0))
         query = query.unsqueeze(2) if span.count == 1 else query.transpose(0, 1).unsqueeze(0)
         attended = F.scaled_dot_product_attention(
             query,

@@ -11,10 +11,11 @@ SHAPES = [{}, {"n_head": 4, "n_kv_head": 2, "n_embd": 128}, {"depth": 5}]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("count", [3, 20])  # below and above the number of rows from which products are transposed
+# below and above the number of rows from which products are transposed, and of tokens whose attention goes in blocks
+@pytest.mark.parametrize("count", [3, 20, 300])
 def test_chunks_and_single_tokens_in_one_pass(shape: dict[str, int], count: int) -> None:
-    model = random_model(**shape).eval()
-    tokens = torch.randint(500, (4, 60), generator=torch.Generator().manual_seed(1))
+    model = random_model(sequence_len=340, **shape).eval()
+    tokens = torch.randint(500, (4, 340), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         runner = ModelRunner(model, KVCache(model, slots=5), vocab_size=500)
         held = (9, 17, 30, 0)
