@@ -74,7 +74,7 @@ def create_app(
             CORSMiddleware,
             allow_origins=allowed_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # OpenAI's client for browsers sends a dozen of its own
             expose_headers=[api.DROPPED_HEADER, "Retry-After"],
         )
     app.mount("/static", StaticFiles(directory=STATIC), name="static")

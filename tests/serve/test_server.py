@@ -339,8 +339,11 @@ def test_pages_of_other_sites_get_nothing(client: httpx.Client) -> None:
 
 def test_pages_that_were_allowed_may_use_the_api(tokenizer: Tokenizer) -> None:
     with scripted(tokenizer, allowed_origins=["https://friend.example"], api_key="secret") as (served, _):
-        asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+        # as OpenAI's client for browsers asks
+        names = "authorization,content-type,x-stainless-lang,x-stainless-retry-count"
+        asked = {"access-control-request-method": "POST", "access-control-request-headers": names}
         friend = served.client.options(CHAT, headers={"origin": "https://friend.example", **asked})
+        assert friend.status_code == 200 and "x-stainless-lang" in friend.headers["access-control-allow-headers"]
         assert friend.headers["access-control-allow-origin"] == "https://friend.example"
         assert "access-control-allow-credentials" not in friend.headers
         other = served.client.options(CHAT, headers={"origin": "https://evil.example", **asked})
