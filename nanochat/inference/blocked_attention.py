@@ -13,8 +13,8 @@ _HIDDEN = torch.full((QUERY_BLOCK, QUERY_BLOCK), -torch.inf).triu(1)
 def blocked_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attention of a sequence's T newest tokens to themselves and to all before them, in fp32.
 
-    A prompt of 512 tokens at depth 4 is read in 56 ms of one AVX2 core, where torch's scaled_dot_product_attention, which
-    works on 64 queries at a time, takes 64; up to 128 tokens that is the faster.
+    With it the model reads 512 tokens at depth 4 in 56 ms of one AVX2 core; with torch's scaled_dot_product_attention,
+    which is the faster for up to 128 tokens, in 64.
 
     query: (T, n_head, head_dim); keys, values: (n_kv_head, L, head_dim) -> (T, n_head * head_dim)
     """

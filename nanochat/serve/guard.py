@@ -31,7 +31,9 @@ class Guard:
     """Adds the security headers; refuses bodies that are too large, a wrong key, and names that are not this server's.
 
     A route that fails unexpectedly is logged and answered for here, with status 500: what Starlette has for that lies
-    outside all middleware, so the answer would bear no header of theirs and not be counted. The check of names is against DNS rebinding: a page elsewhere whose own name suddenly points at 127.0.0.1 could
+    outside all middleware, so the answer would bear no header of theirs and not be counted.
+
+    The check of names is against DNS rebinding: a page elsewhere whose own name suddenly points at 127.0.0.1 could
     otherwise talk to the model as if it were ours.
     """
 
