@@ -6,6 +6,7 @@ the same code, each on the shards that are its own.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +17,12 @@ from nanochat.data.batches import Share
 from nanochat.gpt import GPT
 from nanochat.sharding import Shard, send_weights, share_out
 
+Polynomial = Sequence[tuple[float, float, float]]
+
 # Coefficients (a, b, c) of X <- a X + b (XX')X + c (XX')^2 X: the paper's for singular values in [1e-3, 1]. All but
 # the last are damped by its safety factor of 1.01, so that rounding cannot push a singular value out of range.
 _SAFETY = 1.01
-POLAR_EXPRESS = (
+POLAR_EXPRESS: Polynomial = (
     (8.28721201814563 / _SAFETY, -23.595886519098837 / _SAFETY**3, 17.300387312530933 / _SAFETY**5),
     (4.107059111542203 / _SAFETY, -2.9478499167379106 / _SAFETY**3, 0.5448431082926601 / _SAFETY**5),
     (3.9486908534822946 / _SAFETY, -2.908902115962949 / _SAFETY**3, 0.5518191394370137 / _SAFETY**5),
@@ -52,14 +55,14 @@ class OptimizerOptions:
     adam_eps: float = 1e-10
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
+def orthogonalize(matrices: Tensor, polynomial: Polynomial = POLAR_EXPRESS) -> Tensor:
     """The nearest semi-orthogonal matrix of each, about: singular values over 1e-3 of the norm land within 0.13 of 1.
 
     matrices: (N, rows, columns), in the dtype to compute in; not changed.
     """
     x = matrices.mT if matrices.size(1) > matrices.size(2) else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) * 1.01 + 1e-7)
-    for a, b, c in POLAR_EXPRESS:
+    for a, b, c in polynomial:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if matrices.size(1) > matrices.size(2) else x
@@ -67,6 +70,8 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 class MuonAdamW:
     """Both optimizers over a GPT. Each process keeps and updates its shards (nanochat.sharding); alone, it has all."""
+
+    polynomial = POLAR_EXPRESS
 
     def __init__(self, model: GPT, options: OptimizerOptions, share: Share = Share()) -> None:  # noqa: B008  # frozen
         self.options = options
@@ -119,7 +124,7 @@ class MuonAdamW:
         buffers = [self.state[f"{shard.name}.momentum"] for shard in shards]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         updates = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov's look ahead
-        directions = orthogonalize(torch.stack(updates).to(self.compute_dtype)).float().unbind()
+        directions = orthogonalize(torch.stack(updates).to(self.compute_dtype), self.polynomial).float().unbind()
         lr = self.options.matrix_lr * lr_scale * max(1.0, shape[0] / shape[1]) ** 0.5
         weights = [shard.weight for shard in shards]
         if self.options.weight_decay:

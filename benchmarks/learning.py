@@ -1,0 +1,238 @@
+"""How fast a recipe learns: held-out bits per byte against tokens and seconds, beside the recipe of 2025.
+
+./prepare.sh --vocab-size 8192 --num-shards 9
+python -m benchmarks.learning --depth 4
+
+A recipe is what may change while the model stays loadable elsewhere: batch size, schedule, learning rates, optimizer.
+Both start from the same weights and read the same text in the same order. They train by turns, from one evaluation to
+the next, so that whatever else the machine does falls on both.
+"""
+
+import json
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+
+from nanochat import cli, paths
+from nanochat.data.batches import RowBatches, rows_per_step
+from nanochat.data.packing import StreamRows
+from nanochat.data.token_shards import TokenShards
+from nanochat.eval.bits_per_byte import bits_per_byte
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.gradients import StepGradients
+from nanochat.optim import MuonAdamW, OptimizerOptions
+from nanochat.options import TrainOptions, check_range
+from nanochat.runtime import Runtime, software
+from nanochat.schedule import lr_multiplier
+from nanochat.tokenizer import Tokenizer
+from scripts.base_train import PretrainOptions, default_batch_size
+
+
+@dataclass
+class Recipe:
+    """How to train. What is not given is what pretrain.sh does."""
+
+    total_batch_size: int | None = None
+    """tokens in a step; by default it follows from --tokens"""
+    warmup_ratio: float = PretrainOptions.warmup_ratio
+    """share of the steps in which learning rates rise from 0"""
+    warmdown_ratio: float = PretrainOptions.warmdown_ratio
+    """share of the steps in which they fall to 0"""
+    grad_clip: float = PretrainOptions.grad_clip
+    """largest global norm of the gradient; 0: no clipping"""
+    float32: bool = False
+    """compute in float32 also where the processor multiplies bfloat16"""
+    newton_schulz: bool = False
+    """Muon with its first polynomial, the same five times"""
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+
+
+class NewtonSchulzMuon(MuonAdamW):
+    """Muon as it was first."""
+
+    polynomial = ((3.4445, -4.7750, 2.0315),) * 5
+
+
+RECIPE_2025 = Recipe(
+    total_batch_size=16_384,
+    warmup_ratio=0.0,
+    warmdown_ratio=0.2,
+    float32=True,
+    newton_schulz=True,
+    optimizer=OptimizerOptions(
+        matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004, weight_decay=0.0, adam_beta2=0.95
+    ),
+)
+"""nanochat's first."""
+
+
+@dataclass
+class BenchmarkOptions:
+    """Train a model by a recipe, and by that of 2025."""
+
+    depth: int = 4
+    max_seq_len: int = 512
+    tokens: int = 3_276_800
+    """to train on"""
+    seeds: tuple[int, ...] = (0,)
+    """of weights and order; the figures are means over them"""
+    dataset: str = "fineweb-edu"
+    """text prepared by prepare.sh"""
+    eval_tokens: int = 131_072
+    """of held-out text"""
+    evaluations: int = 8
+    """spread over the training; its seconds leave them out"""
+    device_batch_size: int = 8
+    device_type: str = "auto"
+    against: Literal["2025", "nothing"] = "2025"
+    json: bool = False
+    """print one object"""
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "tokens", "eval_tokens", "evaluations", "device_batch_size"):
+            check_range(name, getattr(self, name), 1)
+
+
+class Text(NamedTuple):
+    """What is read, to learn and to measure."""
+
+    tokenizer: Tokenizer
+    train: StreamRows
+    held_out: StreamRows
+
+    @classmethod
+    def open(cls, dataset: str, sequence_len: int) -> "Text":
+        """What prepare.sh made. Raises UserError if it did not."""
+        tokenizer = Tokenizer.load(paths.tokenizer_dir())
+        folder = paths.tokens_dir(dataset)
+        train, held_out = (
+            StreamRows(TokenShards.open(folder, split, tokenizer), sequence_len, tokenizer.bos_id)
+            for split in ("train", "val")
+        )
+        return cls(tokenizer, train, held_out)
+
+
+class Point(NamedTuple):
+    """How far a training is."""
+
+    tokens: int
+    seconds: float
+    """in training, without evaluations"""
+    bits_per_byte: float
+
+
+class Training:
+    """One model on its way, trained as a recipe says."""
+
+    def __init__(
+        self, model: GPT, recipe: Recipe, text: Text, options: BenchmarkOptions, seed: int, runtime: Runtime
+    ) -> None:
+        self.model = model
+        self.text = text
+        self.options = options
+        self.runtime = runtime
+        self.optimizer = (NewtonSchulzMuon if recipe.newton_schulz else MuonAdamW)(model, recipe.optimizer)
+        self.gradients = StepGradients(model, self.optimizer, runtime, recipe.grad_clip)
+        sequence_len = text.train.sequence_len
+        self.total_batch_size = recipe.total_batch_size or default_batch_size(options.tokens, sequence_len)
+        self.num_iterations = options.tokens // self.total_batch_size
+        self.batches = RowBatches(
+            text.train,
+            rows_per_step=rows_per_step(self.total_batch_size, sequence_len, runtime.share),
+            device_batch_size=options.device_batch_size,
+            share=runtime.share,
+            seed=seed,
+        )
+        self.schedule = TrainOptions(warmup_ratio=recipe.warmup_ratio, warmdown_ratio=recipe.warmdown_ratio)
+        self.seconds = 0.0
+
+    def train(self, share: float) -> None:
+        """Go on until `share` of the steps are taken."""
+        begun = time.perf_counter()
+        for step in range(self.optimizer.steps, round(share * self.num_iterations)):
+            self.gradients.compute(self.batches.step_data(step).batches, self.options.device_batch_size)
+            self.optimizer.step(lr_multiplier(step, self.num_iterations, self.schedule))
+        self.runtime.synchronize()
+        self.seconds += time.perf_counter() - begun
+
+    def measure(self) -> Point:
+        """Where it is."""
+        bpb = bits_per_byte(
+            self.model,
+            self.text.tokenizer,
+            self.text.held_out,
+            self.options.device_batch_size,
+            self.options.eval_tokens,
+            self.runtime,
+        )
+        return Point(self.optimizer.steps * self.total_batch_size, self.seconds, bpb)
+
+
+def main(options: BenchmarkOptions) -> None:
+    recipes = {"this recipe": options.recipe}
+    if options.against == "2025":
+        recipes["2025"] = RECIPE_2025
+    with Runtime.start(options.device_type) as runtime:
+        text = Text.open(options.dataset, options.max_seq_len)
+        curves: dict[str, list[list[Point]]] = {name: [] for name in recipes}
+        for seed in options.seeds:
+            trainings = {
+                name: Training(untrained(options, recipe, text, seed, runtime), recipe, text, options, seed, runtime)
+                for name, recipe in recipes.items()
+            }
+            for curve in curves.values():
+                curve.append([])
+            for evaluation in range(1, options.evaluations + 1):
+                for name, training in trainings.items():
+                    training.train(evaluation / options.evaluations)
+                    point = training.measure()
+                    curves[name][-1].append(point)
+                    print(f"seed {seed}, {name}: {describe(point)}", file=sys.stderr, flush=True)
+        means = {name: mean_curve(list(seeds)) for name, seeds in curves.items()}
+        if options.json:
+            print(json.dumps({"machine": runtime.describe(), "software": software(), "curves": curves}))
+        else:
+            print(f"{runtime.describe()}; {software()}; {asdict(options)}")
+            print(table(means))
+
+
+def untrained(options: BenchmarkOptions, recipe: Recipe, text: Text, seed: int, runtime: Runtime) -> GPT:
+    """The same weights for every recipe of a seed."""
+    torch.manual_seed(seed)
+    config = GPTConfig.from_depth(options.depth, text.tokenizer.vocab_size, options.max_seq_len)
+    with torch.device(runtime.device):
+        return GPT(config, torch.float32 if recipe.float32 else runtime.compute_dtype)
+
+
+def mean_curve(seeds: list[list[Point]]) -> list[Point]:
+    """Point by point over seeds."""
+    return [
+        Point(*(statistics.mean(values) for values in zip(*points, strict=True))) for points in zip(*seeds, strict=True)
+    ]
+
+
+def describe(point: Point) -> str:
+    """For a person."""
+    return f"{point.tokens:,} tokens, {point.seconds:,.0f} s, {point.bits_per_byte:.4f} bits/byte"
+
+
+def table(means: dict[str, list[Point]]) -> str:
+    """Markdown: a line an evaluation, two columns a recipe."""
+    ours, *others = means.values()
+    head = ["tokens", *(f"{name}, {unit}" for name in means for unit in ("s", "bits/byte"))]
+    lines = [head + ["lower by"] * len(others), ["---"] * (len(head) + len(others))]
+    for point, *rest in zip(ours, *others, strict=True):
+        cells = [f"{point.tokens:,.0f}"]
+        for each in (point, *rest):
+            cells += [f"{each.seconds:,.0f}", f"{each.bits_per_byte:.4f}"]
+        lines.append(cells + [f"{other.bits_per_byte - point.bits_per_byte:.4f}" for other in rest])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    cli.run(main, BenchmarkOptions)
