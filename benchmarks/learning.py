@@ -11,24 +11,18 @@ the next, so that whatever else the machine does falls on both.
 import json
 import statistics
 import sys
-import time
 from dataclasses import asdict, dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
 
-from nanochat import cli, paths
-from nanochat.data.batches import RowBatches, rows_per_step
-from nanochat.data.packing import StreamRows
-from nanochat.data.token_shards import TokenShards
-from nanochat.eval.bits_per_byte import bits_per_byte
+from benchmarks.training import Text, Training
+from nanochat import cli
+from nanochat.data.batches import rows_per_step
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.gradients import StepGradients
 from nanochat.optim import MuonAdamW, OptimizerOptions
 from nanochat.options import TrainOptions, check_range
 from nanochat.runtime import Runtime, software
-from nanochat.schedule import lr_multiplier
-from nanochat.tokenizer import Tokenizer
 from scripts.base_train import PretrainOptions, default_batch_size
 
 
@@ -98,25 +92,6 @@ class BenchmarkOptions:
             check_range(name, getattr(self, name), 1)
 
 
-class Text(NamedTuple):
-    """What is read, to learn and to measure."""
-
-    tokenizer: Tokenizer
-    train: StreamRows
-    held_out: StreamRows
-
-    @classmethod
-    def open(cls, dataset: str, sequence_len: int) -> "Text":
-        """What prepare.sh made. Raises UserError if it did not."""
-        tokenizer = Tokenizer.load(paths.tokenizer_dir())
-        folder = paths.tokens_dir(dataset)
-        train, held_out = (
-            StreamRows(TokenShards.open(folder, split, tokenizer), sequence_len, tokenizer.bos_id)
-            for split in ("train", "val")
-        )
-        return cls(tokenizer, train, held_out)
-
-
 class Point(NamedTuple):
     """How far a training is."""
 
@@ -126,51 +101,33 @@ class Point(NamedTuple):
     bits_per_byte: float
 
 
-class Training:
-    """One model on its way, trained as a recipe says."""
+def prepare(options: BenchmarkOptions, recipe: Recipe, text: Text, seed: int, runtime: Runtime) -> Training[GPT]:
+    """A training that has not begun; the weights of a seed are the same for every recipe."""
+    torch.manual_seed(seed)
+    config = GPTConfig.from_depth(options.depth, text.tokenizer.vocab_size, options.max_seq_len)
+    with torch.device(runtime.device):
+        model = GPT(config, torch.float32 if recipe.float32 else runtime.compute_dtype)
+    total_batch_size = recipe.total_batch_size or default_batch_size(options.tokens, options.max_seq_len)
+    rows_per_step(total_batch_size, options.max_seq_len, runtime.share)
+    return Training(
+        model,
+        (NewtonSchulzMuon if recipe.newton_schulz else MuonAdamW)(model, recipe.optimizer),
+        text,
+        TrainOptions(
+            warmup_ratio=recipe.warmup_ratio, warmdown_ratio=recipe.warmdown_ratio, grad_clip=recipe.grad_clip
+        ),
+        total_batch_size=total_batch_size,
+        num_iterations=max(1, options.tokens // total_batch_size),
+        device_batch_size=options.device_batch_size,
+        seed=seed,
+        runtime=runtime,
+    )
 
-    def __init__(
-        self, model: GPT, recipe: Recipe, text: Text, options: BenchmarkOptions, seed: int, runtime: Runtime
-    ) -> None:
-        self.model = model
-        self.text = text
-        self.options = options
-        self.runtime = runtime
-        self.optimizer = (NewtonSchulzMuon if recipe.newton_schulz else MuonAdamW)(model, recipe.optimizer)
-        self.gradients = StepGradients(model, self.optimizer, runtime, recipe.grad_clip)
-        sequence_len = text.train.sequence_len
-        self.total_batch_size = recipe.total_batch_size or default_batch_size(options.tokens, sequence_len)
-        self.num_iterations = options.tokens // self.total_batch_size
-        self.batches = RowBatches(
-            text.train,
-            rows_per_step=rows_per_step(self.total_batch_size, sequence_len, runtime.share),
-            device_batch_size=options.device_batch_size,
-            share=runtime.share,
-            seed=seed,
-        )
-        self.schedule = TrainOptions(warmup_ratio=recipe.warmup_ratio, warmdown_ratio=recipe.warmdown_ratio)
-        self.seconds = 0.0
 
-    def train(self, share: float) -> None:
-        """Go on until `share` of the steps are taken."""
-        begun = time.perf_counter()
-        for step in range(self.optimizer.steps, round(share * self.num_iterations)):
-            self.gradients.compute(self.batches.step_data(step).batches, self.options.device_batch_size)
-            self.optimizer.step(lr_multiplier(step, self.num_iterations, self.schedule))
-        self.runtime.synchronize()
-        self.seconds += time.perf_counter() - begun
-
-    def measure(self) -> Point:
-        """Where it is."""
-        bpb = bits_per_byte(
-            self.model,
-            self.text.tokenizer,
-            self.text.held_out,
-            self.options.device_batch_size,
-            self.options.eval_tokens,
-            self.runtime,
-        )
-        return Point(self.optimizer.steps * self.total_batch_size, self.seconds, bpb)
+def point(training: Training[GPT], eval_tokens: int) -> Point:
+    """Where a training is."""
+    tokens = training.optimizer.steps * training.batches.rows_per_step * training.text.train.sequence_len
+    return Point(tokens, training.seconds, training.bpb(eval_tokens))
 
 
 def main(options: BenchmarkOptions) -> None:
@@ -181,32 +138,20 @@ def main(options: BenchmarkOptions) -> None:
         text = Text.open(options.dataset, options.max_seq_len)
         curves: dict[str, list[list[Point]]] = {name: [] for name in recipes}
         for seed in options.seeds:
-            trainings = {
-                name: Training(untrained(options, recipe, text, seed, runtime), recipe, text, options, seed, runtime)
-                for name, recipe in recipes.items()
-            }
+            trainings = {name: prepare(options, recipe, text, seed, runtime) for name, recipe in recipes.items()}
             for curve in curves.values():
                 curve.append([])
             for evaluation in range(1, options.evaluations + 1):
                 for name, training in trainings.items():
-                    training.train(evaluation / options.evaluations)
-                    point = training.measure()
-                    curves[name][-1].append(point)
-                    print(f"seed {seed}, {name}: {describe(point)}", file=sys.stderr, flush=True)
+                    training.train(training.num_iterations * evaluation // options.evaluations)
+                    curves[name][-1].append(point(training, options.eval_tokens))
+                    print(f"seed {seed}, {name}: {describe(curves[name][-1][-1])}", file=sys.stderr, flush=True)
         means = {name: mean_curve(list(seeds)) for name, seeds in curves.items()}
         if options.json:
             print(json.dumps({"machine": runtime.describe(), "software": software(), "curves": curves}))
         else:
             print(f"{runtime.describe()}; {software()}; {asdict(options)}")
             print(table(means))
-
-
-def untrained(options: BenchmarkOptions, recipe: Recipe, text: Text, seed: int, runtime: Runtime) -> GPT:
-    """The same weights for every recipe of a seed."""
-    torch.manual_seed(seed)
-    config = GPTConfig.from_depth(options.depth, text.tokenizer.vocab_size, options.max_seq_len)
-    with torch.device(runtime.device):
-        return GPT(config, torch.float32 if recipe.float32 else runtime.compute_dtype)
 
 
 def mean_curve(seeds: list[list[Point]]) -> list[Point]:

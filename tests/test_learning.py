@@ -12,12 +12,12 @@ from benchmarks.learning import (
     BenchmarkOptions,
     Point,
     Recipe,
-    Text,
-    Training,
     mean_curve,
+    point,
+    prepare,
     table,
-    untrained,
 )
+from benchmarks.training import Text
 from nanochat.data.packing import StreamRows
 from nanochat.data.token_shards import ShardedIds, TokenShards
 from nanochat.runtime import Runtime
@@ -38,7 +38,7 @@ def text(tokenizer: Tokenizer) -> Text:
 def test_two_recipes_start_from_the_same_weights_and_read_the_same_rows(text: Text) -> None:
     with Runtime.start("cpu") as runtime:
         one, other = (
-            Training(untrained(OPTIONS, recipe, text, 3, runtime), recipe, text, OPTIONS, 3, runtime)
+            prepare(OPTIONS, recipe, text, 3, runtime)
             for recipe in (Recipe(total_batch_size=64), Recipe(total_batch_size=256, warmdown_ratio=1.0))
         )
         for name, weight in one.model.state_dict().items():
@@ -53,12 +53,12 @@ def test_two_recipes_start_from_the_same_weights_and_read_the_same_rows(text: Te
 def test_a_training_learns_and_counts_its_own_seconds(text: Text) -> None:
     recipe = replace(RECIPE_2025, total_batch_size=64)
     with Runtime.start("cpu") as runtime:
-        training = Training(untrained(OPTIONS, recipe, text, 0, runtime), recipe, text, OPTIONS, 0, runtime)
-        before = training.measure()
-        training.train(0.5)
-        halfway = training.measure()
-        training.train(1.0)
-        after = training.measure()
+        training = prepare(OPTIONS, recipe, text, 0, runtime)
+        before = point(training, OPTIONS.eval_tokens)
+        training.train(8)
+        halfway = point(training, OPTIONS.eval_tokens)
+        training.train(16)
+        after = point(training, OPTIONS.eval_tokens)
     assert (before.tokens, halfway.tokens, after.tokens) == (0, 512, 1024)
     assert before.seconds == 0 < halfway.seconds < after.seconds
     assert before.bits_per_byte > halfway.bits_per_byte > after.bits_per_byte
