@@ -56,6 +56,8 @@ class RunLog:
         self._log = LogFile(run.folder / LOG_FILE) if main else None
         self._terminal = Terminal(self._log) if self._log else None
         self._display = ProgressDisplay(f"{run.source} {run.tag}", num_iterations, run.step, self._terminal, self._log)
+        if self._tracker.trouble:
+            self.say(self._tracker.trouble)
         self._smooth_loss = math.nan
 
     def __enter__(self) -> "RunLog":
@@ -209,6 +211,8 @@ class Tracker:
         self._module: Any = None
         self.run_id = run_id
         """what the tracker calls this run; None if there is none"""
+        self.trouble: str | None = None
+        """why the tracker gets nothing of this run, such as a server that is out of reach"""
         if kind == "none":
             return
         if importlib.util.find_spec(kind) is None:
@@ -220,7 +224,13 @@ class Tracker:
         self._module = importlib.import_module(kind)
         # wandb knows a run by its id; trackio by its name, and makes one up where none is given.
         name = {"name": run, "id": run_id} if kind == "wandb" else {"name": run or run_id}
-        started = self._module.init(project=project, config=dict(config), resume="allow", **name)
+        try:
+            started = self._module.init(project=project, config=dict(config), resume="allow", **name)
+        except Exception as error:  # each tracker has errors of its own, and none of them is worth a run
+            self._module = None
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self.trouble = f"warning: {kind} does not start ({reason}); {METRICS_FILE} is written without it"
+            return
         self.run_id = str(started.id if kind == "wandb" else started.name)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:

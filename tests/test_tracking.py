@@ -91,3 +91,17 @@ def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"trackio is not installed: run .*pip install trackio"):
         Tracker("trackio", "run", "project", {})
+
+
+def test_a_tracker_out_of_reach_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "5")
+    wandb.teardown()  # settings are read once in a process
+    tracker = Tracker("wandb", "run", "project", {}, run_id="before")
+    tracker.log(1, {"loss": 1.0})
+    tracker.close()
+    assert tracker.trouble and "wandb does not start" in tracker.trouble and "\n" not in tracker.trouble
+    assert tracker.run_id == "before"
