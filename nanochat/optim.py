@@ -51,7 +51,7 @@ class OptimizerOptions:
     momentum: float = 0.95
     """Muon's, reached from 0.85 over the first 300 steps"""
     adam_beta1: float = 0.8
-    adam_beta2: float = 0.95
+    adam_beta2: float = 0.99
     adam_eps: float = 1e-10
 
 

@@ -37,6 +37,7 @@ class PretrainOptions(TrainOptions):
     """tokens in one optimizer step, over all processes and micro-batches; by default it follows from depth"""
     target_param_data_ratio: float = 20.0
     """tokens to train on for each parameter (Chinchilla: 20), unless --num-iterations is given"""
+    warmdown_ratio: float = 0.5
     eval_every: int = 250
     """steps between validations; 0: at the end only"""
     eval_tokens: int = 10_485_760
@@ -51,7 +52,7 @@ class PretrainOptions(TrainOptions):
 
 DEMO = PretrainOptions(
     dataset="encyclopedia", depth=4, max_seq_len=256, device_batch_size=16, total_batch_size=4096, num_iterations=190,
-    warmup_ratio=0.05, warmdown_ratio=0.4, eval_every=50, eval_tokens=8192, save_every=0,
+    warmup_ratio=0.05, eval_every=50, eval_tokens=8192, save_every=0,
 )  # fmt: skip
 QUICK = replace(DEMO, depth=2, num_iterations=20, eval_every=0)
 
