@@ -42,6 +42,7 @@ def run(
 
     `--demo` moves the base directory to its folder `demo` and takes `demo` as the defaults;
     `--quick` is the same with `quick` as the defaults. Every other option still overrides them.
+    `options.more_help`, if there is one, is shown by `--help` before the options.
 
     Exits with 0, with 2 and one sentence for what the user can mend, or with 130 after Ctrl-C.
     A disk that is full or may not be written to counts as something the user can mend, wherever it is met.
@@ -90,6 +91,8 @@ def parse(
     description = inspect.getdoc(options) or ""
     if demo:
         description += f"{DEMO_HELP}{QUICK_HELP if quick else ''}."
+    if more := getattr(options, "more_help", ""):
+        description += f"\n\n{more}"
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from nanochat.errors import UserError
 from nanochat.optim import OptimizerOptions
@@ -18,6 +18,12 @@ DeviceBatchSize = int | Literal["auto"]
 @dataclass
 class TrainOptions:
     """Options of a training stage. `None` where a stage inherits from the one before, or derives from depth."""
+
+    more_help: ClassVar[str] = """Besides the options below, the shell script of a stage takes:
+  NPROC=8 in front  that many processes on this machine, one for each GPU
+  --hosts a,b       train on these machines together, this one first
+  --print           with --hosts: start nothing, show what to type on each"""
+    """what `--help` shows besides the options: they are read by scripts/env.sh and scripts/hosts.py"""
 
     run: str | None = None
     """name of the run at wandb or trackio"""

@@ -143,3 +143,14 @@ def test_help_shows_defaults_and_the_demo(capsys: pytest.CaptureFixture[str]) ->
 def test_demo_is_refused_where_there_is_none(base_dir: Path) -> None:
     with pytest.raises(UserError, match="not for this script"):
         cli.parse(Options, ["--demo"])
+
+
+@pytest.mark.parametrize("module", ["base_train", "mid_train", "chat_sft", "chat_rl"])
+def test_help_of_every_stage_tells_how_to_start_it_on_several_machines(
+    module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = importlib.import_module(f"scripts.{module}")
+    with pytest.raises(SystemExit):
+        cli.parse(type(program.DEMO), ["--help"], demo=program.DEMO)
+    above_options = capsys.readouterr().out.split("─ options ─")[0]
+    assert re.findall(r"^  (NPROC|--hosts|--print)\b.{4,}$", above_options, re.M) == ["NPROC", "--hosts", "--print"]
