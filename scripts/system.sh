@@ -26,7 +26,7 @@ os_release() {
 # Whether CUDA 13's ptxas is where the scripts look for it.
 has_toolkit() (
   # shellcheck source=scripts/cuda.sh
-  source "$(dirname "${BASH_SOURCE[0]}")/cuda.sh"
+  source "$(dirname "${BASH_SOURCE[0]}")/cuda.sh" 2>/dev/null # what it has to say it says to those who use it
   [[ -x "${TRITON_PTXAS_PATH:-}" ]]
 )
 

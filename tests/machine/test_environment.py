@@ -19,7 +19,7 @@ def run_sourced(script: str, **variables: str) -> str:
         f"{''.join(f'export {name}={value!r}; ' for name, value in variables.items())}\n"
         f'source <(sed "1,/^export PYTHONSAFEPATH/d" "{ROOT}/scripts/env.sh")\n{script}'
     )
-    return subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(["bash", "-c", program], stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -50,9 +50,9 @@ def test_the_allocator_s_older_variable_has_its_say(machine: FakeMachine) -> Non
     assert "PYTORCH_ALLOC_CONF" not in environment(PYTORCH_CUDA_ALLOC_CONF="backend:native")
 
 
-def toolkit(machine: FakeMachine, release: str) -> Path:
-    folder = machine.root / "usr/local/cuda"
-    nvcc = machine.write("usr/local/cuda/bin/nvcc", f"#!/bin/sh\necho 'Cuda compilation tools, release {release}'\n")
+def toolkit(machine: FakeMachine, release: str, path: str = "usr/local/cuda") -> Path:
+    folder = machine.root / path
+    nvcc = machine.write(f"{path}/bin/nvcc", f"#!/bin/sh\necho 'Cuda compilation tools, release {release}'\n")
     nvcc.chmod(0o755)
     return folder
 
@@ -68,9 +68,24 @@ def test_cuda_13_is_set_and_its_ptxas_only_if_the_file_exists(machine: FakeMachi
     assert environment(TRITON_PTXAS_PATH="/mine")["TRITON_PTXAS_PATH"] == "/mine"
 
 
+def test_the_cuda_13_that_is_named_is_taken_and_another_cuda_is_replaced_with_a_note(
+    machine: FakeMachine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = toolkit(machine, "13.0, V13.0.88")
+    mine = str(toolkit(machine, "13.1, V13.1.80", "opt/cuda"))
+    assert environment(CUDA_HOME=mine)["CUDA_HOME"] == mine
+    assert capfd.readouterr().err == ""
+    old = str(toolkit(machine, "12.8, V12.8.61", "opt/old"))
+    again = f'source "{ROOT}/scripts/cuda.sh"; echo "$CUDA_HOME"'
+    assert run_sourced(again, CUDA_HOME=old) == f"{folder}\n"
+    assert capfd.readouterr().err == f"note: CUDA_HOME={old} is not CUDA 13: {folder}, which is, is used instead\n"
+
+
 def test_an_older_toolkit_is_left_alone(machine: FakeMachine) -> None:
     toolkit(machine, "12.8, V12.8.61")
     assert "CUDA_HOME" not in environment()
+    old = str(machine.root / "usr/local/cuda")
+    assert environment(CUDA_HOME=old)["CUDA_HOME"] == old
 
 
 def test_nccl_is_told_of_ports_that_are_up_and_have_an_address(machine: FakeMachine) -> None:
