@@ -5,8 +5,12 @@ from types import FrameType
 from typing import Any
 
 
+class StopAskedError(Exception):
+    """What was being done is left by every process, for one of them was asked to stop."""
+
+
 class Interruption:
-    """A context manager within which signals are requests, met at the end of the step.
+    """A context manager within which signals are requests, met at the end of the step or in its evaluation.
 
     The first SIGINT or SIGTERM sets `stop`, SIGUSR1 sets `save`, and SIGHUP, which the end of a terminal or of a
     connection sends, does nothing. A second Ctrl-C raises KeyboardInterrupt at once. Usable from the main thread alone,

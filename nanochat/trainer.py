@@ -15,7 +15,7 @@ from nanochat.data.batches import Batch, BatchSource
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.gradients import StepGradients, StepResult
-from nanochat.interruption import Interruption
+from nanochat.interruption import Interruption, StopAskedError
 from nanochat.optim import MuonAdamW
 from nanochat.options import TrainOptions
 from nanochat.run_output import LOG_FILE
@@ -35,7 +35,9 @@ class Evaluation(NamedTuple):
 
     every: int
     """steps between; 0: at the end only"""
-    measure: Callable[[], dict[str, float]]
+    measure: Callable[[Callable[[], None]], dict[str, float]]
+    """calls what it is given now and then, equally often in every process; it raises StopAskedError in all of them
+    when one was asked to stop, but for the evaluation of the last step, which comes never again"""
 
 
 @dataclass
@@ -98,7 +100,8 @@ class Training:
 
         `learns` tells a person what is learned from, `step_size` what a step is, such as "4,096 tokens"; `one_shape`
         says that all batches have the same shape, so that compiling pays; `samples` lets the model write, a few
-        lines. After Ctrl-C or SIGTERM it saves at the end of the step and raises KeyboardInterrupt.
+        lines. After Ctrl-C or SIGTERM it saves at the end of the step, leaving an evaluation that is on the way, and
+        raises KeyboardInterrupt.
         """
         if self.step >= num_iterations:
             if self.runtime.is_main:
@@ -135,7 +138,7 @@ class Training:
                 # Whoever stops it may kill it soon: then saving comes first. The end's evaluation comes never again.
                 hurried = not finished and self.runtime.sum_numbers(asked.stop)[0] > 0
                 if evaluation and not hurried and due(self.step, evaluation.every, finished):
-                    metrics |= self._evaluate(evaluation, log)
+                    metrics |= self._evaluate(evaluation, None if finished else asked, log)
                 log.step(self.step, metrics, self.results)
                 if self.runtime.is_main and not hurried and due(self.step, sample_every, finished):
                     self._write_samples(samples, log)
@@ -224,9 +227,18 @@ class Training:
     def _remedy(self) -> str:
         return f"go on from the last checkpoint in {self.folder} with a lower --matrix-lr and --embedding-lr"
 
-    def _evaluate(self, evaluation: Evaluation, log: RunLog) -> dict[str, float]:
+    def _evaluate(self, evaluation: Evaluation, asked: Interruption | None, log: RunLog) -> dict[str, float]:
+        """The evaluation's results; none where it was left because `asked` to stop, or for want of memory."""
+
+        def leave_if_asked() -> None:
+            if asked and self.runtime.sum_numbers(asked.stop)[0] > 0:
+                raise StopAskedError
+
         try:
-            self.results = evaluation.measure()
+            self.results = evaluation.measure(leave_if_asked)
+        except StopAskedError:
+            log.say(f"step {self.step}: the evaluation is left, to stop soon; it is made again when next due")
+            return {}
         except (RuntimeError, MemoryError) as error:
             # With others in the middle of it, there is no way back to where all go on.
             if not memory.ran_out(error) or self.runtime.share.world_size > 1:

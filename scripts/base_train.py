@@ -5,6 +5,7 @@ NPROC=8 ./pretrain.sh --depth 32 --device-batch-size 16
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from nanochat import agreement, batch_size, cli, lineage, paths
@@ -78,8 +79,10 @@ def main(options: PretrainOptions) -> None:
             seed=options.seed,
         )
 
-        def evaluate() -> dict[str, float]:
-            bpb = bits_per_byte(run.model, tokenizer, held_out, device_batch_size, options.eval_tokens, runtime)
+        def evaluate(leave_if_asked: Callable[[], None]) -> dict[str, float]:
+            bpb = bits_per_byte(
+                run.model, tokenizer, held_out, device_batch_size, options.eval_tokens, runtime, leave_if_asked
+            )
             return {"bpb": bpb}
 
         run.run(

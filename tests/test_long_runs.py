@@ -22,7 +22,9 @@ import torch
 
 from nanochat import checkpoint, paths, tracking
 from nanochat.checkpoint import MODEL_FILE, OPTIMIZER_FILE
+from nanochat.data import embedded
 from nanochat.data.batches import StepData
+from nanochat.data.token_files import write_documents
 from nanochat.errors import UserError
 from nanochat.run_output import LogFile, Terminal
 from nanochat.runtime import Runtime
@@ -220,12 +222,84 @@ def test_a_stop_saves_before_anything_else(runtime: Runtime, tokenizer: Tokenize
     def never() -> Any:
         raise AssertionError("a stop was asked for")
 
-    how = {**HOW, "samples": never, "evaluation": Evaluation(2, never)}
+    how = {**HOW, "samples": never, "evaluation": Evaluation(2, lambda _: never())}
     with pytest.raises(KeyboardInterrupt):
         begin(runtime, tokenizer, replace(OPTIONS, sample_every=2)).run(
             Eventful({2: lambda: signal.raise_signal(signal.SIGTERM)}), 9, **how
         )
     assert steps_saved("test") == [2]
+
+
+EVALUATING = """
+import signal, sys
+from nanochat import cli, paths
+from nanochat.data.packing import StreamRows
+from nanochat.data.token_files import TokenFile
+from nanochat.eval.bits_per_byte import bits_per_byte
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import Tokenizer
+from nanochat.trainer import Evaluation
+from tests.test_trainer import HOW, OPTIONS, SEQUENCE_LEN, FewRows, batches, begin
+
+class Held(StreamRows):
+    count = 0
+
+    def __getitem__(self, index):
+        self.count += 1
+        if index == 41 and run.step == int(sys.argv[1]):
+            signal.raise_signal(signal.SIGTERM)
+        return super().__getitem__(index)
+
+def main(options):
+    global run
+    with Runtime.start("cpu") as runtime:
+        tokenizer = Tokenizer.load(paths.tokenizer_dir())
+        run = begin(runtime, tokenizer, OPTIONS)
+
+        def measure(leave_if_asked):
+            rows = Held(TokenFile.open(paths.base_dir(), "val", tokenizer), SEQUENCE_LEN, tokenizer.bos_id)
+            assert len(rows) > 401
+            try:
+                tokens = 401 * SEQUENCE_LEN
+                return {"bpb": bits_per_byte(run.model, tokenizer, rows, 4, tokens, runtime, leave_if_asked)}
+            finally:
+                sys.stderr.write(f"{run.step}:{rows.count}\\n")
+
+        run.run(batches(FewRows(), share=runtime.share), 5, **HOW, evaluation=Evaluation(2, measure))
+
+cli.run(main, type(OPTIONS), args=[])
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_stop_leaves_an_evaluation_in_all_processes_unless_it_is_the_last(
+    base_dir: Path, tokenizer: Tokenizer, processes: int
+) -> None:
+    """Row 41 of 401, of one process, is where it is asked for; the other process has one row less."""
+    tokenizer.save(paths.tokenizer_dir())
+    write_documents(base_dir, "val", tokenizer, embedded.documents("train")[:80], "text")
+    (base_dir / "evaluating.py").write_text(EVALUATING)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{base_dir}", "OMP_NUM_THREADS": "1"}
+    launcher = ["scripts.processes", str(processes)] if processes > 1 else []
+
+    def run(asked_at_step: int) -> tuple[int, list[str]]:
+        """The exit code, and the rows that each process has evaluated, as step:rows."""
+        command = [sys.executable, "-m", *launcher, "evaluating", str(asked_at_step)]
+        ended = subprocess.run(
+            command, cwd=base_dir, env=environment, timeout=100, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode in (0, 130), ended.stderr
+        return ended.returncode, sorted(re.findall(r"\d:\d+", ended.stderr))
+
+    def evaluated() -> list[int]:
+        rows = read_steps(paths.checkpoints_dir("base") / "test" / "metrics.jsonl")
+        return [row["step"] for row in rows if "bpb" in row]
+
+    assert run(asked_at_step=2) == (130, ["2:44"] if processes == 1 else ["2:24", "2:24"])
+    assert steps_saved("test") == [2] and evaluated() == []
+    last = {1: ["401"], 2: ["200", "201"]}[processes]
+    assert run(asked_at_step=5) == (0, [f"{step}:{rows}" for step in (4, 5) for rows in last])
+    assert steps_saved("test")[-1] == 5 and evaluated() == [4, 5]
 
 
 def test_an_evaluation_or_samples_without_memory_cost_no_step(
@@ -234,7 +308,7 @@ def test_an_evaluation_or_samples_without_memory_cost_no_step(
     def exhausted() -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    how = {**HOW, "samples": exhausted, "evaluation": Evaluation(0, exhausted)}
+    how = {**HOW, "samples": exhausted, "evaluation": Evaluation(0, lambda _: exhausted())}
     begin(runtime, tokenizer).run(batches(FewRows()), 2, **how)
     out = capsys.readouterr().out
     assert steps_saved("test") == [2] and "memory ran out in the evaluation" in out and "ran out in the samples" in out

@@ -1,6 +1,7 @@
 """Bits per byte: how well a model compresses held-out text, whatever its tokenizer."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -12,17 +13,30 @@ from nanochat.tokenizer import Tokenizer
 
 
 def bits_per_byte(
-    model: GPT, tokenizer: Tokenizer, rows: StreamRows, device_batch_size: int, most_tokens: int, runtime: Runtime
+    model: GPT,
+    tokenizer: Tokenizer,
+    rows: StreamRows,
+    device_batch_size: int,
+    most_tokens: int,
+    runtime: Runtime,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> float:
     """Cross-entropy of the first `most_tokens` tokens in bits, over their raw bytes.
 
     Special tokens stand for no bytes, so they are given and not scored. All processes share the rows and get the
     same answer.
+
+    `before_batch` is called before each batch that every process has, so equally often in each of them: they may meet
+    in it, and leave by what it raises in all.
     """
     token_bytes = torch.zeros(model.config.vocab_size, dtype=torch.int64, device=model.device)
     token_bytes[: tokenizer.vocab_size] = torch.from_numpy(tokenizer.token_bytes).to(model.device)
     nats, total_bytes = 0.0, 0.0
-    for batch in in_order(rows, device_batch_size, runtime.share, most_rows=max(1, most_tokens // rows.sequence_len)):
+    most_rows = max(1, most_tokens // rows.sequence_len)
+    in_all = min(len(rows), most_rows) // runtime.share.world_size  # some processes have one row more
+    for i, batch in enumerate(in_order(rows, device_batch_size, runtime.share, most_rows)):
+        if i * device_batch_size < in_all:
+            before_batch()
         tokens, targets, _ = batch.to(model.device)
         losses = model.token_losses(tokens, targets)
         num_bytes = token_bytes[targets.clamp(min=0)] * (targets >= 0)

@@ -34,7 +34,7 @@ def trained_once(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory)
     with pytest.MonkeyPatch.context() as patch, Runtime.start("cpu") as runtime:
         patch.setenv("NANOCHAT_BASE_DIR", str(folder))
         base = begin(runtime, tokenizer)
-        base.run(batches(FewRows()), 24, **HOW, evaluation=Evaluation(8, lambda: {"bpb": 2.0 - base.step / 100}))
+        base.run(batches(FewRows()), 24, **HOW, evaluation=Evaluation(8, lambda _: {"bpb": 2.0 - base.step / 100}))
         train_mid(runtime, tokenizer)
     return folder
 
