@@ -37,12 +37,14 @@ class Setting:
     """bytes/s, nominal, at which a process sends while all do"""
     memory: float
     """bytes of one GPU"""
+    shared: bool = False
+    """whether they are the CPU's too"""
 
 
 SPARK, H100 = 0.4 * 125e12, 0.4 * 989e12
 SETTINGS = (
-    Setting("1 Spark", 1, SPARK, 1.0, 119 * 2**30),
-    Setting("2 Sparks, 200 Gb/s", 2, SPARK, 25e9, 119 * 2**30),
+    Setting("1 Spark", 1, SPARK, 1.0, 119 * 2**30, shared=True),
+    Setting("2 Sparks, 200 Gb/s", 2, SPARK, 25e9, 119 * 2**30, shared=True),
     Setting("8 × H100, NVLink", 8, H100, 450e9, 80e9),
     # A ring crosses from node to node once, and eight of them, one for each 400 Gb/s card, share the bytes.
     Setting("8 nodes of 8 × H100", 64, H100, 400e9, 80e9),
@@ -69,7 +71,8 @@ def shape(depth: int, vocab_size: int = VOCAB_SIZE) -> GPT:
 
 def needs(depth: int, setting: Setting, rows: int) -> memory.Needs:
     """Memory of the first process, whose share is no smaller than another's; not compiled, so the most that it is."""
-    return memory.needs(shape(depth), MuonAdamW(shape(depth), OptimizerOptions(), Share(0, setting.processes)), rows)
+    optimizer = MuonAdamW(shape(depth), OptimizerOptions(), Share(0, setting.processes))
+    return memory.needs(shape(depth), optimizer, rows, shared=setting.shared)
 
 
 def rows_that_fit(depth: int, setting: Setting) -> int:
@@ -113,17 +116,19 @@ def efficiency(depth: int, setting: Setting, *, overlapped: bool) -> float:
 def memory_table() -> str:
     """Rows of a Markdown table, in GB (10^9)."""
     lines = [
-        "| depth | setting | weights | gradients | optimizer | activations of rows | logits | all |",
-        "|---|---|---|---|---|---|---|---|",
+        "| depth | setting | weights | gradients | optimizer | activations of rows | logits | checkpoint | all |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for depth in BATCH:
         for setting in SETTINGS:
             n = needs(depth, setting, rows_that_fit(depth, setting))
-            parts = (n.weights, n.gradients, n.optimizer, n.activations, n.logits, n.total)
-            weights, gradients, optimizer, activations, logits, total = (f"{part / 1e9:.1f}" for part in parts)
+            parts = (n.weights, n.gradients, n.optimizer, n.activations, n.logits, n.checkpoint, n.total)
+            weights, gradients, optimizer, activations, logits, checkpoint, total = (
+                f"{part / 1e9:.1f}" for part in parts
+            )
             lines.append(
                 f"| {depth} | {setting.name} | {weights} | {gradients} | {optimizer} | {activations} of {n.rows} | "
-                f"{logits} | {total} |"
+                f"{logits} | {checkpoint} | {total} |"
             )
     return "\n".join(lines)
 

@@ -29,11 +29,12 @@ def choose(run: Training, most_rows: int) -> int:
 
 def explain(model: GPT, optimizer: MuonAdamW, rows: int, room: int) -> str:
     """What the run needs, what there is, and what to do if that is less."""
-    needs = memory.needs(model, optimizer, rows)
+    shared = memory.is_shared(model.device)
+    needs = memory.needs(model, optimizer, rows, shared=shared)
     text = f"memory: {needs.describe()} of {gib(room)} GiB"
     if needs.total <= room:
         return text
-    danger = "the system may kill it" if memory.is_shared(model.device) else "it may run out and go on with fewer rows"
+    danger = "the system may kill it" if shared else "it may run out and go on with fewer rows"
     fits = fitting(model, optimizer, room, rows)
     advice = f"--device-batch-size {fits} does, with the same result" if fits else "only a smaller --depth does"
     return f"{text}\nwarning: that does not fit, so {danger}; {advice}"
@@ -42,7 +43,8 @@ def explain(model: GPT, optimizer: MuonAdamW, rows: int, room: int) -> str:
 def fitting(model: GPT, optimizer: MuonAdamW, room: int, most_rows: int) -> int:
     """The largest power of two up to `most_rows` whose needs are within `room` bytes; 0 if there is none."""
     sizes = (1 << exponent for exponent in reversed(range(most_rows.bit_length())))
-    return next((rows for rows in sizes if memory.needs(model, optimizer, rows).total <= room), 0)
+    shared = memory.is_shared(model.device)
+    return next((rows for rows in sizes if memory.needs(model, optimizer, rows, shared=shared).total <= room), 0)
 
 
 def _largest(model: GPT, optimizer: MuonAdamW, room: int, most_rows: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from nanochat.errors import UserError
-from nanochat.gpt import GPT
+from nanochat.gpt import GPT, GPTConfig
 from nanochat.loss import CHUNK_ELEMENTS
 from nanochat.machine import host
 from nanochat.optim import MuonAdamW
@@ -58,23 +58,36 @@ class Needs:
     logits: int
     """the loss's slice of logits, and the head's gradient until it is added to the others"""
     rows: int
+    checkpoint: int
+    """the copy that is written while training goes on, where it lies in the memory that is counted here"""
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.checkpoint
 
     def describe(self) -> str:
         """For a person, in GiB."""
         fixed = self.weights + self.gradients + self.optimizer
+        copy = f", {gib(self.checkpoint)} for a checkpoint on its way to the disk" if self.checkpoint else ""
         return (
             f"{gib(fixed)} for weights, gradients and optimizer, {gib(self.activations)} for the activations of "
-            f"{self.rows} rows, {gib(self.logits)} for logits: {gib(self.total)} GiB"
+            f"{self.rows} rows, {gib(self.logits)} for logits{copy}: {gib(self.total)} GiB"
         )
 
 
-def needs(model: GPT, optimizer: MuonAdamW, rows: int) -> Needs:
-    """What a step with `rows` rows in a forward pass takes, not compiled; compiled it is less."""
+def checkpoint_bytes(config: GPTConfig) -> int:
+    """A checkpoint: weights, Muon's momentum, and AdamW's two moments of embedding and head, all in fp32."""
+    embeddings = 2 * config.vocab_size * config.n_embd
+    return 4 * (2 * config.num_parameters + embeddings)
+
+
+def needs(model: GPT, optimizer: MuonAdamW, rows: int, *, shared: bool) -> Needs:
+    """What a step with `rows` rows in a forward pass takes, not compiled; compiled it is less.
+
+    `shared`: whether the device uses the CPU's memory, where the main process copies what it saves. A model of a
+    shape only cannot tell.
+    """
     config, itemsize = model.config, model.compute_dtype.itemsize
     head = config.vocab_size * config.n_embd
     tokens = rows * config.sequence_len
@@ -89,6 +102,7 @@ def needs(model: GPT, optimizer: MuonAdamW, rows: int) -> Needs:
         activations=round(gaps * activations),
         logits=round(gaps * (LOGIT_BYTES * slice_of_logits + 2 * 4 * head)),
         rows=rows,
+        checkpoint=checkpoint_bytes(config) if shared and optimizer.share.rank == 0 else 0,
     )
 
 

@@ -91,9 +91,10 @@ def planned_disk(depth: int) -> Disk:
 
 def memory_line(config: GPTConfig) -> str:
     """Memory at most, by --device-batch-size; what this machine has."""
-    sizes = "  ".join(f"{rows}: {training_bytes(config, rows) / 1e9:.0f}" for rows in BATCH_SIZES)
+    shared = is_shared(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    sizes = "  ".join(f"{rows}: {training_bytes(config, rows, shared=shared) / 1e9:.0f}" for rows in BATCH_SIZES)
     here = ""
-    if torch.cuda.is_available() and not is_shared(torch.device("cuda")):
+    if not shared:
         here = f"; this GPU has {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB"
     elif there := host.memory():
         here = f"; this machine has {there.total / 1e9:.0f} GB"

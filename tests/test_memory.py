@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from nanochat import batch_size, memory, paths
+from nanochat.data.batches import Share
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.memory import ACTIVATIONS_PER_LAYER
 from nanochat.optim import MuonAdamW, OptimizerOptions
+from nanochat.saving import host_copy
 from nanochat.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,6 +65,7 @@ from nanochat import memory
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.memory import ACTIVATIONS_PER_LAYER
 from nanochat.optim import MuonAdamW, OptimizerOptions
+from nanochat.saving import host_copy
 
 def resident(peak):  # getrusage would count what the parent held
     status = dict(line.split(":", 1) for line in open("/proc/self/status"))
@@ -76,7 +79,8 @@ for _ in range(2):  # the optimizer's zeros take memory once they are no longer 
     for _ in range(2):
         model.loss(tokens, tokens).backward()
     optimizer.step(1.0)
-needs = memory.needs(model, optimizer, 16)
+    saved = host_copy(model.state_dict()), host_copy(optimizer.state_dict())  # held while the next step goes on
+needs = memory.needs(model, optimizer, 16, shared=True)
 print(json.dumps({"estimate": needs.total, "measured": resident(peak=True) - before}))
 """
 
@@ -86,11 +90,24 @@ def test_the_estimate_is_near_the_peak() -> None:
     assert figures["estimate"] == pytest.approx(figures["measured"], rel=0.2)
 
 
+def test_only_the_main_process_copies_what_it_saves_and_only_where_memory_is_shared() -> None:
+    model, optimizer = small_model()
+    copy = host_copy(model.state_dict()) | host_copy(optimizer.state)
+    shared = memory.needs(model, optimizer, 1, shared=True)
+    assert shared.checkpoint == sum(tensor.nbytes for tensor in copy.values())
+    assert "for a checkpoint" in shared.describe()
+    apart = memory.needs(model, optimizer, 1, shared=False)
+    assert apart.total == shared.total - shared.checkpoint and "checkpoint" not in apart.describe()
+    first, second = (MuonAdamW(model, OptimizerOptions(), Share(rank, 2)) for rank in range(2))
+    assert memory.needs(model, first, 1, shared=True).checkpoint == shared.checkpoint
+    assert memory.needs(model, second, 1, shared=True).checkpoint == 0
+
+
 def test_it_says_what_does_not_fit_and_what_does() -> None:
     model, optimizer = small_model()
-    needs = memory.needs(model, optimizer, 64)
+    needs = memory.needs(model, optimizer, 64, shared=True)
     assert "warning" not in batch_size.explain(model, optimizer, 64, room=needs.total)
-    half = memory.needs(model, optimizer, 32).total
+    half = memory.needs(model, optimizer, 32, shared=True).total
     text = batch_size.explain(model, optimizer, 64, room=half)
     assert "does not fit" in text and "--device-batch-size 32 does" in text
     assert "only a smaller --depth does" in batch_size.explain(model, optimizer, 64, room=2**20)
@@ -99,7 +116,7 @@ def test_it_says_what_does_not_fit_and_what_does() -> None:
 @pytest.mark.parametrize("most", [1, 5, 64])
 def test_the_largest_that_fits_is_a_power_of_two_within_bounds(most: int) -> None:
     model, optimizer = small_model()
-    exactly = memory.needs(model, optimizer, 16).total
+    exactly = memory.needs(model, optimizer, 16, shared=True).total
     assert batch_size.fitting(model, optimizer, exactly, most) == min(16, 1 << (most.bit_length() - 1))
     assert batch_size.fitting(model, optimizer, exactly - 1, most) == min(8, 1 << (most.bit_length() - 1))
     assert batch_size.fitting(model, optimizer, 1000, most) == 0

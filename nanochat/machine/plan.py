@@ -10,7 +10,7 @@ import torch
 
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.machine.compute import BANDWIDTH_GBPS
-from nanochat.machine.needs import checkpoint_bytes
+from nanochat.memory import checkpoint_bytes
 from nanochat.runtime import DATASHEET_TFLOPS
 
 SHARD_BYTES = 100e6

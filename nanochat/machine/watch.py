@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from nanochat.machine.alerts import Alerts
-from nanochat.machine.needs import checkpoint_bytes
 from nanochat.machine.replan import Replan
 from nanochat.machine.sensors import Sensors
+from nanochat.memory import checkpoint_bytes
 
 if TYPE_CHECKING:
     from nanochat.trainer import Training

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.machine.needs import checkpoint_bytes
 from nanochat.machine.plan import Machine, Stage, disk, flops_per_token, machines, stages
 from nanochat.machine.plan_table import count, duration, stage_table
+from nanochat.memory import checkpoint_bytes
 from nanochat.optim import MuonAdamW, OptimizerOptions
 from scripts import plan
 
