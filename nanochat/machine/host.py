@@ -5,6 +5,7 @@ NANOCHAT_ROOT puts another folder in the place of /, with a /proc and a /sys of 
 
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,9 @@ GPU_FIELDS = (
     "name", "uuid", "driver_version", "compute_cap", "temperature.gpu", "clocks.sm", "clocks.max.sm", "power.draw",
     "clocks_event_reasons.active",
 )  # fmt: skip
+OLDER_GPU_FIELDS = (*GPU_FIELDS[:-1], "clocks_throttle_reasons.active")
+"""The same, as drivers call them that do not know clocks_event_reasons yet."""
+SECONDS_FOR_AN_ANSWER = 10.0
 THERMAL, POWER_BRAKE = 0x20 | 0x40, 0x08 | 0x80
 """Bits of clocks_event_reasons: slowed down by heat (software, hardware); by the hardware for want of power."""
 
@@ -29,15 +33,20 @@ def read(path: str) -> str:
         return ""
 
 
-def output(*command: str, seconds: float = 10) -> str | None:
+def output(*command: str, seconds: float = SECONDS_FOR_AN_ANSWER) -> str | None:
     """What a command prints; None where there is no such command, it fails, or it does not end in time."""
+    result = _result(command, seconds)
+    return result.stdout.strip() if result and result.returncode == 0 else None
+
+
+def _result(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str] | None:
+    """How a command ended; None where there is no such command, or it does not end in time."""
     try:
-        result = subprocess.run(
+        return subprocess.run(
             command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return result.stdout.strip() if result.returncode == 0 else None
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ class GPU:
 
 
 def parse_gpu(line: str) -> GPU | None:
-    """A line that nvidia-smi prints when it is asked for GPU_FIELDS; None for any other."""
+    """A line that nvidia-smi prints when it is asked for GPU_FIELDS or OLDER_GPU_FIELDS; None for any other."""
     cells = [cell.strip() for cell in line.split(",")]
     if len(cells) != len(GPU_FIELDS) or cells[0] == "name":
         return None
@@ -108,14 +117,23 @@ def parse_gpu(line: str) -> GPU | None:
     )  # fmt: skip
 
 
-def nvidia_smi(*options: str) -> list[str]:
-    """The command that prints GPU_FIELDS, a GPU a line."""
-    return ["nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits", *options]
+def nvidia_smi(fields: Sequence[str], *options: str) -> list[str]:
+    """The command that prints `fields`, GPU_FIELDS or OLDER_GPU_FIELDS, a GPU a line."""
+    return ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", *options]
+
+
+def is_older(answer: str) -> bool:
+    """Whether what nvidia-smi prints says that its driver does not know one of GPU_FIELDS."""
+    return "is not a valid field" in answer
 
 
 def gpus() -> list[GPU]:
     """NVIDIA's GPUs in this machine; none where there is no driver."""
-    return [gpu for line in (output(*nvidia_smi()) or "").splitlines() if (gpu := parse_gpu(line))]
+    result = _result(nvidia_smi(GPU_FIELDS), SECONDS_FOR_AN_ANSWER)
+    if result and is_older(result.stdout):
+        result = _result(nvidia_smi(OLDER_GPU_FIELDS), SECONDS_FOR_AN_ANSWER)
+    lines = result.stdout.splitlines() if result and result.returncode == 0 else []
+    return [gpu for line in lines if (gpu := parse_gpu(line))]
 
 
 def _number(cell: str) -> float | None:

@@ -28,30 +28,43 @@ class Sensors:
         self._measures_energy = energy_before > 0
         self._last: dict[str, tuple[float, GPU]] = {}
         self._process: subprocess.Popen[str] | None = None
+        self._is_closed = False
+        self._lock = threading.Lock()
+        """held while _process changes"""
         if gpu_ids:
-            self._start(gpu_ids)
+            threading.Thread(target=self._listen, args=(gpu_ids,), name="sensors", daemon=True).start()
 
-    def _start(self, gpu_ids: Sequence[str]) -> None:
-        command = host.nvidia_smi(f"--id={','.join(gpu_ids)}", f"--loop={SECONDS_BETWEEN_SAMPLES}")
-        try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                start_new_session=True,  # Ctrl-C is for the run, which goes on to the end of its step
-            )
-        except OSError:
-            return
-        threading.Thread(target=self._listen, args=(self._process,), name="sensors", daemon=True).start()
+    def _listen(self, gpu_ids: Sequence[str]) -> None:
+        """Take what nvidia-smi prints; where its driver is older, ask again in its words."""
+        if self._take_lines(self._start(host.GPU_FIELDS, gpu_ids)):
+            self._take_lines(self._start(host.OLDER_GPU_FIELDS, gpu_ids))
 
-    def _listen(self, process: "subprocess.Popen[str]") -> None:
+    def _start(self, fields: Sequence[str], gpu_ids: Sequence[str]) -> "subprocess.Popen[str] | None":
+        command = host.nvidia_smi(fields, f"--id={','.join(gpu_ids)}", f"--loop={SECONDS_BETWEEN_SAMPLES}")
+        with self._lock, contextlib.suppress(OSError):
+            if not self._is_closed:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                    start_new_session=True,  # Ctrl-C is for the run, which goes on to the end of its step
+                )
+                return self._process
+        return None
+
+    def _take_lines(self, process: "subprocess.Popen[str] | None") -> bool:
+        """Take samples until nvidia-smi ends; whether it did since it does not know a field."""
+        if not process:
+            return False
         assert process.stdout
+        is_older = False
         for line in process.stdout:
-            gpu = host.parse_gpu(line)
-            if gpu:
+            is_older = is_older or host.is_older(line)
+            if gpu := host.parse_gpu(line):
                 self.take(gpu, time.monotonic())
+        return is_older
 
     def take(self, gpu: GPU, now: float) -> None:
         """A sample of one GPU at `now` seconds. Energy is the area under its power, by trapezoids."""
@@ -88,6 +101,8 @@ class Sensors:
 
     def close(self) -> None:
         """End nvidia-smi. One that hangs in the driver is left behind: the run's end must not wait for it."""
+        with self._lock:
+            self._is_closed = True
         if self._process:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):

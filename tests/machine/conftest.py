@@ -47,6 +47,11 @@ class FakeMachine:
         rows = "".join(f"{line}\\n" for line in lines)
         self.command("nvidia-smi", f'case "$*" in -L) printf "{names}" ;; *) printf "{rows}" ;; esac')
 
+    def older_driver(self, script: str) -> None:
+        """An nvidia-smi that knows no clocks_event_reasons; asked in older words it runs `script`."""
+        refusal = 'Field "clocks_event_reasons.active" is not a valid field to query.'
+        self.command("nvidia-smi", f"case \"$*\" in *clocks_event*) echo '{refusal}'; exit 2 ;; esac\n{script}")
+
     @property
     def calls(self) -> list[str]:
         """What was called, in order."""

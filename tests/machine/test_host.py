@@ -30,6 +30,19 @@ def test_what_a_gpu_does_not_know_is_none(machine: FakeMachine) -> None:
     assert (gpu.temperature, gpu.max_clock, gpu.power, gpu.slowed_by) == (None, None, None, 0)
 
 
+def test_an_older_driver_is_asked_in_its_own_words(machine: FakeMachine) -> None:
+    hot = GB10.replace("0x0000000000000000", "0x0000000000000040")
+    machine.older_driver(f"echo '{hot}'")
+    (gpu,) = host.gpus()
+    assert gpu.slowed_by & host.THERMAL
+    assert ["clocks_throttle_reasons.active" in call for call in machine.calls] == [False, True]
+
+
+def test_a_driver_that_knows_all_fields_is_asked_once(machine: FakeMachine) -> None:
+    machine.gpu(GB10)
+    assert host.gpus() and len(machine.calls) == 1
+
+
 def test_no_driver_is_no_gpu(machine: FakeMachine) -> None:
     machine.command("nvidia-smi", "echo 'NVIDIA-SMI could not communicate with the driver'; exit 9")
     assert host.gpus() == []

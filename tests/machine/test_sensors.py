@@ -63,6 +63,20 @@ def test_one_nvidia_smi_serves_the_whole_run_and_ends_with_it(machine: FakeMachi
     assert "--id=GPU-1" in call and "--loop=5" in call
 
 
+def test_an_older_driver_is_asked_again_and_the_second_nvidia_smi_ends_with_the_run(machine: FakeMachine) -> None:
+    machine.older_driver(
+        f"trap 'echo ended >>\"{machine.root}/ended\"; exit' TERM; while :; do echo '{GB10}'; sleep 0.05; done"
+    )
+    sensors = Sensors(["GPU-1"])
+    until = time.monotonic() + 20
+    while "gpu_clock_mhz" not in sensors.readings() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert sensors.readings()["gpu_clock_mhz"] == 2411
+    sensors.close()
+    assert (machine.root / "ended").exists()
+    assert len(machine.calls) == 2 and "clocks_throttle_reasons.active" in machine.calls[1]
+
+
 def test_a_machine_without_nvidia_smi_is_no_error(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(machine.bin))
     sensors = Sensors(["GPU-1"])
