@@ -17,7 +17,7 @@ from nanochat.optim import POLAR_EXPRESS, MuonAdamW, OptimizerOptions
 from nanochat.sharding import share_out
 
 VOCAB_SIZE, SEQUENCE_LEN = 65_536, 2_048
-BATCH = {20: 524_288, 26: 524_288, 32: 1_048_576}
+BATCH = {20: 524_288, 26: 1_048_576, 32: 1_048_576}
 """Depths, and what pretrain.sh takes as tokens in a step."""
 OF_THE_LINK = 0.8
 """Share of a link's nominal speed that collectives reach."""
