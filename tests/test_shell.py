@@ -24,8 +24,9 @@ MODULES = {
 ECHO = """
 import os, sys
 import nanochat
-print(sys.prefix, nanochat.__file__, os.getcwd(), os.environ["NANOCHAT_BASE_DIR"], *sys.argv[1:], sep="\\n")
-print("rank", os.environ.get("RANK"), flush=True)
+said = [sys.prefix, nanochat.__file__, os.getcwd(), os.environ["NANOCHAT_BASE_DIR"], *sys.argv[1:]]
+said.append(f"rank {os.environ.get('RANK')}")
+os.write(1, "".join(f"{line}\\n" for line in said).encode())  # at once: several processes share the pipe
 if "--fail" in sys.argv:
     sys.exit(2)
 if "--wait" in sys.argv:
