@@ -214,23 +214,20 @@ class AblationOptimizer(MuonAdamW):
             embedding_lr=options.embedding_lr * lr_scale,
             unembedding_lr=options.unembedding_lr * lr_scale,
         )
+        self.lr_scale, self.extra_lr_scale = lr_scale, extra_lr_scale
         super().__init__(model, options)
-        table_lr = self._adamw_lr[model.embed_tokens.weight]
+
+    def adamw_lr(self, model: GPT) -> dict[Tensor, float]:
+        """Those of the plain model and of the additions."""
+        rates = super().adamw_lr(model)
+        table_lr = rates[model.embed_tokens.weight]
         for name, parameter in extra_parameters(model).items():
-            lr = table_lr if name.endswith("table.weight") else self.SCALAR_LR * lr_scale
-            self._adamw_lr[parameter] = lr * extra_lr_scale
-        self._matrices.clear()
-        for shard in self.own_shards:
-            if shard.parameter not in self._adamw_lr:
-                self._matrices[shard.weight.shape].append(shard)
-        self.state = {
-            f"{shard.name}.{kind}": torch.zeros_like(shard.weight)
-            for shard in self.own_shards
-            for kind in self._kinds(shard)
-        }
+            lr = table_lr if name.endswith("table.weight") else self.SCALAR_LR * self.lr_scale
+            rates[parameter] = lr * self.extra_lr_scale
+        return rates
 
 
-def extra_parameters(model: AblationGPT) -> dict[str, nn.Parameter]:
+def extra_parameters(model: GPT) -> dict[str, nn.Parameter]:
     """What the additions brought along, by name: all parameters that the plain model has not."""
     own = ("embed_tokens.", "lm_head.", "layers.")
     return {name: parameter for name, parameter in model.named_parameters() if not name.startswith(own)}

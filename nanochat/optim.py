@@ -82,11 +82,7 @@ class MuonAdamW:
         self.shards = share_out(model, share.world_size)
         """of all processes"""
         self.own_shards = [shard for shard in self.shards if shard.owner == share.rank]
-        scale = (model.config.n_embd / ADAM_REFERENCE_WIDTH) ** -0.5
-        self._adamw_lr = {
-            model.embed_tokens.weight: options.embedding_lr * scale,
-            model.lm_head.weight: options.unembedding_lr * scale,
-        }
+        self._adamw_lr = self.adamw_lr(model)
         self._matrices: dict[torch.Size, list[Shard]] = defaultdict(list)
         for shard in self.own_shards:
             if shard.parameter not in self._adamw_lr:
@@ -97,6 +93,14 @@ class MuonAdamW:
             for kind in self._kinds(shard)
         }
         """this process's part"""
+
+    def adamw_lr(self, model: GPT) -> dict[Tensor, float]:
+        """The parameters that AdamW steps, with their learning rates; all others are matrices for Muon."""
+        scale = (model.config.n_embd / ADAM_REFERENCE_WIDTH) ** -0.5
+        return {
+            model.embed_tokens.weight: self.options.embedding_lr * scale,
+            model.lm_head.weight: self.options.unembedding_lr * scale,
+        }
 
     def _kinds(self, shard: Shard) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq") if shard.parameter in self._adamw_lr else ("momentum",)
