@@ -20,7 +20,7 @@ from typing import Literal
 
 from nanochat import checkpoint, cli, paths
 from nanochat.checkpoint import MODEL_FILE
-from nanochat.data.batches import RowBatches
+from nanochat.data import batches
 from nanochat.options import check_range
 from nanochat.runtime import cpu_name, software
 from nanochat.tracking import METRICS_FILE, read_steps
@@ -65,14 +65,14 @@ def train(tag: str, num_iterations: int, rows_file: str) -> None:
     """One start of the run, in a process of its own, with the rows of each step written down as it begins."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
 
-    class Recorded(RowBatches):
+    class Recorded(batches.RowBatches):
         def row_indices(self, step: int) -> list[int]:
             rows = super().row_indices(step)
             with open(rows_file, "a") as file:
                 file.write(json.dumps([step, rows]) + "\n")
             return rows
 
-    base_train.RowBatches = Recorded  # type: ignore[misc]  # the stage itself, with a record of what it reads
+    batches.RowBatches = Recorded  # type: ignore[misc]  # the stage itself, with a record of what it reads
     base_train.main(
         replace(
             base_train.DEMO,
@@ -81,6 +81,7 @@ def train(tag: str, num_iterations: int, rows_file: str) -> None:
             max_seq_len=SEQUENCE_LEN,
             device_batch_size=8,
             total_batch_size=8 * SEQUENCE_LEN,
+            short_rows_ratio=0.0,
             num_iterations=num_iterations,
             save_every=4,
             sample_every=0,

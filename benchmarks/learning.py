@@ -36,6 +36,8 @@ class Recipe:
     """share of the steps in which learning rates rise from 0"""
     warmdown_ratio: float = PretrainOptions.warmdown_ratio
     """share of the steps in which they fall to 0"""
+    short_rows_ratio: float = PretrainOptions.short_rows_ratio
+    """share of the steps, the first ones, whose rows are a quarter of the context"""
     grad_clip: float = PretrainOptions.grad_clip
     """largest global norm of the gradient; 0: no clipping"""
     float32: bool = False
@@ -55,6 +57,7 @@ RECIPE_2025 = Recipe(
     total_batch_size=16_384,
     warmup_ratio=0.0,
     warmdown_ratio=0.2,
+    short_rows_ratio=0.0,
     float32=True,
     newton_schulz=True,
     optimizer=OptimizerOptions(
@@ -121,12 +124,13 @@ def prepare(options: BenchmarkOptions, recipe: Recipe, text: Text, seed: int, ru
         device_batch_size=options.device_batch_size,
         seed=seed,
         runtime=runtime,
+        short_rows_ratio=recipe.short_rows_ratio,
     )
 
 
 def point(training: Training[GPT], eval_tokens: int) -> Point:
     """Where a training is."""
-    tokens = training.optimizer.steps * training.batches.rows_per_step * training.text.train.sequence_len
+    tokens = training.optimizer.steps * training.total_batch_size
     return Point(tokens, training.seconds, training.bpb(eval_tokens))
 
 

@@ -1,11 +1,12 @@
 """Train a model for a number of steps on prepared text and measure it on held-out text: what comparisons repeat."""
 
+import sys
 import time
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from nanochat import paths
-from nanochat.data.batches import RowBatches
+from nanochat.data.batches import text_batches
 from nanochat.data.packing import StreamRows
 from nanochat.data.token_shards import TokenShards
 from nanochat.eval.bits_per_byte import bits_per_byte
@@ -48,18 +49,20 @@ class Training(Generic[Model]):
     def __init__(
         self, model: Model, optimizer: MuonAdamW, text: Text, schedule: TrainOptions, *,
         total_batch_size: int, num_iterations: int, device_batch_size: int, seed: int, runtime: Runtime,
+        short_rows_ratio: float = 0.0,
     ) -> None:  # fmt: skip
         """`total_batch_size`: tokens a step; `seed`: of the order of the rows."""
         self.model = model
         self.optimizer = optimizer
         self.text = text
         self.schedule = schedule
+        self.total_batch_size = total_batch_size
         self.num_iterations = num_iterations
-        self.device_batch_size = device_batch_size
         self.runtime = runtime
         self.gradients = StepGradients(model, optimizer, runtime, schedule.grad_clip)
-        self.batches = RowBatches(
-            text.train, rows_per_step=total_batch_size // text.train.sequence_len,
+        self.batches = text_batches(
+            text.train, short_rows_ratio, num_iterations,
+            rows_per_step=total_batch_size // text.train.sequence_len,
             device_batch_size=device_batch_size, share=runtime.share, seed=seed,
         )  # fmt: skip
         self.seconds = 0.0
@@ -69,7 +72,7 @@ class Training(Generic[Model]):
         """Steps until `until` are taken in all; their time counts."""
         begun = time.perf_counter()
         for step in range(self.optimizer.steps, until):
-            self.gradients.compute(self.batches.step_data(step).batches, self.device_batch_size)
+            self.gradients.compute(self.batches.step_data(step).batches, sys.maxsize)
             self.optimizer.step(lr_multiplier(step, self.num_iterations, self.schedule))
         self.runtime.synchronize()
         self.seconds += time.perf_counter() - begun

@@ -217,18 +217,25 @@ class GPT(nn.Module):
         self._compiled_hidden = torch.compile(self.hidden, dynamic=False)
 
     @property
+    def is_compiled(self) -> bool:
+        """Whether `loss` runs compiled."""
+        return self._compiled_hidden is not None
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.embed_tokens.weight.device
 
-    def flops_per_token(self) -> int:
+    def flops_per_token(self, row_len: int | None = None) -> int:
         """Floating-point operations to train on one token: 6 a matrix parameter, 12 T C a layer for attention.
+
+        T is `row_len`, or the whole context.
 
         The convention of PaLM's appendix B (https://arxiv.org/abs/2204.02311): the attention matrix counts in full,
         the embedding not at all.
         """
         matrices = self.config.num_parameters - self.embed_tokens.weight.numel()
-        return 6 * matrices + 12 * self.config.n_layer * self.config.n_embd * self.config.sequence_len
+        return 6 * matrices + 12 * self.config.n_layer * self.config.n_embd * (row_len or self.config.sequence_len)
 
     def hidden(self, tokens: Tensor, cache: AttentionCache | None = None) -> Tensor:
         """What the head reads. tokens: (B, T) -> (B, T, C) in the compute dtype. Raises ValueError past the context."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from nanochat import memory, paths
 from nanochat.data.batches import Batch, BatchSource
 from nanochat.errors import UserError
@@ -74,6 +76,7 @@ class Training:
 
     def __post_init__(self) -> None:
         self.gradients = StepGradients(self.model, self.optimizer, self.runtime, self.options.grad_clip)
+        self._shapes: set[torch.Size] = set()
 
     @property
     def seconds(self) -> float:
@@ -99,9 +102,9 @@ class Training:
         """Train until `num_iterations` steps are taken, from wherever it stands; save as it goes.
 
         `learns` tells a person what is learned from, `step_size` what a step is, such as "4,096 tokens"; `one_shape`
-        says that all batches have the same shape, so that compiling pays; `samples` lets the model write, a few
-        lines. After Ctrl-C or SIGTERM it saves at the end of the step, leaving an evaluation that is on the way, and
-        raises KeyboardInterrupt.
+        says that all batches have the same shape, or one of two, so that compiling pays; `samples` lets the model
+        write, a few lines. After Ctrl-C or SIGTERM it saves at the end of the step, leaving an evaluation that is on
+        the way, and raises KeyboardInterrupt.
         """
         if self.step >= num_iterations:
             if self.runtime.is_main:
@@ -178,6 +181,8 @@ class Training:
         """One optimizer step; what there is to log of it."""
         begun = time.perf_counter()
         data = batches.step_data(self.step)
+        if self._compiles(data.batches):
+            watchdog.compiles_again()
         lr_scale = lr_multiplier(self.step, num_iterations, self.options)
         result = self._gradients(data.batches, log, watchdog)
         if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
@@ -189,18 +194,26 @@ class Training:
         self.runtime.synchronize()
         elapsed = time.perf_counter() - begun
         self.step += 1
-        own_tokens_per_second = sum(batch.tokens.numel() for batch in data.batches) / elapsed
+        own_tokens = sum(batch.tokens.numel() for batch in data.batches)
+        flops = sum(batch.tokens.numel() * self.model.flops_per_token(batch.tokens.size(1)) for batch in data.batches)
         return {
             "loss": result.loss,
             "lr_scale": lr_scale,
             "gradient_norm": result.gradient_norm,
             "tokens": result.tokens,
-            "tokens_per_second": own_tokens_per_second * self.runtime.share.world_size,
-            "mfu": self.model.flops_per_token() * own_tokens_per_second / peak_flops,
+            "tokens_per_second": own_tokens / elapsed * self.runtime.share.world_size,
+            "flops_per_second": flops / elapsed * self.runtime.share.world_size,
+            "mfu": flops / elapsed / peak_flops,
             "skipped_steps": self.skipped_steps,
             "seconds": self.seconds,
             **data.metrics,
         }
+
+    def _compiles(self, batches: Sequence[Batch]) -> bool:
+        """Whether the model is compiled, but not yet for all of these shapes."""
+        new = {batch.tokens.shape for batch in batches} - self._shapes
+        self._shapes |= new
+        return self.model.is_compiled and bool(new)
 
     def _gradients(self, batches: Sequence[Batch], log: RunLog, watchdog: Watchdog) -> StepResult:
         """The step's gradients; on fewer rows at once where memory runs out, which leaves the result the same."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from nanochat import agreement, batch_size, cli, lineage, paths
-from nanochat.data.batches import RowBatches, rows_per_step
+from nanochat.data.batches import rows_per_step, text_batches
 from nanochat.data.packing import StreamRows
 from nanochat.data.token_shards import TokenShards
 from nanochat.eval.bits_per_byte import bits_per_byte
@@ -38,6 +38,8 @@ class PretrainOptions(TrainOptions):
     """tokens in one optimizer step, over all processes and micro-batches; by default it follows from depth"""
     target_param_data_ratio: float = 20.0
     """tokens to train on for each parameter (Chinchilla: 20), unless --num-iterations is given"""
+    short_rows_ratio: float = 0.6
+    """share of the steps, the first ones, whose rows are a quarter of the context"""
     warmdown_ratio: float = 0.5
     eval_every: int = 250
     """steps between validations; 0: at the end only"""
@@ -46,6 +48,7 @@ class PretrainOptions(TrainOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_range("short_rows_ratio", self.short_rows_ratio, 0, 1)
         check_range("eval_every", self.eval_every, 0)
         check_range("eval_tokens", self.eval_tokens, 1)
         check_range("target_param_data_ratio", self.target_param_data_ratio, 0.01)
@@ -71,13 +74,10 @@ def main(options: PretrainOptions) -> None:
         assert options.total_batch_size and options.num_iterations
         in_a_step = rows_per_step(options.total_batch_size, config.sequence_len, runtime.share)
         device_batch_size = batch_size.choose(run, most_rows=in_a_step // runtime.share.world_size)
-        batches = RowBatches(
-            rows,
-            rows_per_step=in_a_step,
-            device_batch_size=device_batch_size,
-            share=runtime.share,
-            seed=options.seed,
-        )
+        batches = text_batches(
+            rows, options.short_rows_ratio, options.num_iterations,
+            rows_per_step=in_a_step, device_batch_size=device_batch_size, share=runtime.share, seed=options.seed,
+        )  # fmt: skip
 
         def evaluate(leave_if_asked: Callable[[], None]) -> dict[str, float]:
             bpb = bits_per_byte(
@@ -89,7 +89,7 @@ def main(options: PretrainOptions) -> None:
             batches,
             options.num_iterations,
             learns=data,
-            step_size=f"{options.total_batch_size:,} tokens",
+            step_size=f"{options.total_batch_size:,} tokens ({batches.steps:,} of them in short rows)",
             one_shape=True,
             samples=lambda: continuations(run.model, tokenizer),
             evaluation=Evaluation(options.eval_every, evaluate),

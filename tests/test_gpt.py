@@ -102,3 +102,12 @@ def test_compiled_training_gives_the_same_loss_and_gradients(monkeypatch: pytest
     model.loss(tokens, tokens).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name])
+
+
+def test_short_rows_cost_less_attention_and_the_same_matrices() -> None:
+    model = random_model(depth=2)
+    config = model.config
+    whole, short = model.flops_per_token(), model.flops_per_token(config.sequence_len // 4)
+    attention = 12 * config.n_layer * config.n_embd * config.sequence_len
+    assert whole - short == attention * 3 // 4
+    assert whole - attention == 6 * (config.num_parameters - config.vocab_size * config.n_embd)

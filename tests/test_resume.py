@@ -98,7 +98,7 @@ class Stopping:
 
 def logged(run: Training) -> list[dict[str, Any]]:
     """What was logged of each step, the figures of clock and machine left out."""
-    measured = ("tokens_per_second", "mfu", "seconds", "memory_available_bytes", "page_cache_bytes")
+    measured = ("tokens_per_second", "flops_per_second", "mfu", "seconds", "memory_available_bytes", "page_cache_bytes")
     return [
         {name: value for name, value in row.items() if name not in measured}
         for row in read_steps(run.folder / "metrics.jsonl")

@@ -5,6 +5,7 @@ A batch is a function of the step alone: the rows of all epochs are one fixed or
 also with another number of processes.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanochat.data.packing import Row, Rows
+from nanochat.data.packing import Row, Rows, StreamRows
 from nanochat.errors import UserError
 from nanochat.loss import IGNORE
 
@@ -82,24 +83,82 @@ class RowBatches:
             lambda epoch: np.random.default_rng((seed, epoch)).permutation(len(rows))
         )
 
+    def row_index(self, position: int) -> int:
+        """Which row is the one at `position` of the order, over all epochs and processes."""
+        return int(self._permutation(position // len(self.rows))[position % len(self.rows)])
+
     def row_indices(self, step: int) -> list[int]:
         """The rows of a step, over all processes."""
         first = step * self.rows_per_step
-        return [
-            int(self._permutation(position // len(self.rows))[position % len(self.rows)])
-            for position in range(first, first + self.rows_per_step)
-        ]
+        return [self.row_index(position) for position in range(first, first + self.rows_per_step)]
 
     def step_data(self, step: int) -> StepData:
         """Micro-batches of at most `device_batch_size` rows."""
         mine = [self.rows[i] for i in self.row_indices(step)[self.share.rank :: self.share.world_size]]
         if self.trim:
             mine.sort(key=trained_length)
-        batches = [
-            stack(mine[start : start + self.device_batch_size], self.trim)
-            for start in range(0, len(mine), self.device_batch_size)
-        ]
-        return StepData(batches, {"epoch": step * self.rows_per_step / len(self.rows)})
+        return StepData(list(stacks(mine, self.device_batch_size, self.trim)), {"epoch": self.epoch(step)})
+
+    def epoch(self, step: int) -> float:
+        """How often the rows have been seen before `step`."""
+        return step * self.rows_per_step / len(self.rows)
+
+
+class ShortRowsFirst:
+    """The rows of a training's first steps in pieces, each step's from many places; from then on the rows whole.
+
+    Short rows cost less attention, and what a step learns from is more varied: eight pages instead of two. While a
+    model knows little it has no use for long contexts (https://arxiv.org/abs/2012.15832).
+    """
+
+    MIXED_STEPS = 64
+    """The pieces of so many steps are shuffled together."""
+
+    def __init__(self, whole: RowBatches, pieces: Rows, pieces_per_row: int, steps: int, seed: int) -> None:
+        """`pieces`: those of row i are from number i x pieces_per_row on; `steps`: that train on pieces."""
+        self.whole = whole
+        self.pieces = pieces
+        self.pieces_per_row = pieces_per_row
+        self.steps = steps
+        self._permutation = lru_cache(maxsize=1)(
+            lambda block, pieces: np.random.default_rng((seed, block, pieces)).permutation(pieces)
+        )
+
+    def piece_index(self, position: int) -> int:
+        """Which piece is the one at `position` of the rows' order, were none shuffled."""
+        row, piece = divmod(position, self.pieces_per_row)
+        return self.whole.row_index(row) * self.pieces_per_row + piece
+
+    def step_data(self, step: int) -> StepData:
+        """Micro-batches of the same number of tokens, whether in pieces or whole."""
+        if step >= self.steps:
+            return self.whole.step_data(step)
+        a_step = self.whole.rows_per_step * self.pieces_per_row
+        block, in_block = divmod(step, self.MIXED_STEPS)
+        first = block * self.MIXED_STEPS
+        order = self._permutation(block, min(self.MIXED_STEPS, self.steps - first) * a_step)
+        share = self.whole.share
+        mine = order[in_block * a_step : (in_block + 1) * a_step][share.rank :: share.world_size]
+        rows = [self.pieces[self.piece_index(first * a_step + int(place))] for place in mine]
+        batches = stacks(rows, self.whole.device_batch_size * self.pieces_per_row)
+        return StepData(list(batches), {"epoch": self.whole.epoch(step)})
+
+
+PIECES_PER_ROW = 4
+"""Pieces of a row of text that a training begins with; of a context that is no multiple, fewer."""
+
+
+def text_batches(
+    rows: StreamRows, short_rows_ratio: float, num_iterations: int, *,
+    rows_per_step: int, device_batch_size: int, share: Share, seed: int,
+) -> ShortRowsFirst:  # fmt: skip
+    """Rows of text in a shuffled order, in pieces for that share of the steps, the first ones."""
+    whole = RowBatches(
+        rows, rows_per_step=rows_per_step, device_batch_size=device_batch_size, share=share, seed=seed
+    )  # fmt: skip
+    pieces_per_row = math.gcd(rows.sequence_len, PIECES_PER_ROW)
+    steps = round(short_rows_ratio * num_iterations)
+    return ShortRowsFirst(whole, rows.in_pieces(pieces_per_row), pieces_per_row, steps, seed)
 
 
 def rows_per_step(total_batch_size: int, sequence_len: int, share: Share) -> int:
@@ -116,6 +175,12 @@ def rows_per_step(total_batch_size: int, sequence_len: int, share: Share) -> int
 def trained_length(row: Row) -> int:
     """Positions up to the last that is trained on."""
     return int(np.flatnonzero(row.targets != IGNORE).max(initial=-1)) + 1
+
+
+def stacks(rows: list[Row], device_batch_size: int, trim: bool = False) -> Iterator[Batch]:
+    """Batches of at most `device_batch_size` of the rows, in their order."""
+    for start in range(0, len(rows), device_batch_size):
+        yield stack(rows[start : start + device_batch_size], trim)
 
 
 def stack(rows: list[Row], trim: bool = False) -> Batch:

@@ -49,18 +49,22 @@ class StreamRows:
         """Tokens of the stream."""
         return len(self.stream.ids)
 
+    def in_pieces(self, pieces_per_row: int) -> "StreamRows":
+        """The same stream in shorter rows: the pieces of row i are from number i x pieces_per_row on."""
+        return StreamRows(self.stream, self.sequence_len // pieces_per_row, self.bos_id)
+
     def __len__(self) -> int:
         """Rows, the last padded."""
         return -(-len(self.stream.ids) // self.sequence_len)
 
     def __getitem__(self, index: int) -> Row:
-        """Row `index`, in O(sequence_len)."""
+        """Row `index`, in O(sequence_len); past the end of the stream, one that trains nothing."""
         stream = self.stream.ids[index * self.sequence_len : (index + 1) * self.sequence_len].astype(np.int64)
         tokens = np.full(self.sequence_len, self.bos_id, np.int64)
         targets = np.full(self.sequence_len, IGNORE, np.int64)
         tokens[1 : len(stream) + 1] = stream[: self.sequence_len - 1]
         targets[: len(stream)] = stream
-        if stream[0] == self.bos_id:  # the row opens with a document: its bos is given, not predicted
+        if len(stream) and stream[0] == self.bos_id:  # the row opens with a document: its bos is given, not predicted
             targets[0] = IGNORE
         return Row(tokens, targets)
 

@@ -63,7 +63,7 @@ class Replan:
         if watts is not None:
             told += f", {watts:,.0f} W {'by the GPU alone' if self._tariff.watts is None else 'as NANOCHAT_WATTS says'}"
         per_token = flops_per_token(self._config)
-        flops = tokens_per_second * per_token
+        flops = _median("flops_per_second", measured)
         machine = Machine("here", flops, flops / FLOPS_PER_BYTE, watts, (told,))
         planned = {stage.name: stage for stage in stages(self._config, tokens_left)}
         current = STAGES[self._source]

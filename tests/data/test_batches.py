@@ -3,8 +3,9 @@
 import numpy as np
 import torch
 
-from nanochat.data.batches import RowBatches, Share, stack
-from nanochat.data.packing import Row
+from nanochat.data.batches import BatchSource, RowBatches, Share, stack, text_batches
+from nanochat.data.packing import Row, StreamRows
+from nanochat.data.token_shards import ShardedIds, TokenShards
 from nanochat.loss import IGNORE
 
 
@@ -56,3 +57,39 @@ def test_trimming_drops_columns_nothing_is_learned_in() -> None:
     batch = stack([Row(np.zeros(100, np.int64), targets)], trim=True)
     assert batch.tokens.shape == (1, 64) and torch.equal(batch.targets[0, :40], torch.full((40,), 5))
     assert stack([Row(np.zeros(100, np.int64), np.full(100, IGNORE))], trim=True).tokens.shape == (1, 32)
+
+
+SHORT_STEPS = 70
+"""more than are shuffled together"""
+
+
+def numbered_text(rank: int = 0, world_size: int = 1) -> BatchSource:
+    """Token i of the text is i; 100 steps of 6 rows of 8 go through all of it but for the end of a row."""
+    rows = StreamRows(TokenShards(ShardedIds([np.arange(6 * 8 * 100 - 5, dtype=np.uint16)]), 1, 0), 8, bos_id=0)
+    return text_batches(
+        rows, SHORT_STEPS / 100, 100, rows_per_step=6, device_batch_size=4, share=Share(rank, world_size), seed=7
+    )
+
+
+def targets_of(batches: BatchSource, step: int) -> list[int]:
+    found = torch.cat([batch.targets.flatten() for batch in batches.step_data(step).batches])
+    return found[found != IGNORE].tolist()
+
+
+def test_short_rows_come_first_and_each_token_once() -> None:
+    text = numbered_text()
+    shapes = [[tuple(batch.tokens.shape) for batch in text.step_data(step).batches] for step in (0, 69, 70, 99)]
+    assert shapes == [[(16, 2), (8, 2)], [(16, 2), (8, 2)], [(4, 8), (2, 8)], [(4, 8), (2, 8)]]
+    seen = [target for step in range(100) for target in targets_of(text, step)]
+    assert sorted(seen) == list(range(1, 6 * 8 * 100 - 5))
+
+
+def test_the_short_rows_of_a_step_are_from_many_places() -> None:
+    rows = {target // 8 for target in targets_of(numbered_text(), 3)}
+    assert len(rows) > 15  # of 24 pieces; whole rows would be 6
+
+
+def test_processes_share_short_rows_without_overlap() -> None:
+    for step in (0, 65, 80):
+        parts = [targets_of(numbered_text(rank, 2), step) for rank in range(2)]
+        assert sorted(parts[0] + parts[1]) == sorted(targets_of(numbered_text(), step))
