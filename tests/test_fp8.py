@@ -80,7 +80,7 @@ def test_a_tensor_of_zeros_does_no_harm(zero: str) -> None:
     x, weight = tensors["x"].requires_grad_(), tensors["weight"].requires_grad_()
     y = fp8.linear(x, weight)
     y.backward(tensors["gradient"])
-    results = {"gradient": y.detach(), "weight": x.grad, "x": weight.grad}
+    results = {"gradient": y.detach(), "x": x.grad, "weight": weight.grad}
     for left_out, result in results.items():
         assert result is not None and result.isfinite().all()
         assert (result == 0).all() == (zero != left_out)
@@ -94,7 +94,7 @@ def test_what_is_not_finite_stays_so(bad: float, where: str) -> None:
     x, weight = tensors["x"].requires_grad_(), tensors["weight"].requires_grad_()
     y = fp8.linear(x, weight)
     y.backward(tensors["gradient"])
-    results = {"gradient": y.detach(), "weight": x.grad, "x": weight.grad}
+    results = {"gradient": y.detach(), "x": x.grad, "weight": weight.grad}
     for left_out, result in results.items():
         assert result is not None and result.isfinite().all() == (where == left_out)
 
