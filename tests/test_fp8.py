@@ -105,7 +105,7 @@ def test_a_step_whose_gradient_is_not_finite_can_be_told() -> None:
     batch = random_batch(4, 16)
     assert torch.tensor(gradients.compute([batch], 4).gradient_norm).isfinite()
     with torch.no_grad():
-        model.layers[1].mlp.fc1.weight[0, 0] = float("nan")
+        model.get_parameter("layers.1.mlp.fc1.weight")[0, 0] = float("nan")
     assert not torch.tensor(gradients.compute([batch], 4).gradient_norm).isfinite()
 
 
