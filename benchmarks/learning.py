@@ -1,4 +1,4 @@
-"""How fast a recipe learns: held-out bits per byte against tokens and seconds, beside the recipe of 2025.
+"""How fast a recipe learns: held-out bits per byte against tokens and seconds, beside another recipe.
 
 ./prepare.sh --vocab-size 8192 --num-shards 9
 python -m benchmarks.learning --depth 4
@@ -11,7 +11,7 @@ the next, so that whatever else the machine does falls on both.
 import json
 import statistics
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -42,6 +42,8 @@ class Recipe:
     """largest global norm of the gradient; 0: no clipping"""
     float32: bool = False
     """compute in float32 also where the processor multiplies bfloat16"""
+    fp8: bool = False
+    """the matrices inside the blocks multiply in FP8; a CPU emulates it: its seconds mean nothing"""
     newton_schulz: bool = False
     """Muon with its first polynomial, the same five times"""
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
@@ -69,7 +71,7 @@ RECIPE_2025 = Recipe(
 
 @dataclass
 class BenchmarkOptions:
-    """Train a model by a recipe, and by that of 2025."""
+    """Train a model by a recipe, and by another beside it."""
 
     depth: int = 4
     max_seq_len: int = 512
@@ -85,7 +87,8 @@ class BenchmarkOptions:
     """spread over the training; its seconds leave them out"""
     device_batch_size: int = 8
     device_type: str = "auto"
-    against: Literal["2025", "nothing"] = "2025"
+    against: Literal["2025", "without-fp8", "nothing"] = "2025"
+    """the recipe of 2025; this one but for --fp8"""
     json: bool = False
     """print one object"""
     recipe: Recipe = field(default_factory=Recipe)
@@ -110,6 +113,8 @@ def prepare(options: BenchmarkOptions, recipe: Recipe, text: Text, seed: int, ru
     config = GPTConfig.from_depth(options.depth, text.tokenizer.vocab_size, options.max_seq_len)
     with torch.device(runtime.device):
         model = GPT(config, torch.float32 if recipe.float32 else runtime.compute_dtype)
+    if recipe.fp8:
+        model.train_in_fp8()
     total_batch_size = recipe.total_batch_size or default_batch_size(options.tokens, options.max_seq_len)
     rows_per_step(total_batch_size, options.max_seq_len, runtime.share)
     return Training(
@@ -138,6 +143,8 @@ def main(options: BenchmarkOptions) -> None:
     recipes = {"this recipe": options.recipe}
     if options.against == "2025":
         recipes["2025"] = RECIPE_2025
+    elif options.against == "without-fp8":
+        recipes["without FP8"] = replace(options.recipe, fp8=False)
     with Runtime.start(options.device_type) as runtime:
         text = Text.open(options.dataset, options.max_seq_len)
         curves: dict[str, list[list[Point]]] = {name: [] for name in recipes}

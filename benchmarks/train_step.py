@@ -9,7 +9,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +31,7 @@ from nanochat.runtime import Runtime, measure_matmul_flops, peak_memory_bytes, s
 
 COPY_BYTES = 1 << 28
 WARM_UP_STEPS = 2
-MATMULS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
+MATMULS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_mm", "mkldnn::_linear_pointwise"}
 LOSS, OPTIMIZER, LOADER = "head and loss", "optimizer", "loader"
 
 
@@ -48,12 +48,14 @@ class BenchmarkOptions:
     """rows in one forward pass"""
     steps: int = 5
     """that are timed; the median counts"""
-    peer: Literal["none", "transformers"] = "none"
-    """transformers: its NanoChatForCausalLM with AdamW, a step of each in turn"""
+    peer: Literal["none", "transformers", "without-fp8"] = "none"
+    """transformers: its NanoChatForCausalLM with AdamW; without-fp8: this one but for --fp8; a step of each in turn"""
     device: str = "auto"
     """auto, cuda or cpu"""
     compile: bool | None = None
     """torch.compile; by default where training does"""
+    fp8: bool = False
+    """the matrices inside the blocks multiply in FP8; peaks stay the compute dtype's; a CPU emulates it, slowly"""
     json: bool = False
     """print one JSON object instead of a text"""
 
@@ -68,6 +70,7 @@ class Result:
 
     machine: str
     software: str
+    fp8: bool
     parameters: int
     matmul_flops: float
     """FLOP/s of a large matmul in the compute dtype"""
@@ -86,6 +89,7 @@ class Result:
     peak_memory_bytes: int
     breakdown: dict[str, float]
     """share of one profiled step"""
+    peer: str = "none"
     peer_tokens_per_second: float | None = None
     ratio_to_peer: float | None = None
     """median of the ratios of neighbouring steps"""
@@ -116,7 +120,11 @@ def measure(options: BenchmarkOptions, runtime: Runtime) -> Result:
     steps = [ours]
     memory = peak_memory_bytes(runtime.device)
     if options.peer == "transformers":
-        steps.append(peer_step(options, runtime, config))
+        steps.append(transformers_step(options, runtime, config))
+    elif options.peer == "without-fp8":
+        with torch.device(runtime.device):
+            plain = GPT(config, runtime.compute_dtype)
+        steps.append(our_step(replace(options, fp8=False), runtime, plain))
     for _ in range(WARM_UP_STEPS):
         for step in steps:
             step()
@@ -133,6 +141,7 @@ def measure(options: BenchmarkOptions, runtime: Runtime) -> Result:
     result = Result(
         machine=runtime.describe(),
         software=software(),
+        fp8=options.fp8,
         parameters=config.num_parameters,
         matmul_flops=max(matmul),
         datasheet_flops=datasheet,
@@ -148,6 +157,7 @@ def measure(options: BenchmarkOptions, runtime: Runtime) -> Result:
         breakdown=breakdown(ours, runtime),
     )
     if options.peer != "none":
+        result.peer = options.peer
         result.peer_tokens_per_second = options.total_batch_size / statistics.median(peer for _, peer in times)
         result.ratio_to_peer = statistics.median(peer / own for own, peer in times)
     return result
@@ -155,6 +165,8 @@ def measure(options: BenchmarkOptions, runtime: Runtime) -> Result:
 
 def our_step(options: BenchmarkOptions, runtime: Runtime, model: GPT) -> Step:
     """A step as nanochat.trainer takes it."""
+    if options.fp8:
+        model.train_in_fp8()
     if options.compile if options.compile is not None else runtime.can_compile():
         model.compile_training()
     optimizer = MuonAdamW(model, OptimizerOptions())
@@ -171,7 +183,7 @@ def our_step(options: BenchmarkOptions, runtime: Runtime, model: GPT) -> Step:
     return step
 
 
-def peer_step(options: BenchmarkOptions, runtime: Runtime, config: GPTConfig) -> Step:
+def transformers_step(options: BenchmarkOptions, runtime: Runtime, config: GPTConfig) -> Step:
     """The same step with transformers' class and torch's AdamW, its weights fp32 and cast by autocast, as is usual."""
     from transformers import NanoChatConfig, NanoChatForCausalLM
 
@@ -264,9 +276,7 @@ def _category(event: FunctionEvent) -> str:
             return section
     if any("scaled_dot_product" in name or "flash_attention" in name for name in names):
         return "attention"
-    if any(
-        name in {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise"} for name in names
-    ):
+    if any(name in MATMULS for name in names):
         return "matmul"
     return "norms, elementwise and the rest"
 
@@ -277,7 +287,8 @@ def describe(result: Result) -> str:
     lines = [
         f"{result.machine}; {result.software}",
         f"matmul {result.matmul_flops / 1e12:.3f} TFLOP/s, copy {result.copy_bytes_per_second / 1e9:.1f} GB/s",
-        f"{result.parameters:,} parameters: {result.tokens_per_second:,.0f} tokens/s, a step {result.step:.3f} s "
+        f"{result.parameters:,} parameters{', FP8' if result.fp8 else ''}: "
+        f"{result.tokens_per_second:,.0f} tokens/s, a step {result.step:.3f} s "
         f"({result.step_fastest:.3f} to {result.step_slowest:.3f})",
         f"MFU {result.mfu_of_measured_peak:.1%} of the measured peak"
         + (f", {result.mfu_of_datasheet:.1%} of the datasheet's" if result.mfu_of_datasheet else ""),
@@ -286,7 +297,7 @@ def describe(result: Result) -> str:
     ]
     if result.ratio_to_peer:
         lines.append(
-            f"transformers {result.peer_tokens_per_second:,.0f} tokens/s; this is {result.ratio_to_peer:.2f} times it"
+            f"{result.peer}: {result.peer_tokens_per_second:,.0f} tokens/s; this is {result.ratio_to_peer:.2f} times it"
         )
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanochat import fp8
 from nanochat.errors import UserError
 from nanochat.loss import linear_cross_entropy, token_losses
 
@@ -113,11 +114,16 @@ class SquaredReLU(torch.autograd.Function):
 class Linear(nn.Linear):
     """A matrix without bias, kept in fp32 and used in the dtype of what comes in."""
 
+    trains_in_fp8 = False
+    """whether it multiplies in FP8 where gradients are recorded, that is, in training and nowhere else"""
+
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in_features) -> (..., out_features), in the dtype of x."""
+        if self.trains_in_fp8 and torch.is_grad_enabled():
+            return fp8.linear(x, self.weight)
         return F.linear(x, self.weight.to(x.dtype))
 
 
@@ -215,6 +221,12 @@ class GPT(nn.Module):
     def compile_training(self) -> None:
         """Compile what `loss` runs. Evaluation and decoding, whose shapes vary, stay as they are: no recompilation."""
         self._compiled_hidden = torch.compile(self.hidden, dynamic=False)
+
+    def train_in_fp8(self) -> None:
+        """Let the matrices inside the blocks multiply in FP8 in `loss`. What records no gradients stays as it is."""
+        for module in self.layers.modules():
+            if isinstance(module, Linear):
+                module.trains_in_fp8 = True
 
     @property
     def is_compiled(self) -> bool:

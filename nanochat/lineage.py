@@ -66,8 +66,14 @@ def begin(
 
     A checkpoint that grew from another parent, or from other conversations (`data`), is not resumed but begun anew,
     which takes minutes or hours; pretraining, which takes days, is refused on other text. What a new start replaces
-    is set aside. Raises UserError if the checkpoint has another shape, tokenizer or course than asked for.
+    is set aside. Raises UserError if the checkpoint has another shape, tokenizer or course than asked for, or if the
+    options ask for FP8 and the device has none.
     """
+    if options.fp8 and not runtime.has_fp8:
+        raise UserError(
+            "--fp8 needs a GPU of compute capability 8.9 or newer (Ada, Hopper, Blackwell), and here is "
+            f"{runtime.describe()}: run it without"
+        )
     tag = options.model_tag or (parent.tag if parent else f"d{config.n_layer}" if config else "")
     check_tag(tag)
     ancestry: dict[str, Any] | None = None

@@ -83,7 +83,7 @@ def checkpoint_bytes(config: GPTConfig) -> int:
 
 
 def needs(model: GPT, optimizer: MuonAdamW, rows: int, *, shared: bool) -> Needs:
-    """What a step with `rows` rows in a forward pass takes, not compiled; compiled it is less.
+    """What a step with `rows` rows in a forward pass takes, not compiled and not in FP8; with either it is less.
 
     `shared`: whether the device uses the CPU's memory, where the main process copies what it saves. A model of a
     shape only cannot tell.

@@ -37,6 +37,8 @@ class TrainOptions:
     """auto, cuda or cpu"""
     compile: bool | None = None
     """torch.compile; by default on CUDA, in the stages whose batches all have one shape"""
+    fp8: bool = False
+    """the matrices inside the blocks multiply in 8-bit floating point while they train; needs a GPU that does"""
     seed: int = 42
 
     device_batch_size: DeviceBatchSize | None = None
@@ -102,11 +104,12 @@ INHERITED = (
     "weight_decay",
 )
 FREE_ON_RESUME = {
-    "run", "tracker", "model_tag", "fresh", "device_type", "compile", "device_batch_size", "num_iterations",
+    "run", "tracker", "model_tag", "fresh", "device_type", "compile", "fp8", "device_batch_size", "num_iterations",
     "num_epochs", "target_param_data_ratio", "eval_every", "eval_tokens", "sample_every", "save_every", "keep_last",
     "keep_every",
 }  # fmt: skip
-"""Options that may change when a run is resumed; any other would bend its course."""
+"""Options that may change when a run is resumed; any other would bend its course. With fp8, numbers are rounded
+otherwise, as on another device: a run that this harms, or that moves to a GPU without it, can go on without."""
 LOWER_ON_RESUME = ("matrix_lr", "embedding_lr", "unembedding_lr")
 """Options that may be lowered then, on purpose: it is how a run that has become unstable is saved."""
 

@@ -157,6 +157,11 @@ class Runtime:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
+    @property
+    def has_fp8(self) -> bool:
+        """Whether the device multiplies FP8: CUDA's from compute capability 8.9, which is Ada, Hopper and Blackwell."""
+        return self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (8, 9)
+
     def can_compile(self) -> bool:
         """Whether torch.compile pays here and can: on CUDA, with the C compiler and Python's headers Triton needs."""
         headers = Path(sysconfig.get_path("include")) / "Python.h"

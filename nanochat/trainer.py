@@ -77,6 +77,8 @@ class Training:
     def __post_init__(self) -> None:
         self.gradients = StepGradients(self.model, self.optimizer, self.runtime, self.options.grad_clip)
         self._shapes: set[torch.Size] = set()
+        if self.options.fp8:
+            self.model.train_in_fp8()
 
     @property
     def seconds(self) -> float:
@@ -128,6 +130,8 @@ class Training:
         ):
             log.say(self._introduction(num_iterations, step_size))
             log.say(f"on {self.runtime.describe()}, peak {peak_flops / 1e12:,.2f} TFLOP/s ({origin})")
+            if self.options.fp8:
+                log.say("the matrices inside the blocks multiply in FP8; mfu is still the share of that peak")
             log.say(f"to follow it: ./watch.sh, or tail -f {self.folder / LOG_FILE}")
             log.say(f"to stop it: Ctrl-C, or kill -INT {os.getpid()}; it saves, and {self._again} goes on from there")
             stop = unsaved = False

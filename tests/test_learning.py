@@ -67,6 +67,17 @@ def test_a_training_learns_and_counts_its_own_seconds(text: Text) -> None:
     assert before.bits_per_byte > halfway.bits_per_byte > after.bits_per_byte
 
 
+def test_fp8_is_the_same_recipe_in_other_arithmetic(text: Text) -> None:
+    recipe = Recipe(total_batch_size=64)
+    with Runtime.start("cpu") as runtime:
+        plain, in_fp8 = (prepare(OPTIONS, replace(recipe, fp8=fp8), text, 0, runtime) for fp8 in (False, True))
+        assert point(plain, OPTIONS.eval_tokens) == point(in_fp8, OPTIONS.eval_tokens)
+        plain.train(16)
+        in_fp8.train(16)
+        one, other = (point(training, OPTIONS.eval_tokens).bits_per_byte for training in (plain, in_fp8))
+    assert one != other and one == pytest.approx(other, rel=0.02)
+
+
 def test_the_table_says_how_much_lower() -> None:
     ours = mean_curve([[Point(100, 2.0, 1.5)], [Point(100, 4.0, 1.7)]])
     assert ours == [Point(100, 3.0, 1.6)]

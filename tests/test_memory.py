@@ -27,9 +27,8 @@ def small_model(depth: int = 2, sequence_len: int = 128) -> tuple[GPT, MuonAdamW
     return model, MuonAdamW(model, OptimizerOptions())
 
 
-@pytest.mark.parametrize("depth", [2, 4])
-def test_activations_are_what_autograd_keeps(depth: int) -> None:
-    model, _ = small_model(depth)
+def kept_for_backward(model: GPT) -> int:
+    """Bytes that autograd keeps of a forward pass over 16 x 128 tokens, the weights left out."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -42,9 +41,24 @@ def test_activations_are_what_autograd_keeps(depth: int) -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden = model.hidden(torch.zeros(16, 128, dtype=torch.int64))
     assert hidden.requires_grad
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_activations_are_what_autograd_keeps(depth: int) -> None:
+    model, _ = small_model(depth)
     bytes_a_unit = 16 * 128 * model.config.n_embd * 4
     kept_besides = 2
-    assert sum(kept.values()) / bytes_a_unit == pytest.approx(ACTIVATIONS_PER_LAYER * depth + kept_besides, rel=0.01)
+    kept = kept_for_backward(model)
+    assert kept / bytes_a_unit == pytest.approx(ACTIVATIONS_PER_LAYER * depth + kept_besides, rel=0.01)
+
+
+@pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])
+def test_fp8_keeps_less(compute_dtype: torch.dtype) -> None:
+    model = GPT(GPTConfig.from_depth(2, 512, 128), compute_dtype)
+    without = kept_for_backward(model)
+    model.train_in_fp8()
+    assert kept_for_backward(model) < without
 
 
 def run(script: str, *arguments: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nanochat import runtime
+from nanochat.data.batches import Share
 from nanochat.errors import UserError
 from nanochat.runtime import Runtime, native_dtype, peak_memory_bytes
 
@@ -34,3 +35,10 @@ def test_the_assumed_peak_says_where_it_is_from() -> None:
 
 def test_peak_memory_is_that_of_this_process() -> None:
     assert 50 * 2**20 < peak_memory_bytes(torch.device("cpu")) < 64 * 2**30
+
+
+@pytest.mark.parametrize(("capability", "has_fp8"), [((8, 0), False), ((8, 9), True), ((9, 0), True), ((12, 1), True)])
+def test_which_gpus_have_fp8(capability: tuple[int, int], has_fp8: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert Runtime(torch.device("cuda", 0), torch.bfloat16, Share()).has_fp8 == has_fp8
+    assert not Runtime(torch.device("cpu"), torch.bfloat16, Share()).has_fp8
