@@ -172,7 +172,8 @@ class TerminalChat:
             self._talk()
 
     def _talk(self) -> None:
-        self._say(f"{self.card.description}. /help lists the commands, Ctrl-D leaves.")
+        nature = ", which continues your text and knows no conversation" if self.card.source == "base" else ""
+        self._say(f"{self.card.description}{nature}. /help lists the commands, Ctrl-D leaves.")
         while True:
             try:
                 text = self.read().strip()
@@ -214,7 +215,7 @@ class TerminalChat:
         before = self.card
         problem = self._use(card)
         if problem is None:
-            return f"{card.description} answers from now on."
+            return f"{card.description} {'continues your text' if card.source == 'base' else 'answers'} from now on."
         if self._use(before) is None:
             return f"{problem}. {before.description} goes on answering."
         return f"{problem}. Nor can {before.description} be loaded any more: /model NAME takes another."
@@ -272,7 +273,7 @@ class TerminalChat:
     def _save(self, name: str) -> str:
         if not name or not self.messages:
             return "/save takes the name of a file." if self.messages else "There is nothing to save yet."
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))  # Path's own raises where there is no such user
         try:
             conversations.append(path, [{"messages": [*_opening(self.system), *self.messages]}])
         except ValueError as error:  # a reply that was stopped before its first word, say
@@ -282,7 +283,10 @@ class TerminalChat:
     def _load(self, name: str) -> str:
         if not name:
             return "/load takes the name of a file."
-        *_, last = conversations.read(Path(name).expanduser())
+        path = os.path.expanduser(name)
+        if not os.path.isfile(path):
+            return f"There is no file {path}."
+        *_, last = conversations.read(Path(path))
         messages = list(last["messages"])
         self.system = str(messages.pop(0)["content"]) if messages[0]["role"] == "system" else None
         self.messages = messages

@@ -144,14 +144,15 @@ def test_files_that_cannot_be_are_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "broken").write_text("{")
     shown, _ = talk([f"/load {tmp_path / 'broken'}", "/load", "hello", "/save", f"/save {tmp_path}", "/load /no/where"])
     told = " ".join(shown.split())
-    for sentence in ("is broken", "/load takes the name", "/save takes the name", "choose a place", "cannot read"):
+    sentences = "is broken", "/load takes the name", "/save takes the name", "choose a place", "no file /no/where"
+    for sentence in sentences:
         assert sentence in told
 
 
 def test_another_model_of_the_menu_answers() -> None:
     shown, _ = talk(["/model", "/model base", "/model x", "hello"])
     assert "> nanochat-d4-sft" in shown and "  nanochat-d4-base" in shown
-    assert "base d4 step 9 answers" in shown and "There is no model x" in shown
+    assert "base d4 step 9 continues your text" in shown and "There is no model x" in shown
 
 
 class Shelf:
@@ -187,7 +188,7 @@ def test_the_model_before_is_gone_when_the_next_one_is_loaded_and_comes_back_if_
     shown, chat = talk(["one", "/model base", "two", "/model base", "/model sft"], load=shelf.load)
     told = " ".join(shown.split())
     assert ("is damaged. sft d4" in told) or ("too little memory for base d4 step 9. sft d4" in told)
-    assert "sft d4 step 300 goes on answering." in told and "base d4 step 9 answers from now on." in told
+    assert "sft d4 step 300 goes on answering." in told and "base d4 step 9 continues your text from now on." in told
     assert shelf.beside == [0, 0, 0, 0, 0] and len(chat.messages) == 4
 
 
