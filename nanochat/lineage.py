@@ -180,11 +180,13 @@ def _resume(
         existing.source, existing.tag, options, runtime, tokenizer, model, optimizer, meta["parent"], meta["data"]
     )
     run.step, run.seconds_before, run.results = existing.step, meta["seconds"], meta["results"]
+    run.saved_at = meta["saved_at"]
     # Checkpoints made before there were digests do not have these either.
-    run.best, run.skipped_steps, run.tracker_id = (
+    run.best, run.skipped_steps, run.tracker_id, run.evaluated = (
         meta.get("best", {}),
         meta.get("skipped_steps", 0),
         meta.get("tracker_id"),
+        meta.get("evaluated", existing.step),
     )
     return run
 

@@ -122,6 +122,14 @@ class RunLog:
         figures = "  ".join(f"{name} {figure:.3f}" for name, figure in shown.items())
         self._display.update(step, f"{figures}  {metrics['tokens_per_second']:,.0f} tok/s")
 
+    def results(self, step: int, results: Mapping[str, float], seconds: float) -> None:
+        """Add to the line of the last step what its evaluation found, and tell it."""
+        if self._metrics:
+            self._metrics.amend(step, {**results, "seconds": seconds})
+        self._tracker.log(step, results)
+        self._tell_trouble()
+        self.say(f"step {step}: " + "  ".join(f"{name} {figure:.3f}" for name, figure in results.items()))
+
     def samples(self, step: int, texts: Sequence[str]) -> None:
         """Show what the model writes after step number `step`, and keep it."""
         for text in texts:
@@ -136,16 +144,20 @@ class StepLog:
     def __init__(self, path: Path, resume_step: int) -> None:
         """Open for appending; what a stopped run logged after step `resume_step` is dropped, for it comes again."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_steps(path) if row["step"] <= resume_step]
-        partial = path.with_name(f"{path.name}.partial")  # a crash in between must not cost the log
+        self._path = path
+        self._waiting = b""
+        self._open([row for row in read_steps(path) if row["step"] <= resume_step])
+
+    def _open(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Let the file hold these lines, and more to come."""
+        partial = self._path.with_name(f"{self._path.name}.partial")  # a crash in between must not cost the log
         with partial.open("w") as file:
-            file.writelines(_line(row) for row in kept)
+            file.writelines(_line(row) for row in rows)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
-        self._file = path.open("ab", buffering=0)
+        partial.replace(self._path)
+        self._file = self._path.open("ab", buffering=0)
         self._size = self._file.tell()
-        self._waiting = b""
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one line, at once on disk's way. While the disk is full, lines wait for room."""
@@ -162,6 +174,15 @@ class StepLog:
             return
         self._size += written
         self._waiting = b""
+
+    def amend(self, step: int, values: Mapping[str, Any]) -> None:
+        """Add to the last line, if that is of this step; a full disk costs what was to be added."""
+        *before, last = read_steps(self._path) or [{"step": 0}]
+        if last["step"] == step:
+            opened = self._file
+            with contextlib.suppress(OSError):
+                self._open([*before, {**last, **values}])
+                opened.close()
 
     def sync(self) -> None:
         """Force the lines to the disk; a full one costs lines, not the run."""

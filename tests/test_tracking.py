@@ -75,3 +75,23 @@ def test_on_a_terminal_progress_is_a_bar_of_80_columns() -> None:
 )
 def test_times_are_readable(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def test_what_an_evaluation_found_joins_the_last_line_and_the_log_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = StepLog(path, 0)
+    for step in (1, 2):
+        log.log(step, {"loss": 1.0})
+    log.amend(2, {"bpb": 0.5})
+    log.amend(7, {"bpb": 0.1})  # a step that was never logged
+    log.log(3, {"loss": 2.0})
+    (tmp_path / "metrics.jsonl.partial").mkdir()  # stands for a full disk
+    log.amend(3, {"bpb": 0.4})
+    log.log(4, {"loss": 3.0})
+    log.close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 1.0, "bpb": 0.5},
+        {"step": 3, "loss": 2.0},
+        {"step": 4, "loss": 3.0},
+    ]
