@@ -3,6 +3,7 @@
 The main process looks and decides, and tells the others.
 """
 
+import dataclasses
 import re
 import time
 from typing import Any
@@ -166,8 +167,10 @@ def _resume(
 ) -> Training:
     model = _load_model(existing, runtime, tokenizer)
     if config and model.config != config:
+        asked, there = dataclasses.asdict(config), dataclasses.asdict(model.config)
+        other = ", ".join(f"{name} {there[name]}, not {asked[name]}" for name in asked if asked[name] != there[name])
         raise UserError(
-            f"{existing.folder} holds a model of another shape: go on with its options, start over with "
+            f"{existing.folder} holds a model of another shape ({other}): go on with its options, start over with "
             f"{SCRIPTS[existing.source]} --fresh, or name a new model with --model-tag"
         )
     meta = existing.meta
