@@ -214,8 +214,9 @@ def find(source: str | None, tag: str | None = None, step: int | None = None) ->
             print(f"note: {note}, so the one before it is used", file=sys.stderr)
         if sound.checkpoint:
             return sound.checkpoint
-    wanted = " ".join(
-        [source or "", *([f"tagged {tag}"] if tag else []), *([f"at step {step}"] if step is not None else [])]
-    ).strip()
-    script = SCRIPTS[source or "base"]
-    raise UserError(f"there is no {wanted + ' ' if wanted else ''}checkpoint in {paths.base_dir()}: run {script} first")
+    wanted = f"{source} checkpoint" if source else "checkpoint"
+    wanted += (f" tagged {tag}" if tag else "") + (f" at step {step}" if step is not None else "")
+    remedy = f"run {SCRIPTS[source or 'base']} first"
+    if tag or step is not None:
+        remedy += ", or name one that ./checkpoints.sh lists"
+    raise UserError(f"there is no {wanted} in {paths.base_dir()}: {remedy}")

@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -28,6 +29,7 @@ REMEDIES = {
 """What to do about the operating system's refusals that a user can mend."""
 DEMO_HELP = " With --demo: on the demo's data and in its folder, at its size"
 QUICK_HELP = "; with --quick, smaller still"
+HELP_WIDTH = 80
 
 
 def run(
@@ -91,6 +93,9 @@ def parse(
     description = inspect.getdoc(options) or ""
     if demo:
         description += f"{DEMO_HELP}{QUICK_HELP if quick else ''}."
+    # tyro breaks no lines here, which a terminal then does within words, and of ours it keeps those that are indented.
+    paragraphs = description.split("\n\n")
+    description = "\n\n".join(textwrap.fill(text, HELP_WIDTH, subsequent_indent="  ") for text in paragraphs)
     if more := getattr(options, "more_help", ""):
         description += f"\n\n{more}"
     complaint = io.StringIO()
@@ -99,6 +104,7 @@ def parse(
             return tyro.cli(
                 options,
                 args=args,
+                prog=os.environ.get("NANOCHAT_COMMAND"),
                 default=options() if preset is None else preset,
                 description=description,
                 # The last two are for options that hold sub-commands: short names, and options on either side of them.

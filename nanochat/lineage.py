@@ -3,6 +3,7 @@
 The main process looks and decides, and tells the others.
 """
 
+import dataclasses
 import re
 import time
 from typing import Any
@@ -166,8 +167,10 @@ def _resume(
 ) -> Training:
     model = _load_model(existing, runtime, tokenizer)
     if config and model.config != config:
+        asked, there = dataclasses.asdict(config), dataclasses.asdict(model.config)
+        other = ", ".join(f"{name} {there[name]}, not {asked[name]}" for name in asked if asked[name] != there[name])
         raise UserError(
-            f"{existing.folder} holds a model of another shape: go on with its options, start over with "
+            f"{existing.folder} holds a model of another shape ({other}): go on with its options, start over with "
             f"{SCRIPTS[existing.source]} --fresh, or name a new model with --model-tag"
         )
     meta = existing.meta
@@ -180,11 +183,13 @@ def _resume(
         existing.source, existing.tag, options, runtime, tokenizer, model, optimizer, meta["parent"], meta["data"]
     )
     run.step, run.seconds_before, run.results = existing.step, meta["seconds"], meta["results"]
+    run.saved_at = meta["saved_at"]
     # Checkpoints made before there were digests do not have these either.
-    run.best, run.skipped_steps, run.tracker_id = (
+    run.best, run.skipped_steps, run.tracker_id, run.evaluated = (
         meta.get("best", {}),
         meta.get("skipped_steps", 0),
         meta.get("tracker_id"),
+        meta.get("evaluated", existing.step),
     )
     return run
 

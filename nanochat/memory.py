@@ -1,6 +1,7 @@
 """What memory a run needs, what there is, and whether an error means that it ran out."""
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,13 @@ class ExhaustedError(Exception):
 def ran_out(error: BaseException) -> bool:
     """Whether an error means that there was no memory left. On a CPU torch has no type of its own for it."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def release() -> None:
+    """Give back what nobody holds any more, such as a model that was let go of, before the next one is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager

@@ -107,7 +107,7 @@ def write(
     optimizer_state: dict[str, Tensor],
     meta: Mapping[str, Any],
 ) -> Checkpoint:
-    """Write `folder`/step_NNNNNN, complete and on the disk before it bears that name.
+    """Write `folder`/step_NNNNNN, complete and on the disk before it bears that name or replaces what does.
 
     Raises SaveError if the disk is full or not writable; what was written of it is removed.
     """
@@ -124,11 +124,12 @@ def write(
         (partial / SUMS_FILE).write_text("".join(sums))
         for path in (*partial.iterdir(), partial):
             _fsync(path)
-        if final.exists():  # damaged, or this step would not be taken again
-            _remove(final)
+        replaced = _out_of_the_way(final) if final.exists() else None  # it says less, or is damaged
         partial.rename(final)
         for path in (folder, folder.parent):  # the second for the first checkpoint of a model
             _fsync(path)
+        if replaced:
+            shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise SaveError(f"the checkpoint of step {step} could not be written to {folder} ({error})") from None
@@ -156,10 +157,15 @@ def remove(doomed: Sequence[Checkpoint]) -> list[Checkpoint]:
 
 def _remove(folder: Path) -> None:
     """Remove a checkpoint. Renamed first, what is only half removed is no broken checkpoint."""
+    shutil.rmtree(_out_of_the_way(folder))
+
+
+def _out_of_the_way(folder: Path) -> Path:
+    """Rename a checkpoint to what is no checkpoint's name."""
     doomed = folder.with_name(f".{folder.name}.old")
     if doomed.exists():
         shutil.rmtree(doomed)
-    shutil.rmtree(folder.rename(doomed))
+    return folder.rename(doomed)
 
 
 def _fsync(path: Path) -> None:

@@ -2,11 +2,9 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import io
 import json
 import math
-import netrc
 import os
 import sys
 import threading
@@ -23,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nanochat.errors import UserError
 from nanochat.machine.watch import MachineWatch
 from nanochat.run_output import LOG_FILE, LogFile, Terminal
+from nanochat.tracker import Tracker
 
 if TYPE_CHECKING:
     from nanochat.trainer import Training
@@ -56,9 +55,8 @@ class RunLog:
         self._log = LogFile(run.folder / LOG_FILE) if main else None
         self._terminal = Terminal(self._log) if self._log else None
         self._display = ProgressDisplay(f"{run.source} {run.tag}", num_iterations, run.step, self._terminal, self._log)
-        if self._tracker.trouble:
-            self.say(self._tracker.trouble)
         self._smooth_loss = math.nan
+        self._tell_trouble()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -69,9 +67,14 @@ class RunLog:
             trace = [] if isinstance(error, UserError) else traceback.format_exception(kind, error, at)
             self._log.say("".join([*trace, f"error: {error}"]))
         self._tracker.close()
+        self._tell_trouble()
         for part in (self._metrics, self._samples, self._machine, self._log):
             if part:
                 part.close()
+
+    def _tell_trouble(self) -> None:
+        if trouble := self._tracker.trouble():
+            self.say(f"warning: {trouble}; {METRICS_FILE} is written without it")
 
     def _is_alone(self) -> bool:
         """Whether nobody is at the terminal any more, so that what is printed goes to the log."""
@@ -111,12 +114,21 @@ class RunLog:
             for line in self._machine.news(step, metrics):
                 self.say(line)
         self._tracker.log(step, metrics)
+        self._tell_trouble()
         loss = metrics["loss"]
         smooth = 0.9 * self._smooth_loss + 0.1 * loss
         self._smooth_loss = smooth if math.isfinite(smooth) else loss
         shown = {"reward": metrics["reward"]} if "reward" in metrics else {"loss": self._smooth_loss, **results}
         figures = "  ".join(f"{name} {figure:.3f}" for name, figure in shown.items())
         self._display.update(step, f"{figures}  {metrics['tokens_per_second']:,.0f} tok/s")
+
+    def results(self, step: int, results: Mapping[str, float], seconds: float) -> None:
+        """Add to the line of the last step what its evaluation found, and tell it."""
+        if self._metrics:
+            self._metrics.amend(step, {**results, "seconds": seconds})
+        self._tracker.log(step, results)
+        self._tell_trouble()
+        self.say(f"step {step}: " + "  ".join(f"{name} {figure:.3f}" for name, figure in results.items()))
 
     def samples(self, step: int, texts: Sequence[str]) -> None:
         """Show what the model writes after step number `step`, and keep it."""
@@ -132,16 +144,20 @@ class StepLog:
     def __init__(self, path: Path, resume_step: int) -> None:
         """Open for appending; what a stopped run logged after step `resume_step` is dropped, for it comes again."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_steps(path) if row["step"] <= resume_step]
-        partial = path.with_name(f"{path.name}.partial")  # a crash in between must not cost the log
+        self._path = path
+        self._waiting = b""
+        self._open([row for row in read_steps(path) if row["step"] <= resume_step])
+
+    def _open(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Let the file hold these lines, and more to come."""
+        partial = self._path.with_name(f"{self._path.name}.partial")  # a crash in between must not cost the log
         with partial.open("w") as file:
-            file.writelines(_line(row) for row in kept)
+            file.writelines(_line(row) for row in rows)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
-        self._file = path.open("ab", buffering=0)
+        partial.replace(self._path)
+        self._file = self._path.open("ab", buffering=0)
         self._size = self._file.tell()
-        self._waiting = b""
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one line, at once on disk's way. While the disk is full, lines wait for room."""
@@ -158,6 +174,15 @@ class StepLog:
             return
         self._size += written
         self._waiting = b""
+
+    def amend(self, step: int, values: Mapping[str, Any]) -> None:
+        """Add to the last line, if that is of this step; a full disk costs what was to be added."""
+        *before, last = read_steps(self._path) or [{"step": 0}]
+        if last["step"] == step:
+            opened = self._file
+            with contextlib.suppress(OSError):
+                self._open([*before, {**last, **values}])
+                opened.close()
 
     def sync(self) -> None:
         """Force the lines to the disk; a full one costs lines, not the run."""
@@ -192,66 +217,6 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
 def energy_used(path: Path) -> float:
     """Joules that the runs of a metrics.jsonl used so far, the steps that a resume takes again included."""
     return max((row.get("energy_j") or 0.0 for row in read_steps(path)), default=0.0)
-
-
-class Tracker:
-    """wandb, trackio or nothing, behind one `log`."""
-
-    def __init__(
-        self, kind: str, run: str | None, project: str, config: Mapping[str, Any], run_id: str | None = None
-    ) -> None:
-        """`kind` auto: wandb if the user named a run, or is logged in and it is installed. Never asks a question.
-
-        `run_id` is what a run that is resumed was called there, so that its curves go on. Raises UserError if the
-        tracker asked for is not installed.
-        """
-        if kind == "auto":
-            wanted = run is not None or (is_logged_in_to_wandb() and importlib.util.find_spec("wandb") is not None)
-            kind = "wandb" if wanted else "none"
-        self._module: Any = None
-        self.run_id = run_id
-        """what the tracker calls this run; None if there is none"""
-        self.trouble: str | None = None
-        """why the tracker gets nothing of this run, such as a server that is out of reach"""
-        if kind == "none":
-            return
-        if importlib.util.find_spec(kind) is None:
-            raise UserError(
-                f"{kind} is not installed: run .venv/bin/pip install {kind}, or leave out --run and --tracker"
-            )
-        if kind == "wandb" and not is_logged_in_to_wandb():
-            os.environ.setdefault("WANDB_MODE", "offline")  # `wandb sync` sends it later; a login prompt would block
-        self._module = importlib.import_module(kind)
-        # wandb knows a run by its id; trackio by its name, and makes one up where none is given.
-        name = {"name": run, "id": run_id} if kind == "wandb" else {"name": run or run_id}
-        try:
-            started = self._module.init(project=project, config=dict(config), resume="allow", **name)
-        except Exception as error:  # each tracker has errors of its own, and none of them is worth a run
-            self._module = None
-            reason = " ".join(str(error).split()) or type(error).__name__
-            self.trouble = f"warning: {kind} does not start ({reason}); {METRICS_FILE} is written without it"
-            return
-        self.run_id = str(started.id if kind == "wandb" else started.name)
-
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Send the numbers of one step."""
-        if self._module is not None:
-            self._module.log({name: v for name, v in metrics.items() if isinstance(v, int | float)}, step=step)
-
-    def close(self) -> None:
-        """Finish the run."""
-        if self._module is not None:
-            self._module.finish()
-
-
-def is_logged_in_to_wandb() -> bool:
-    """Whether wandb can be used without asking who this is."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline":
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 class ProgressDisplay:

@@ -39,7 +39,7 @@ class Evaluation(NamedTuple):
     """steps between; 0: at the end only"""
     measure: Callable[[Callable[[], None]], dict[str, float]]
     """calls what it is given now and then, equally often in every process; it raises StopAskedError in all of them
-    when one was asked to stop, but for the evaluation of the last step, which comes never again"""
+    when one was asked to stop"""
 
 
 @dataclass
@@ -63,6 +63,10 @@ class Training:
     """wall time of the runs that this one resumes"""
     results: dict[str, float] = field(default_factory=dict)
     """the last evaluation"""
+    evaluated: int = 0
+    """its step"""
+    saved_at: float = 0.0
+    """when its step was first saved, in seconds since 1970: what a checkpoint is known by"""
     best: dict[str, float] = field(default_factory=dict)
     """the lowest bits per byte of any evaluation, and its step"""
     skipped_steps: int = 0
@@ -105,10 +109,11 @@ class Training:
 
         `learns` tells a person what is learned from, `step_size` what a step is, such as "4,096 tokens"; `one_shape`
         says that all batches have the same shape, or one of two, so that compiling pays; `samples` lets the model
-        write, a few lines. After Ctrl-C or SIGTERM it saves at the end of the step, leaving an evaluation that is on
-        the way, and raises KeyboardInterrupt.
+        write, a few lines. The last step is saved before it is evaluated, and once more with what that found. After
+        Ctrl-C or SIGTERM it saves at the end of the step, leaving an evaluation that is on the way, and raises
+        KeyboardInterrupt; where that was the last one, the next call makes it.
         """
-        if self.step >= num_iterations:
+        if self.step >= num_iterations and not self._is_unevaluated(evaluation):
             if self.runtime.is_main:
                 print(f"{self.source} {self.tag} is complete at step {self.step}; --fresh starts over")
             return
@@ -142,10 +147,9 @@ class Training:
                 if self.bad_steps:
                     log.say(f"step {self.step}: the loss or its gradient is not finite, so the step is left out")
                     self._give_up_after_too_many()
-                # Whoever stops it may kill it soon: then saving comes first. The end's evaluation comes never again.
-                hurried = not finished and self.runtime.sum_numbers(asked.stop)[0] > 0
-                if evaluation and not hurried and due(self.step, evaluation.every, finished):
-                    metrics |= self._evaluate(evaluation, None if finished else asked, log)
+                hurried = self.runtime.sum_numbers(asked.stop)[0] > 0  # who stops it may kill it soon: saving first
+                if evaluation and not (hurried or finished) and due(self.step, evaluation.every, finished):
+                    metrics |= self._evaluate(evaluation, asked, log)
                 log.step(self.step, metrics, self.results)
                 if self.runtime.is_main and not hurried and due(self.step, sample_every, finished):
                     self._write_samples(samples, log)
@@ -155,15 +159,22 @@ class Training:
                     log.say(f"saving at step {self.step}, as SIGUSR1 asks")
                 unsaved = unsaved or stop or save_now or due(self.step, self.options.save_every, finished)
                 if unsaved and not self.bad_steps:  # else the weights may be what is bad: after the next good step
+                    self.saved_at = time.time()
                     self._save(writer, facts, log)
                     unsaved = False
+            if evaluation and not stop and not unsaved:  # minutes, in which the last steps must not be at stake
+                results = self._evaluate(evaluation, asked, log)
+                if results:
+                    log.results(self.step, results, self.seconds)
+                    self._save(writer, facts, log)
+                stop = self.runtime.sum_numbers(asked.stop)[0] > 0
             failure = writer.finish()
             self.runtime.barrier()
             if failure:
                 raise UserError(f"{failure}: make room, and {self._again} goes on from the checkpoint before it")
             if unsaved:
                 log.say(f"step {self.step} is not saved, for it was not finite; the last checkpoint is kept")
-            if stop and not finished:
+            if stop and (self.step < num_iterations or self._is_unevaluated(evaluation)):
                 log.say(f"stopped at step {self.step}: {self._again} goes on from the last checkpoint")
                 raise KeyboardInterrupt
             if unsaved:
@@ -173,6 +184,10 @@ class Training:
                 f"{self.source} {self.tag}: {self.step} steps{skipped} in {format_seconds(self.seconds)}, "
                 f"{peak_memory_bytes(self.runtime.device) / 2**30:.1f} GiB at most, saved in {self.folder}"
             )
+
+    def _is_unevaluated(self, evaluation: Evaluation | None) -> bool:
+        """Whether what the last step is to be measured by is still to be made."""
+        return evaluation is not None and self.evaluated < self.step
 
     @property
     def _again(self) -> str:
@@ -244,11 +259,11 @@ class Training:
     def _remedy(self) -> str:
         return f"go on from the last checkpoint in {self.folder} with a lower --matrix-lr and --embedding-lr"
 
-    def _evaluate(self, evaluation: Evaluation, asked: Interruption | None, log: RunLog) -> dict[str, float]:
+    def _evaluate(self, evaluation: Evaluation, asked: Interruption, log: RunLog) -> dict[str, float]:
         """The evaluation's results; none where it was left because `asked` to stop, or for want of memory."""
 
         def leave_if_asked() -> None:
-            if asked and self.runtime.sum_numbers(asked.stop)[0] > 0:
+            if self.runtime.sum_numbers(asked.stop)[0] > 0:
                 raise StopAskedError
 
         try:
@@ -262,6 +277,7 @@ class Training:
                 raise
             log.say(f"step {self.step}: memory ran out in the evaluation, so it is left out")
             return {}
+        self.evaluated = self.step
         if self.results.get("bpb", math.inf) < self.best.get("bpb", math.inf):
             self.best = {"step": self.step, "bpb": self.results["bpb"]}
         return self.results
@@ -301,8 +317,10 @@ class Training:
         log.sync()
         meta = {
             **facts,
+            "saved_at": self.saved_at,
             "seconds": self.seconds,
             "results": self.results,
+            "evaluated": self.evaluated,
             "best": self.best,
             "skipped_steps": self.skipped_steps,
             "tracker_id": self.tracker_id,

@@ -5,6 +5,7 @@ set -euo pipefail
 
 root="$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")"
 
+export NANOCHAT_COMMAND="./${0##*/}" # what --help calls itself
 export NANOCHAT_BASE_DIR="${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}"
 if ! mkdir -p "$NANOCHAT_BASE_DIR" 2>/dev/null || ! [[ -w "$NANOCHAT_BASE_DIR" ]]; then
   echo "error: cannot write to $NANOCHAT_BASE_DIR: set NANOCHAT_BASE_DIR to a folder you can write to" >&2

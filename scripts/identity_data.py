@@ -98,7 +98,9 @@ def main(options: Options) -> None:
             if 0 < limit < len(lines):
                 console.print(f"{limit} of {len(lines)} lines; show --limit 0 for all", style="dim")
         case Search(text=text):
-            show([line for line in lines if line.conversation and contains(line.conversation, text)])
+            found = [line for line in lines if line.conversation and contains(line.conversation, text)]
+            show(found)
+            console.print(Text(f"{len(found)} of {len(lines)} lines contain {text!r}", style="dim"))
         case Count():
             count([line.conversation for line in lines if line.conversation])
         case Export(output=output) if not broken:

@@ -17,6 +17,10 @@ def run_in_venv(module: str) -> NoReturn:
     made = subprocess.run([ROOT / "setup.sh", "--quiet"], check=False)
     if made.returncode:
         sys.exit(made.returncode)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONSAFEPATH": "1",
+        "NANOCHAT_COMMAND": f"./{Path(sys.argv[0]).name}",
+    }
     python = ROOT / ".venv/bin/python"
     os.execve(python, [str(python), "-m", module, *sys.argv[1:]], environment)

@@ -66,9 +66,9 @@ def main(options: PlanOptions) -> None:
     print()
     tariff = Tariff.from_environment()
     compared = machines(options.hosts, tariff.watts)
-    measured = replan.read(paths.checkpoints_dir("base") / f"d{options.depth}" / replan.FILE)
-    if measured:
-        compared = [measured, *compared[:3]]
+    plan = replan.read(paths.checkpoints_dir("base") / f"d{options.depth}" / replan.FILE)
+    if plan:
+        compared = [plan.machine, *compared[:3]]
     print("\n".join(stage_table(stages(config, tokens), compared, tariff.price_per_kwh)))
     print()
     for machine in compared:

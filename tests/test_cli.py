@@ -128,15 +128,21 @@ def test_help_of_every_program_tells_of_the_demo(module: str, capsys: pytest.Cap
     options = type(program.DEMO)
     with pytest.raises(SystemExit):
         cli.parse(options, ["--help"], demo=program.DEMO)
-    text = " ".join(capsys.readouterr().out.split())
+    out = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in out.splitlines() if not line.startswith("usage: "))
+    text = " ".join(out.split())
     assert "With --demo: on the demo's data" in text and "--quick" not in text
     assert "<factory>" not in text
 
 
-def test_help_shows_defaults_and_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_the_command_defaults_and_the_demo(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOCHAT_COMMAND", "./pretrain.sh")
     with pytest.raises(SystemExit) as stop:
         parse("--help")
     text = capsys.readouterr().out
+    assert text.startswith("usage: ./pretrain.sh ")
     assert stop.value.code == 0 and "default: 20" in text and "--demo" in text
 
 

@@ -47,10 +47,12 @@ def test_show_limit(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "line 1" in out and "1 of 2 lines" in out and "line 2" not in out
 
 
-def test_search_ignores_case(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_search_ignores_case_and_says_how_many_there_are(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert view("search", "ADA") == 0
     out = capsys.readouterr().out
-    assert "line 1" in out and "line 2" not in out
+    assert "line 1" in out and "line 2" not in out and "1 of 2 lines contain 'ADA'" in out
+    assert view("search", "nobody") == 0
+    assert "0 of 2 lines contain 'nobody'" in capsys.readouterr().out
 
 
 def test_count(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

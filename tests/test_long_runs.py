@@ -272,7 +272,7 @@ cli.run(main, type(OPTIONS), args=[])
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_stop_leaves_an_evaluation_in_all_processes_unless_it_is_the_last(
+def test_a_stop_leaves_an_evaluation_in_all_processes_and_the_last_one_is_made_by_the_same_command(
     base_dir: Path, tokenizer: Tokenizer, processes: int
 ) -> None:
     """Row 41 of 401, of one process, is where it is asked for; the other process has one row less."""
@@ -298,8 +298,29 @@ def test_a_stop_leaves_an_evaluation_in_all_processes_unless_it_is_the_last(
     assert run(asked_at_step=2) == (130, ["2:44"] if processes == 1 else ["2:24", "2:24"])
     assert steps_saved("test") == [2] and evaluated() == []
     last = {1: ["401"], 2: ["200", "201"]}[processes]
-    assert run(asked_at_step=5) == (0, [f"{step}:{rows}" for step in (4, 5) for rows in last])
-    assert steps_saved("test")[-1] == 5 and evaluated() == [4, 5]
+    left = {1: ["5:44"], 2: ["5:24", "5:24"]}[processes]
+    assert run(asked_at_step=5) == (130, [*(f"4:{rows}" for rows in last), *left])
+    assert steps_saved("test") == [2, 5] and evaluated() == [4]
+    assert run(asked_at_step=6) == (0, [f"5:{rows}" for rows in last])
+    assert steps_saved("test") == [2, 5] and evaluated() == [4, 5]
+
+
+def test_a_run_that_ends_in_its_last_evaluation_loses_no_step(runtime: Runtime, tokenizer: Tokenizer) -> None:
+    def killed(_: object) -> dict[str, float]:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        begin(runtime, tokenizer).run(batches(FewRows()), 3, **HOW, evaluation=Evaluation(0, killed))
+    before = checkpoint.find("base")
+    assert before.step == 3 and before.meta["results"] == {}
+    again = begin(runtime, tokenizer)
+    again.run(batches(FewRows()), 3, **HOW, evaluation=Evaluation(0, lambda _: {"bpb": 1.5}))
+    after = checkpoint.find("base")
+    assert after.step == 3 and after.meta["results"] == {"bpb": 1.5}
+    assert after.meta["saved_at"] == before.meta["saved_at"]  # what grew from it, or was measured of it, stays its own
+    rows = read_steps(again.folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3] and rows[-1]["bpb"] == 1.5 and rows[-1]["loss"] > 0
+    begin(runtime, tokenizer).run(batches(FewRows()), 3, **HOW, evaluation=Evaluation(0, killed))  # not made again
 
 
 def test_an_evaluation_or_samples_without_memory_cost_no_step(

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat import tracking
-from nanochat.errors import UserError
-from nanochat.tracking import ProgressDisplay, StepLog, Tracker, energy_used, format_seconds, read_steps
+from nanochat.tracking import ProgressDisplay, StepLog, energy_used, format_seconds, read_steps
 
 
 def test_metrics_survive_a_crash_and_a_resume(tmp_path: Path) -> None:
@@ -79,29 +77,21 @@ def test_times_are_readable(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
 
 
-def test_no_tracker_without_a_login_or_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    tracker = Tracker("auto", None, "project", {})
-    tracker.log(0, {"loss": 1.0})
-    tracker.close()
-
-
-def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"trackio is not installed: run .*pip install trackio"):
-        Tracker("trackio", "run", "project", {})
-
-
-def test_a_tracker_out_of_reach_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
-    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "5")
-    wandb.teardown()  # settings are read once in a process
-    tracker = Tracker("wandb", "run", "project", {}, run_id="before")
-    tracker.log(1, {"loss": 1.0})
-    tracker.close()
-    assert tracker.trouble and "wandb does not start" in tracker.trouble and "\n" not in tracker.trouble
-    assert tracker.run_id == "before"
+def test_what_an_evaluation_found_joins_the_last_line_and_the_log_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = StepLog(path, 0)
+    for step in (1, 2):
+        log.log(step, {"loss": 1.0})
+    log.amend(2, {"bpb": 0.5})
+    log.amend(7, {"bpb": 0.1})  # a step that was never logged
+    log.log(3, {"loss": 2.0})
+    (tmp_path / "metrics.jsonl.partial").mkdir()  # stands for a full disk
+    log.amend(3, {"bpb": 0.4})
+    log.log(4, {"loss": 3.0})
+    log.close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 1.0, "bpb": 0.5},
+        {"step": 3, "loss": 2.0},
+        {"step": 4, "loss": 3.0},
+    ]

@@ -192,7 +192,7 @@ def test_pretraining_on_other_text_is_refused_and_other_conversations_begin_anew
 
 def test_a_run_of_another_shape_is_refused(runtime: Runtime, tokenizer: Tokenizer) -> None:
     begin(runtime, tokenizer).run(batches(FewRows()), 1, **HOW)
-    with pytest.raises(UserError, match=r"another shape.*--fresh"):
+    with pytest.raises(UserError, match=r"another shape \(n_layer 2, not 3, .*--fresh"):
         lineage.begin("base", OPTIONS, runtime, tokenizer, config=GPTConfig.from_depth(3, 512, SEQUENCE_LEN))
 
 

@@ -7,7 +7,8 @@ from nanochat.machine.plan import Machine, Stage
 
 def stage_table(stages: Sequence[Stage], machines: Sequence[Machine], price_per_kwh: float | None) -> list[str]:
     """Time and energy of each stage on each machine, their sum, and what it costs if there is a price."""
-    lines = [_row("", "tokens", [machine.name for machine in machines])]
+    headings = [machine.name if machine.watts is None else f"{machine.name}, kWh" for machine in machines]
+    lines = [_row("", "tokens", headings)]
     for stage in stages:
         lines.append(_row(stage.name, count(stage.tokens), [_cell(machine, [stage]) for machine in machines]))
     lines.append(_row("together", "", [_cell(machine, stages) for machine in machines]))
@@ -45,9 +46,8 @@ def _cell(machine: Machine, stages: Sequence[Stage]) -> str:
     energy = _energy(machine, stages)
     if energy is None:
         return time
-    if energy < 0.1:
-        return f"{time} <0.1 kWh"
-    return f"{time} {energy:,.0f} kWh" if energy >= 10 else f"{time} {energy:.1f} kWh"
+    kwh = "<0.1" if energy < 0.1 else f"{energy:,.0f}" if energy >= 10 else f"{energy:.1f}"
+    return f"{time} {kwh:>4}"
 
 
 def _energy(machine: Machine, stages: Sequence[Stage]) -> float | None:

@@ -13,7 +13,7 @@ from nanochat import paths
 from nanochat.machine import host
 from nanochat.machine.checks import Check
 from nanochat.machine.host import GPU
-from nanochat.tracking import is_logged_in_to_wandb
+from nanochat.tracker import is_logged_in_to_wandb
 
 NETWORK_SECONDS = 5.0
 MUCH_SWAPPED = 2**30

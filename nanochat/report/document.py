@@ -9,10 +9,12 @@ from nanochat import paths
 from nanochat.data.manifest import MANIFEST_FILE
 from nanochat.eval.scores import TaskScore, centred_mean, centred_mean_error
 from nanochat.machine.tariff import Tariff
-from nanochat.report.energy import kilowatt_hours
+from nanochat.report.energy import kilowatt_hours, planned_kilowatt_hours
 from nanochat.report.history import Stage
 from nanochat.tracking import format_seconds
 
+SOURCES = {"pretrain": "base", "midtrain": "mid", "sft": "sft", "rl": "rl"}
+"""The stages as a plan calls them, and as they are called here."""
 NAMES = {"base": "pretraining", "mid": "midtraining", "sft": "supervised fine-tuning", "rl": "reinforcement learning"}
 CAPTIONS = {
     "loss": "Loss on what is learned. The thin line is each step, the thick one a moving average.",
@@ -36,6 +38,7 @@ def document(stages: Sequence[Stage], plots: Mapping[str, str], tariff: Tariff) 
     sections = [
         _opening(stages),
         _stages(stages, tariff),
+        _plan(stages, tariff),
         _machine(stages),
         _results(stages, plots),
         _curves(plots),
@@ -95,6 +98,37 @@ def _stages(stages: Sequence[Stage], tariff: Tariff) -> str:
         notes.append(f"Steps left out because the loss or its gradient was not finite: {', '.join(left_out)}.")
     notes.append(tariff.explanation())
     return f"## Stages\n\n{_table(headings, rows)}\n\n{' '.join(notes)}"
+
+
+def _plan(stages: Sequence[Stage], tariff: Tariff) -> str:
+    """What the first stage that could say so said of itself and those after it, beside what they took."""
+    planner = next((stage for stage in stages if stage.plan), None)
+    if planner is None or planner.plan is None:
+        return ""
+    plan, by_source, rows = planner.plan, {stage.source: stage for stage in stages}, []
+    for planned in plan.stages:
+        source = SOURCES[planned.name]
+        stage, since = by_source.get(source), plan.step if source == planner.source else 0
+        took, used = "", None
+        if stage:
+            before = stage.until(since)
+            took = format_seconds(stage.seconds - before.seconds)
+            took += "" if stage.is_finished else f" until step {stage.step:,}"
+            used = kilowatt_hours(stage, tariff)
+            used = None if used is None else used - (kilowatt_hours(before, tariff) or 0.0)
+        kwh = planned_kilowatt_hours(planned, planner.facts.get("machines", 1), tariff)
+        rows.append(
+            (
+                f"{source} after step {since:,}" if since else source,
+                format_seconds(planned.hours * 3600),
+                took,
+                _figure(kwh, "{:.3g} kWh"),
+                _figure(used, "{:.3g} kWh"),
+            )
+        )
+    table = _table(("stage", "planned", "taken", "energy planned", "energy used"), rows)
+    told = f"After step {plan.step:,}, {planner.source} had {plan.machine.sources[0]}. What was planned from that:"
+    return f"### Plan\n\n{told}\n\n{table}"
 
 
 def _machine(stages: Sequence[Stage]) -> str:

@@ -1,5 +1,6 @@
 """What a stage cost in electricity: by the power that the user names, else as far as the GPUs tell."""
 
+from nanochat.machine.replan import PlannedStage
 from nanochat.machine.tariff import Tariff
 from nanochat.report.history import Stage
 
@@ -15,3 +16,8 @@ def kilowatt_hours(stage: Stage, tariff: Tariff) -> float | None:
         return tariff.watts * stage.facts.get("machines", 1) * stage.seconds / JOULES_PER_KWH
     measured = stage.last("energy_j")
     return None if measured is None else measured / JOULES_PER_KWH
+
+
+def planned_kilowatt_hours(planned: PlannedStage, machines: int, tariff: Tariff) -> float | None:
+    """The same of a plan: by the power that the user names now, else by the one that was planned with."""
+    return planned.kwh if tariff.watts is None else tariff.watts * machines * planned.hours / 1000

@@ -12,6 +12,8 @@ from nanochat.checkpoint import META_FILE, Checkpoint, checkpoints
 from nanochat.eval.candidate import kept_result
 from nanochat.eval.scores import TaskScore
 from nanochat.eval.stages import Effort, StageResult
+from nanochat.machine import replan
+from nanochat.machine.replan import Plan
 from nanochat.tracking import FACTS_FILE, METRICS_FILE, SAMPLES_FILE, read_steps
 
 
@@ -29,6 +31,8 @@ class Stage:
     """None where none is saved yet"""
     logged_at: float
     """when the last step was, in seconds since 1970"""
+    plan: Plan | None = None
+    """what it said that it and the stages after it would take, if it was long enough to say so"""
 
     @property
     def source(self) -> str:
@@ -54,6 +58,10 @@ class Stage:
     def seconds(self) -> float:
         """Wall time, loading and evaluating included, over all resumes."""
         return float(self.rows[-1]["seconds"]) if self.rows else 0.0
+
+    def until(self, step: int) -> "Stage":
+        """The stage as it was after `step`."""
+        return dataclasses.replace(self, rows=[row for row in self.rows if row["step"] <= step])
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """The steps at which `key` was measured and is finite, and what it was."""
@@ -105,7 +113,8 @@ def read_stage(folder: Path) -> Stage | None:
     if not facts:
         return None
     logged_at = log.stat().st_mtime if log.exists() else 0.0
-    return Stage(facts, read_steps(log), read_steps(folder / SAMPLES_FILE), checkpoint, logged_at)
+    samples, plan = read_steps(folder / SAMPLES_FILE), replan.read(folder / replan.FILE)
+    return Stage(facts, read_steps(log), samples, checkpoint, logged_at, plan)
 
 
 def newest_stages(model_tag: str | None = None) -> list[Stage]:
@@ -120,9 +129,8 @@ def stages_until(found: Checkpoint) -> list[Stage]:
     """The stage of a checkpoint as it was when that was saved, and before it those that it grew from."""
     stages = _stages_of(found.folder.parent)
     if stages:
-        rows = [row for row in stages[-1].rows if row["step"] <= found.step]
         facts = {**stages[-1].facts, **found.meta}
-        stages[-1] = dataclasses.replace(stages[-1], facts=facts, rows=rows, checkpoint=found)
+        stages[-1] = dataclasses.replace(stages[-1].until(found.step), facts=facts, checkpoint=found)
     return stages
 
 

@@ -4,7 +4,6 @@ A process and not a thread, because decoding a small model is mostly Python: in 
 gets Python's lock only between two operations of the model, and the model waits for it in turn.
 """
 
-import gc
 import logging
 import os
 import queue
@@ -18,6 +17,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from nanochat import memory
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import EngineStats
@@ -209,9 +209,7 @@ class EngineLoop:
             if close:
                 close()
             self.chat = None
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            memory.release()
 
     def _submit(self, order: Submit) -> None:
         problem = self.problem

@@ -20,6 +20,7 @@ from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from rich.console import Console
 
+from nanochat import memory
 from nanochat.data import conversations
 from nanochat.data.conversations import Message, Part, text_of
 from nanochat.errors import UserError
@@ -145,7 +146,9 @@ class TerminalChat:
         """
         self.menu = menu
         self.load = load
-        self.chat_model = load(menu.default)
+        self.card = menu.default
+        self.chat_model: ChatModel | None = load(self.card)
+        """None where neither the model that was asked for can be loaded nor the one before"""
         self.sampling = sampling
         self.read = read
         self.console = console
@@ -169,7 +172,8 @@ class TerminalChat:
             self._talk()
 
     def _talk(self) -> None:
-        self._say(f"{self.chat_model.description}. /help lists the commands, Ctrl-D leaves.")
+        nature = ", which continues your text and knows no conversation" if self.card.source == "base" else ""
+        self._say(f"{self.card.description}{nature}. /help lists the commands, Ctrl-D leaves.")
         while True:
             try:
                 text = self.read().strip()
@@ -202,14 +206,36 @@ class TerminalChat:
     def _model(self, name: str) -> str:
         cards = self.menu.cards()
         if not name:
-            now = self.chat_model.description
+            now = self.card.description if self.chat_model else None
             lines = [f"{'>' if card.description == now else ' '} {card.id:<24} {card.description}" for card in cards]
             return "\n".join([*lines, "/model NAME talks to another."])
         card = next((card for card in cards if name in (card.id, card.source, card.description)), None)
         if card is None:
             return f"There is no model {name}: /model lists those there are."
-        self.chat_model = self.load(card)
-        return f"{card.description} answers from now on."
+        before = self.card
+        problem = self._use(card)
+        if problem is None:
+            return f"{card.description} {'continues your text' if card.source == 'base' else 'answers'} from now on."
+        if self._use(before) is None:
+            return f"{problem}. {before.description} goes on answering."
+        return f"{problem}. Nor can {before.description} be loaded any more: /model NAME takes another."
+
+    def _use(self, card: ModelCard) -> str | None:
+        """Load a model once the one before is gone, for which many a machine has no room beside it.
+
+        Gives what is wrong with it; there is no model then.
+        """
+        self.chat_model = None
+        memory.release()
+        try:
+            self.chat_model, self.card = self.load(card), card
+        except UserError as error:
+            return str(error)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):
+                raise
+            return f"there is too little memory for {card.description}"
+        return None
 
     def _clear(self, value: str) -> str:
         self.messages.clear()
@@ -247,7 +273,7 @@ class TerminalChat:
     def _save(self, name: str) -> str:
         if not name or not self.messages:
             return "/save takes the name of a file." if self.messages else "There is nothing to save yet."
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))  # Path's own raises where there is no such user
         try:
             conversations.append(path, [{"messages": [*_opening(self.system), *self.messages]}])
         except ValueError as error:  # a reply that was stopped before its first word, say
@@ -257,13 +283,19 @@ class TerminalChat:
     def _load(self, name: str) -> str:
         if not name:
             return "/load takes the name of a file."
-        *_, last = conversations.read(Path(name).expanduser())
+        path = os.path.expanduser(name)
+        if not os.path.isfile(path):
+            return f"There is no file {path}."
+        *_, last = conversations.read(Path(path))
         messages = list(last["messages"])
         self.system = str(messages.pop(0)["content"]) if messages[0]["role"] == "system" else None
         self.messages = messages
         return f"{len(messages)} messages; the last one of them:\n{text_of(messages[-1])}"
 
     def _answer(self, text: str) -> None:
+        if self.chat_model is None:
+            self._say("There is no model to answer: /model lists those there are.")
+            return
         conversation = [*_opening(self.system), *self.messages, _turn("user", text)]
         sampling = dataclasses.replace(self.sampling, seed=secrets.randbits(31))
         rich_terminal = self.console.is_terminal and not self.console.is_dumb_terminal

@@ -62,7 +62,7 @@ def test_plan_fits_80_columns_and_names_where_each_figure_is_from(
     assert max(map(len, said.splitlines())) <= 80
     assert "561M parameters, 11.2B tokens" in said and "21,400 of 524,288" in said and "240 shards" in said
     assert all(f"{name}: " in said for name in ("GB10", "2 x GB10", "H100", "8 x H100"))
-    together = re.search(r"together .*?(\d+) kWh", said)
+    together = re.search(r"together +[\d.]+ d +(\d+)", said)
     cost = re.search(r"at 0.5 a kWh +([\d.]+)", said)
     assert together and cost and float(cost[1]) == pytest.approx(float(together[1]) / 2, abs=0.3)
 
@@ -85,3 +85,10 @@ def test_the_table_has_a_line_for_each_stage_and_their_sum() -> None:
 def test_one_machine_has_no_link_and_the_user_s_watts_win() -> None:
     one, same, *_ = machines(1, 100)
     assert (one.flops, one.watts) == (same.flops, same.watts) and one.watts == 100
+
+
+@pytest.mark.parametrize("depth", [8, 32])
+def test_the_columns_stand_apart(depth: int) -> None:
+    config = GPTConfig.from_depth(depth, 65_536, 2048)
+    for line in stage_table(stages(config, 20.0 * config.num_parameters), machines(2), None):
+        assert all(line[at : at + 2] == "  " for at in (19, 34, 49, 64))

@@ -49,19 +49,37 @@ def test_a_short_run_and_one_whose_steps_differ_are_not_planned(source: str, ste
 
 def test_plan_reads_what_a_run_kept(tmp_path: Path) -> None:
     take_steps(Replan("base", CONFIG, 21_400, tmp_path))
-    machine = replan.read(tmp_path / replan.FILE)
-    assert machine is not None
-    assert machine.flops == pytest.approx(13_000 * flops_per_token(CONFIG)) and machine.watts == 95
+    plan = replan.read(tmp_path / replan.FILE)
+    assert plan is not None and plan.step == MEASURED_STEPS
+    assert plan.machine.flops == pytest.approx(13_000 * flops_per_token(CONFIG)) and plan.machine.watts == 95
+    assert [stage.name for stage in plan.stages] == ["pretrain", "midtrain", "sft", "rl"]
     (tmp_path / replan.FILE).write_text("{")
     assert replan.read(tmp_path / replan.FILE) is None
 
 
-def test_where_no_power_is_measured_the_user_s_word_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NANOCHAT_WATTS", "60")
-    plan = Replan("base", CONFIG, 21_400, tmp_path)
+def test_a_run_that_begins_has_no_plan_of_one_before_it(tmp_path: Path) -> None:
+    take_steps(Replan("base", CONFIG, 21_400, tmp_path))
+    Replan("base", CONFIG, 21_400, tmp_path).step(21, STEP)  # a resume
+    assert replan.read(tmp_path / replan.FILE)
+    Replan("base", CONFIG, 60, tmp_path).step(1, STEP)
+    assert not (tmp_path / replan.FILE).exists()
+
+
+def test_where_no_power_is_measured_the_user_s_word_counts_for_each_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     without = {name: figure for name, figure in STEP.items() if name != "gpu_power_w"}
-    lines = [plan.step(i, without) for i in range(MEASURED_STEPS)][-1]
-    assert "60 W as NANOCHAT_WATTS says" in lines[0]
+    monkeypatch.setenv("NANOCHAT_WATTS", "60")
+    kwh = []
+    for count in (1, 2):
+        monkeypatch.setenv("GROUP_WORLD_SIZE", str(count))  # as torchrun sets it
+        plan = Replan("base", CONFIG, 21_400, tmp_path)
+        lines = [plan.step(i + 1, without) for i in range(MEASURED_STEPS)][-1]
+        assert "60 W for each machine, as NANOCHAT_WATTS says" in lines[0]
+        kept = replan.read(tmp_path / replan.FILE)
+        assert kept and kept.stages[0].kwh
+        kwh.append(kept.stages[0].kwh)
+    assert kwh[1] == pytest.approx(2 * kwh[0])
 
 
 def test_a_plan_whose_figures_are_no_numbers_is_not_read(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The report says what is so, in Markdown and in one page that needs nothing else."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -10,11 +11,14 @@ import pytest
 from nanochat import checkpoint
 from nanochat.errors import UserError
 from nanochat.eval.candidate import result_file
+from nanochat.machine import replan
+from nanochat.machine.replan import Replan
 from nanochat.machine.tariff import Tariff
 from nanochat.report import build
 from nanochat.report.energy import kilowatt_hours
 from nanochat.report.history import newest_stages
 from nanochat.report.plots import CURVES, draw_curves, smoothed, thinned
+from tests.machine.test_replan import CONFIG, take_steps
 
 
 def keep_scores(source: str, arithmetic: float) -> None:
@@ -93,6 +97,32 @@ def test_energy_and_cost_follow_from_the_power_that_the_user_names(
     monkeypatch.setenv("NANOCHAT_WATTS", "many")
     with pytest.raises(UserError, match="NANOCHAT_WATTS=many is no number"):
         Tariff.from_environment()
+
+
+def test_what_was_planned_stands_beside_what_it_took(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build.write()
+    assert "### Plan" not in (trained / "report" / "report.md").read_text()
+    folder = trained / "base_checkpoints/test"
+    take_steps(Replan("base", CONFIG, 21_400, folder))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row |= {"seconds": 100.0 * row["step"], "energy_j": 3.6e6 * row["step"]}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.utime(folder / "metrics.jsonl", (0, 0))  # mid is what was trained last
+    build.write()
+    text = (trained / "report" / "report.md").read_text()
+    assert "After step 20, base had measured over 17 steps: 13,000 tokens/s, mfu 0.360, 95 W by the GPU alone." in text
+    assert "| base after step 20 | 9d23h | 6m40s | 22.8 kWh | 4 kWh |" in text  # of 24 steps
+    assert re.search(r"\| mid \| 9h\d\dm \| \d+s \| [\d.]+ kWh \|  \|", text)
+    assert re.search(r"\| rl \| \d+h\d\dm \|  \| [\d.]+ kWh \|  \|", text)
+
+    facts = json.loads((folder / "run.json").read_text()) | {"num_iterations": 100, "machines": 2}
+    (folder / "run.json").write_text(json.dumps(facts))
+    monkeypatch.setenv("NANOCHAT_WATTS", "100")
+    text = build.write().with_suffix(".md").read_text()
+    assert "| base after step 20 | 9d23h | 6m40s until step 24 | 47.9 kWh | 0.0222 kWh |" in text
+    (folder / replan.FILE).write_text("{}")
+    assert "### Plan" not in build.write().with_suffix(".md").read_text()
 
 
 def test_a_column_for_each_stage_that_measured_it(trained: Path) -> None:

@@ -7,15 +7,18 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from nanochat.data import conversations
 from nanochat.data.conversations import PartType
 from nanochat.errors import UserError
+from nanochat.inference.chat import ChatModel
 from nanochat.inference.reply import Delta
 from nanochat.inference.sampling import Sampling
 from nanochat.serve.markdown import MarkdownWriter
@@ -27,7 +30,11 @@ from tests.serve.scripted import CARD, CONTEXT, ScriptedChatModel
 BASE = ModelCard("base", "d4", 9, CONTEXT)
 
 
-def talk(typed: Iterable[str | BaseException], model: ScriptedChatModel | None = None) -> tuple[str, TerminalChat]:
+def talk(
+    typed: Iterable[str | BaseException],
+    model: ScriptedChatModel | None = None,
+    load: Callable[[ModelCard], ChatModel] | None = None,
+) -> tuple[str, TerminalChat]:
     """What a terminal of 40 columns shows after a person typed these lines and left."""
     lines = iter(typed)
 
@@ -38,9 +45,9 @@ def talk(typed: Iterable[str | BaseException], model: ScriptedChatModel | None =
         return line
 
     out = io.StringIO()
-    model = model or ScriptedChatModel()
     menu = Menu(CARD, lambda: [CARD, BASE])
-    chat = TerminalChat(menu, lambda card: model, Sampling(), read, Console(file=out, width=40))
+    only = model or ScriptedChatModel()
+    chat = TerminalChat(menu, load or (lambda card: only), Sampling(), read, Console(file=out, width=40))
     chat.run()
     return out.getvalue(), chat
 
@@ -137,14 +144,61 @@ def test_files_that_cannot_be_are_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "broken").write_text("{")
     shown, _ = talk([f"/load {tmp_path / 'broken'}", "/load", "hello", "/save", f"/save {tmp_path}", "/load /no/where"])
     told = " ".join(shown.split())
-    for sentence in ("is broken", "/load takes the name", "/save takes the name", "choose a place", "cannot read"):
+    sentences = "is broken", "/load takes the name", "/save takes the name", "choose a place", "no file /no/where"
+    for sentence in sentences:
         assert sentence in told
 
 
 def test_another_model_of_the_menu_answers() -> None:
     shown, _ = talk(["/model", "/model base", "/model x", "hello"])
     assert "> nanochat-d4-sft" in shown and "  nanochat-d4-base" in shown
-    assert "base d4 step 9 answers" in shown and "There is no model x" in shown
+    assert "base d4 step 9 continues your text" in shown and "There is no model x" in shown
+
+
+class Shelf:
+    """Loads models, and notes how many were there when the next one came."""
+
+    def __init__(self, broken: Mapping[ModelCard, Iterable[Exception | None]]) -> None:
+        """`broken`: what goes wrong with a model at each time it is loaded."""
+        self.broken = {card: iter(errors) for card, errors in broken.items()}
+        self.loaded: weakref.WeakSet[Model] = weakref.WeakSet()
+        self.beside: list[int] = []
+
+    def load(self, card: ModelCard) -> ChatModel:
+        self.beside.append(len(self.loaded))
+        error = next(self.broken.get(card, iter(())), None)
+        if error:
+            raise error
+        model = Model(card)
+        self.loaded.add(model)
+        return model
+
+
+class Model(ScriptedChatModel):
+    __hash__ = object.__hash__
+
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__()
+        self.source, self.step = card.source, card.step
+
+
+@pytest.mark.parametrize("error", [UserError("base d4 is damaged"), torch.OutOfMemoryError("CUDA out of memory")])
+def test_the_model_before_is_gone_when_the_next_one_is_loaded_and_comes_back_if_that_fails(error: Exception) -> None:
+    shelf = Shelf({BASE: [error]})
+    shown, chat = talk(["one", "/model base", "two", "/model base", "/model sft"], load=shelf.load)
+    told = " ".join(shown.split())
+    assert ("is damaged. sft d4" in told) or ("too little memory for base d4 step 9. sft d4" in told)
+    assert "sft d4 step 300 goes on answering." in told and "base d4 step 9 continues your text from now on." in told
+    assert shelf.beside == [0, 0, 0, 0, 0] and len(chat.messages) == 4
+
+
+def test_without_any_model_the_chat_goes_on_and_another_can_be_taken() -> None:
+    shelf = Shelf({BASE: [UserError("base is gone")], CARD: [None, UserError("sft is gone too")]})
+    shown, chat = talk(["/model base", "hello", "/model", "/model base", "hi"], load=shelf.load)
+    told = " ".join(shown.split())
+    assert "base is gone. Nor can sft d4 step 300 be loaded any more: /model NAME takes another." in told
+    assert "There is no model to answer" in told and ">" not in told
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"]
 
 
 def screen(*deltas: str | Delta, width: int = 40) -> str:
