@@ -55,8 +55,8 @@ class PretrainOptions(TrainOptions):
 
 
 DEMO = PretrainOptions(
-    dataset="encyclopedia", depth=4, max_seq_len=256, device_batch_size=16, total_batch_size=4096, num_iterations=170,
-    warmup_ratio=0.05, eval_every=50, eval_tokens=8192, save_every=0,
+    dataset="encyclopedia", depth=4, max_seq_len=256, device_batch_size=16, total_batch_size=4096, num_iterations=190,
+    warmup_ratio=0.05, short_rows_ratio=0.0, eval_every=50, eval_tokens=8192, save_every=0,
 )  # fmt: skip
 QUICK = replace(DEMO, depth=2, num_iterations=20, eval_every=0)
 
