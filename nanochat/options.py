@@ -114,6 +114,10 @@ LOWER_ON_RESUME = ("matrix_lr", "embedding_lr", "unembedding_lr")
 """Options that may be lowered then, on purpose: it is how a run that has become unstable is saved."""
 
 
+OLDER_RUNS = {"short_rows_ratio": 0.0}
+"""What a run did that was begun before there was the option."""
+
+
 def inherit(options: Options, parent: Mapping[str, Any]) -> Options:
     """`options` with what was left open taken from the stage before."""
     is_open = (name for name in INHERITED if getattr(options, name, 0) is None and name in parent)
@@ -122,6 +126,7 @@ def inherit(options: Options, parent: Mapping[str, Any]) -> Options:
 
 def check_same_course(options: TrainOptions, saved: Mapping[str, Any]) -> None:
     """Raise UserError if resuming with `options` would go another way than the run that saved `saved`."""
+    saved = OLDER_RUNS | dict(saved)
     for name, value in dataclasses.asdict(options).items():
         if name in LOWER_ON_RESUME and value is not None:
             before = saved.get(name)

@@ -78,6 +78,7 @@ def main(options: PretrainOptions) -> None:
             rows, options.short_rows_ratio, options.num_iterations,
             rows_per_step=in_a_step, device_batch_size=device_batch_size, share=runtime.share, seed=options.seed,
         )  # fmt: skip
+        short_rows = f", the first {batches.steps:,} in short rows" if batches.steps else ""
 
         def evaluate(leave_if_asked: Callable[[], None]) -> dict[str, float]:
             bpb = bits_per_byte(
@@ -89,7 +90,7 @@ def main(options: PretrainOptions) -> None:
             batches,
             options.num_iterations,
             learns=data,
-            step_size=f"{options.total_batch_size:,} tokens ({batches.steps:,} of them in short rows)",
+            step_size=f"{options.total_batch_size:,} tokens{short_rows}",
             one_shape=True,
             samples=lambda: continuations(run.model, tokenizer),
             evaluation=Evaluation(options.eval_every, evaluate),

@@ -1,5 +1,6 @@
 """A run that was stopped and goes on is the run that was never stopped, bit for bit, at every stage."""
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -21,16 +22,18 @@ from nanochat.data.batches import BatchSource, RowBatches, Share, StepData
 from nanochat.data.conversations import Conversation, conversation
 from nanochat.data.packing import PackedRows, StreamRows
 from nanochat.data.token_files import TokenFile, write_conversations, write_documents
+from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling import Sampling
-from nanochat.options import TrainOptions
+from nanochat.options import TrainOptions, check_same_course
 from nanochat.rollouts import RolloutBatches
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 from nanochat.tracking import read_steps
 from nanochat.trainer import Training
+from scripts.base_train import PretrainOptions
 from tests.test_rollouts import EvenLength
 from tests.test_trainer import HOW, FewRows, batches, begin
 from tests.test_trainer import OPTIONS as SHORT
@@ -221,3 +224,11 @@ def test_another_number_of_processes_goes_on_where_the_first_stopped(base_dir: P
     assert [row["step"] for row in other] == list(range(1, 13))
     assert [row["loss"] for row in other] == pytest.approx([row["loss"] for row in one], abs=1e-3)
     assert [row["tokens"] for row in other] == [row["tokens"] for row in one]
+
+
+def test_a_run_begun_before_there_were_short_rows_goes_on_without_them() -> None:
+    saved = dataclasses.asdict(PretrainOptions())
+    del saved["short_rows_ratio"]
+    check_same_course(PretrainOptions(short_rows_ratio=0.0), saved)
+    with pytest.raises(UserError, match=r"--short-rows-ratio 0\.0, not 0\.6"):
+        check_same_course(PretrainOptions(), saved)

@@ -51,13 +51,17 @@ def test_an_old_sample_is_not_taken_for_the_present(machine: FakeMachine) -> Non
     assert "gpu_power_w" not in sensors.readings(now=STALE_SECONDS + 1)
 
 
-def test_one_nvidia_smi_serves_the_whole_run_and_ends_with_it(machine: FakeMachine) -> None:
-    machine.command("nvidia-smi", f"while :; do echo '{GB10}'; sleep 0.05; done")
-    sensors = Sensors(["GPU-1"])
+def wait_for_the_gpu_clock(sensors: Sensors) -> None:
     until = time.monotonic() + 20
     while "gpu_clock_mhz" not in sensors.readings() and time.monotonic() < until:
         time.sleep(0.01)
     assert sensors.readings()["gpu_clock_mhz"] == 2411
+
+
+def test_one_nvidia_smi_serves_the_whole_run_and_ends_with_it(machine: FakeMachine) -> None:
+    machine.command("nvidia-smi", f"while :; do echo '{GB10}'; sleep 0.05; done")
+    sensors = Sensors(["GPU-1"])
+    wait_for_the_gpu_clock(sensors)
     sensors.close()
     (call,) = machine.calls
     assert "--id=GPU-1" in call and "--loop=5" in call
@@ -68,10 +72,7 @@ def test_an_older_driver_is_asked_again_and_the_second_nvidia_smi_ends_with_the_
         f"trap 'echo ended >>\"{machine.root}/ended\"; exit' TERM; while :; do echo '{GB10}'; sleep 0.05; done"
     )
     sensors = Sensors(["GPU-1"])
-    until = time.monotonic() + 20
-    while "gpu_clock_mhz" not in sensors.readings() and time.monotonic() < until:
-        time.sleep(0.01)
-    assert sensors.readings()["gpu_clock_mhz"] == 2411
+    wait_for_the_gpu_clock(sensors)
     sensors.close()
     assert (machine.root / "ended").exists()
     assert len(machine.calls) == 2 and "clocks_throttle_reasons.active" in machine.calls[1]
