@@ -202,7 +202,7 @@ def transformers_step(options: BenchmarkOptions, runtime: Runtime, config: GPTCo
         steps += 1
         optimizer.zero_grad()
         for batch in batches:
-            tokens, targets, _ = batch.to(runtime.device)
+            tokens, targets = batch.tokens.to(runtime.device), batch.targets.to(runtime.device)
             with torch.autocast(runtime.device.type, runtime.compute_dtype, enabled=half):
                 logits = model(tokens).logits
                 loss = torch.nn.functional.cross_entropy(

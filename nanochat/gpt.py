@@ -271,11 +271,20 @@ class GPT(nn.Module):
         """Logits of every position. tokens: (B, T) -> (B, T, V) in fp32."""
         return self.head(self.hidden(tokens, cache))
 
-    def loss(self, tokens: Tensor, targets: Tensor, token_weights: Tensor | None = None) -> Tensor:
-        """Sum over tokens of weight x cross-entropy, a scalar. tokens, targets, token_weights: (B, T)."""
-        weights = None if token_weights is None else token_weights.flatten()
+    def loss(
+        self, tokens: Tensor, targets: Tensor, token_weights: Tensor | None = None, trained: Tensor | None = None
+    ) -> Tensor:
+        """Sum over tokens of weight x cross-entropy, a scalar. tokens, targets, token_weights: (B, T).
+
+        trained: (N,) flattened positions, all that have a target, to spare the head the others.
+        """
         hidden = (self._compiled_hidden or self.hidden)(tokens).flatten(0, 1)
-        return linear_cross_entropy(hidden, self.lm_head.weight, targets.flatten(), weights, LOGIT_SOFTCAP)
+        targets = targets.flatten()
+        weights = None if token_weights is None else token_weights.flatten()
+        if trained is not None:
+            hidden, targets = hidden.index_select(0, trained), targets[trained]
+            weights = None if weights is None else weights[trained]
+        return linear_cross_entropy(hidden, self.lm_head.weight, targets, weights, LOGIT_SOFTCAP)
 
     @torch.no_grad()
     def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:

@@ -73,8 +73,8 @@ class RolloutBatches:
         advantages = (rewards - rewards.mean(axis=1, keepdims=True)).ravel()
         teaching = np.flatnonzero(np.repeat(np.ptp(rewards, axis=1) > 0, self.samples_per_problem))
         # Rows of similar length share a micro-batch, so little of it is padding.
-        by_length = sorted(teaching.tolist(), key=lambda i: len(completions[i].tokens))
-        rows = [(prompts[i // self.samples_per_problem], completions[i], advantages[i]) for i in by_length]
+        rows = [(prompts[i // self.samples_per_problem], completions[i], advantages[i]) for i in teaching]
+        rows.sort(key=lambda row: len(row[0]) + len(row[1].tokens))
         batches = [
             self._batch(rows[start : start + self.device_batch_size])
             for start in range(0, len(rows), self.device_batch_size)

@@ -41,6 +41,10 @@ DATASHEET_TFLOPS = {
     "RTX 3090": 71,
 }
 
+CPU_BATCH_TOKENS = 2048
+"""Tokens in a forward pass of an evaluation on a CPU: the activations of 16,384 at depth 4 fall out of its cache, up to
+40% slower."""
+
 
 @dataclass(frozen=True)
 class Runtime:

@@ -46,7 +46,7 @@ def main(options: SFTOptions) -> None:
         parent = lineage.parent_of("sft", options.model_tag, runtime, fresh=options.fresh)
         options = inherit(options, parent.meta["options"])
         mixture = mixtures.sft(options.mixture)
-        run = lineage.begin("sft", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint())
+        run = lineage.begin("sft", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint)
         sequence_len = run.model.config.sequence_len
         rows = conversation_rows(mixture, tokenizer, sequence_len, runtime, learn_all=False, one_per_row=True)
         device_batch_size = batch_size.choose(

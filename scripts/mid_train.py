@@ -44,7 +44,7 @@ def main(options: MidtrainOptions) -> None:
         parent = lineage.parent_of("mid", options.model_tag, runtime, fresh=options.fresh)
         options = inherit(options, parent.meta["options"])
         mixture = mixtures.mid(options.mixture)
-        run = lineage.begin("mid", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint())
+        run = lineage.begin("mid", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint)
         sequence_len = run.model.config.sequence_len
         rows = conversation_rows(mixture, tokenizer, sequence_len, runtime, learn_all=True, one_per_row=False)
         assert options.total_batch_size

@@ -7,8 +7,10 @@ import pytest
 import torch
 from transformers import NanoChatConfig, NanoChatForCausalLM
 
+from nanochat.data.batches import Batch
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, LOGIT_SOFTCAP, RMS_NORM_EPS, GPTConfig
+from nanochat.loss import IGNORE
 from tests.conftest import random_model
 
 
@@ -102,6 +104,31 @@ def test_compiled_training_gives_the_same_loss_and_gradients(monkeypatch: pytest
     model.loss(tokens, tokens).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_picking_out_what_is_trained_changes_no_gradient(weighted: bool) -> None:
+    model = random_model(depth=1, sequence_len=32)
+    batch = Batch(torch.randint(512, (3, 32)), torch.randint(512, (3, 32)), torch.randn(3, 32) if weighted else None)
+    batch.targets[:, :20] = IGNORE
+    batch.targets[1] = IGNORE
+    expected = model.loss(*batch)
+    expected.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    picked = batch.to(model.device)
+    assert picked.trained is not None and len(picked.trained) == 24
+    loss = model.loss(*picked)
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name])
+
+
+def test_nothing_is_picked_out_where_nearly_all_is_trained() -> None:
+    targets = torch.randint(512, (2, 32))
+    targets[:, 0] = IGNORE
+    assert Batch(targets.clamp(min=0), targets).to(torch.device("cpu")).trained is None
 
 
 def test_short_rows_cost_less_attention_and_the_same_matrices() -> None:

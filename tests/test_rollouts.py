@@ -78,6 +78,17 @@ def test_what_was_drawn_is_trained_on_and_what_was_forced_is_not(tokenizer: Toke
     assert batch.weights[0, 2] == 0.5
 
 
+def test_rows_of_like_length_share_a_batch(tokenizer: Tokenizer) -> None:
+    class LongAndShort(EvenLength):
+        def row(self, index: int) -> Conversation:
+            return conversation("Say " * (40 if index % 2 else 1), "ok")
+
+    batches = source(tokenizer, LongAndShort())
+    batches.device_batch_size = 1
+    lengths = [len(row) for batch in batches.step_data(0).batches for row in batch.tokens]
+    assert lengths == sorted(lengths) and lengths[0] < lengths[-1]
+
+
 def test_processes_share_the_problems(tokenizer: Tokenizer) -> None:
     # 16 replies in all; each process samples 8, with the seeds it would have had alone
     metrics = source(tokenizer, EvenLength()).step_data(0).metrics["reward"]

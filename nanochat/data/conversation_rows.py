@@ -18,7 +18,7 @@ def conversation_rows(
     if runtime.is_main:
         print(f"{mixture}\n")
     if runtime.is_local_main:
-        origin = f"{mixture.fingerprint()} cut at {sequence_len}"
+        origin = f"{mixture.fingerprint} cut at {sequence_len}"
         folder.mkdir(parents=True, exist_ok=True)
         with only_one(folder):
             if not TokenFile.is_current(folder, "train", tokenizer, origin):

@@ -8,7 +8,7 @@ import torch
 from nanochat.data.batches import in_order
 from nanochat.data.packing import StreamRows
 from nanochat.gpt import GPT
-from nanochat.runtime import Runtime
+from nanochat.runtime import CPU_BATCH_TOKENS, Runtime
 from nanochat.tokenizer import Tokenizer
 
 
@@ -29,6 +29,8 @@ def bits_per_byte(
     `before_batch` is called before each batch that every process has, so equally often in each of them: they may meet
     in it, and leave by what it raises in all.
     """
+    if model.device.type == "cpu":
+        device_batch_size = min(device_batch_size, max(1, CPU_BATCH_TOKENS // rows.sequence_len))
     token_bytes = torch.zeros(model.config.vocab_size, dtype=torch.int64, device=model.device)
     token_bytes[: tokenizer.vocab_size] = torch.from_numpy(tokenizer.token_bytes).to(model.device)
     nats, total_bytes = 0.0, 0.0
@@ -37,7 +39,7 @@ def bits_per_byte(
     for i, batch in enumerate(in_order(rows, device_batch_size, runtime.share, most_rows)):
         if i * device_batch_size < in_all:
             before_batch()
-        tokens, targets, _ = batch.to(model.device)
+        tokens, targets = batch.tokens.to(model.device), batch.targets.to(model.device)
         losses = model.token_losses(tokens, targets)
         num_bytes = token_bytes[targets.clamp(min=0)] * (targets >= 0)
         nats += float((losses * (num_bytes > 0)).sum())

@@ -59,7 +59,7 @@ class ChatCore(Benchmark):
 
     def key(self) -> dict[str, Any]:
         """The tasks' hashes, how much of them, and how long a reply may be."""
-        fingerprints = [task.fingerprint() for task in self.tasks]
+        fingerprints = [task.fingerprint for task in self.tasks]
         return {"tasks": fingerprints, "max_per_task": self.max_per_task, "max_reply_tokens": MAX_REPLY_TOKENS}
 
     def suits(self, source: str) -> bool:

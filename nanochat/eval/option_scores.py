@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.gpt import GPT
+from nanochat.runtime import CPU_BATCH_TOKENS
 
 PADDING = -1
-CPU_BATCH_TOKENS = 2048
-"""Most on a CPU: the activations of 16,384 tokens at depth 4 fall out of its cache, up to 40% slower."""
 HEAD_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
 """Logits at a time."""
 

@@ -24,6 +24,9 @@ _SENTENCE_END = re.compile(
 )
 
 
+_ARTICLE = re.compile(r"\b(?:an?|the) ", re.IGNORECASE)
+
+
 class Encyclopedia(Task):
     """What an article says first, asked for by its title; every article `repeats` times, worded anew.
 
@@ -67,5 +70,8 @@ def _split(paragraph: str) -> list[str]:
 def _in_a_sentence(title: str, summary: str) -> str:
     """The title as one writes it in mid-sentence, with its own article: "Hat" gives "a hat"."""
     title = re.sub(r" \(.*\)$", "", title)
-    found = re.search(rf"\b(A|An|The)( {re.escape(title)})\b", summary, re.IGNORECASE)
-    return found[1].lower() + found[2] if found else title
+    for article in _ARTICLE.finditer(summary):
+        following = summary[article.end() :]
+        if following[: len(title)].lower() == title.lower() and not following[len(title) :][:1].isalnum():
+            return article[0].lower() + following[: len(title)]
+    return title

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class HubTask(Task):
     def __len__(self) -> int:
         return len(self.rows)
 
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of the files and of what is made of their first rows: quick for half a million of them."""
         first = self[:ROWS_IN_FINGERPRINT]

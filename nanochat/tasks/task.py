@@ -9,6 +9,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from decimal import Decimal
+from functools import cached_property
 from itertools import accumulate
 from typing import Literal, overload
 
@@ -31,6 +32,7 @@ class Task(Sequence[Conversation], ABC):
     def row(self, index: int) -> Conversation:
         """The conversation at 0 <= index < len(self), in constant time."""
 
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of its conversations: others give another one."""
         digest = hashlib.sha256()
@@ -93,9 +95,10 @@ class Mixture(Task):
         task = self.tasks[which]
         return task[(position - self._starts[which]) % len(task)]
 
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of its tasks, how often each is shown, and their order."""
-        parts = [(task.fingerprint(), count) for task, count in zip(self.tasks, self.counts, strict=True)]
+        parts = [(task.fingerprint, count) for task, count in zip(self.tasks, self.counts, strict=True)]
         return hashlib.sha256(json.dumps([parts, self.seed]).encode()).hexdigest()
 
     def __str__(self) -> str:

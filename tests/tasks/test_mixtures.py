@@ -42,7 +42,7 @@ def test_spelling_is_as_much_as_asked_for_however_many_words_there_are() -> None
 def test_a_fingerprint_tells_mixtures_apart() -> None:
     talk = SmolTalk("train")
     prints = {
-        Mixture(tasks, seed=seed).fingerprint()
+        Mixture(tasks, seed=seed).fingerprint
         for tasks, seed in (
             ([talk], 0),
             ([talk], 1),
@@ -53,7 +53,7 @@ def test_a_fingerprint_tells_mixtures_apart() -> None:
         )
     }
     assert len(prints) == 6
-    assert Mixture([SmolTalk("train")]).fingerprint() in prints
+    assert Mixture([SmolTalk("train")]).fingerprint in prints
 
 
 def test_some_of_a_task_words_its_rows_anew() -> None:
