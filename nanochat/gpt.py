@@ -238,15 +238,16 @@ class GPT(nn.Module):
         """Where the weights are."""
         return self.embed_tokens.weight.device
 
-    def flops_per_token(self, row_len: int | None = None) -> int:
+    def flops_per_token(self, row_len: int | None = None, trained_share: float = 1.0) -> float:
         """Floating-point operations to train on one token: 6 a matrix parameter, 12 T C a layer for attention.
 
-        T is `row_len`, or the whole context.
+        T is `row_len`, or the whole context. The head has work only where there is a target: the `trained_share`.
 
         The convention of PaLM's appendix B (https://arxiv.org/abs/2204.02311): the attention matrix counts in full,
         the embedding not at all.
         """
-        matrices = self.config.num_parameters - self.embed_tokens.weight.numel()
+        head = self.lm_head.weight.numel()
+        matrices = self.config.num_parameters - self.embed_tokens.weight.numel() - (1 - trained_share) * head
         return 6 * matrices + 12 * self.config.n_layer * self.config.n_embd * (row_len or self.config.sequence_len)
 
     def hidden(self, tokens: Tensor, cache: AttentionCache | None = None) -> Tensor:

@@ -18,6 +18,7 @@ from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.gradients import StepGradients, StepResult
 from nanochat.interruption import Interruption, StopAskedError
+from nanochat.loss import IGNORE
 from nanochat.optim import MuonAdamW
 from nanochat.options import TrainOptions
 from nanochat.run_output import LOG_FILE
@@ -214,7 +215,7 @@ class Training:
         elapsed = time.perf_counter() - begun
         self.step += 1
         own_tokens = sum(batch.tokens.numel() for batch in data.batches)
-        flops = sum(batch.tokens.numel() * self.model.flops_per_token(batch.tokens.size(1)) for batch in data.batches)
+        flops = sum(self._flops(batch) for batch in data.batches)
         return {
             "loss": result.loss,
             "lr_scale": lr_scale,
@@ -227,6 +228,11 @@ class Training:
             "seconds": self.seconds,
             **data.metrics,
         }
+
+    def _flops(self, batch: Batch) -> float:
+        """What it takes to train on it."""
+        trained_share = float((batch.targets != IGNORE).float().mean())
+        return batch.tokens.numel() * self.model.flops_per_token(batch.tokens.size(1), trained_share)
 
     def _compiles(self, batches: Sequence[Batch]) -> bool:
         """Whether the model is compiled, but not yet for all of these shapes."""

@@ -131,6 +131,12 @@ def test_nothing_is_picked_out_where_nearly_all_is_trained() -> None:
     assert Batch(targets.clamp(min=0), targets).to(torch.device("cpu")).trained is None
 
 
+def test_the_head_has_no_work_where_nothing_is_trained() -> None:
+    model = random_model(depth=2)
+    spared = model.flops_per_token() - model.flops_per_token(trained_share=0.25)
+    assert spared == 0.75 * 6 * model.lm_head.weight.numel()
+
+
 def test_short_rows_cost_less_attention_and_the_same_matrices() -> None:
     model = random_model(depth=2)
     config = model.config

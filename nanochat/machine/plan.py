@@ -103,7 +103,7 @@ def machines(hosts: int, watts: float | None = None) -> list[Machine]:
     ]  # fmt: skip
 
 
-def flops_per_token(config: GPTConfig) -> int:
+def flops_per_token(config: GPTConfig) -> float:
     """Operations to train on one token; of a model that exists as a shape only."""
     with torch.device("meta"):
         return GPT(config).flops_per_token()
