@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import importlib.util
 import json
 import platform
 import re
@@ -21,19 +20,20 @@ import torch
 from nanochat import cli
 from nanochat.errors import UserError
 from nanochat.machine import host
-from nanochat.runtime import cpu_name
+from nanochat.runtime import Runtime, cpu_name
 from nanochat.saving import commit
 from scripts.doctor import hardware_checks
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks/results"
-ON_A_CPU: dict[str, list[str]] = {"benchmarks.train_step": [], "benchmarks.inference": []}
-ON_A_GPU = {
-    "benchmarks.train_step": shlex.split(
-        "--depth 12 --max-seq-len 2048 --vocab-size 65536 --total-batch-size 524288 --device-batch-size 32"
-    ),
-    "benchmarks.inference": shlex.split("--depth 12 --vocab-size 65536 --max-seq-len 2048"),
-}
+STEP = "benchmarks.train_step"
+STEP_ON_A_GPU = (
+    f"{STEP} --depth 12 --max-seq-len 2048 --vocab-size 65536 --total-batch-size 524288 --device-batch-size 32"
+)
+ON_A_CPU = [f"{STEP} --peer transformers", "benchmarks.inference"]
+ON_A_GPU = [STEP_ON_A_GPU, "benchmarks.inference --depth 12 --vocab-size 65536 --max-seq-len 2048"]
 """What is run, each with --json. On a GPU at the size of a model that one would train there."""
+WITH_FP8 = [f"{STEP_ON_A_GPU} --fp8 --peer without-fp8"]
+"""On a GPU that multiplies in FP8, whether that is faster."""
 
 
 @dataclass
@@ -49,9 +49,9 @@ def main(options: BenchmarkOptions) -> None:
     facts = machine_facts()
     output = options.output or RESULTS / f"{begun}-{re.sub(r'[^a-z0-9]+', '-', facts['name'].lower()).strip('-')}.json"
     checks = [dataclasses.asdict(check) for check in hardware_checks(host.gpus())]
-    wanted = ON_A_GPU if torch.cuda.is_available() else ON_A_CPU
-    there = {module: arguments for module, arguments in wanted.items() if importlib.util.find_spec(module)}
-    measured = [measure(module, *arguments) for module, arguments in there.items()]
+    with Runtime.start() as runtime:
+        wanted = (ON_A_GPU if runtime.device.type == "cuda" else ON_A_CPU) + (WITH_FP8 if runtime.has_fp8 else [])
+    measured = [measure(*shlex.split(command)) for command in wanted]
     record = {"date": begun, "machine": facts, "doctor": checks, "measured": measured}
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
