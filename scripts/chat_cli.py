@@ -55,6 +55,8 @@ def main(options: Options) -> None:
         raise UserError("--json prints one answer: pass the question with -p TEXT, or -p - to read it from stdin")
     read = keyboard(paths.base_dir() / "chat_history") if options.prompt is None else None
     prompt = sys.stdin.buffer.read().decode("utf-8", "replace") if options.prompt == "-" else options.prompt or ""
+    if read is None and not prompt.strip():
+        raise UserError("there is no question: pass it with -p TEXT, or -p - to read it from stdin")
     card = ModelCard.of(checkpoint.find(options.source, options.model_tag, options.step))
     sampling = Sampling(
         max_tokens=options.max_tokens,

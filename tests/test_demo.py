@@ -78,6 +78,7 @@ def test_the_terminal_chat_answers_with_the_most_advanced_model(demo: tuple[Path
     [
         (["chat_cli.sh", "--demo", "--source", "best", "-p", "x"], "unknown source 'best': choose one of base, mid"),
         (["chat_cli.sh", "--demo", "--step", "99", "-p", "x"], "checkpoint at step 99"),
+        (["chat_cli.sh", "--demo", "-p", " "], "there is no question: pass it with -p TEXT"),
         (["chat_cli.sh", "--source", "sft", "-p", "x"], "run ./sft.sh first"),
         (["midtrain.sh"], "run ./"),
         (["pretrain.sh", "--demo", "--depth", "0"], "--depth 0 cannot be: the nearest that can is 1"),
