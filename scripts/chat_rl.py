@@ -45,7 +45,7 @@ class RLOptions(TrainOptions):
 
 
 DEMO = RLOptions(
-    mixture="demo", model_tag="d4", init_lr_frac=0.04, num_iterations=32, num_samples=8, max_new_tokens=48, save_every=0
+    mixture="demo", model_tag="d4", init_lr_frac=0.04, num_iterations=24, num_samples=8, max_new_tokens=48, save_every=0
 )
 QUICK = replace(DEMO, model_tag="d2", num_iterations=2, examples_per_step=8, num_samples=4, max_new_tokens=32)
 
