@@ -56,11 +56,6 @@ if [[ -n "$fast_cores" ]]; then found OMP_NUM_THREADS "$fast_cores"; fi
 # default of 300,000 turns of a loop, beside one busy process 1.15 times faster (docs/experiments.md).
 export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-20000}"
 
-# A CPU's activations come and go with every micro-batch. By itself glibc gives them back to the system each time, and
-# has the system fill them with zeros again when it asks for them: 5% of the demo's training (docs/experiments.md).
-export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-33554432}"
-export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-1073741824}"
-
 # Two Sparks talk over RoCE: NCCL is told the ports of the ConnectX-7 that are up and have an address, both halves of
 # each (a GB10 reaches one port over two PCIe links, of 100 Gb/s each), or it may take the slow network. Where there is
 # no such port nothing is set.
