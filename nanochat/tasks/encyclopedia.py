@@ -22,8 +22,6 @@ _ABBREVIATIONS = ("St", "Dr", "Mr", "Mrs", "Jr", "Sr", "Mt", "Ft", "No", "c", "c
 _SENTENCE_END = re.compile(
     r"[.!?](?<!\b[A-Z]\.)" + "".join(rf"(?<!\b{word}\.)" for word in _ABBREVIATIONS) + r"[\"')]?\s+(?=[\"'(]?[A-Z0-9])"
 )
-
-
 _ARTICLE = re.compile(r"\b(?:an?|the) ", re.IGNORECASE)
 
 
