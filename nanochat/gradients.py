@@ -10,7 +10,6 @@ import torch
 from nanochat import memory
 from nanochat.data.batches import Batch
 from nanochat.gpt import GPT
-from nanochat.loss import IGNORE
 from nanochat.optim import MuonAdamW
 from nanochat.runtime import Runtime
 from nanochat.sharding import GradientSum, clip_gradients
@@ -45,7 +44,7 @@ class StepGradients:
         one that has none does no harm, and neither does another `device_batch_size`. Raises memory.ExhaustedError, in
         every process, if one of them ran out of memory.
         """
-        own_tokens = sum(int((batch.targets != IGNORE).sum()) for batch in batches)
+        own_tokens = sum(batch.num_trained for batch in batches)
         tokens = int(self.runtime.sum_numbers(own_tokens)[0])
         if tokens == 0:
             return StepResult(0.0, 0, 0.0)

@@ -18,7 +18,6 @@ from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.gradients import StepGradients, StepResult
 from nanochat.interruption import Interruption, StopAskedError
-from nanochat.loss import IGNORE
 from nanochat.optim import MuonAdamW
 from nanochat.options import TrainOptions
 from nanochat.run_output import LOG_FILE
@@ -231,7 +230,7 @@ class Training:
 
     def _flops(self, batch: Batch) -> float:
         """What it takes to train on it."""
-        trained_share = float((batch.targets != IGNORE).float().mean())
+        trained_share = batch.num_trained / batch.targets.numel()
         return batch.tokens.numel() * self.model.flops_per_token(batch.tokens.size(1), trained_share)
 
     def _compiles(self, batches: Sequence[Batch]) -> bool:

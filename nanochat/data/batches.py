@@ -35,13 +35,18 @@ class Batch(NamedTuple):
     trained: Tensor | None = None
     """(N,) int64, the positions of the flattened targets that are trained on; None: any may be"""
 
+    @property
+    def num_trained(self) -> int:
+        """Tokens that are trained on."""
+        return int((self.targets != IGNORE).sum())
+
     def to(self, device: torch.device) -> "Batch":
         """The same on another device, with `trained` if that spares the head much work.
 
         Conversations train on less than half of their tokens. Here, on the CPU, they are found without a GPU waiting.
         """
-        mask = self.targets.flatten() != IGNORE
-        trained = mask.nonzero().squeeze(1) if int(mask.sum()) < MOSTLY_TRAINED * mask.numel() else None
+        few = self.num_trained < MOSTLY_TRAINED * self.targets.numel()
+        trained = (self.targets.flatten() != IGNORE).nonzero().squeeze(1) if few else None
         parts = (self.tokens, self.targets, self.weights, trained)
         return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in parts))  # type: ignore[arg-type]  # tokens and targets are there
 
