@@ -1,4 +1,6 @@
-"""How many rows go through the model at once. More of them run faster, until memory ends; the result is the same."""
+"""How many rows go through the model at once. The result is the same.
+
+On a GPU more of them run faster, until memory ends; on a CPU until its cache does."""
 
 import torch
 
@@ -6,6 +8,7 @@ from nanochat import memory
 from nanochat.gpt import GPT
 from nanochat.memory import gib
 from nanochat.optim import MuonAdamW
+from nanochat.runtime import CPU_BATCH_TOKENS
 from nanochat.trainer import Training
 
 SAFE_SHARE = 0.9
@@ -25,6 +28,11 @@ def choose(run: Training, most_rows: int) -> int:
     if run.runtime.is_main:
         print(explain(run.model, run.optimizer, rows, room))
     return rows
+
+
+def cpu_rows(sequence_len: int) -> int:
+    """Rows that a CPU trains on fastest at once: what they leave for the backward pass should stay in its cache."""
+    return max(1, CPU_BATCH_TOKENS // sequence_len)
 
 
 def explain(model: GPT, optimizer: MuonAdamW, rows: int, room: int) -> str:
@@ -54,6 +62,8 @@ def _largest(model: GPT, optimizer: MuonAdamW, room: int, most_rows: int) -> int
     much until the system kills it, or another.
     """
     safe = int(SAFE_SHARE * room)
+    if model.device.type == "cpu":
+        most_rows = min(most_rows, cpu_rows(model.config.sequence_len))
     rows = max(1, fitting(model, optimizer, safe, most_rows))
     if memory.is_shared(model.device):
         return rows

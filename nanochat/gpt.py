@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanochat import fp8
+from nanochat.blocked_attention import blocked_attention, in_blocks
 from nanochat.errors import UserError
 from nanochat.loss import linear_cross_entropy, token_losses
 
@@ -146,11 +147,13 @@ class Attention(nn.Module):
         query = rms_norm(apply_rotary(self.q_proj(x).view(heads), cos, sin)).transpose(1, 2)
         key = rms_norm(apply_rotary(self.k_proj(x).view(heads), cos, sin)).transpose(1, 2)
         value = self.v_proj(x).view(heads).transpose(1, 2)
-        if cache is None:
-            y = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=self.grouped)
-        else:
+        if cache is not None:
             key, value, mask = cache.update(self.layer, key, value)
             y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=self.grouped)
+        elif in_blocks(x.size(1), x.device, x.dtype):
+            y = blocked_attention(query, key, value)
+        else:
+            y = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=self.grouped)
         return self.o_proj(y.transpose(1, 2).reshape(x.shape))
 
 

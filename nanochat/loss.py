@@ -48,7 +48,8 @@ def _slices(hidden: Tensor, weight: Tensor) -> list[slice]:
 
 def _tanh(hidden: Tensor, head: Tensor, softcap: float) -> Tensor:
     """tanh(hidden @ head.T / softcap) in fp32: in bfloat16 the tanh would lose precision."""
-    return F.linear(hidden, head).float().div_(softcap).tanh_()
+    scaled = torch.addmm(hidden.new_empty(()), hidden, head.T, beta=0, alpha=1 / softcap)
+    return scaled.float().tanh_()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -77,10 +78,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             # d(loss)/d(raw logit) = scale * (exp / normaliser - one_hot) * (1 - tanh^2). What is the same for all of a
             # row is multiplied in where rows are short, on this side and that of the two products.
             exponential.scatter_add_(1, target, -normaliser)
-            grad = exponential.addcmul_(exponential, capped.square_(), value=-1).to(hidden.dtype)
+            slope = torch.ops.aten.tanh_backward.grad_input(exponential, capped, grad_input=exponential)
+            grad = slope.to(hidden.dtype)
             row_scale = scale.unsqueeze(1) / normaliser
             hidden_grad[rows] = (grad @ head).mul_(row_scale)
-            weight_grad += grad.T @ (hidden[rows] * row_scale).to(hidden.dtype)
+            scaled_hidden = (hidden[rows] * row_scale).to(hidden.dtype)
+            if grad.dtype == weight_grad.dtype:
+                weight_grad.addmm_(grad.T, scaled_hidden)
+            else:
+                weight_grad += grad.T @ scaled_hidden
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.weight_dtype = weight.dtype
         return total

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nanochat.blocked_attention import in_blocks, kept_weights
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.loss import CHUNK_ELEMENTS
@@ -101,6 +102,8 @@ def needs(model: GPT, optimizer: MuonAdamW, rows: int, *, shared: bool) -> Needs
     tokens = rows * config.sequence_len
     slice_of_logits = min(tokens * config.vocab_size, CHUNK_ELEMENTS.get(model.device.type, CHUNK_ELEMENTS["cuda"]))
     activations = (ACTIVATIONS_PER_LAYER * config.n_layer + ACTIVATIONS_BESIDES) * config.n_embd * tokens * itemsize
+    if in_blocks(config.sequence_len, model.device, model.compute_dtype):
+        activations += config.n_layer * config.n_head * rows * kept_weights(config.sequence_len) * itemsize
     gaps = 1 + HEAP_GAPS if model.device.type == "cpu" else 1
     casts = (config.num_parameters - head) * itemsize if model.compute_dtype != torch.float32 else 0
     return Needs(

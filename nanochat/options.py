@@ -42,7 +42,7 @@ class TrainOptions:
     seed: int = 42
 
     device_batch_size: DeviceBatchSize | None = None
-    """rows in one forward pass, or auto: as many as fit into memory; the result is the same"""
+    """rows in one forward pass, or auto: as many as fit into memory, or are fast on a CPU; the result is the same"""
     num_iterations: int | None = None
     """optimizer steps"""
 

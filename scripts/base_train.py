@@ -55,7 +55,7 @@ class PretrainOptions(TrainOptions):
 
 
 DEMO = PretrainOptions(
-    dataset="encyclopedia", depth=4, max_seq_len=256, device_batch_size=16, total_batch_size=4096, num_iterations=190,
+    dataset="encyclopedia", depth=4, max_seq_len=256, total_batch_size=4096, num_iterations=190,
     warmup_ratio=0.05, short_rows_ratio=0.0, eval_every=50, eval_tokens=8192, save_every=0,
 )  # fmt: skip
 QUICK = replace(DEMO, depth=2, num_iterations=20, eval_every=0)
@@ -103,10 +103,11 @@ def with_defaults(options: PretrainOptions, config: GPTConfig, runtime: Runtime)
     """Fill in what follows from depth: tokens from the parameters, the batch from the tokens."""
     tokens = options.target_param_data_ratio * config.num_parameters
     total = options.total_batch_size or default_batch_size(tokens, config.sequence_len * runtime.share.world_size)
+    fast_rows = 32 if runtime.device.type == "cuda" else batch_size.cpu_rows(config.sequence_len)
     return replace(
         options,
         total_batch_size=total,
-        device_batch_size=options.device_batch_size or (32 if runtime.device.type == "cuda" else 8),
+        device_batch_size=options.device_batch_size or fast_rows,
         num_iterations=options.num_iterations or max(1, round(tokens / total)),
     )
 

@@ -28,7 +28,7 @@ def small_model(depth: int = 2, sequence_len: int = 128) -> tuple[GPT, MuonAdamW
 
 
 def kept_for_backward(model: GPT) -> int:
-    """Bytes that autograd keeps of a forward pass over 16 x 128 tokens, the weights left out."""
+    """Bytes that autograd keeps of a forward pass over 16 rows, the weights left out."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -39,7 +39,7 @@ def kept_for_backward(model: GPT) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = model.hidden(torch.zeros(16, 128, dtype=torch.int64))
+        hidden = model.hidden(torch.zeros(16, model.config.sequence_len, dtype=torch.int64))
     assert hidden.requires_grad
     return sum(kept.values())
 
@@ -51,6 +51,16 @@ def test_activations_are_what_autograd_keeps(depth: int) -> None:
     kept_besides = 2
     kept = kept_for_backward(model)
     assert kept / bytes_a_unit == pytest.approx(ACTIVATIONS_PER_LAYER * depth + kept_besides, rel=0.01)
+
+
+def test_attention_in_blocks_keeps_its_weights_as_well() -> None:
+    model, _ = small_model(sequence_len=300)
+    bytes_a_unit = 16 * 300 * model.config.n_embd * 4
+    # Queries 0 to 127 see 128 keys, 128 to 255 see 256, the last 44 all 300.
+    weights = 2 * 16 * (128 * 128 + 128 * 256 + 44 * 300) * 4
+    assert model.config.n_layer == 2 and model.config.n_head == 1
+    kept = kept_for_backward(model)
+    assert kept == pytest.approx((ACTIVATIONS_PER_LAYER * 2 + 2) * bytes_a_unit + weights, rel=0.01)
 
 
 @pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanochat.blocked_attention import blocked_attention, in_blocks
 from nanochat.gpt import GPT, LOGIT_SOFTCAP, RMS_NORM_EPS
-from nanochat.inference.blocked_attention import QUERY_BLOCK, blocked_attention
 from nanochat.inference.kv_cache import KVCache
 
 TRANSPOSED_ROWS = range(16, 128)
@@ -155,15 +155,12 @@ class ModelRunner:
                 slots.extend([span.first_slot + i] * span.count)
         return on_device(positions, self.device), on_device(slots, self.device)
 
-    def _in_blocks(self, span: Span) -> bool:
-        return span.count > QUERY_BLOCK and self.device.type == "cpu" and self.embedding.dtype == torch.float32
-
     def _mask(self, span: Span) -> Tensor | None:
         """What to add to attention scores, (sequences, 1, count, length); None where every key may be seen."""
         start, count = max(span.starts), span.count
         if (count == 1 and min(span.starts) == start) or (start == 0 and len(span.starts) == 1):
             return None  # of a prompt's beginning, too: it is simply causal
-        if self._in_blocks(span):
+        if in_blocks(span.count, self.device, self.embedding.dtype):
             return None  # it brings its own
         keys = torch.arange(start + count, device=self.device)
         first = on_device(span.starts, self.device)[:, None, None]
@@ -181,17 +178,18 @@ class ModelRunner:
         """Attention of a span's tokens, (rows, n_head * head_dim). query: (N, n_head, head_dim)."""
         span = view.span
         query = query[span.first_row : span.first_row + span.rows]
-        if self._in_blocks(span):
-            return blocked_attention(query, view.keys[layer].squeeze(0), view.values[layer].squeeze(0))
         query = query.unsqueeze(2) if span.count == 1 else query.transpose(0, 1).unsqueeze(0)
-        attended = F.scaled_dot_product_attention(
-            query,
-            view.keys[layer],
-            view.values[layer],
-            attn_mask=view.mask,
-            is_causal=view.mask is None and span.count > 1,
-            enable_gqa=self.config.n_head != self.config.n_kv_head,
-        )
+        if in_blocks(span.count, self.device, self.embedding.dtype):
+            attended = blocked_attention(query, view.keys[layer], view.values[layer])
+        else:
+            attended = F.scaled_dot_product_attention(
+                query,
+                view.keys[layer],
+                view.values[layer],
+                attn_mask=view.mask,
+                is_causal=view.mask is None and span.count > 1,
+                enable_gqa=self.config.n_head != self.config.n_kv_head,
+            )
         return (attended if span.count == 1 else attended.squeeze(0).transpose(0, 1)).flatten(1)
 
 

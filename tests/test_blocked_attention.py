@@ -1,0 +1,53 @@
+"""Attention in blocks against torch's, values and gradients, in fp64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nanochat import blocked_attention
+from nanochat.gpt import GPT, GPTConfig
+
+
+@pytest.mark.parametrize("count", [129, 256, 300])
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_values_and_gradients_are_torch_s(count: int, kv_heads: int) -> None:
+    torch.manual_seed(0)
+    shapes = [(2, 4, count, 16), (2, kv_heads, count, 16), (2, kv_heads, count, 16)]
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    incoming = torch.randn(shapes[0])
+    got = blocked_attention.blocked_attention(*inputs)
+    got_gradients = torch.autograd.grad(got, inputs, incoming)
+
+    inputs64 = [x.detach().double().requires_grad_() for x in inputs]
+    query, keys, values = inputs64
+    expected = F.scaled_dot_product_attention(query, keys, values, is_causal=True, enable_gqa=True)
+    expected_gradients = torch.autograd.grad(expected, inputs64, incoming.double())
+    torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5)
+    for gradient, exact in zip(got_gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient.double(), exact, atol=1e-5, rtol=1e-5)
+
+
+def test_the_newest_tokens_alone_attend_as_they_do_among_all() -> None:
+    torch.manual_seed(0)
+    query, keys, values = (torch.randn(1, 2, 400, 16) for _ in range(3))
+    whole = blocked_attention.blocked_attention(query, keys, values)
+    newest = blocked_attention.blocked_attention(query[:, :, 150:], keys, values)
+    torch.testing.assert_close(newest, whole[:, :, 150:])
+
+
+def test_the_model_trains_with_it_as_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig.from_depth(2, 512, 192))
+    torch.nn.init.normal_(model.lm_head.weight)
+    tokens = torch.randint(512, (2, 192))
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        model.loss(tokens, tokens).backward()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    in_blocks = gradients()
+    monkeypatch.setattr(blocked_attention, "QUERY_BLOCK", 192)  # longer rows only
+    assert not blocked_attention.in_blocks(192, tokens.device, torch.float32)
+    for gradient, expected in zip(in_blocks, gradients(), strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-3)
