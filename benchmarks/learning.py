@@ -85,7 +85,7 @@ class BenchmarkOptions:
     """of held-out text"""
     evaluations: int = 8
     """spread over the training; its seconds leave them out"""
-    device_batch_size: int = 8
+    device_batch_size: int = 4
     device_type: str = "auto"
     against: Literal["2025", "without-fp8", "nothing"] = "2025"
     """the recipe of 2025; this one but for --fp8"""

@@ -32,6 +32,7 @@ from nanochat.runtime import Runtime, measure_matmul_flops, peak_memory_bytes, s
 COPY_BYTES = 1 << 28
 WARM_UP_STEPS = 2
 MATMULS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_mm", "mkldnn::_linear_pointwise"}
+ATTENTION = ("scaled_dot_product", "flash_attention", "BlockedAttention")
 LOSS, OPTIMIZER, LOADER = "head and loss", "optimizer", "loader"
 
 
@@ -44,7 +45,7 @@ class BenchmarkOptions:
     vocab_size: int = 8192
     total_batch_size: int = 16_384
     """tokens in a step"""
-    device_batch_size: int = 8
+    device_batch_size: int = 4
     """rows in one forward pass"""
     steps: int = 5
     """that are timed; the median counts"""
@@ -274,7 +275,7 @@ def _category(event: FunctionEvent) -> str:
     for section in (OPTIMIZER, LOADER):
         if section in names:
             return section
-    if any("scaled_dot_product" in name or "flash_attention" in name for name in names):
+    if any(part in name for part in ATTENTION for name in names):
         return "attention"
     if any(name in MATMULS for name in names):
         return "matmul"
