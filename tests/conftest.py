@@ -5,6 +5,7 @@ skipped where it is not set.
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
 
 StartHub = Callable[..., str]
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # what a script starts with & ignores Ctrl-C, its children too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
