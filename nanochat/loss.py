@@ -48,6 +48,7 @@ def _slices(hidden: Tensor, weight: Tensor) -> list[slice]:
 
 def _tanh(hidden: Tensor, head: Tensor, softcap: float) -> Tensor:
     """tanh(hidden @ head.T / softcap) in fp32: in bfloat16 the tanh would lose precision."""
+    # addmm for its factor, which costs no pass over the logits; what it would add to is not read.
     scaled = torch.addmm(hidden.new_empty(()), hidden, head.T, beta=0, alpha=1 / softcap)
     return scaled.float().tanh_()
 
@@ -83,7 +84,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             row_scale = scale.unsqueeze(1) / normaliser
             hidden_grad[rows] = (grad @ head).mul_(row_scale)
             scaled_hidden = (hidden[rows] * row_scale).to(hidden.dtype)
-            if grad.dtype == weight_grad.dtype:
+            if grad.dtype == torch.float32:
                 weight_grad.addmm_(grad.T, scaled_hidden)
             else:
                 weight_grad += grad.T @ scaled_hidden
