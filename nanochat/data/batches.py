@@ -6,7 +6,7 @@ also with another number of processes.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -108,11 +108,13 @@ class RowBatches:
         return [self.row_index(position) for position in range(first, first + self.rows_per_step)]
 
     def step_data(self, step: int) -> StepData:
-        """Micro-batches of at most `device_batch_size` rows."""
+        """Micro-batches of at most `device_batch_size` rows, or of trimmed rows as many tokens."""
         mine = [self.rows[i] for i in self.row_indices(step)[self.share.rank :: self.share.world_size]]
-        if self.trim:
-            mine.sort(key=trained_length)
-        return StepData(list(stacks(mine, self.device_batch_size, self.trim)), {"epoch": self.epoch(step)})
+        if not self.trim:
+            return StepData(list(stacks(mine, self.device_batch_size)), {"epoch": self.epoch(step)})
+        mine.sort(key=trained_length)
+        cuts = cuts_by_tokens(list(map(trained_length, mine)), self.device_batch_size * len(mine[0].tokens))
+        return StepData([stack(mine[cut], trim=True) for cut in cuts], {"epoch": self.epoch(step)})
 
     def epoch(self, step: int) -> float:
         """How often the rows have been seen before `step`."""
@@ -200,10 +202,22 @@ def trained_length(row: Row) -> int:
     return int(np.flatnonzero(row.targets != IGNORE).max(initial=-1)) + 1
 
 
-def stacks(rows: list[Row], device_batch_size: int, trim: bool = False) -> Iterator[Batch]:
+def cuts_by_tokens(lengths: Sequence[int], most_tokens: int) -> list[slice]:
+    """Which rows share a batch, where they are in order of length: as many as have at most so many tokens when padded.
+
+    A longer row than that has one to itself.
+    """
+    starts = [0]
+    for i, length in enumerate(lengths):
+        if i > starts[-1] and (i + 1 - starts[-1]) * padded_length(length) > most_tokens:
+            starts.append(i)
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(lengths)], strict=True) if start < end]
+
+
+def stacks(rows: list[Row], device_batch_size: int) -> Iterator[Batch]:
     """Batches of at most `device_batch_size` of the rows, in their order."""
     for start in range(0, len(rows), device_batch_size):
-        yield stack(rows[start : start + device_batch_size], trim)
+        yield stack(rows[start : start + device_batch_size])
 
 
 def stack(rows: list[Row], trim: bool = False) -> Batch:
