@@ -8,7 +8,7 @@ from nanochat import memory
 from nanochat.gpt import GPT
 from nanochat.memory import gib
 from nanochat.optim import MuonAdamW
-from nanochat.runtime import CPU_BATCH_TOKENS
+from nanochat.runtime import cpu_rows
 from nanochat.trainer import Training
 
 SAFE_SHARE = 0.9
@@ -28,11 +28,6 @@ def choose(run: Training, most_rows: int) -> int:
     if run.runtime.is_main:
         print(explain(run.model, run.optimizer, rows, room))
     return rows
-
-
-def cpu_rows(sequence_len: int) -> int:
-    """Rows that a CPU trains on fastest at once: what they leave for the backward pass should stay in its cache."""
-    return max(1, CPU_BATCH_TOKENS // sequence_len)
 
 
 def explain(model: GPT, optimizer: MuonAdamW, rows: int, room: int) -> str:

@@ -31,18 +31,15 @@ def blocked_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return _BlockedAttention.apply(*heads).view(query.shape)
 
 
-def _blocks(query: Tensor, keys: Tensor) -> list[tuple[slice, slice]]:
-    """The queries of each block, and the keys that some of them may see."""
-    count, start = query.size(1), keys.size(1) - query.size(1)
+def _blocks(count: int, length: int) -> list[tuple[slice, slice]]:
+    """Of the newest `count` of `length` tokens, the queries of each block and the keys that some of them may see."""
     ends = [(first, min(first + QUERY_BLOCK, count)) for first in range(0, count, QUERY_BLOCK)]
-    return [(slice(first, last), slice(0, start + last)) for first, last in ends]
+    return [(slice(first, last), slice(0, length - count + last)) for first, last in ends]
 
 
 def kept_weights(count: int) -> int:
     """Numbers that a head keeps of `count` tokens for the backward pass, besides queries, keys and values."""
-    return sum(
-        min(QUERY_BLOCK, count - first) * min(first + QUERY_BLOCK, count) for first in range(0, count, QUERY_BLOCK)
-    )
+    return sum((rows.stop - rows.start) * seen.stop for rows, seen in _blocks(count, count))
 
 
 class _BlockedAttention(torch.autograd.Function):
@@ -52,7 +49,7 @@ class _BlockedAttention(torch.autograd.Function):
     def forward(ctx, query, keys, values):  # type: ignore[no-untyped-def]  # as torch calls it
         attended = torch.empty_like(query)
         kept = []
-        for rows, seen in _blocks(query, keys):
+        for rows, seen in _blocks(query.size(1), keys.size(1)):
             scores = (query[:, rows] * query.size(2) ** -0.5) @ keys[:, seen].mT
             count = scores.size(1)
             scores[:, :, -count:] += _HIDDEN[:count, :count]
@@ -68,7 +65,7 @@ class _BlockedAttention(torch.autograd.Function):
         query, keys, values, *kept = ctx.saved_tensors
         scale = query.size(2) ** -0.5
         query_grad, keys_grad, values_grad = torch.empty_like(query), torch.zeros_like(keys), torch.zeros_like(values)
-        for (rows, seen), weights in zip(_blocks(query, keys), kept, strict=True):
+        for (rows, seen), weights in zip(_blocks(query.size(1), keys.size(1)), kept, strict=True):
             grad = grad_output[:, rows]
             values_grad[:, seen].baddbmm_(weights.mT, grad)
             slope = grad @ values[:, seen].mT

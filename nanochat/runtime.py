@@ -215,6 +215,11 @@ def native_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def cpu_rows(sequence_len: int) -> int:
+    """Rows of so many tokens in a CPU's forward pass; one at least."""
+    return max(1, CPU_BATCH_TOKENS // sequence_len)
+
+
 def software() -> str:
     """The versions that a figure depends on: system, Python, torch and its CUDA."""
     cuda = f", CUDA {torch.version.cuda}" if torch.version.cuda else ""

@@ -17,7 +17,7 @@ from nanochat.eval.samples import continuations
 from nanochat.gpt import GPTConfig
 from nanochat.options import TrainOptions, check_range
 from nanochat.report import build
-from nanochat.runtime import Runtime
+from nanochat.runtime import Runtime, cpu_rows
 from nanochat.tokenizer import Tokenizer
 from nanochat.trainer import Evaluation
 
@@ -103,7 +103,7 @@ def with_defaults(options: PretrainOptions, config: GPTConfig, runtime: Runtime)
     """Fill in what follows from depth: tokens from the parameters, the batch from the tokens."""
     tokens = options.target_param_data_ratio * config.num_parameters
     total = options.total_batch_size or default_batch_size(tokens, config.sequence_len * runtime.share.world_size)
-    fast_rows = 32 if runtime.device.type == "cuda" else batch_size.cpu_rows(config.sequence_len)
+    fast_rows = 32 if runtime.device.type == "cuda" else cpu_rows(config.sequence_len)
     return replace(
         options,
         total_batch_size=total,
