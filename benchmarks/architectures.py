@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat.gpt import GPT, Attention, AttentionCache, Block, GPTConfig, Linear, apply_rotary, rms_norm
+from nanochat.gpt import GPT, Attention, AttentionCache, Block, GPTConfig, Linear
 from nanochat.optim import MuonAdamW, OptimizerOptions
+from nanochat.pointwise import apply_rotary, rms_norm
 
 GATE_CHANNELS = 32
 """of the stream that a gate reads, fewer than any model has"""

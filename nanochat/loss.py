@@ -7,15 +7,19 @@ autograd would do, with nothing kept for the backward pass but the two gradients
 (https://arxiv.org/abs/2410.10989) and Cut Cross-Entropy (https://arxiv.org/abs/2411.09009).
 """
 
+from collections.abc import Iterator
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -1
 """The target of a position that is not trained on."""
 
-CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 28}
-"""Logits in one slice: 8 MB on a CPU, to stay in its last-level cache; 1 GB in fp32 on a GPU."""
+SLICE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
+"""Logits in one slice, whose rows multiply at once: 8 MB in bfloat16 on a CPU, 0.5 GB on a GPU. With fewer, adding up
+the head's gradient costs more: it is passed over once a slice."""
+PIECE_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 28}
+"""Logits of a slice that are worked on in fp32 at once: 1 MB on a CPU, to stay near a core from pass to pass."""
 
 
 def linear_cross_entropy(
@@ -33,61 +37,99 @@ def linear_cross_entropy(
 def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
     """Cross-entropy of each token in nats, (N,) in fp32, 0 where the target is IGNORE. No gradients."""
     losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
-    head = weight.to(hidden.dtype)
-    for rows in _slices(hidden, weight):
-        logits = _tanh(hidden[rows], head, softcap).mul_(softcap)
-        losses[rows] = F.cross_entropy(logits, targets[rows], ignore_index=IGNORE, reduction="none")
-    return losses
+    work = _Workspace(hidden, weight, softcap)
+    for rows in work.slices():
+        losses[rows], _ = work.losses(work.logits(hidden[rows]), targets[rows].clamp(min=0))
+    return losses.masked_fill_(targets == IGNORE, 0.0)
 
 
-def _slices(hidden: Tensor, weight: Tensor) -> list[slice]:
-    elements = CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cuda"])
-    size = max(1, elements // weight.size(0))
-    return [slice(start, start + size) for start in range(0, hidden.size(0), size)]
+def workspace_bytes(count: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Memory that the logits of `count` tokens take, however many they are."""
+    rows, piece_rows = _rows_at_once(count, vocab_size, device)
+    return vocab_size * (rows * dtype.itemsize + piece_rows * 2 * 4)
 
 
-def _tanh(hidden: Tensor, head: Tensor, softcap: float) -> Tensor:
-    """tanh(hidden @ head.T / softcap) in fp32: in bfloat16 the tanh would lose precision."""
-    # addmm for its factor, which costs no pass over the logits; what it would add to is not read.
-    scaled = torch.addmm(hidden.new_empty(()), hidden, head.T, beta=0, alpha=1 / softcap)
-    return scaled.float().tanh_()
+def _rows_at_once(count: int, vocab_size: int, device: torch.device) -> list[int]:
+    """Of `count` rows, those in a slice and those in a piece."""
+    most = (elements.get(device.type, elements["cuda"]) for elements in (SLICE_ELEMENTS, PIECE_ELEMENTS))
+    return [min(count, max(1, elements // vocab_size)) for elements in most]
+
+
+class _Workspace:
+    """The head in the compute dtype, and memory for one slice of logits that every slice is computed in: a fresh 8 MB
+    from the system cost a CPU up to ten times what a pass over them does."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, softcap: float) -> None:
+        self.head = weight.to(hidden.dtype)
+        self.softcap = softcap
+        self.count = hidden.size(0)
+        vocab = weight.size(0)
+        rows, piece_rows = _rows_at_once(self.count, vocab, hidden.device)
+        self.raw = hidden.new_empty(rows, vocab)
+        self.capped, self.exponential = torch.empty(2, piece_rows, vocab, device=hidden.device)
+
+    def slices(self) -> Iterator[slice]:
+        """All rows, in slices."""
+        return _cut(self.count, self.raw.size(0))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The logits of a slice over the soft-cap, in the compute dtype; the next slice's overwrite them."""
+        # addmm for its factor, which costs no pass over the logits; what it would add to is not read.
+        return torch.addmm(
+            hidden.new_empty(()), hidden, self.head.T, beta=0, alpha=1 / self.softcap, out=self.raw[: hidden.size(0)]
+        )
+
+    def losses(self, logits: Tensor, targets: Tensor, *, leave_slopes: bool = False) -> tuple[Tensor, Tensor]:
+        """Cross-entropy (N,) of a slice and its normalisers (N, 1), in fp32; targets: (N,).
+
+        With `leave_slopes` the logits become d(cross-entropy) / d(logit before the cap) x normaliser.
+        """
+        losses = torch.empty(targets.shape, device=targets.device)
+        normalisers = torch.empty(targets.size(0), 1, device=targets.device)
+        for piece in _cut(targets.size(0), self.capped.size(0)):
+            target, raw, normaliser = targets[piece].unsqueeze(1), logits[piece], normalisers[piece]
+            # What takes time here is passing over the logits, so there are as few passes as can be. Logits are within
+            # the cap, so exp needs no maximum taken off first: e^15 times any vocabulary is far inside fp32.
+            # In bfloat16 the tanh would lose precision.
+            capped = self.capped[: len(raw)].copy_(raw).tanh_()
+            exponential = torch.mul(capped, self.softcap, out=self.exponential[: len(raw)]).exp_()
+            torch.sum(exponential, dim=1, keepdim=True, out=normaliser)
+            losses[piece] = (normaliser.log() - self.softcap * capped.gather(1, target)).squeeze(1)
+            if leave_slopes:  # (exp - normaliser x one_hot) x (1 - tanh^2)
+                exponential.scatter_add_(1, target, -normaliser)
+                raw.copy_(torch.ops.aten.tanh_backward.grad_input(exponential, capped, grad_input=exponential))
+        return losses, normalisers
+
+
+def _cut(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, token_weights, softcap):  # type: ignore[no-untyped-def]  # as torch calls it
-        head = weight.to(hidden.dtype)
+        work = _Workspace(hidden, weight, softcap)
         wants_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         hidden_grad = torch.empty_like(hidden if wants_gradient else hidden[:0])
         weight_grad = torch.zeros_like(weight if wants_gradient else weight[:0], dtype=torch.float32)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for rows in _slices(hidden, weight):
-            target = targets[rows]
-            scale = (target != IGNORE).float()
+        for rows in work.slices():
+            logits = work.logits(hidden[rows])
+            losses, normalisers = work.losses(logits, targets[rows].clamp(min=0), leave_slopes=wants_gradient)
+            scale = (targets[rows] != IGNORE).float()
             if token_weights is not None:
                 scale *= token_weights[rows]
-            target = target.clamp(min=0).unsqueeze(1)
-            # What takes time here is passing over the logits, so there are as few passes as can be. Logits are within
-            # the cap, so exp needs no maximum taken off first: e^15 times any vocabulary is far inside fp32.
-            capped = _tanh(hidden[rows], head, softcap)
-            exponential = (capped * softcap).exp_()
-            normaliser = exponential.sum(dim=1, keepdim=True)
-            losses = normaliser.log() - softcap * capped.gather(1, target)
-            total += (losses.squeeze(1) * scale).sum()
+            total += (losses * scale).sum()
             if not wants_gradient:
                 continue
-            # d(loss)/d(raw logit) = scale * (exp / normaliser - one_hot) * (1 - tanh^2). What is the same for all of a
-            # row is multiplied in where rows are short, on this side and that of the two products.
-            exponential.scatter_add_(1, target, -normaliser)
-            slope = torch.ops.aten.tanh_backward.grad_input(exponential, capped, grad_input=exponential)
-            grad = slope.to(hidden.dtype)
-            row_scale = scale.unsqueeze(1) / normaliser
-            hidden_grad[rows] = (grad @ head).mul_(row_scale)
+            # What is the same for all of a row is multiplied in where rows are short, on the far side of the products.
+            row_scale = scale.unsqueeze(1) / normalisers
+            hidden_grad[rows] = (logits @ work.head).mul_(row_scale)
             scaled_hidden = (hidden[rows] * row_scale).to(hidden.dtype)
-            if grad.dtype == torch.float32:
-                weight_grad.addmm_(grad.T, scaled_hidden)
+            if logits.dtype == torch.float32:
+                weight_grad.addmm_(logits.T, scaled_hidden)
             else:
-                weight_grad += grad.T @ scaled_hidden
+                weight_grad += logits.T @ scaled_hidden
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.weight_dtype = weight.dtype
         return total

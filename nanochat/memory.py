@@ -11,18 +11,16 @@ import torch
 from nanochat.blocked_attention import in_blocks, kept_weights
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.loss import CHUNK_ELEMENTS
+from nanochat.loss import workspace_bytes
 from nanochat.machine import host
 from nanochat.optim import MuonAdamW
 
-ACTIVATIONS_PER_LAYER = 18
-"""Numbers that one layer keeps for the backward pass, for each token and each unit of width: in and out of two
-RMSNorms (4), query and key before and after theirs (4), value and output of the attention (2), the MLP's hidden units
-before and after squaring (8)."""
+ACTIVATIONS_PER_LAYER = {"cpu": 14, "cuda": 18}
+"""Numbers that one layer keeps for the backward pass, for each token and each unit of width: what comes out of two
+RMSNorms (2), query and key after theirs (2), value and output of the attention (2), the MLP's hidden units before and
+after squaring (8). A GPU also keeps what goes into the RMSNorms (4)."""
 ACTIVATIONS_BESIDES = 6
 """The same, of no layer: embedding and last RMSNorm keep 2, and the backward pass of an MLP works in about 4."""
-LOGIT_BYTES = 10
-"""of a logit in the slice that the loss works on: the logit and its slope in fp32, its gradient in the compute dtype"""
 HEAP_GAPS = 0.5
 """On a CPU, what malloc leaves unused between tensors that come and go, as a share of them (0.3 to 0.5, measured)."""
 
@@ -32,8 +30,11 @@ class ExhaustedError(Exception):
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error means that there was no memory left. On a CPU torch has no type of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether an error means that there was no memory left. On a CPU torch has no type of its own for it, and oneDNN,
+    which multiplies bfloat16 there, says no more than that it could not make what it needs."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "could not create a primitive"))
 
 
 def release() -> None:
@@ -100,18 +101,19 @@ def needs(model: GPT, optimizer: MuonAdamW, rows: int, *, shared: bool) -> Needs
     config, itemsize = model.config, model.compute_dtype.itemsize
     head = config.vocab_size * config.n_embd
     tokens = rows * config.sequence_len
-    slice_of_logits = min(tokens * config.vocab_size, CHUNK_ELEMENTS.get(model.device.type, CHUNK_ELEMENTS["cuda"]))
-    activations = (ACTIVATIONS_PER_LAYER * config.n_layer + ACTIVATIONS_BESIDES) * config.n_embd * tokens * itemsize
-    if in_blocks(config.sequence_len, model.device, model.compute_dtype):
-        activations += config.n_layer * config.n_head * rows * kept_weights(config.sequence_len) * itemsize
+    logits = workspace_bytes(tokens, config.vocab_size, model.compute_dtype, model.device)
+    per_layer = ACTIVATIONS_PER_LAYER["cpu" if model.device.type == "cpu" else "cuda"]
+    kept = (per_layer * config.n_layer + ACTIVATIONS_BESIDES) * config.n_embd * tokens
+    if in_blocks(config.sequence_len, model.device, model.compute_dtype, training=True):
+        kept += config.n_layer * config.n_head * rows * kept_weights(config.sequence_len, model.compute_dtype)
     gaps = 1 + HEAP_GAPS if model.device.type == "cpu" else 1
     casts = (config.num_parameters - head) * itemsize if model.compute_dtype != torch.float32 else 0
     return Needs(
         weights=4 * config.num_parameters + casts,
         gradients=4 * config.num_parameters,
         optimizer=sum(tensor.nbytes for tensor in optimizer.state.values()),
-        activations=round(gaps * activations),
-        logits=round(gaps * (LOGIT_BYTES * slice_of_logits + 2 * 4 * head)),
+        activations=round(gaps * kept * itemsize),
+        logits=round(gaps * (logits + 2 * 4 * head)),
         rows=rows,
         checkpoint=checkpoint_bytes(config) if shared and optimizer.share.rank == 0 else 0,
     )

@@ -1,5 +1,8 @@
 """Attention in blocks against torch's, values and gradients, in fp64."""
 
+import functools
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,6 +30,24 @@ def test_values_and_gradients_are_torch_s(count: int, kv_heads: int) -> None:
         torch.testing.assert_close(gradient.double(), exact, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("count", [48, 300])
+def test_bfloat16_is_about_as_precise_as_torch_s(count: int) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 4, count, 64) for _ in range(3)]
+    incoming = torch.randn(2, 4, count, 64)
+
+    def outcome(attention: Callable[..., torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+        leaves = [x.to(dtype).requires_grad_() for x in inputs]
+        attended = attention(*leaves)
+        return [attended.double(), *(x.double() for x in torch.autograd.grad(attended, leaves, incoming.to(dtype)))]
+
+    torch_s = functools.partial(F.scaled_dot_product_attention, is_causal=True)
+    exact = outcome(torch_s, torch.float64)
+    ours, theirs = (outcome(attention, torch.bfloat16) for attention in (blocked_attention.blocked_attention, torch_s))
+    for got, peer, want in zip(ours, theirs, exact, strict=True):
+        assert (got - want).norm() < 2 * (peer - want).norm()
+
+
 def test_the_newest_tokens_alone_attend_as_they_do_among_all() -> None:
     torch.manual_seed(0)
     query, keys, values = (torch.randn(1, 2, 400, 16) for _ in range(3))
@@ -47,7 +68,7 @@ def test_the_model_trains_with_it_as_without(monkeypatch: pytest.MonkeyPatch) ->
         return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
     in_blocks = gradients()
-    monkeypatch.setattr(blocked_attention, "QUERY_BLOCK", 192)  # longer rows only
-    assert not blocked_attention.in_blocks(192, tokens.device, torch.float32)
+    monkeypatch.setitem(blocked_attention.QUERY_BLOCK, torch.float32, 192)  # longer rows only
+    assert not blocked_attention.in_blocks(192, tokens.device, torch.float32, training=True)
     for gradient, expected in zip(in_blocks, gradients(), strict=True):
         torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-3)

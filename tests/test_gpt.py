@@ -9,8 +9,9 @@ from transformers import NanoChatConfig, NanoChatForCausalLM
 
 from nanochat.data.batches import Batch
 from nanochat.errors import UserError
-from nanochat.gpt import GPT, LOGIT_SOFTCAP, RMS_NORM_EPS, GPTConfig
+from nanochat.gpt import GPT, LOGIT_SOFTCAP, GPTConfig
 from nanochat.loss import IGNORE
+from nanochat.pointwise import RMS_NORM_EPS
 from tests.conftest import random_model
 
 

@@ -15,10 +15,13 @@ def plain_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tens
     return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
 
 
-@pytest.mark.parametrize("chunk", [1 << 21, 700])
+@pytest.mark.parametrize(("slice_elements", "piece_elements"), [(1 << 22, 1 << 18), (700, 300)])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_loss_and_gradients_match_fp64(chunk: int, weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loss.CHUNK_ELEMENTS, "cpu", chunk)
+def test_loss_and_gradients_match_fp64(
+    slice_elements: int, piece_elements: int, weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(loss.SLICE_ELEMENTS, "cpu", slice_elements)
+    monkeypatch.setitem(loss.PIECE_ELEMENTS, "cpu", piece_elements)
     torch.manual_seed(0)
     hidden = torch.randn(37, 16, requires_grad=True)
     weight = (3 * torch.randn(100, 16)).requires_grad_()  # large, so that the soft-cap bends
