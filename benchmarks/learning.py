@@ -22,7 +22,7 @@ from nanochat.data.batches import rows_per_step
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import MuonAdamW, OptimizerOptions
 from nanochat.options import TrainOptions, check_range
-from nanochat.runtime import Runtime, software
+from nanochat.runtime import Runtime, fast_rows, software
 from scripts.base_train import PretrainOptions, default_batch_size
 
 
@@ -85,7 +85,8 @@ class BenchmarkOptions:
     """of held-out text"""
     evaluations: int = 8
     """spread over the training; its seconds leave them out"""
-    device_batch_size: int = 4
+    device_batch_size: int | None = None
+    """rows in one forward pass; by default as pretraining takes them"""
     device_type: str = "auto"
     against: Literal["2025", "without-fp8", "nothing"] = "2025"
     """the recipe of 2025; this one but for --fp8"""
@@ -126,7 +127,8 @@ def prepare(options: BenchmarkOptions, recipe: Recipe, text: Text, seed: int, ru
         ),
         total_batch_size=total_batch_size,
         num_iterations=max(1, options.tokens // total_batch_size),
-        device_batch_size=options.device_batch_size,
+        device_batch_size=options.device_batch_size
+        or fast_rows(options.max_seq_len, runtime.device, model.compute_dtype),
         seed=seed,
         runtime=runtime,
         short_rows_ratio=recipe.short_rows_ratio,

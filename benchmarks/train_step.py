@@ -6,6 +6,7 @@ python -m benchmarks.train_step --depth 4 --peer transformers
 import json
 import os
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from nanochat.gradients import StepGradients
 from nanochat.loss import IGNORE
 from nanochat.optim import MuonAdamW, OptimizerOptions
 from nanochat.options import check_range
-from nanochat.runtime import Runtime, measure_matmul_flops, peak_memory_bytes, software
+from nanochat.runtime import Runtime, fast_rows, measure_matmul_flops, peak_memory_bytes, software
 
 COPY_BYTES = 1 << 28
 WARM_UP_STEPS = 2
@@ -45,8 +46,8 @@ class BenchmarkOptions:
     vocab_size: int = 8192
     total_batch_size: int = 16_384
     """tokens in a step"""
-    device_batch_size: int = 4
-    """rows in one forward pass"""
+    device_batch_size: int | None = None
+    """rows in one forward pass; by default as pretraining takes them"""
     steps: int = 5
     """that are timed; the median counts"""
     peer: Literal["none", "transformers", "without-fp8"] = "none"
@@ -54,7 +55,7 @@ class BenchmarkOptions:
     device: str = "auto"
     """auto, cuda or cpu"""
     compile: bool | None = None
-    """torch.compile; by default where training does"""
+    """torch.compile; by default where a long training does"""
     fp8: bool = False
     """the matrices inside the blocks multiply in FP8; peaks stay the compute dtype's; a CPU emulates it, slowly"""
     json: bool = False
@@ -177,7 +178,7 @@ def our_step(options: BenchmarkOptions, runtime: Runtime, model: GPT) -> Step:
     def step() -> None:
         with record_function(LOADER):
             batches = loader(optimizer.steps)
-        gradients.compute(batches, options.device_batch_size)
+        gradients.compute(batches, sys.maxsize)
         with record_function(OPTIMIZER):
             optimizer.step(1.0)
 
@@ -220,10 +221,11 @@ def random_batches(options: BenchmarkOptions, runtime: Runtime) -> Callable[[int
     """The product's loader over random tokens: the micro-batches of a step."""
     count = options.total_batch_size * 8 + 1
     ids = np.random.default_rng(0).integers(0, options.vocab_size, count, dtype=np.uint16)
+    rows = options.device_batch_size or fast_rows(options.max_seq_len, runtime.device, runtime.compute_dtype)
     batches = RowBatches(
         StreamRows(TokenShards(ShardedIds([ids]), 1, 0), options.max_seq_len, bos_id=0),
         rows_per_step=options.total_batch_size // options.max_seq_len,
-        device_batch_size=options.device_batch_size, share=runtime.share, seed=0,
+        device_batch_size=rows, share=runtime.share, seed=0,
     )  # fmt: skip
     return lambda step: batches.step_data(step).batches
 

@@ -58,7 +58,7 @@ def _largest(model: GPT, optimizer: MuonAdamW, room: int, most_rows: int) -> int
     """
     safe = int(SAFE_SHARE * room)
     if model.device.type == "cpu":
-        most_rows = min(most_rows, cpu_rows(model.config.sequence_len))
+        most_rows = min(most_rows, cpu_rows(model.config.sequence_len, model.compute_dtype))
     rows = max(1, fitting(model, optimizer, safe, most_rows))
     if memory.is_shared(model.device):
         return rows

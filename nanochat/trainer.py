@@ -101,26 +101,29 @@ class Training:
         *,
         learns: str,
         step_size: str,
-        one_shape: bool,
+        fixed_tokens: int | None,
         samples: Callable[[], list[str]],
         evaluation: Evaluation | None = None,
     ) -> None:
         """Train until `num_iterations` steps are taken, from wherever it stands; save as it goes.
 
-        `learns` tells a person what is learned from, `step_size` what a step is, such as "4,096 tokens"; `one_shape`
-        says that all batches have the same shape, or one of two, so that compiling pays; `samples` lets the model
-        write, a few lines. The last step is saved before it is evaluated, and once more with what that found. After
-        Ctrl-C or SIGTERM it saves at the end of the step, leaving an evaluation that is on the way, and raises
-        KeyboardInterrupt; where that was the last one, the next call makes it.
+        `learns` tells a person what is learned from, `step_size` what a step is, such as "4,096 tokens"; `fixed_tokens`
+        are those of a step where all batches have the same shape, or one of two, so that compiling may pay; `samples`
+        lets the model write, a few lines. The last step is saved before it is evaluated, and once more with what that
+        found. After Ctrl-C or SIGTERM it saves at the end of the step, leaving an evaluation that is on the way, and
+        raises KeyboardInterrupt; where that was the last one, the next call makes it.
         """
         if self.step >= num_iterations and not self._is_unevaluated(evaluation):
             if self.runtime.is_main:
                 print(f"{self.source} {self.tag} is complete at step {self.step}; --fresh starts over")
             return
-        compiled = self.options.compile
-        if compiled if compiled is not None else one_shape and self.runtime.can_compile():
-            self.model.compile_training()
         peak_flops, origin = self.runtime.peak_flops()
+        compiled = self.options.compile
+        if compiled is None and fixed_tokens:
+            operations = num_iterations * fixed_tokens * self.model.flops_per_token() / self.runtime.share.world_size
+            compiled = self.runtime.compiling_pays(operations / peak_flops)
+        if compiled:
+            self.model.compile_training()
         facts = self.facts(num_iterations, learns)
         sample_every = self.options.sample_every
         if sample_every is None:

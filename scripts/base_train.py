@@ -17,7 +17,7 @@ from nanochat.eval.samples import continuations
 from nanochat.gpt import GPTConfig
 from nanochat.options import TrainOptions, check_range
 from nanochat.report import build
-from nanochat.runtime import Runtime, cpu_rows
+from nanochat.runtime import Runtime, fast_rows
 from nanochat.tokenizer import Tokenizer
 from nanochat.trainer import Evaluation
 
@@ -91,7 +91,7 @@ def main(options: PretrainOptions) -> None:
             options.num_iterations,
             learns=data,
             step_size=f"{options.total_batch_size:,} tokens{short_rows}",
-            one_shape=True,
+            fixed_tokens=options.total_batch_size,
             samples=lambda: continuations(run.model, tokenizer),
             evaluation=Evaluation(options.eval_every, evaluate),
         )
@@ -103,11 +103,11 @@ def with_defaults(options: PretrainOptions, config: GPTConfig, runtime: Runtime)
     """Fill in what follows from depth: tokens from the parameters, the batch from the tokens."""
     tokens = options.target_param_data_ratio * config.num_parameters
     total = options.total_batch_size or default_batch_size(tokens, config.sequence_len * runtime.share.world_size)
-    fast_rows = 32 if runtime.device.type == "cuda" else cpu_rows(config.sequence_len)
+    rows = options.device_batch_size or fast_rows(config.sequence_len, runtime.device, runtime.compute_dtype)
     return replace(
         options,
         total_batch_size=total,
-        device_batch_size=options.device_batch_size or fast_rows,
+        device_batch_size=rows,
         num_iterations=options.num_iterations or max(1, round(tokens / total)),
     )
 

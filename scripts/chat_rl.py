@@ -81,7 +81,7 @@ def main(options: RLOptions) -> None:
             options.num_iterations,
             learns=f"{task.name}: {len(task):,} problems",
             step_size=f"{options.examples_per_step} problems, {options.num_samples} replies to each",
-            one_shape=False,
+            fixed_tokens=None,
             samples=lambda: answers(run.model, tokenizer, calculator),
         )
         if runtime.is_main:

@@ -66,7 +66,7 @@ def main(options: SFTOptions) -> None:
             options.num_iterations or steps,
             learns=str(mixture),
             step_size=f"{options.target_examples_per_step} conversations",
-            one_shape=False,
+            fixed_tokens=None,
             samples=lambda: answers(run.model, tokenizer, calculator),
         )
         if runtime.is_main:

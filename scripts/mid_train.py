@@ -63,7 +63,7 @@ def main(options: MidtrainOptions) -> None:
             steps,
             learns=str(mixture),
             step_size=f"{options.total_batch_size:,} tokens",
-            one_shape=True,
+            fixed_tokens=options.total_batch_size,
             samples=lambda: answers(run.model, tokenizer, calculator),
         )
         if runtime.is_main:

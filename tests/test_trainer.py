@@ -32,7 +32,7 @@ SEQUENCE_LEN = 32
 OPTIONS = TrainOptions(
     model_tag="test", tracker="none", device_type="cpu", device_batch_size=4, save_every=0, warmdown_ratio=0.0,
 )  # fmt: skip
-HOW: dict[str, Any] = {"learns": "few rows", "step_size": "8 rows", "one_shape": True, "samples": lambda: ["well ..."]}
+HOW: dict[str, Any] = {"learns": "few rows", "step_size": "8 rows", "fixed_tokens": 64, "samples": lambda: ["well ..."]}
 
 
 class FewRows:

@@ -30,7 +30,7 @@ def bits_per_byte(
     in it, and leave by what it raises in all.
     """
     if model.device.type == "cpu":
-        device_batch_size = min(device_batch_size, cpu_rows(rows.sequence_len))
+        device_batch_size = min(device_batch_size, cpu_rows(rows.sequence_len, model.compute_dtype))
     token_bytes = torch.zeros(model.config.vocab_size, dtype=torch.int64, device=model.device)
     token_bytes[: tokenizer.vocab_size] = torch.from_numpy(tokenizer.token_bytes).to(model.device)
     nats, total_bytes = 0.0, 0.0
