@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole pipeline at small scale, on a CPU if need be: set-up, tokenizer, base, mid, SFT, RL, and the model answers.
-# ./demo.sh takes 9 to 12 minutes on two cores, ./demo.sh --quick 2; --fresh starts over instead of going on.
+# ./demo.sh takes 3 to 12 minutes on two cores, ./demo.sh --quick 2; --fresh starts over instead of going on.
 # shellcheck source=scripts/env.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/scripts/env.sh"
 
