@@ -41,10 +41,6 @@ DATASHEET_TFLOPS = {
     "RTX 3090": 71,
 }
 
-CPU_BATCH_TOKENS = {torch.float32: 2048, torch.bfloat16: 4096}
-"""Tokens in a forward pass on a CPU: the activations of more fall out of its cache. At depth 4 in fp32, evaluation with
-16,384 is up to 40% slower, training with 4,096 up to 10%; in bfloat16 training with 2,048 is 10% slower."""
-
 COMPILING_PAYS = 300.0
 """Seconds of a run, at the CPU's peak, from which on torch.compile is worth its start: 19 s, against a gain of 7% in
 fp32 and 20% in bfloat16."""
@@ -224,9 +220,18 @@ def native_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def cpu_batch_tokens(dtype: torch.dtype) -> int:
+    """Tokens in a CPU's forward pass: the activations of more fall out of its cache.
+
+    At depth 4 in fp32, evaluation with 16,384 is up to 40% slower, training with 4,096 up to 10%; in bfloat16 training
+    with 2,048 is 10% slower.
+    """
+    return 4096 if dtype == torch.bfloat16 else 2048
+
+
 def cpu_rows(sequence_len: int, dtype: torch.dtype) -> int:
     """Rows of so many tokens in a CPU's forward pass that computes in `dtype`; one at least."""
-    return max(1, CPU_BATCH_TOKENS[dtype] // sequence_len)
+    return max(1, cpu_batch_tokens(dtype) // sequence_len)
 
 
 def fast_rows(sequence_len: int, device: torch.device, dtype: torch.dtype) -> int:

@@ -1,5 +1,8 @@
 """What the machine is."""
 
+import sysconfig
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -42,3 +45,23 @@ def test_which_gpus_have_fp8(capability: tuple[int, int], has_fp8: bool, monkeyp
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert Runtime(torch.device("cuda", 0), torch.bfloat16, Share()).has_fp8 == has_fp8
     assert not Runtime(torch.device("cpu"), torch.bfloat16, Share()).has_fp8
+
+
+def test_compiling_pays_in_long_runs_where_there_is_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = (Runtime(torch.device(name), torch.bfloat16, Share()) for name in ("cpu", "cuda"))
+    monkeypatch.setattr(Runtime, "can_compile", lambda self: True)
+    assert gpu.compiling_pays(1.0) and not cpu.compiling_pays(1.0) and cpu.compiling_pays(3600.0)
+    monkeypatch.setattr(Runtime, "can_compile", lambda self: False)
+    assert not gpu.compiling_pays(3600.0) and not cpu.compiling_pays(3600.0)
+
+
+def test_a_cpu_can_compile_with_a_cpp_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    here = Runtime(torch.device("cpu"), torch.float32, Share())
+    (tmp_path / "g++").touch(mode=0o755)
+    assert not here.can_compile()  # without Python's headers
+    (tmp_path / "Python.h").touch()
+    assert here.can_compile()
+    (tmp_path / "g++").unlink()
+    assert not here.can_compile()

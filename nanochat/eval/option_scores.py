@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.gpt import GPT
-from nanochat.runtime import CPU_BATCH_TOKENS
+from nanochat.runtime import cpu_batch_tokens
 
 PADDING = -1
 HEAD_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
@@ -77,7 +77,7 @@ def score_options(model: GPT, problems: Sequence[Problem], batch_tokens: int) ->
     `batch_tokens`: most tokens in one forward pass, padding counted; a problem that has more goes alone.
     """
     if model.device.type == "cpu":
-        batch_tokens = min(batch_tokens, CPU_BATCH_TOKENS[model.compute_dtype])
+        batch_tokens = min(batch_tokens, cpu_batch_tokens(model.compute_dtype))
     rows = [_row(problem) for problem in problems]
     longest_first = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))  # memory runs out at once or never
     scores: dict[int, list[OptionScore]] = {}
