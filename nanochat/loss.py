@@ -52,7 +52,7 @@ def workspace_bytes(count: int, vocab_size: int, dtype: torch.dtype, device: tor
 def _rows_at_once(count: int, vocab_size: int, device: torch.device) -> list[int]:
     """Of `count` rows, those in a slice and those in a piece."""
     most = (elements.get(device.type, elements["cuda"]) for elements in (SLICE_ELEMENTS, PIECE_ELEMENTS))
-    return [min(count, max(1, elements // vocab_size)) for elements in most]
+    return [max(1, min(count, elements // vocab_size)) for elements in most]
 
 
 class _Workspace:
