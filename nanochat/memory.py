@@ -21,8 +21,9 @@ RMSNorms (2), query and key after theirs (2), value and output of the attention 
 after squaring (8). A GPU also keeps what goes into the RMSNorms (4)."""
 ACTIVATIONS_BESIDES = 6
 """The same, of no layer: embedding and last RMSNorm keep 2, and the backward pass of an MLP works in about 4."""
-HEAP_GAPS = 0.5
-"""On a CPU, what malloc leaves unused between tensors that come and go, as a share of them (0.3 to 0.5, measured)."""
+HEAP_GAPS = 0.9
+"""On a CPU, what malloc keeps unused between tensors that come and go, as a share of them (0.8 to 1.0, measured with
+the settings of scripts/env.sh)."""
 
 
 class ExhaustedError(Exception):
