@@ -17,13 +17,9 @@ from huggingface_hub import constants
 
 from nanochat.data import embedded, transfer
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.runtime import native_dtype
 from nanochat.tokenizer import Tokenizer
 
 StartHub = Callable[..., str]
-
-ROUNDING = 1e-3 if native_dtype(torch.device("cpu")) == torch.float32 else 1e-2
-"""How far apart the losses of one training may be when its sums are made in another order; bfloat16 has 8 bits."""
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # what a script starts with & ignores Ctrl-C, its children too
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nanochat import cli, fp8, lineage
+from nanochat import cli, fp8, lineage, pointwise
 from nanochat.data.batches import Batch
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.gradients import StepGradients
@@ -174,7 +174,9 @@ def test_evaluation_and_decoding_stay_as_they_are(tokenizer: Tokenizer) -> None:
     assert trained != loss and trained == pytest.approx(loss, rel=0.01)
 
 
-def test_it_compiles_as_one_piece() -> None:
+def test_it_compiles_as_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    # FP8 would round up the last bit in which norms written out differ from those that are compiled.
+    monkeypatch.setattr(pointwise, "_is_fused", lambda x: True)
     model = fp8_model(depth=1)
     batch = random_batch(2, 24)
     weights = torch.randn(2, 24, model.config.n_embd)
@@ -184,10 +186,7 @@ def test_it_compiles_as_one_piece() -> None:
     compiled = torch.compile(model.hidden, fullgraph=True, dynamic=False, backend="aot_eager")  # needs no compiler
     (compiled(batch.tokens) * weights).sum().backward()
     for name, parameter in model.named_parameters():
-        want = expected.get(name)
-        assert (want is None) == (parameter.grad is None)
-        if want is not None and parameter.grad is not None:  # norms are computed otherwise, which FP8 may round up
-            assert (parameter.grad - want).norm() < 0.1 * want.norm()
+        torch.testing.assert_close(parameter.grad, expected.get(name))
 
 
 def test_a_device_without_fp8_gets_a_sentence(

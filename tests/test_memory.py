@@ -176,8 +176,7 @@ class Limited:
         return data
 
 torch.set_num_threads(1)
-# In bfloat16 oneDNN makes kernels for every new number of rows, and they need address space as well.
-with replace(Runtime.start("cpu"), compute_dtype=torch.float32) as runtime:
+with Runtime.start("cpu") as runtime:
     run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), replace(OPTIONS, model_tag=f"run{len(sys.argv)}"))
     run.run(Limited(), 4, **HOW)
     losses = [row["loss"] for row in read_steps(run.folder / "metrics.jsonl")]
