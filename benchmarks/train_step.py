@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -169,7 +170,8 @@ def our_step(options: BenchmarkOptions, runtime: Runtime, model: GPT) -> Step:
     """A step as nanochat.trainer takes it."""
     if options.fp8:
         model.train_in_fp8()
-    if options.compile if options.compile is not None else runtime.can_compile():
+    compile_it = runtime.can_compile() if options.compile is None else options.compile
+    if compile_it:
         model.compile_training()
     optimizer = MuonAdamW(model, OptimizerOptions())
     gradients = StepGradients(model, optimizer, runtime, grad_clip=1.0)
@@ -260,6 +262,8 @@ def breakdown(step: Step, runtime: Runtime) -> dict[str, float]:
         runtime.synchronize()
     seconds: dict[str, float] = defaultdict(float)
     for event in profiled.events() or ():
+        if event.device_type != DeviceType.CPU:
+            continue  # a kernel, whose time is in the operation's that started it
         own = event.self_device_time_total if runtime.device.type == "cuda" else event.self_cpu_time_total
         seconds[_category(event)] += own
     total = sum(seconds.values())

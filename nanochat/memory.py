@@ -3,12 +3,13 @@
 import contextlib
 import gc
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from nanochat.blocked_attention import in_blocks, kept_weights
+from nanochat.blocked_attention import kept_weights
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.loss import workspace_bytes
@@ -35,7 +36,8 @@ def ran_out(error: BaseException) -> bool:
     which multiplies bfloat16 there, says no more than that it could not make what it needs."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return any(words in str(error) for words in ("can't allocate memory", "could not create a primitive"))
+    # "could not create a primitive descriptor" is another error: of something that oneDNN cannot do.
+    return bool(re.search("can't allocate memory|could not create a primitive(?! descriptor)", str(error)))
 
 
 def release() -> None:
@@ -104,9 +106,8 @@ def needs(model: GPT, optimizer: MuonAdamW, rows: int, *, shared: bool) -> Needs
     tokens = rows * config.sequence_len
     logits = workspace_bytes(tokens, config.vocab_size, model.compute_dtype, model.device)
     per_layer = ACTIVATIONS_PER_LAYER["cpu" if model.device.type == "cpu" else "cuda"]
-    kept = (per_layer * config.n_layer + ACTIVATIONS_BESIDES) * config.n_embd * tokens
-    if in_blocks(config.sequence_len, model.device, model.compute_dtype, training=True):
-        kept += config.n_layer * config.n_head * rows * kept_weights(config.sequence_len, model.compute_dtype)
+    weights = config.n_head * kept_weights(config.sequence_len, model.device, model.compute_dtype)
+    kept = (config.n_layer * (per_layer * config.n_embd + weights) + ACTIVATIONS_BESIDES * config.n_embd) * tokens
     gaps = 1 + HEAP_GAPS if model.device.type == "cpu" else 1
     casts = (config.num_parameters - head) * itemsize if model.compute_dtype != torch.float32 else 0
     return Needs(

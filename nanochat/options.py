@@ -36,7 +36,7 @@ class TrainOptions:
     device_type: str = "auto"
     """auto, cuda or cpu"""
     compile: bool | None = None
-    """torch.compile; by default in the stages whose batches all have one shape: on CUDA, and for long on a CPU"""
+    """torch.compile; by default in the stages whose batches all have one shape: on CUDA, and in long runs on a CPU"""
     fp8: bool = False
     """the matrices inside the blocks multiply in 8-bit floating point while they train; needs a GPU that does"""
     seed: int = 42

@@ -108,21 +108,17 @@ class Training:
         """Train until `num_iterations` steps are taken, from wherever it stands; save as it goes.
 
         `learns` tells a person what is learned from, `step_size` what a step is, such as "4,096 tokens"; `fixed_tokens`
-        are those of a step where all batches have the same shape, or one of two, so that compiling may pay; `samples`
-        lets the model write, a few lines. The last step is saved before it is evaluated, and once more with what that
-        found. After Ctrl-C or SIGTERM it saves at the end of the step, leaving an evaluation that is on the way, and
-        raises KeyboardInterrupt; where that was the last one, the next call makes it.
+        are those of a step where all batches have the same shape, or one of two; `samples` lets the model write, a few
+        lines. The last step is saved before it is evaluated, and once more with what that found. After Ctrl-C or
+        SIGTERM it saves at the end of the step, leaving an evaluation that is on the way, and raises KeyboardInterrupt;
+        where that was the last one, the next call makes it.
         """
         if self.step >= num_iterations and not self._is_unevaluated(evaluation):
             if self.runtime.is_main:
                 print(f"{self.source} {self.tag} is complete at step {self.step}; --fresh starts over")
             return
         peak_flops, origin = self.runtime.peak_flops()
-        compiled = self.options.compile
-        if compiled is None and fixed_tokens:
-            operations = num_iterations * fixed_tokens * self.model.flops_per_token() / self.runtime.share.world_size
-            compiled = self.runtime.compiling_pays(operations / peak_flops)
-        if compiled:
+        if self.wants_compiling(num_iterations, fixed_tokens):
             self.model.compile_training()
         facts = self.facts(num_iterations, learns)
         sample_every = self.options.sample_every
@@ -187,6 +183,21 @@ class Training:
                 f"{self.source} {self.tag}: {self.step} steps{skipped} in {format_seconds(self.seconds)}, "
                 f"{peak_memory_bytes(self.runtime.device) / 2**30:.1f} GiB at most, saved in {self.folder}"
             )
+
+    def wants_compiling(self, num_iterations: int, fixed_tokens: int | None) -> bool:
+        """Whether to compile: as the option says, else where it pays, which is the same when the run is resumed.
+
+        Raises UserError where --compile True is asked for batches of too many shapes.
+        """
+        if fixed_tokens is None:
+            if self.options.compile:
+                raise UserError("--compile True cannot be here, where batches have many shapes: leave it out")
+            return False
+        if self.options.compile is not None:
+            return self.options.compile
+        config = self.model.config
+        tokens = num_iterations * fixed_tokens / self.runtime.share.world_size
+        return self.runtime.compiling_pays(tokens * config.n_layer * config.n_embd)
 
     def _is_unevaluated(self, evaluation: Evaluation | None) -> bool:
         """Whether what the last step is to be measured by is still to be made."""

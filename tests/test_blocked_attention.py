@@ -67,8 +67,22 @@ def test_the_model_trains_with_it_as_without(monkeypatch: pytest.MonkeyPatch) ->
         model.loss(tokens, tokens).backward()
         return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
+    assert blocked_attention.in_blocks(192, tokens.device, torch.float32, training=True)
     in_blocks = gradients()
     monkeypatch.setitem(blocked_attention.QUERY_BLOCK, torch.float32, 192)  # longer rows only
     assert not blocked_attention.in_blocks(192, tokens.device, torch.float32, training=True)
     for gradient, expected in zip(in_blocks, gradients(), strict=True):
         torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_where_blocks_are_faster() -> None:
+    cpu = torch.device("cpu")
+    for dtype, training, counts in (
+        (torch.float32, False, {128: False, 129: True, 4096: True}),
+        (torch.float32, True, {128: False, 129: True, 4096: True}),
+        (torch.bfloat16, False, {64: False, 512: False}),
+        (torch.bfloat16, True, {1: True, 512: True, 513: False}),
+    ):
+        for count, expected in counts.items():
+            assert blocked_attention.in_blocks(count, cpu, dtype, training=training) == expected
+            assert not blocked_attention.in_blocks(count, torch.device("cuda"), dtype, training=training)

@@ -1,8 +1,11 @@
 """The fused head and loss against the same computed plainly in fp64."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from nanochat import loss
 from nanochat.loss import IGNORE, linear_cross_entropy, token_losses
@@ -41,7 +44,49 @@ def test_loss_and_gradients_match_fp64(
     torch.testing.assert_close(2 * value.double(), expected.detach(), atol=1e-4, rtol=1e-5)
 
 
-def test_token_losses_match_fp64() -> None:
+@pytest.mark.parametrize("divisor", [3, 1000, 4096])
+def test_gradients_in_bfloat16_are_right_on_average(divisor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loss.SLICE_ELEMENTS, "cpu", 20_000)  # several slices and pieces
+    monkeypatch.setitem(loss.PIECE_ELEMENTS, "cpu", 7_000)
+    torch.manual_seed(0)
+    hidden = torch.randn(512, 32, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(300, 32).requires_grad_()
+    targets = torch.randint(300, (512,))
+    (linear_cross_entropy(hidden, weight, targets, None, SOFTCAP) / divisor).backward()
+    hidden64 = hidden.detach().double().requires_grad_()
+    weight64 = weight.detach().bfloat16().double().requires_grad_()
+    (plain_losses(hidden64, weight64, targets).sum() / divisor).backward()
+    for got, want in ((hidden.grad, hidden64.grad), (weight.grad, weight64.grad)):
+        assert got is not None and want is not None
+        assert (got.double() - want).norm() < 1e-2 * want.norm()
+        # The roundings of single numbers cancel out; one of 1 / divisor would not.
+        assert ((got.double() * want).sum() / want.square().sum()).item() == pytest.approx(1, abs=5e-4)
+
+
+def test_compiled_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loss.SLICE_ELEMENTS, "cpu", 2_000)
+    monkeypatch.setitem(loss.PIECE_ELEMENTS, "cpu", 700)  # the last slice and its last piece have fewer rows
+    counted = CompileCounterWithBackend("aot_eager")  # needs no compiler
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counted, fullgraph=True))
+    loss._compiled_exponentials.cache_clear()
+    torch.manual_seed(0)
+    hidden = torch.randn(93, 16, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(100, 16, requires_grad=True)
+    targets = torch.randint(100, (93,))
+
+    def outcome(compiled: bool) -> list[torch.Tensor]:
+        value = linear_cross_entropy(hidden, weight, targets, None, SOFTCAP, compiled=compiled)
+        return [value.detach(), *torch.autograd.grad(value, (hidden, weight))]
+
+    for got, expected in zip(outcome(compiled=True), outcome(compiled=False), strict=True):
+        torch.testing.assert_close(got, expected)
+    assert counted.frame_count == 2  # for a whole piece, and for any number of rows
+    loss._compiled_exponentials.cache_clear()
+
+
+@pytest.mark.parametrize("slice_elements", [1 << 22, 700])
+def test_token_losses_match_fp64(slice_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loss.SLICE_ELEMENTS, "cpu", slice_elements)
     torch.manual_seed(0)
     hidden, weight, targets = torch.randn(37, 16), torch.randn(100, 16), torch.randint(100, (37,))
     targets[3] = IGNORE

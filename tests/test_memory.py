@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nanochat import batch_size, memory, paths
+from nanochat.blocked_attention import kept_weights
 from nanochat.data.batches import Share
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.memory import ACTIVATIONS_PER_LAYER
@@ -20,6 +21,11 @@ from nanochat.saving import host_copy
 from nanochat.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {
+    "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+    # as scripts/env.sh sets them
+    "MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "1073741824", "MALLOC_TOP_PAD_": "67108864",
+}  # fmt: skip
 
 
 def small_model(depth: int = 2, sequence_len: int = 128) -> tuple[GPT, MuonAdamW]:
@@ -44,23 +50,30 @@ def kept_for_backward(model: GPT) -> int:
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("depth", [2, 4])
-def test_activations_are_what_autograd_keeps(depth: int) -> None:
-    model, _ = small_model(depth)
-    bytes_a_unit = 16 * 128 * model.config.n_embd * 4
-    kept_besides = 2
-    kept = kept_for_backward(model)
-    assert kept / bytes_a_unit == pytest.approx(ACTIVATIONS_PER_LAYER["cpu"] * depth + kept_besides, rel=0.01)
+@pytest.mark.parametrize(
+    ("depth", "compute_dtype", "count", "weights"),
+    [
+        (2, torch.float32, 128, 0),
+        (4, torch.float32, 128, 0),
+        # Queries 0 to 127 see 128 keys, 128 to 255 see 256, the last 44 all 300.
+        (4, torch.float32, 300, 128 * 128 + 128 * 256 + 44 * 300),
+        (6, torch.bfloat16, 300, 256 * 256 + 44 * 300),
+        (4, torch.bfloat16, 128, 128 * 128),
+    ],
+)
+def test_activations_are_what_autograd_keeps(depth: int, compute_dtype: torch.dtype, count: int, weights: int) -> None:
+    model = GPT(GPTConfig.from_depth(depth, 512, count), compute_dtype)
+    numbers = (ACTIVATIONS_PER_LAYER["cpu"] * depth + 2) * model.config.n_embd * 16 * count
+    numbers += depth * model.config.n_head * 16 * weights
+    if compute_dtype != torch.float32:  # the matrices cast to it
+        numbers += depth * 12 * model.config.n_embd**2
+    assert kept_for_backward(model) == pytest.approx(numbers * compute_dtype.itemsize, rel=0.01)
 
 
-def test_attention_in_blocks_keeps_its_weights_as_well() -> None:
-    model, _ = small_model(sequence_len=300)
-    bytes_a_unit = 16 * 300 * model.config.n_embd * 4
-    # Queries 0 to 127 see 128 keys, 128 to 255 see 256, the last 44 all 300.
-    weights = 2 * 16 * (128 * 128 + 128 * 256 + 44 * 300) * 4
-    assert model.config.n_layer == 2 and model.config.n_head == 1
-    kept = kept_for_backward(model)
-    assert kept == pytest.approx((ACTIVATIONS_PER_LAYER["cpu"] * 2 + 2) * bytes_a_unit + weights, rel=0.01)
+def test_rows_shorter_than_the_context_may_keep_more() -> None:
+    cpu = torch.device("cpu")
+    assert kept_weights(2048, cpu, torch.bfloat16) == kept_weights(512, cpu, torch.bfloat16) == (256 + 512) / 2
+    assert kept_weights(2048, torch.device("cuda"), torch.bfloat16) == kept_weights(128, cpu, torch.float32) == 0
 
 
 @pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])
@@ -75,7 +88,7 @@ def run(script: str, *arguments: str) -> dict[str, Any]:
     """What the last line of a Python process says, as JSON, and under `said` what the others do."""
     result = subprocess.run(
         [sys.executable, "-c", script, *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | ENVIRONMENT,
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -143,6 +156,21 @@ def test_the_largest_that_fits_is_a_power_of_two_within_bounds(most: int) -> Non
     assert batch_size.fitting(model, optimizer, exactly, most) == min(16, 1 << (most.bit_length() - 1))
     assert batch_size.fitting(model, optimizer, exactly - 1, most) == min(8, 1 << (most.bit_length() - 1))
     assert batch_size.fitting(model, optimizer, 1000, most) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "ran_out"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a primitive descriptor for the matmul primitive"), False),
+        (RuntimeError("shapes do not match"), False),
+        (MemoryError(), True),
+        (torch.OutOfMemoryError(), True),
+    ],
+)
+def test_which_errors_mean_that_memory_ran_out(error: Exception, ran_out: bool) -> None:
+    assert memory.ran_out(error) == ran_out
 
 
 def test_there_is_memory_and_processes_share_it(monkeypatch: pytest.MonkeyPatch) -> None:

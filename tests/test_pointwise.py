@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nanochat.pointwise import RMS_NORM_EPS, apply_rotary, rms_norm, squared_relu
 
-ANGLES = torch.outer(torch.arange(5.0), torch.arange(1, 5) / 3)[None, :, None]
+ANGLES = torch.outer(torch.arange(5.0), torch.arange(1, 5) / 3)[None, None]
 
 
 def rotary(x: Tensor) -> Tensor:
@@ -40,15 +40,23 @@ def test_values_and_gradients(
     scale: float,
 ) -> None:
     torch.manual_seed(0)
-    x = (scale * torch.randn(3, 5, 2, 8)).to(dtype).requires_grad_()
+    x = (scale * torch.randn(3, 2, 5, 8)).to(dtype).requires_grad_()
     x64 = x.detach().double().requires_grad_()
-    incoming = torch.randn(3, 5, 2, 8).to(dtype)
+    incoming = torch.randn(3, 2, 5, 8).to(dtype)
     got, want = ours(x), plain(x64)
     assert got.dtype == dtype
     assert (got.double() - want).norm() < tolerance * want.norm()
     (gradient,) = torch.autograd.grad(got, x, incoming)
     (exact,) = torch.autograd.grad(want, x64, incoming.double())
     assert (gradient.double() - exact).norm() < tolerance * exact.norm()
+
+
+def test_the_norm_of_a_row_is_right_on_average_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2000, 256).bfloat16()
+    exact = F.rms_norm(x.double(), (256,), eps=RMS_NORM_EPS)
+    gain = (rms_norm(x).double() * exact).mean(dim=1)
+    assert (gain - 1).square().mean().sqrt() < 6e-4 and (gain - 1).abs().max() < 2.5e-3
 
 
 def test_the_norm_of_zeros_is_zero() -> None:

@@ -21,7 +21,7 @@ from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
 from nanochat.loss import IGNORE
 from nanochat.options import TrainOptions, inherit
-from nanochat.runtime import Runtime
+from nanochat.runtime import COMPILING_PAYS, Runtime
 from nanochat.schedule import lr_multiplier
 from nanochat.tokenizer import Tokenizer
 from nanochat.tracking import read_steps
@@ -32,7 +32,12 @@ SEQUENCE_LEN = 32
 OPTIONS = TrainOptions(
     model_tag="test", tracker="none", device_type="cpu", device_batch_size=4, save_every=0, warmdown_ratio=0.0,
 )  # fmt: skip
-HOW: dict[str, Any] = {"learns": "few rows", "step_size": "8 rows", "fixed_tokens": 64, "samples": lambda: ["well ..."]}
+HOW: dict[str, Any] = {
+    "learns": "few rows",
+    "step_size": "8 rows",
+    "fixed_tokens": 8 * SEQUENCE_LEN,
+    "samples": lambda: ["well ..."],
+}
 
 
 class FewRows:
@@ -318,3 +323,20 @@ def test_options_are_inherited_where_they_are_open() -> None:
     mine = TrainOptions(matrix_lr=0.1)
     merged = inherit(mine, {"matrix_lr": 0.02, "device_batch_size": 4, "fresh": True, "gone": 1})
     assert (merged.matrix_lr, merged.device_batch_size, merged.fresh) == (0.1, 4, False)
+
+
+def test_whether_a_run_is_compiled(tokenizer: Tokenizer, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Runtime, "can_compile", lambda self: True)
+    run = begin(runtime, tokenizer)
+    width = run.model.config.n_layer * run.model.config.n_embd
+    steps = round(COMPILING_PAYS / width / 1000)  # of 1,000 tokens
+    assert not run.wants_compiling(steps - 1, 1000) and run.wants_compiling(steps + 1, 1000)
+    assert not run.wants_compiling(10 * steps, None)  # many shapes
+    run.runtime = replace(runtime, share=Share(0, 4))
+    assert not run.wants_compiling(4 * steps - 4, 1000) and run.wants_compiling(4 * steps + 4, 1000)
+    run.options = replace(run.options, compile=True)
+    assert run.wants_compiling(1, 1000)
+    with pytest.raises(UserError, match=r"--compile True cannot be here, .* leave it out"):
+        run.wants_compiling(1, None)
+    run.options = replace(run.options, compile=False)
+    assert not run.wants_compiling(10 * steps, 1000) and not run.wants_compiling(1, None)
