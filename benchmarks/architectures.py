@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nanochat.gpt import GPT, Attention, AttentionCache, Block, GPTConfig, Linear
 from nanochat.optim import MuonAdamW, OptimizerOptions
-from nanochat.pointwise import apply_rotary, rms_norm
+from nanochat.pointwise import rms_norm, rotate_and_norm
 
 GATE_CHANNELS = 32
 """of the stream that a gate reads, fewer than any model has"""
@@ -148,7 +148,7 @@ class AblationGPT(GPT):
     def _hidden(self, tokens: Tensor, cache: DecodeCache | None) -> Tensor:
         begin = cache.length if cache else 0
         positions = slice(begin, begin + tokens.size(1))
-        cos, sin = (table[None, None, positions].to(self.compute_dtype) for table in (self.cos, self.sin))
+        cos, sin = (table[None, positions, None].to(self.compute_dtype) for table in (self.cos, self.sin))
         x = rms_norm(self.embed_tokens(tokens).to(self.compute_dtype))
         if self.additions.smear:
             embedding, before = x, cache.last_embedding if cache else None
@@ -169,8 +169,8 @@ class AblationGPT(GPT):
         """nanochat.gpt.Attention with value embeddings and windows. x: (B, T, C) -> (B, T, C)."""
         heads = (*x.shape[:2], -1, attention.head_dim)
         window = self.windows[attention.layer]
-        query = rms_norm(apply_rotary(attention.q_proj(x).view(heads).transpose(1, 2), cos, sin))
-        key = rms_norm(apply_rotary(attention.k_proj(x).view(heads).transpose(1, 2), cos, sin))
+        query = rotate_and_norm(attention.q_proj(x).view(heads), cos, sin)
+        key = rotate_and_norm(attention.k_proj(x).view(heads), cos, sin)
         value = attention.v_proj(x).view(heads)
         if str(attention.layer) in self.value_embeddings:
             value = value + self.value_embeddings[str(attention.layer)](tokens, x)

@@ -17,7 +17,7 @@ from nanochat import fp8
 from nanochat.blocked_attention import blocked_attention, in_blocks
 from nanochat.errors import UserError
 from nanochat.loss import linear_cross_entropy, token_losses
-from nanochat.pointwise import apply_rotary, rms_norm, squared_relu
+from nanochat.pointwise import rms_norm, rotate_and_norm, squared_relu
 
 ARCHITECTURE = "nanochat-1"
 """Named in every checkpoint; another name means other tensors or other arithmetic."""
@@ -116,8 +116,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: AttentionCache | None) -> Tensor:
         """x: (B, T, C) -> (B, T, C)."""
         heads = (*x.shape[:2], -1, self.head_dim)
-        query = rms_norm(apply_rotary(self.q_proj(x).view(heads).transpose(1, 2), cos, sin))
-        key = rms_norm(apply_rotary(self.k_proj(x).view(heads).transpose(1, 2), cos, sin))
+        query = rotate_and_norm(self.q_proj(x).view(heads), cos, sin)
+        key = rotate_and_norm(self.k_proj(x).view(heads), cos, sin)
         value = self.v_proj(x).view(heads).transpose(1, 2)
         if cache is not None:
             key, value, mask = cache.update(self.layer, key, value)
@@ -237,9 +237,9 @@ class GPT(nn.Module):
         if cache is None:
             if tokens.size(1) > self.config.sequence_len:
                 raise ValueError(f"{tokens.size(1)} tokens exceed the context of {self.config.sequence_len}")
-            cos, sin = (table[None, None, : tokens.size(1)] for table in (self.cos, self.sin))
+            cos, sin = (table[None, : tokens.size(1), None] for table in (self.cos, self.sin))
         else:
-            cos, sin = (table[cache.positions].unsqueeze(1) for table in (self.cos, self.sin))
+            cos, sin = (table[cache.positions].unsqueeze(2) for table in (self.cos, self.sin))
         cos, sin = cos.to(self.compute_dtype), sin.to(self.compute_dtype)
         x = rms_norm(self.embed_tokens(tokens).to(self.compute_dtype))
         trains = cache is None and torch.is_grad_enabled()

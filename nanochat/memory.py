@@ -16,10 +16,11 @@ from nanochat.loss import workspace_bytes
 from nanochat.machine import host
 from nanochat.optim import MuonAdamW
 
-ACTIVATIONS_PER_LAYER = {"cpu": 14, "cuda": 18}
+ACTIVATIONS_PER_LAYER = {"cpu": 15, "cuda": 18}
 """Numbers that one layer keeps for the backward pass, for each token and each unit of width: what comes out of two
 RMSNorms (2), query and key after theirs (2), value and output of the attention (2), the MLP's hidden units before and
-after squaring (8). A GPU also keeps what goes into the RMSNorms (4)."""
+after squaring (8). A GPU also keeps what goes into the RMSNorms (4), a CPU, where attention is not in blocks, its output
+once more in another layout (1)."""
 ACTIVATIONS_BESIDES = 6
 """The same, of no layer: embedding and last RMSNorm keep 2, and the backward pass of an MLP works in about 4."""
 HEAP_GAPS = 0.9
@@ -106,8 +107,8 @@ def needs(model: GPT, optimizer: MuonAdamW, rows: int, *, shared: bool) -> Needs
     tokens = rows * config.sequence_len
     logits = workspace_bytes(tokens, config.vocab_size, model.compute_dtype, model.device)
     per_layer = ACTIVATIONS_PER_LAYER["cpu" if model.device.type == "cpu" else "cuda"]
-    weights = config.n_head * kept_weights(config.sequence_len, model.device, model.compute_dtype)
-    kept = (config.n_layer * (per_layer * config.n_embd + weights) + ACTIVATIONS_BESIDES * config.n_embd) * tokens
+    in_attention = config.n_head * kept_weights(config.sequence_len, model.device, model.compute_dtype)
+    kept = (config.n_layer * (per_layer * config.n_embd + in_attention) + ACTIVATIONS_BESIDES * config.n_embd) * tokens
     gaps = 1 + HEAP_GAPS if model.device.type == "cpu" else 1
     casts = (config.num_parameters - head) * itemsize if model.compute_dtype != torch.float32 else 0
     return Needs(

@@ -18,12 +18,15 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),), eps=RMS_NORM_EPS)
 
 
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves of each head by position. x: (B, H, T, D); cos, sin: (B or 1, 1, T, D / 2)."""
+def rotate_and_norm(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the halves of each head by position, and norm it. (B, T, H, D) -> (B, H, T, D).
+
+    cos, sin: (B or 1, T, 1, D / 2).
+    """
     if _written_out(x):
-        return _Rotary.apply(x, cos, sin)
+        return _RMSNorm.apply(_Rotary.apply(x, cos, sin))
     first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
+    return rms_norm(torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)).transpose(1, 2)
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -55,19 +58,22 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _Rotary(torch.autograd.Function):
-    """What comes out lies head by head, as attention wants it; the gradient token by token, as the matrices do."""
+    """What comes out lies head by head, as attention in blocks wants it; the gradient token by token, as the matrices
+    do."""
 
     @staticmethod
     def forward(ctx, x, cos, sin):  # type: ignore[no-untyped-def]  # as torch calls it
         ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin, out=x.new_empty(x.shape))
+        batch, count, heads, size = x.shape
+        rotated = x.new_empty(batch, heads, count, size)
+        _rotate(x, cos, sin, out=rotated.transpose(1, 2))
+        return rotated
 
     @staticmethod
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # as torch calls it
         cos, sin = ctx.saved_tensors
-        batch, heads, count, size = grad_output.shape
-        gradient = grad_output.new_empty(batch, count, heads, size).transpose(1, 2)
-        return _rotate(grad_output, cos, -sin, out=gradient), None, None
+        grad = grad_output.transpose(1, 2)
+        return _rotate(grad, cos, -sin, out=grad.new_empty(grad.shape)), None, None
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ class ModelRunner:
         self.layers = [Layer.of(block, dtype, half_weights) for block in model.layers]
         head = model.lm_head.weight.detach()[:vocab_size].to(dtype)
         self.head = Matrix(head, half=half_weights, largest=True)
-        # x cos + (x with its halves exchanged) sin is gpt.apply_rotary in three operations
+        # x cos + (x with its halves exchanged) sin is what pointwise.rotate_and_norm turns by, in three operations
         self.cos = torch.cat((model.cos, model.cos), dim=1).to(dtype).unsqueeze(1)
         self.sin = torch.cat((model.sin, -model.sin), dim=1).to(dtype).unsqueeze(1)
         # one row for each slot, head and position
