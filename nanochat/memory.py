@@ -19,8 +19,8 @@ from nanochat.optim import MuonAdamW
 ACTIVATIONS_PER_LAYER = {"cpu": 15, "cuda": 18}
 """Numbers that one layer keeps for the backward pass, for each token and each unit of width: what comes out of two
 RMSNorms (2), query and key after theirs (2), value and output of the attention (2), the MLP's hidden units before and
-after squaring (8). A GPU also keeps what goes into the RMSNorms (4), a CPU, where attention is not in blocks, its output
-once more in another layout (1)."""
+after squaring (8). A GPU also keeps what goes into the RMSNorms (4), a CPU the attention's output in two layouts (1),
+where that is not in blocks."""
 ACTIVATIONS_BESIDES = 6
 """The same, of no layer: embedding and last RMSNorm keep 2, and the backward pass of an MLP works in about 4."""
 HEAP_GAPS = 0.9

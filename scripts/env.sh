@@ -56,11 +56,14 @@ if [[ -n "$fast_cores" ]]; then found OMP_NUM_THREADS "$fast_cores"; fi
 # default of 300,000 turns of a loop, beside one busy process 1.15 times faster (docs/experiments.md).
 export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-20000}"
 
-# glibc keeps what is freed, up to 1 GB, instead of giving it back to the kernel and having every page of it filled with
-# zeros anew: on a CPU a training step had 90,000 page faults and took 9% longer (docs/experiments.md).
-export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-33554432}" # the most that glibc takes
-export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-1073741824}"
-export MALLOC_TOP_PAD_="${MALLOC_TOP_PAD_:-67108864}"
+# Where a CPU computes, glibc takes blocks of up to 32 MB from its heap and keeps up to 1 GB free at the end of that,
+# instead of giving memory back to the kernel and having every page of it filled with zeros anew: a training step had
+# 90,000 page faults and took 9% longer (docs/experiments.md). A GPU's activations are not in that memory.
+if ! compgen -G "${NANOCHAT_ROOT:-}/dev/nvidia[0-9]*" >/dev/null; then
+  export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-33554432}" # the most that glibc takes
+  export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-1073741824}"
+  export MALLOC_TOP_PAD_="${MALLOC_TOP_PAD_:-67108864}"
+fi
 
 # Two Sparks talk over RoCE: NCCL is told the ports of the ConnectX-7 that are up and have an address, both halves of
 # each (a GB10 reaches one port over two PCIe links, of 100 Gb/s each), or it may take the slow network. Where there is

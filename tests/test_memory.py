@@ -23,7 +23,7 @@ from nanochat.tokenizer import Tokenizer
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {
     "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-    # as scripts/env.sh sets them
+    # as scripts/env.sh sets them where a CPU computes
     "MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "1073741824", "MALLOC_TOP_PAD_": "67108864",
 }  # fmt: skip
 

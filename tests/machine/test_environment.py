@@ -9,7 +9,11 @@ import pytest
 from tests.machine.conftest import FakeMachine
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NAMES = "OMP_NUM_THREADS|NCCL_.*|CUDA_HOME|LD_LIBRARY_PATH|TRITON_PTXAS_PATH|PYTORCH_.*|NANOCHAT_FOUND"
+NAMES = "OMP_NUM_THREADS|NCCL_.*|CUDA_HOME|LD_LIBRARY_PATH|TRITON_PTXAS_PATH|PYTORCH_.*|MALLOC_.*|NANOCHAT_FOUND"
+
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "1073741824", "MALLOC_TOP_PAD_": "67108864",
+}  # fmt: skip
 
 
 def run_sourced(script: str, **variables: str) -> str:
@@ -30,12 +34,18 @@ def environment(**variables: str) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CUDA_HOME", "LD_LIBRARY_PATH", "TRITON_PTXAS_PATH", "PYTORCH_ALLOC_CONF", "NANOCHAT_FOUND"):
+    for name in ("CUDA_HOME", "LD_LIBRARY_PATH", "TRITON_PTXAS_PATH", "PYTORCH_ALLOC_CONF", "NANOCHAT_FOUND", *MALLOC):
         monkeypatch.delenv(name, raising=False)
 
 
 def test_a_machine_of_equal_cores_and_one_network_is_left_alone(machine: FakeMachine) -> None:
+    machine.write("dev/nvidia0", "")
     assert environment() == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+
+def test_without_a_gpu_glibc_keeps_what_is_freed(machine: FakeMachine) -> None:
+    assert {name: value for name, value in environment().items() if name in MALLOC} == MALLOC
+    assert environment(MALLOC_TOP_PAD_="0")["MALLOC_TOP_PAD_"] == "0"
 
 
 def test_there_are_as_many_threads_as_fast_cores(machine: FakeMachine) -> None:
