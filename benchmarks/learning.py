@@ -48,6 +48,10 @@ class Recipe:
     """Muon with its first polynomial, the same five times"""
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
 
+    def compute_dtype(self, runtime: Runtime) -> torch.dtype:
+        """What the activations have."""
+        return torch.float32 if self.float32 else runtime.compute_dtype
+
 
 class NewtonSchulzMuon(MuonAdamW):
     """Muon as it was first."""
@@ -113,7 +117,7 @@ def prepare(options: BenchmarkOptions, recipe: Recipe, text: Text, seed: int, ru
     torch.manual_seed(seed)
     config = GPTConfig.from_depth(options.depth, text.tokenizer.vocab_size, options.max_seq_len)
     with torch.device(runtime.device):
-        model = GPT(config, torch.float32 if recipe.float32 else runtime.compute_dtype)
+        model = GPT(config, recipe.compute_dtype(runtime))
     if recipe.fp8:
         model.train_in_fp8()
     total_batch_size = recipe.total_batch_size or default_batch_size(options.tokens, options.max_seq_len)
@@ -149,6 +153,7 @@ def main(options: BenchmarkOptions) -> None:
         recipes["without FP8"] = replace(options.recipe, fp8=False)
     with Runtime.start(options.device_type) as runtime:
         text = Text.open(options.dataset, options.max_seq_len)
+        dtypes = {name: str(recipe.compute_dtype(runtime)) for name, recipe in recipes.items()}
         curves: dict[str, list[list[Point]]] = {name: [] for name in recipes}
         for seed in options.seeds:
             trainings = {name: prepare(options, recipe, text, seed, runtime) for name, recipe in recipes.items()}
@@ -161,9 +166,10 @@ def main(options: BenchmarkOptions) -> None:
                     print(f"seed {seed}, {name}: {describe(curves[name][-1][-1])}", file=sys.stderr, flush=True)
         means = {name: mean_curve(list(seeds)) for name, seeds in curves.items()}
         if options.json:
-            print(json.dumps({"machine": runtime.describe(), "software": software(), "curves": curves}))
+            known = {"machine": runtime.describe(), "software": software(), "dtypes": dtypes}
+            print(json.dumps({**known, "curves": curves}))
         else:
-            print(f"{runtime.describe()}; {software()}; {asdict(options)}")
+            print(f"{runtime.describe()}; {software()}; {dtypes}; {asdict(options)}")
             print(table(means))
 
 
