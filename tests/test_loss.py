@@ -102,3 +102,21 @@ def test_nothing_to_learn_gives_zero(count: int) -> None:
     total.backward()
     assert total.item() == 0 and hidden.grad is not None and not hidden.grad.any()
     assert weight.grad is not None and not weight.grad.any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_gives_what_a_cpu_does(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loss.SLICE_ELEMENTS, "cuda", 1 << 19)  # two slices and a part of one, of several pieces
+    monkeypatch.setitem(loss.PIECE_ELEMENTS, "cuda", 1 << 17)
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(700, 64).bfloat16(), torch.randn(2048, 64), torch.randint(2048, (700,))
+    outcomes = []
+    for device in ("cpu", "cuda"):
+        inputs = [x.detach().to(device).requires_grad_() for x in (hidden, weight)]
+        on_gpu = device == "cuda"
+        value = linear_cross_entropy(*inputs, targets.to(device), None, SOFTCAP, compiled=compiled and on_gpu)
+        outcomes.append([value.detach(), *torch.autograd.grad(value, inputs)])
+    for expected, got in zip(*outcomes, strict=True):
+        assert (got.cpu().double() - expected.double()).norm() < 1e-2 * expected.double().norm()
