@@ -114,9 +114,9 @@ def test_a_gpu_gives_what_a_cpu_does(compiled: bool, monkeypatch: pytest.MonkeyP
     hidden, weight, targets = torch.randn(700, 64).bfloat16(), torch.randn(2048, 64), torch.randint(2048, (700,))
     outcomes = []
     for device in ("cpu", "cuda"):
-        inputs = [x.detach().to(device).requires_grad_() for x in (hidden, weight)]
+        here, head = (x.detach().to(device).requires_grad_() for x in (hidden, weight))
         on_gpu = device == "cuda"
-        value = linear_cross_entropy(*inputs, targets.to(device), None, SOFTCAP, compiled=compiled and on_gpu)
-        outcomes.append([value.detach(), *torch.autograd.grad(value, inputs)])
+        value = linear_cross_entropy(here, head, targets.to(device), None, SOFTCAP, compiled=compiled and on_gpu)
+        outcomes.append([value.detach(), *torch.autograd.grad(value, (here, head))])
     for expected, got in zip(*outcomes, strict=True):
         assert (got.cpu().double() - expected.double()).norm() < 1e-2 * expected.double().norm()
