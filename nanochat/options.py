@@ -81,6 +81,12 @@ class TrainOptions:
                 check_range(name, getattr(self, name, None), low, high)
 
 
+def check_not_compiled(options: TrainOptions) -> None:
+    """Raise UserError if --compile True is asked of a stage whose batches have too many shapes to compile for each."""
+    if options.compile:
+        raise UserError("--compile True cannot be here, where batches have many shapes: leave it out")
+
+
 def check_range(name: str, value: float | str | None, low: float, high: float | None = None) -> None:
     """Raise UserError if the option `name` is below `low` or above `high`, naming the nearest that can be.
 

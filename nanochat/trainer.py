@@ -185,16 +185,9 @@ class Training:
             )
 
     def wants_compiling(self, num_iterations: int, fixed_tokens: int | None) -> bool:
-        """Whether to compile: as the option says, else where it pays, which is the same when the run is resumed.
-
-        Raises UserError where --compile True is asked for batches of too many shapes.
-        """
-        if fixed_tokens is None:
-            if self.options.compile:
-                raise UserError("--compile True cannot be here, where batches have many shapes: leave it out")
-            return False
-        if self.options.compile is not None:
-            return self.options.compile
+        """Whether to compile: as the option says, else where it pays, which is the same when the run is resumed."""
+        if self.options.compile is not None or fixed_tokens is None:
+            return bool(self.options.compile)
         config = self.model.config
         tokens = num_iterations * fixed_tokens / self.runtime.share.world_size
         return self.runtime.compiling_pays(tokens * config.n_layer * config.n_embd)

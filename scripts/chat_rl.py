@@ -11,7 +11,7 @@ from nanochat.eval.samples import answers
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling import Sampling
-from nanochat.options import TrainOptions, check_range, inherit
+from nanochat.options import TrainOptions, check_not_compiled, check_range, inherit
 from nanochat.report import build
 from nanochat.rollouts import RolloutBatches
 from nanochat.runtime import Runtime
@@ -40,6 +40,7 @@ class RLOptions(TrainOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_not_compiled(self)
         check_range("num_samples", self.num_samples, 2)  # a reply is compared with at least one other
         check_range("max_new_tokens", self.max_new_tokens, 1)
 

@@ -9,7 +9,7 @@ from nanochat import batch_size, cli, lineage, paths
 from nanochat.data.batches import RowBatches
 from nanochat.data.conversation_rows import conversation_rows
 from nanochat.eval.samples import answers
-from nanochat.options import TrainOptions, check_range, inherit
+from nanochat.options import TrainOptions, check_not_compiled, check_range, inherit
 from nanochat.report import build
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
@@ -32,6 +32,7 @@ class SFTOptions(TrainOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_not_compiled(self)
         check_range("num_epochs", self.num_epochs, 0.01)
         check_range("target_examples_per_step", self.target_examples_per_step, 1)
 

@@ -86,6 +86,7 @@ def test_the_terminal_chat_answers_with_the_most_advanced_model(demo: tuple[Path
         (["pretrain.sh", "--demo", "--device-batch-size", "none"], "device-batch-size"),
         (["prepare.sh", "--demo", "--vocab-size", "8192"], "pass --vocab-size 4096 to keep it, or --fresh"),
         (["rl.sh", "--demo", "--num-samples", "1"], "--num-samples 1 cannot be"),
+        (["sft.sh", "--demo", "--compile", "True", "--fresh"], "--compile True cannot be here"),
     ],
 )
 def test_a_mistake_gets_a_sentence_and_exit_code_2(demo: tuple[Path, str], command: list[str], sentence: str) -> None:

@@ -336,7 +336,5 @@ def test_whether_a_run_is_compiled(tokenizer: Tokenizer, runtime: Runtime, monke
     assert not run.wants_compiling(4 * steps - 4, 1000) and run.wants_compiling(4 * steps + 4, 1000)
     run.options = replace(run.options, compile=True)
     assert run.wants_compiling(1, 1000)
-    with pytest.raises(UserError, match=r"--compile True cannot be here, .* leave it out"):
-        run.wants_compiling(1, None)
     run.options = replace(run.options, compile=False)
     assert not run.wants_compiling(10 * steps, 1000) and not run.wants_compiling(1, None)
