@@ -24,8 +24,8 @@ where that is not in blocks."""
 ACTIVATIONS_BESIDES = 6
 """The same, of no layer: embedding and last RMSNorm keep 2, and the backward pass of an MLP works in about 4."""
 HEAP_GAPS = 0.9
-"""On a CPU, what malloc keeps unused between tensors that come and go, as a share of them (0.8 to 1.0, measured with
-the settings of scripts/env.sh)."""
+"""On a CPU, what malloc keeps unused between tensors that come and go, as a share of them, at most (measured with the
+settings of scripts/env.sh)."""
 
 
 class ExhaustedError(Exception):

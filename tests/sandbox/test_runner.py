@@ -232,10 +232,11 @@ def test_noise_on_the_result_s_pipe_does_not_pass() -> None:
 
 
 def test_programs_run_side_by_side() -> None:
+    before = threading.active_count()  # of tests before this one some may still be ending
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(run_program, ["x = 1", "assert False"] * 4))
     assert [result.passed for result in results] == [True, False] * 4
-    assert threading.active_count() < 10
+    assert threading.active_count() <= before
 
 
 def test_where_the_kernel_protects_nothing_it_is_refused_unless_the_user_insists(
