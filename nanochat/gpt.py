@@ -242,8 +242,9 @@ class GPT(nn.Module):
             cos, sin = (table[cache.positions].unsqueeze(2) for table in (self.cos, self.sin))
         cos, sin = cos.to(self.compute_dtype), sin.to(self.compute_dtype)
         x = rms_norm(self.embed_tokens(tokens).to(self.compute_dtype))
-        trains = cache is None and torch.is_grad_enabled()
-        run_block = (trains and self._compiled_block) or Block.__call__
+        run_block: Callable[..., Tensor] = Block.__call__
+        if self._compiled_block and cache is None and torch.is_grad_enabled():
+            run_block = self._compiled_block
         for block in self.layers:
             x = run_block(block, x, cos, sin, cache)
         return rms_norm(x)

@@ -117,9 +117,9 @@ class Training:
             if self.runtime.is_main:
                 print(f"{self.source} {self.tag} is complete at step {self.step}; --fresh starts over")
             return
-        peak_flops, origin = self.runtime.peak_flops()
         if self.wants_compiling(num_iterations, fixed_tokens):
             self.model.compile_training()
+        peak_flops, origin = self.runtime.peak_flops()
         facts = self.facts(num_iterations, learns)
         sample_every = self.options.sample_every
         if sample_every is None:

@@ -96,9 +96,9 @@ def test_bfloat16_is_close_to_float32() -> None:
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("dtype", "count", "tolerance"), [(torch.float32, 192, 1e-4), (torch.bfloat16, 64, 2e-2)])
+@pytest.mark.parametrize(("dtype", "count", "tolerance"), [(torch.float32, 192, None), (torch.bfloat16, 64, 2e-2)])
 def test_one_compiled_block_serves_all_and_gives_the_same_gradients(
-    dtype: torch.dtype, count: int, tolerance: float, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, count: int, tolerance: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = random_model(depth=3, sequence_len=count)
     model.compute_dtype = dtype
@@ -114,7 +114,10 @@ def test_one_compiled_block_serves_all_and_gives_the_same_gradients(
     assert model.is_compiled and compiled.frame_count == 1
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
-        assert (parameter.grad - expected[name]).norm() <= tolerance * expected[name].norm()
+        if tolerance:
+            assert (parameter.grad - expected[name]).norm() <= tolerance * expected[name].norm()
+        else:
+            torch.testing.assert_close(parameter.grad, expected[name])
     model.token_losses(tokens, tokens)  # of other shapes there are many
     assert compiled.frame_count == 1
 

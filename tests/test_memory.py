@@ -53,8 +53,10 @@ def kept_for_backward(model: GPT) -> int:
 @pytest.mark.parametrize(
     ("depth", "compute_dtype", "count", "weights"),
     [
+        (2, torch.float32, 128, 0),
         (4, torch.float32, 128, 0),
         # Queries 0 to 127 see 128 keys, 128 to 255 see 256, the last 44 all 300.
+        (2, torch.float32, 300, 128 * 128 + 128 * 256 + 44 * 300),
         (4, torch.float32, 300, 128 * 128 + 128 * 256 + 44 * 300),
         (6, torch.bfloat16, 300, 256 * 256 + 44 * 300),
         (4, torch.bfloat16, 128, 128 * 128),
@@ -62,7 +64,8 @@ def kept_for_backward(model: GPT) -> int:
 )
 def test_activations_are_what_autograd_keeps(depth: int, compute_dtype: torch.dtype, count: int, weights: int) -> None:
     model = GPT(GPTConfig.from_depth(depth, 512, count), compute_dtype)
-    per_layer = ACTIVATIONS_PER_LAYER["cpu"] - bool(weights)
+    one_layout = weights > 0 or model.config.n_head == 1  # of the attention's output
+    per_layer = ACTIVATIONS_PER_LAYER["cpu"] - one_layout
     numbers = (per_layer * depth + 2) * model.config.n_embd * 16 * count
     numbers += depth * model.config.n_head * 16 * weights
     if compute_dtype != torch.float32:  # the matrices cast to it
