@@ -25,9 +25,9 @@ from benchmarks.training import Text, Training
 from nanochat import cli
 from nanochat.data.batches import rows_per_step
 from nanochat.errors import UserError
-from nanochat.gpt import GPTConfig
-from nanochat.options import TrainOptions, check_range
+from nanochat.model.gpt import GPTConfig
 from nanochat.runtime import Runtime, software
+from nanochat.train.options import TrainOptions, check_range
 
 TUNING_SEED = 1_000_003
 """not one of those that are reported, or what was tried most often would look best"""

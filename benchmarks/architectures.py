@@ -2,7 +2,7 @@
 
 Each was found in speedruns of GPT-2 (https://github.com/KellerJordan/modded-nanogpt), and a later version of nanochat
 has all of them. A checkpoint with any of them would not load in transformers, so they live here: `AblationGPT` is
-nanochat.gpt.GPT with some of them on, and with none of them the same to the bit.
+nanochat.model.gpt.GPT with some of them on, and with none of them the same to the bit.
 """
 
 from dataclasses import dataclass, replace
@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat.gpt import GPT, Attention, AttentionCache, Block, GPTConfig, Linear
-from nanochat.optim import MuonAdamW, OptimizerOptions
-from nanochat.pointwise import rms_norm, rotate_and_norm
+from nanochat.model.cpu_kernels import rms_norm, rotate_and_norm
+from nanochat.model.gpt import GPT, Attention, AttentionCache, Block, GPTConfig, Linear
+from nanochat.train.optim import MuonAdamW, OptimizerOptions
 
 GATE_CHANNELS = 32
 """of the stream that a gate reads, fewer than any model has"""
@@ -166,7 +166,7 @@ class AblationGPT(GPT):
     def _attend(
         self, attention: Attention, tokens: Tensor, x: Tensor, cos: Tensor, sin: Tensor, cache: DecodeCache | None
     ) -> Tensor:
-        """nanochat.gpt.Attention with value embeddings and windows. x: (B, T, C) -> (B, T, C)."""
+        """nanochat.model.gpt.Attention with value embeddings and windows. x: (B, T, C) -> (B, T, C)."""
         heads = (*x.shape[:2], -1, attention.head_dim)
         window = self.windows[attention.layer]
         query = rotate_and_norm(attention.q_proj(x).view(heads), cos, sin)

@@ -16,10 +16,10 @@ from nanochat.data import embedded
 from nanochat.eval.core_bundle import fetch_bundle
 from nanochat.eval.core_tasks import read_tasks
 from nanochat.eval.option_scores import OptionScore, Problem, is_right, score_options
-from nanochat.gpt import GPT, GPTConfig
-from nanochat.options import check_range
+from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
+from nanochat.train.options import check_range
 
 PLAIN = "one option at a time"
 

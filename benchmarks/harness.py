@@ -23,10 +23,10 @@ from nanochat.errors import UserError
 from nanochat.eval.core_bundle import fetch_bundle
 from nanochat.eval.core_tasks import CoreTask, read_tasks
 from nanochat.eval.option_scores import Option, Problem, common_prefix, score_options
-from nanochat.gpt import GPT
 from nanochat.hub.incoming import build, read_model
-from nanochat.options import check_range
+from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
+from nanochat.train.options import check_range
 
 TASKS = ("arc_easy", "hellaswag_zeroshot")
 BATCH_TOKENS = 8192

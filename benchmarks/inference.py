@@ -18,14 +18,14 @@ from transformers import NanoChatConfig, NanoChatForCausalLM
 
 from nanochat import cli
 from nanochat.data import embedded
-from nanochat.gpt import GPT, GPTConfig
 from nanochat.hub.architecture import shape_in_transformers, their_name
 from nanochat.inference.engine import Engine
 from nanochat.inference.request import Request
 from nanochat.inference.sampling import Sampling
-from nanochat.options import check_range
+from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime, measure_matmul_flops
 from nanochat.tokenizer import Tokenizer
+from nanochat.train.options import check_range
 
 
 @dataclass

@@ -18,12 +18,13 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Literal
 
-from nanochat import checkpoint, cli, paths
-from nanochat.checkpoint import MODEL_FILE
+from nanochat import cli, paths
 from nanochat.data import batches
-from nanochat.options import check_range
 from nanochat.runtime import cpu_name, software
-from nanochat.tracking import METRICS_FILE, read_steps
+from nanochat.telemetry.run_log import METRICS_FILE, read_steps
+from nanochat.train import checkpoint
+from nanochat.train.checkpoint import MODEL_FILE
+from nanochat.train.options import check_range
 from scripts import base_train, prepare
 
 SEQUENCE_LEN = 64

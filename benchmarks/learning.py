@@ -19,10 +19,10 @@ import torch
 from benchmarks.training import Text, Training
 from nanochat import cli
 from nanochat.data.batches import rows_per_step
-from nanochat.gpt import GPT, GPTConfig
-from nanochat.optim import MuonAdamW, OptimizerOptions
-from nanochat.options import TrainOptions, check_range
+from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime, fast_rows, software
+from nanochat.train.optim import MuonAdamW, OptimizerOptions
+from nanochat.train.options import TrainOptions, check_range
 from scripts.base_train import PretrainOptions, default_batch_size
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
-from nanochat import cli, saving
-from nanochat.gpt import GPT, GPTConfig
-from nanochat.lineage import optimizer_options
-from nanochat.optim import MuonAdamW
-from nanochat.options import TrainOptions, check_range
+from nanochat import cli
+from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime, software
-from nanochat.saving import CheckpointWriter
+from nanochat.train import saving
+from nanochat.train.optim import MuonAdamW
+from nanochat.train.options import TrainOptions, check_range
+from nanochat.train.resume import optimizer_options
+from nanochat.train.saving import CheckpointWriter
 
 
 @dataclass

@@ -9,12 +9,12 @@ from functools import cache
 
 import torch
 
-from nanochat import memory
-from nanochat.batch_size import SAFE_SHARE
 from nanochat.data.batches import Share
-from nanochat.gpt import GPT, GPTConfig
-from nanochat.optim import POLAR_EXPRESS, MuonAdamW, OptimizerOptions
-from nanochat.sharding import share_out
+from nanochat.model.gpt import GPT, GPTConfig
+from nanochat.train import memory
+from nanochat.train.batch_size import SAFE_SHARE
+from nanochat.train.optim import POLAR_EXPRESS, MuonAdamW, OptimizerOptions
+from nanochat.train.sharding import share_out
 
 VOCAB_SIZE, SEQUENCE_LEN = 65_536, 2_048
 BATCH = {20: 524_288, 26: 1_048_576, 32: 1_048_576}

@@ -26,10 +26,9 @@ import torch
 
 from nanochat import cli
 from nanochat.data import embedded
-from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
-from nanochat.options import check_range
+from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
 from nanochat.serve import listen
@@ -37,6 +36,7 @@ from nanochat.serve.app import create_app
 from nanochat.serve.menu import Menu, ModelCard
 from nanochat.serve.pool import Pool
 from nanochat.tokenizer import Tokenizer
+from nanochat.train.options import check_range
 
 CONTEXT = 1024
 VOCAB_SIZE = 8192

@@ -24,12 +24,12 @@ from nanochat import cli
 from nanochat.data.batches import Batch, RowBatches
 from nanochat.data.packing import StreamRows
 from nanochat.data.token_shards import ShardedIds, TokenShards
-from nanochat.gpt import GPT, GPTConfig
-from nanochat.gradients import StepGradients
-from nanochat.loss import IGNORE
-from nanochat.optim import MuonAdamW, OptimizerOptions
-from nanochat.options import check_range
+from nanochat.model.gpt import GPT, GPTConfig
+from nanochat.model.loss import IGNORE
 from nanochat.runtime import Runtime, fast_rows, measure_matmul_flops, peak_memory_bytes, software
+from nanochat.train.gradients import StepGradients
+from nanochat.train.optim import MuonAdamW, OptimizerOptions
+from nanochat.train.options import check_range
 
 COPY_BYTES = 1 << 28
 WARM_UP_STEPS = 2
@@ -167,7 +167,7 @@ def measure(options: BenchmarkOptions, runtime: Runtime) -> Result:
 
 
 def our_step(options: BenchmarkOptions, runtime: Runtime, model: GPT) -> Step:
-    """A step as nanochat.trainer takes it."""
+    """A step as nanochat.train.loop takes it."""
     if options.fp8:
         model.train_in_fp8()
     compile_it = runtime.can_compile() if options.compile is None else options.compile

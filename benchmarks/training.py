@@ -10,13 +10,13 @@ from nanochat.data.batches import text_batches
 from nanochat.data.packing import StreamRows
 from nanochat.data.token_shards import TokenShards
 from nanochat.eval.bits_per_byte import bits_per_byte
-from nanochat.gpt import GPT
-from nanochat.gradients import StepGradients
-from nanochat.optim import MuonAdamW
-from nanochat.options import TrainOptions
+from nanochat.model.gpt import GPT
 from nanochat.runtime import Runtime
-from nanochat.schedule import lr_multiplier
 from nanochat.tokenizer import Tokenizer
+from nanochat.train.gradients import StepGradients
+from nanochat.train.optim import MuonAdamW
+from nanochat.train.options import TrainOptions
+from nanochat.train.schedule import lr_multiplier
 
 Model = TypeVar("Model", bound=GPT)
 

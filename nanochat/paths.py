@@ -4,13 +4,7 @@ import os
 from pathlib import Path
 
 from nanochat.errors import UserError
-
-CHECKPOINT_FOLDERS = {
-    "base": "base_checkpoints",
-    "mid": "mid_checkpoints",
-    "sft": "chatsft_checkpoints",
-    "rl": "chatrl_checkpoints",
-}
+from nanochat.stages import STAGES
 
 
 def base_dir() -> Path:
@@ -48,14 +42,14 @@ def data_dir(dataset: str) -> Path:
 
 def checkpoints_dir(source: str) -> Path:
     """Folder of the checkpoints of one stage: base, mid, sft or rl. Raises UserError on another name."""
-    if source not in CHECKPOINT_FOLDERS:
-        raise UserError(f"unknown source {source!r}: choose one of {', '.join(CHECKPOINT_FOLDERS)}")
-    return base_dir() / CHECKPOINT_FOLDERS[source]
+    if source not in STAGES:
+        raise UserError(f"unknown source {source!r}: choose one of {', '.join(STAGES)}")
+    return base_dir() / STAGES[source].checkpoint_folder
 
 
-def locks_dir() -> Path:
-    """Folder of the locks that keep a second run off a model."""
-    return base_dir() / "locks"
+def run_lock(source: str, tag: str) -> Path:
+    """Lock file that a run of this model holds."""
+    return base_dir() / "locks" / f"{source}-{tag}.lock"
 
 
 def identity_file() -> Path:

@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nanochat import agreement
 from nanochat.data.batches import Share
 from nanochat.errors import UserError
+from nanochat.train import agreement
 
 Result = TypeVar("Result")
 

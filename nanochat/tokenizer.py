@@ -18,7 +18,7 @@ import numpy as np
 import rustbpe
 import tiktoken
 
-from nanochat.data.conversations import Conversation, Message, Part, PartType
+from nanochat.conversations import Conversation, Message, Part, PartType
 from nanochat.errors import UserError
 
 SPECIAL_TOKENS = (

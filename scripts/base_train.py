@@ -8,18 +8,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from nanochat import agreement, batch_size, cli, lineage, paths
+from nanochat import cli, paths
 from nanochat.data.batches import rows_per_step, text_batches
 from nanochat.data.packing import StreamRows
 from nanochat.data.token_shards import TokenShards
 from nanochat.eval.bits_per_byte import bits_per_byte
 from nanochat.eval.samples import continuations
-from nanochat.gpt import GPTConfig
-from nanochat.options import TrainOptions, check_range
+from nanochat.model.gpt import GPTConfig
 from nanochat.report import build
 from nanochat.runtime import Runtime, fast_rows
 from nanochat.tokenizer import Tokenizer
-from nanochat.trainer import Evaluation
+from nanochat.train import agreement, batch_size, resume
+from nanochat.train.loop import Evaluation
+from nanochat.train.options import TrainOptions, check_range
 
 REFERENCE_TOKENS, REFERENCE_BATCH, SMALLEST_BATCH = 11.2e9, 524_288, 4096
 
@@ -70,7 +71,7 @@ def main(options: PretrainOptions) -> None:
         held_out = StreamRows(TokenShards.open(folder, "val", tokenizer), config.sequence_len, tokenizer.bos_id)
         options = with_defaults(options, config, runtime)
         data = f"{options.dataset}, {rows.num_tokens:,} tokens"
-        run = lineage.begin("base", options, runtime, tokenizer, config=config, data=data)
+        run = resume.begin("base", options, runtime, tokenizer, config=config, data=data)
         assert options.total_batch_size and options.num_iterations
         in_a_step = rows_per_step(options.total_batch_size, config.sequence_len, runtime.share)
         device_batch_size = batch_size.choose(run, most_rows=in_a_step // runtime.share.world_size)

@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 
-from nanochat import cli
+from nanochat import cli, host
 from nanochat.errors import UserError
-from nanochat.machine import host
 from nanochat.runtime import Runtime, cpu_name
-from nanochat.saving import commit
+from nanochat.train.saving import commit
 from scripts.doctor import hardware_checks
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks/results"

@@ -8,12 +8,13 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from nanochat import checkpoint, cli, paths
+from nanochat import cli, paths
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel, load_chat
 from nanochat.inference.sampling import CHAT, Sampling
 from nanochat.serve.menu import Menu, ModelCard, trained
 from nanochat.serve.terminal import TerminalChat, answer_once, keyboard
+from nanochat.train import checkpoint
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from nanochat import checkpoint, cli, paths
+from nanochat import cli, paths
 from nanochat.errors import UserError
 from nanochat.eval.benchmark import Benchmark
 from nanochat.eval.candidate import Candidate
@@ -18,9 +18,11 @@ from nanochat.eval.core import Core
 from nanochat.eval.core_bundle import fetch_bundle
 from nanochat.eval.scores import Scores, score_table
 from nanochat.eval.stages import Effort, StageResult, measure, table
-from nanochat.options import check_range
 from nanochat.report import build
 from nanochat.runtime import Runtime
+from nanochat.stages import STAGES
+from nanochat.train import checkpoint
+from nanochat.train.options import check_range
 
 
 @dataclass
@@ -70,7 +72,7 @@ def main(options: EvalOptions) -> None:
     effort = Effort(options.dataset, options.eval_tokens, options.max_problems)
     sources = [options.source]
     if options.source == "all":
-        sources = [s for s in paths.CHECKPOINT_FOLDERS if checkpoint.newest(s, options.model_tag, options.step)]
+        sources = [s for s in STAGES if checkpoint.newest(s, options.model_tag, options.step)]
     if not sources:
         raise UserError(f"there is no checkpoint in {paths.base_dir()}: run ./pretrain.sh first")
     found = [checkpoint.find(source, options.model_tag, options.step) for source in sources]

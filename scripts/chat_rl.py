@@ -5,19 +5,20 @@
 
 from dataclasses import dataclass, replace
 
-from nanochat import batch_size, cli, lineage, paths
+from nanochat import cli, paths
 from nanochat.errors import UserError
 from nanochat.eval.samples import answers
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling import Sampling
-from nanochat.options import TrainOptions, check_not_compiled, check_range, inherit
 from nanochat.report import build
-from nanochat.rollouts import RolloutBatches
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
 from nanochat.tasks import mixtures
 from nanochat.tokenizer import Tokenizer
+from nanochat.train import batch_size, resume
+from nanochat.train.grpo import RolloutBatches
+from nanochat.train.options import TrainOptions, check_not_compiled, check_range, inherit
 
 
 @dataclass
@@ -59,9 +60,9 @@ def main(options: RLOptions) -> None:
                 f"the nearest that does not is {runtime.share.world_size}"
             )
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
-        parent = lineage.parent_of("rl", options.model_tag, runtime, fresh=options.fresh)
+        parent = resume.parent_of("rl", options.model_tag, runtime, fresh=options.fresh)
         options = inherit(options, parent.meta["options"])
-        run = lineage.begin("rl", options, runtime, tokenizer, parent=parent)
+        run = resume.begin("rl", options, runtime, tokenizer, parent=parent)
         assert options.num_iterations
         own = -(-options.examples_per_step // runtime.share.world_size) * options.num_samples
         task = mixtures.rl(options.mixture)

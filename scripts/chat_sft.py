@@ -5,16 +5,17 @@
 
 from dataclasses import dataclass, replace
 
-from nanochat import batch_size, cli, lineage, paths
+from nanochat import cli, paths
 from nanochat.data.batches import RowBatches
 from nanochat.data.conversation_rows import conversation_rows
 from nanochat.eval.samples import answers
-from nanochat.options import TrainOptions, check_not_compiled, check_range, inherit
 from nanochat.report import build
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
 from nanochat.tasks import mixtures
 from nanochat.tokenizer import Tokenizer
+from nanochat.train import batch_size, resume
+from nanochat.train.options import TrainOptions, check_not_compiled, check_range, inherit
 
 
 @dataclass
@@ -44,10 +45,10 @@ QUICK = replace(DEMO, model_tag="d2", num_iterations=8)
 def main(options: SFTOptions) -> None:
     with Runtime.start(options.device_type) as runtime, Calculator() as calculator:
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
-        parent = lineage.parent_of("sft", options.model_tag, runtime, fresh=options.fresh)
+        parent = resume.parent_of("sft", options.model_tag, runtime, fresh=options.fresh)
         options = inherit(options, parent.meta["options"])
         mixture = mixtures.sft(options.mixture)
-        run = lineage.begin("sft", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint)
+        run = resume.begin("sft", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint)
         sequence_len = run.model.config.sequence_len
         rows = conversation_rows(mixture, tokenizer, sequence_len, runtime, learn_all=False, one_per_row=True)
         device_batch_size = batch_size.choose(

@@ -6,17 +6,18 @@ from dataclasses import dataclass, field
 
 import torch
 
-from nanochat import checkpoint, cli, paths
+from nanochat import cli, paths
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel, load_chat
 from nanochat.inference.sampling import CHAT, Sampling
-from nanochat.options import check_range
 from nanochat.runtime import resolve_device_type
 from nanochat.serve import listen
 from nanochat.serve.app import create_app
 from nanochat.serve.menu import Menu, ModelCard, trained
 from nanochat.serve.pool import Pool
 from nanochat.tokenizer import Tokenizer
+from nanochat.train import checkpoint
+from nanochat.train.options import check_range
 
 
 @dataclass

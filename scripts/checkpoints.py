@@ -14,11 +14,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from nanochat import checkpoint_files, cli, paths
-from nanochat.checkpoint_files import Saved
+from nanochat import cli, paths
 from nanochat.errors import UserError
-from nanochat.options import check_range
-from nanochat.tracking import format_seconds
+from nanochat.train import archive
+from nanochat.train.archive import Saved
+from nanochat.train.options import check_range
+from nanochat.units import format_duration
 
 
 @dataclass
@@ -78,18 +79,18 @@ def main(options: Options) -> None:
     command, source, tag = options.command, options.source, options.model_tag
     match command:
         case Show():
-            show(list(checkpoint_files.all_saved(source, tag)), console)
+            show(list(archive.all_saved(source, tag)), console)
         case Verify():
-            verify(list(checkpoint_files.all_saved(source, tag)), console)
+            verify(list(archive.all_saved(source, tag)), console)
         case Prune(keep_last, keep_every):
-            removed = checkpoint_files.prune(source, tag, keep_last, keep_every)
+            removed = archive.prune(source, tag, keep_last, keep_every)
             for checkpoint in removed:
                 console.print(f"removed {checkpoint.folder}")
             console.print(f"{len(removed)} removed")
         case Archive(step, file):
-            console.print(f"written: {checkpoint_files.archive(source, tag, step, file)}")
+            console.print(f"written: {archive.archive(source, tag, step, file)}")
         case Restore(file):
-            console.print(f"restored: {checkpoint_files.restore(file).folder}")
+            console.print(f"restored: {archive.restore(file).folder}")
 
 
 def show(saved: list[Saved], console: Console) -> None:
@@ -108,7 +109,7 @@ def show(saved: list[Saved], console: Console) -> None:
             one.tag,
             f"{one.checkpoint.step:,}",
             f"{one.size / 1e6:,.0f} MB",
-            format_seconds(one.age_seconds),
+            format_duration(one.age_seconds),
             "" if bpb is None else f"{bpb:.3f}",
             "damaged" if damage else "good",
         )

@@ -16,18 +16,11 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
-from nanochat import agreement, cli, paths
+from nanochat import cli, paths
 from nanochat.errors import UserError
-from nanochat.machine.checks import Check, print_checks
-from nanochat.machine.cluster import (
-    SSH,
-    Port,
-    command_on,
-    judge_bandwidth,
-    judge_link,
-    ports_of,
-    shared_networks,
-)
+from nanochat.spark.checks import Check, print_checks
+from nanochat.spark.cluster import SSH, Port, command_on, judge_bandwidth, judge_link, ports_of, shared_networks
+from nanochat.train import agreement
 
 PROJECT = Path(__file__).resolve().parent.parent
 PORT = 29_531
@@ -141,7 +134,7 @@ def all_reduce_script(rank: int, address: str, port: Port) -> str:
     }
     exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
     env = shlex.quote(f"{PROJECT}/scripts/env.sh")
-    return f"export {exports}; source {env}; exec python -m nanochat.machine.all_reduce"
+    return f"export {exports}; source {env}; exec python -m nanochat.spark.all_reduce"
 
 
 def sync(options: ClusterOptions) -> None:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.markup import escape
 
-from nanochat import checkpoint, cli, paths
+from nanochat import cli
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel, load_chat
 from nanochat.inference.reply import reply_parts
 from nanochat.inference.sampling import Sampling
-from nanochat.tracking import format_seconds
+from nanochat.stages import STAGES
+from nanochat.train import checkpoint
+from nanochat.units import format_duration
 from scripts import chat_eval
 from scripts.chat_eval import EvalOptions
 
@@ -33,11 +35,11 @@ class SummaryOptions(EvalOptions):
 def main(options: SummaryOptions) -> None:
     console = Console(highlight=False)
     chat_eval.main(options)
-    stages = [found for source in paths.CHECKPOINT_FOLDERS if (found := checkpoint.newest(source, options.model_tag))]
-    if len(stages) < len(paths.CHECKPOINT_FOLDERS):
+    stages = [found for source in STAGES if (found := checkpoint.newest(source, options.model_tag))]
+    if len(stages) < len(STAGES):
         raise UserError("the demo is not finished: run ./demo.sh")
     console.print(
-        f"{format_seconds(sum(found.meta['seconds'] for found in stages))} of training, "
+        f"{format_duration(sum(found.meta['seconds'] for found in stages))} of training, "
         f"{max(found.meta['peak_memory'] for found in stages) / 2**30:.1f} GiB of memory at most, "
         f"on {stages[-1].meta['machine']}\n"
     )

@@ -13,9 +13,9 @@ from functools import partial
 
 from rich.console import Console
 
-from nanochat import cli
-from nanochat.machine import host, quick
-from nanochat.machine.checks import Check, print_checks, run_checks
+from nanochat import cli, host
+from nanochat.spark import quick
+from nanochat.spark.checks import Check, print_checks, run_checks
 
 
 @dataclass
@@ -45,7 +45,7 @@ def main(options: DoctorOptions) -> None:
 
 def thorough_checks(depth: int) -> list[Check]:
     """All there is; some seconds, on a GPU up to a minute."""
-    from nanochat.machine import surroundings  # torch takes seconds to load, which the fast part has not
+    from nanochat.spark import surroundings  # torch takes seconds to load, which the fast part has not
     from scripts.plan import planned_disk
 
     def room() -> Check:
@@ -68,7 +68,7 @@ def thorough_checks(depth: int) -> list[Check]:
 
 def hardware_checks(gpus: list[host.GPU]) -> list[Check]:
     """Those that tell of the machine, and not whose it is."""
-    from nanochat.machine import compute
+    from nanochat.spark import compute
 
     checks: dict[str, Callable[[], Check | None]] = {"GPU": lambda: quick.gpu(gpus)}
     checks |= {"torch": compute.build} if gpus else {"CPU": compute.cpu}

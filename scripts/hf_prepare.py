@@ -11,12 +11,14 @@ from typing import Literal
 
 import torch
 
-from nanochat import checkpoint, cli, paths
-from nanochat.checkpoint import Checkpoint
+from nanochat import cli
 from nanochat.errors import UserError
 from nanochat.hub.card import Publisher
 from nanochat.hub.export import check_free, export, target
 from nanochat.runtime import resolve_device_type
+from nanochat.stages import STAGES
+from nanochat.train import checkpoint
+from nanochat.train.checkpoint import Checkpoint
 
 
 @dataclass
@@ -66,11 +68,11 @@ def chosen(stage: str, tag: str | None) -> list[Checkpoint]:
     """The last checkpoint of each stage asked for, all of one model. Raises UserError if there is none."""
     if stage != "all":
         return [checkpoint.find(stage, tag)]
-    stages = [found for source in paths.CHECKPOINT_FOLDERS if (found := checkpoint.newest(source, tag))]
+    stages = [found for source in STAGES if (found := checkpoint.newest(source, tag))]
     if not stages:
         checkpoint.find(None, tag)  # says what is missing
     newest = max(stages, key=lambda found: float(found.meta["saved_at"])).tag
-    return [found for source in paths.CHECKPOINT_FOLDERS if (found := checkpoint.newest(source, newest))]
+    return [found for source in STAGES if (found := checkpoint.newest(source, newest))]
 
 
 if __name__ == "__main__":

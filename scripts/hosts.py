@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from nanochat.machine.cluster import SSH
+from nanochat.spark.cluster import SSH
 from scripts import processes
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,9 +18,8 @@ from rich.panel import Panel
 from rich.table import Column, Table
 from rich.text import Text
 
-from nanochat import cli, paths
-from nanochat.data import conversations
-from nanochat.data.conversations import Conversation, Line, Message, conversation
+from nanochat import cli, conversations, paths
+from nanochat.conversations import Conversation, Line, Message, conversation
 from nanochat.errors import UserError
 
 COLOURS = {"system": "magenta", "user": "cyan", "assistant": "green"}

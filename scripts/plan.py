@@ -9,18 +9,18 @@ from dataclasses import dataclass
 
 import torch
 
-from nanochat import cli, paths
+from nanochat import cli, host, paths
 from nanochat.data.batches import Share
 from nanochat.data.shards import DATASETS, shards_for_depth
-from nanochat.gpt import GPTConfig
-from nanochat.machine import host, replan
-from nanochat.machine.needs import training_bytes
-from nanochat.machine.plan import Disk, disk, flops_per_token, machines, stages
-from nanochat.machine.plan_table import count, gigabytes, stage_table
-from nanochat.machine.tariff import Tariff
-from nanochat.memory import is_shared
-from nanochat.options import check_range
+from nanochat.model.gpt import GPTConfig
 from nanochat.runtime import Runtime
+from nanochat.spark import replan
+from nanochat.spark.needs import training_bytes
+from nanochat.spark.plan import Disk, disk, flops_per_token, machines, stages
+from nanochat.spark.plan_table import count, gigabytes, stage_table
+from nanochat.spark.tariff import Tariff
+from nanochat.train.memory import is_shared
+from nanochat.train.options import check_range
 from scripts.base_train import PretrainOptions, with_defaults
 from scripts.prepare import PrepareOptions
 

@@ -13,11 +13,11 @@ from typing import Literal
 
 from nanochat import cli, paths
 from nanochat.data.corpora import Corpus, Encyclopedia, HubShards, texts
-from nanochat.data.locks import only_one
 from nanochat.data.shards import DATASETS, shards_for_depth
 from nanochat.data.token_shards import TokenShards, write_shards
 from nanochat.data.words import write_words
 from nanochat.errors import UserError
+from nanochat.locks import folder_lock
 from nanochat.tasks import identity
 from nanochat.tasks.mixtures import HUB_FILES
 from nanochat.tokenizer import Tokenizer
@@ -75,7 +75,7 @@ def prepare_text(options: PrepareOptions) -> Corpus:
 
 def prepare_tokenizer(corpus: Corpus, options: PrepareOptions) -> Tokenizer:
     """The tokenizer that is there, or a new one. A second run waits for one that trains it."""
-    with only_one(paths.base_dir()):
+    with folder_lock(paths.base_dir()):
         return _prepare_tokenizer(corpus, options, paths.tokenizer_dir())
 
 

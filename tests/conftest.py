@@ -16,8 +16,9 @@ import torch
 from huggingface_hub import constants
 
 from nanochat.data import embedded, transfer
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
+from tests.machine import MEMINFO, FakeMachine
 
 StartHub = Callable[..., str]
 
@@ -47,6 +48,17 @@ def random_model(vocab_size: int = 512, depth: int = 2, sequence_len: int = 64, 
         if name.endswith(("o_proj.weight", "fc2.weight", "lm_head.weight")):
             torch.nn.init.normal_(parameter, std=parameter.size(1) ** -0.5)
     return model
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
+    """120 GB of memory, no GPU, and no commands but the system's."""
+    fake = FakeMachine(tmp_path / "root", tmp_path / "bin", tmp_path / "calls")
+    fake.bin.mkdir()
+    fake.write("proc/meminfo", MEMINFO)
+    monkeypatch.setenv("NANOCHAT_ROOT", str(fake.root))
+    monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
+    return fake
 
 
 @pytest.fixture

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from nanochat import cli
-from nanochat.data import conversations
-from nanochat.data.conversations import conversation
+from nanochat import cli, conversations
+from nanochat.conversations import conversation
 from scripts import identity_data
 
 ROWS = [

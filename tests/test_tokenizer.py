@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanochat.data.conversations import Conversation, Message
+from nanochat.conversations import Conversation, Message
 from nanochat.errors import UserError
 from nanochat.tokenizer import RANKS_FILE, SETTINGS_FILE, SPECIAL_TOKENS, Tokenizer
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nanochat.data.packing import Row, Rows, StreamRows
 from nanochat.errors import UserError
-from nanochat.loss import IGNORE
+from nanochat.model.loss import IGNORE
 
 MOSTLY_TRAINED = 0.9
 """Where more of a batch's targets than this are trained on, picking them out saves nothing."""

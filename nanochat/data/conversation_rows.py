@@ -2,9 +2,9 @@
 
 from nanochat import paths
 from nanochat.data.bars import Bar
-from nanochat.data.locks import only_one
 from nanochat.data.packing import PackedRows
 from nanochat.data.token_files import TokenFile, write_conversations
+from nanochat.locks import folder_lock
 from nanochat.runtime import Runtime
 from nanochat.tasks.task import Mixture
 from nanochat.tokenizer import Tokenizer
@@ -20,7 +20,7 @@ def conversation_rows(
     if runtime.is_local_main:
         origin = f"{mixture.fingerprint} cut at {sequence_len}"
         folder.mkdir(parents=True, exist_ok=True)
-        with only_one(folder):
+        with folder_lock(folder):
             if not TokenFile.is_current(folder, "train", tokenizer, origin):
                 with Bar(f"tokenising {mixture.name}", len(mixture)) as bar:
                     write_conversations(folder, "train", tokenizer, bar.each(mixture), sequence_len, origin)

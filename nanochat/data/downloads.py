@@ -17,10 +17,10 @@ from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 
 from nanochat.data.bars import Bar
-from nanochat.data.locks import only_one
 from nanochat.data.manifest import HubFile, Manifest
 from nanochat.data.transfer import Advance, StoppedError, append_rest, patiently
 from nanochat.errors import UserError
+from nanochat.locks import folder_lock
 
 FILES_AT_ONCE = 8
 HASH_BYTES = 1 << 20
@@ -53,7 +53,7 @@ def fetch(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with only_one(folder):
+        with folder_lock(folder):
             manifest = Manifest.load(folder, repository)
             _Fetch(manifest, verify, room).run(names)
             return [manifest.files[name] for name in names]

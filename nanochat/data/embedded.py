@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from nanochat.data.conversations import Conversation, conversation
+from nanochat.conversations import Conversation, conversation
 from nanochat.data.splits import held_out
 from nanochat.errors import UserError
 

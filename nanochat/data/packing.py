@@ -10,7 +10,7 @@ import numpy as np
 
 from nanochat.data.token_files import TokenFile
 from nanochat.data.token_shards import TokenShards
-from nanochat.loss import IGNORE
+from nanochat.model.loss import IGNORE
 
 
 class Row(NamedTuple):

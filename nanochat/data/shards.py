@@ -60,7 +60,7 @@ DATASETS = {
 
 def shards_for_depth(depth: int, vocab_size: int) -> int:
     """How many shards a model of `depth` sees once in training, the one for validation included; 240 for d20."""
-    from nanochat.gpt import GPTConfig  # brings torch, which the processes that tokenise need not load
+    from nanochat.model.gpt import GPTConfig  # brings torch, which the processes that tokenise need not load
 
     parameters = GPTConfig.from_depth(depth, vocab_size, 2048).num_parameters
     needed = SPARE * TOKENS_PER_PARAMETER * parameters * CHARS_PER_TOKEN / SHARD_CHARS

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nanochat.conversations import Conversation
 from nanochat.data.checked_array import CheckedArray, checksums
-from nanochat.data.conversations import Conversation
 from nanochat.errors import UserError
 from nanochat.tokenizer import Rendered, Tokenizer
 

@@ -20,9 +20,9 @@ from typing import Protocol
 import numpy as np
 
 from nanochat.data.bars import Bar
-from nanochat.data.locks import only_one
 from nanochat.data.token_files import Ids, TokenFile, write_documents
 from nanochat.errors import UserError
+from nanochat.locks import folder_lock
 from nanochat.tokenizer import Tokenizer
 
 
@@ -120,7 +120,7 @@ def _write_shards(
     folder: Path, splits: Mapping[str, Sequence[TextShard]], tokenizer: Tokenizer, workers: int | None
 ) -> int:
     folder.mkdir(parents=True, exist_ok=True)
-    with only_one(folder):
+    with folder_lock(folder):
         shards = [shard for part in splits.values() for shard in part]
         stale = [shard for shard in shards if not TokenFile.is_current(folder, shard.name, tokenizer, shard.origin)]
         workers = min(workers or os.cpu_count() or 1, len(stale))

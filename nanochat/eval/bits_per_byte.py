@@ -7,7 +7,7 @@ import torch
 
 from nanochat.data.batches import in_order
 from nanochat.data.packing import StreamRows
-from nanochat.gpt import GPT
+from nanochat.model.gpt import GPT
 from nanochat.runtime import Runtime, cpu_rows
 from nanochat.tokenizer import Tokenizer
 

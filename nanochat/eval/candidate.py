@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from nanochat import paths
-from nanochat.checkpoint import Checkpoint
 from nanochat.inference.chat import ChatModel, load_chat
 from nanochat.runtime import Runtime
+from nanochat.train.checkpoint import Checkpoint
 
 
 @dataclass

@@ -11,8 +11,8 @@ from nanochat.eval.benchmark import Benchmark, OnTask
 from nanochat.eval.core_tasks import CoreTask, fingerprint, read_tasks
 from nanochat.eval.option_scores import is_right, score_options
 from nanochat.eval.scores import TaskScore
-from nanochat.gpt import GPT
 from nanochat.inference.chat import ChatModel
+from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 
 PROBLEMS_AT_A_TIME = 2048

@@ -18,10 +18,10 @@ from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from nanochat import paths
 from nanochat.data.bars import Bar
-from nanochat.data.locks import only_one
 from nanochat.data.transfer import append_rest, patiently
 from nanochat.errors import UserError
 from nanochat.eval.core_tasks import read_tasks
+from nanochat.locks import folder_lock
 
 ADDRESS = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 INSIDE = "eval_bundle"
@@ -42,7 +42,7 @@ def fetch_bundle() -> Path:
     downloads = paths.data_dir(INSIDE)
     try:
         downloads.mkdir(parents=True, exist_ok=True)
-        with only_one(downloads):
+        with folder_lock(downloads):
             if not folder.exists():
                 _unpack(_download(downloads), folder)
     except httpx2.HTTPError as error:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.gpt import GPT
+from nanochat.model.gpt import GPT
 from nanochat.runtime import cpu_batch_tokens
 
 PADDING = -1

@@ -1,9 +1,9 @@
 """What a model writes in the middle of its training, so that one sees it learn: always the same prompts, greedily."""
 
-from nanochat.gpt import GPT
 from nanochat.inference.engine import Engine, Tool
 from nanochat.inference.reply import reply_parts
 from nanochat.inference.sampling import Sampling
+from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 
 BEGINNINGS = ("The capital of France is", "The chemical symbol of gold is", "The planets of the solar system are:")

@@ -17,7 +17,7 @@ from nanochat.inference.sampling import Sampling
 from nanochat.tasks.identity import IdentityQuestions
 from nanochat.tasks.mixtures import DEMO_WORDS, Sums
 from nanochat.tasks.spelling import LetterCount, Spelling
-from nanochat.tracking import format_seconds
+from nanochat.units import format_duration
 
 GREEDY = Sampling(max_tokens=64, temperature=0)
 IDENTITY_QUESTIONS = 5
@@ -103,5 +103,5 @@ def table(results: Sequence[StageResult]) -> Table:
         drawn.add_column(heading, justify="left" if heading == "stage" else "right")
     for r in results:
         shares = (f"{share:.1%}" for share in (r.identity, r.arithmetic, r.spelling))
-        drawn.add_row(r.source, str(r.step), f"{r.bits_per_byte:.3f}", *shares, format_seconds(r.seconds))
+        drawn.add_row(r.source, str(r.step), f"{r.bits_per_byte:.3f}", *shares, format_duration(r.seconds))
     return drawn

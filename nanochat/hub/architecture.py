@@ -12,9 +12,9 @@ from transformers import GenerationConfig, NanoChatConfig, NanoChatForCausalLM
 from transformers.utils import logging
 
 from nanochat.errors import UserError
-from nanochat.gpt import GPT, LOGIT_SOFTCAP, GPTConfig
 from nanochat.inference.sampling import CHAT
-from nanochat.pointwise import RMS_NORM_EPS
+from nanochat.model.cpu_kernels import RMS_NORM_EPS
+from nanochat.model.gpt import GPT, LOGIT_SOFTCAP, GPTConfig
 from nanochat.tokenizer import Tokenizer
 
 ARCHITECTURE = "NanoChatForCausalLM"

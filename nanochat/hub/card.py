@@ -13,15 +13,16 @@ import transformers
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from nanochat import checkpoint, paths
-from nanochat.checkpoint import Checkpoint
 from nanochat.data.shards import DATASETS
 from nanochat.eval.scores import centred_mean, centred_mean_error
-from nanochat.gpt import GPTConfig
+from nanochat.model.gpt import GPTConfig
 from nanochat.report.energy import Tariff, kilowatt_hours
 from nanochat.report.history import Stage
 from nanochat.report.plots import BITS_PER_BYTE, LOSS, draw_curves
-from nanochat.tracking import format_seconds
+from nanochat.stages import STAGES
+from nanochat.train import checkpoint
+from nanochat.train.checkpoint import Checkpoint
+from nanochat.units import format_duration
 
 TEMPLATE = (Path(__file__).parent / "card.md.jinja").read_text()
 CURVE_FILE = "training.png"
@@ -140,7 +141,7 @@ def read_card(path: Path) -> dict[str, Any]:
         return {}
     is_ours = (
         isinstance(told, dict)
-        and told.get("stage") in paths.CHECKPOINT_FOLDERS
+        and told.get("stage") in STAGES
         and isinstance(told.get("step"), int)
         and isinstance(told.get("tag"), str)
         and isinstance(told.get("repository"), str)
@@ -208,7 +209,7 @@ def _training(stages: Sequence[Stage]) -> dict[str, Any]:
             "source": stage.source,
             "steps": f"{stage.step:,}",
             "tokens": f"{stage.tokens:,}",
-            "time": format_seconds(stage.seconds),
+            "time": format_duration(stage.seconds),
             "energy": "" if energy is None else f"{energy:.3g} kWh",
             "machine": stage.facts["machine"],
             "learns": stage.facts.get("learns", "not recorded"),
@@ -219,7 +220,7 @@ def _training(stages: Sequence[Stage]) -> dict[str, Any]:
     chosen = {stage.source: {k: v for k, v in stage.facts["options"].items() if v is not None} for stage in stages}
     licences = "; ".join(f"{name}, {LICENCES[name]}" for name in dict.fromkeys(_data_of(stages)))
     seconds = sum(stage.seconds for stage in stages)
-    together = f"Together {sum(stage.tokens for stage in stages):,} tokens in {format_seconds(seconds)}."
+    together = f"Together {sum(stage.tokens for stage in stages):,} tokens in {format_duration(seconds)}."
     return {
         "stages": lines,
         "has_energy": any(energy is not None for energy in energies),

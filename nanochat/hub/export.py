@@ -10,15 +10,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from nanochat import paths
-from nanochat.checkpoint import MODEL_FILE, Checkpoint
 from nanochat.errors import UserError
-from nanochat.gpt import GPTConfig
 from nanochat.hub import proof
 from nanochat.hub.architecture import check_tensors, write_model
 from nanochat.hub.card import Publisher, repository_name, software, write_card
 from nanochat.hub.fast_tokenizer import write_tokenizer
+from nanochat.model.gpt import GPTConfig
 from nanochat.report.history import stages_until
 from nanochat.tokenizer import Tokenizer
+from nanochat.train.checkpoint import MODEL_FILE, Checkpoint
 
 Say = Callable[[str], None]
 MIT = (Path(__file__).parent / "mit.txt").read_text()

@@ -16,15 +16,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nanochat import checkpoint, paths, saving
-from nanochat.checkpoint import Checkpoint
+from nanochat import paths
 from nanochat.errors import UserError
-from nanochat.gpt import GPT, GPTConfig
 from nanochat.hub import original, proof
 from nanochat.hub.architecture import check_tensors, our_config
 from nanochat.hub.card import read_card
 from nanochat.hub.fast_tokenizer import TOKENIZER_FILE, read_tokenizer
+from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
+from nanochat.train import checkpoint, saving
+from nanochat.train.checkpoint import Checkpoint
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from nanochat.errors import UserError
-from nanochat.gpt import GPTConfig
 from nanochat.hub.architecture import check_tensors
 from nanochat.hub.fast_tokenizer import tokenizer_of
+from nanochat.model.gpt import GPTConfig
 from nanochat.tokenizer import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.pkl"

@@ -17,13 +17,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from nanochat import paths
+from nanochat.conversations import Message, Part
 from nanochat.data import embedded
-from nanochat.data.conversations import Message, Part
 from nanochat.data.token_shards import ShardedIds, TokenShards
 from nanochat.errors import UserError
-from nanochat.gpt import GPT
 from nanochat.hub.architecture import quiet_transformers
 from nanochat.hub.texts import trying_texts
+from nanochat.model.gpt import GPT
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 PASSAGES = 64

@@ -15,10 +15,10 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import ModelInfo
 
-from nanochat.checkpoint import sha256
 from nanochat.data.transfer import patiently
 from nanochat.errors import UserError
 from nanochat.hub.card import read_card
+from nanochat.train.checkpoint import sha256
 
 OUTDATED = ["*.safetensors", "*.safetensors.index.json"]
 """Removed where the folder has them no more: an old shard beside new weights would be loaded with them."""

@@ -4,8 +4,8 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
-from nanochat import checkpoint, paths
-from nanochat.data.conversations import Message
+from nanochat import paths
+from nanochat.conversations import Message
 from nanochat.inference.engine import Engine
 from nanochat.inference.reply import Delta, ReplyDecoder
 from nanochat.inference.request import Completion, Request
@@ -13,6 +13,7 @@ from nanochat.inference.sampling import Sampling
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
 from nanochat.tokenizer import Tokenizer
+from nanochat.train import checkpoint
 
 
 @dataclass

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from nanochat.errors import UserError
-from nanochat.gpt import GPT
 from nanochat.inference.drawn import Drawn
 from nanochat.inference.kv_cache import KVCache, affordable_slots
 from nanochat.inference.model_runner import ModelRunner, Span, on_device
@@ -20,6 +19,7 @@ from nanochat.inference.request import Completion, Request, TokenLogprob
 from nanochat.inference.sampler import Sampler
 from nanochat.inference.sampling import Sampling
 from nanochat.inference.scheduler import Chunk, Scheduler
+from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 
 PREFILL_TOKENS = {"cpu": 512, "cuda": 4096}

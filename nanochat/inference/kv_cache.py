@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanochat import memory
 from nanochat.errors import UserError
-from nanochat.gpt import GPT
+from nanochat.model.gpt import GPT
+from nanochat.train import memory
 
 SHARE_OF_FREE_MEMORY = 0.25
 

@@ -1,7 +1,7 @@
 """The model as the engine runs it: a step's tokens of all requests in one row, with the KV cache.
 
-The arithmetic is that of nanochat.gpt, with fewer operations: on a CPU each costs some 5 us to call, of which a token
-at depth 4 needs a hundred. Tokens of several sequences, prompts and single tokens alike, go through the matrices
+The arithmetic is that of nanochat.model.gpt, with fewer operations: on a CPU each costs some 5 us to call, of which a
+token at depth 4 needs a hundred. Tokens of several sequences, prompts and single tokens alike, go through the matrices
 together, without padding; attention alone looks at them sequence by sequence.
 """
 
@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat.blocked_attention import blocked_attention, in_blocks
-from nanochat.gpt import GPT, LOGIT_SOFTCAP
 from nanochat.inference.kv_cache import KVCache
-from nanochat.pointwise import RMS_NORM_EPS
+from nanochat.model.cpu_kernels import RMS_NORM_EPS, blocked_attention, in_blocks
+from nanochat.model.gpt import GPT, LOGIT_SOFTCAP
 
 TRANSPOSED_ROWS = range(16, 128)
 """Numbers of rows for which MKL is faster at W x^T than at x W^T: 70 us against 108 for 16 rows and 1,024 outputs."""

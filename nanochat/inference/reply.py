@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nanochat.data.conversations import Part, PartType
+from nanochat.conversations import Part, PartType
 from nanochat.tokenizer import PART_MARKS, Tokenizer
 
 

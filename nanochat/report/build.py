@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 
 from nanochat import paths
 from nanochat.errors import UserError
-from nanochat.machine.tariff import Tariff
 from nanochat.report.document import document
 from nanochat.report.history import Stage, newest_stages
 from nanochat.report.plots import CURVES, draw_curves, draw_scores
+from nanochat.spark.tariff import Tariff
 
 PLOTS_FOLDER = "plots"
 DOTS_PER_INCH = 120

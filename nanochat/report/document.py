@@ -8,10 +8,10 @@ from statistics import mean, median
 from nanochat import paths
 from nanochat.data.manifest import MANIFEST_FILE
 from nanochat.eval.scores import TaskScore, centred_mean, centred_mean_error
-from nanochat.machine.tariff import Tariff
 from nanochat.report.energy import kilowatt_hours, planned_kilowatt_hours
 from nanochat.report.history import Stage
-from nanochat.tracking import format_seconds
+from nanochat.spark.tariff import Tariff
+from nanochat.units import format_duration
 
 SOURCES = {"pretrain": "base", "midtrain": "mid", "sft": "sft", "rl": "rl"}
 """The stages as a plan calls them, and as they are called here."""
@@ -59,7 +59,7 @@ def _opening(stages: Sequence[Stage]) -> str:
         f"A language model of {last.facts['num_parameters']:,} parameters: {shape['n_layer']} layers of "
         f"width {shape['n_embd']}, a context of {shape['sequence_len']:,} tokens, a vocabulary of "
         f"{shape['vocab_size']:,}. It learned from {sum(stage.tokens for stage in stages):,} tokens in "
-        f"{format_seconds(sum(stage.seconds for stage in stages))}.{going_on}\n\n"
+        f"{format_duration(sum(stage.seconds for stage in stages))}.{going_on}\n\n"
         f"Trained on {'; '.join(machines)}. Written on {time.strftime('%Y-%m-%d at %H:%M')}."
     )
 
@@ -78,7 +78,7 @@ def _stages(stages: Sequence[Stage], tariff: Tariff) -> str:
             stage.source,
             f"{stage.step:,} of {stage.facts['num_iterations']:,}",
             f"{stage.tokens:,}",
-            format_seconds(stage.seconds),
+            format_duration(stage.seconds),
             _figure(_typical(stage, "tokens_per_second"), "{:,.0f}"),
             _figure(_typical(stage, "mfu"), "{:.1%}"),
             _figure(stage.facts.get("peak_memory"), "{:.1f} GiB", 2**-30),
@@ -91,7 +91,7 @@ def _stages(stages: Sequence[Stage], tariff: Tariff) -> str:
         seconds, tokens = sum(stage.seconds for stage in stages), sum(stage.tokens for stage in stages)
         together = total(energy)
         kwh = _figure(together, "{:.3g} kWh")
-        rows.append(("together", "", f"{tokens:,}", format_seconds(seconds), "", "", "", kwh, priced(together)))
+        rows.append(("together", "", f"{tokens:,}", format_duration(seconds), "", "", "", kwh, priced(together)))
     headings = ("stage", "steps", "tokens", "time", "tokens/s", "MFU", "memory", "energy", "cost")
     notes = ["Tokens a second and MFU are medians over the steps; time is wall time, loading and evaluating included."]
     if left_out := [f"{n:.0f} in {stage.source}" for stage in stages if (n := stage.last("skipped_steps"))]:
@@ -112,7 +112,7 @@ def _plan(stages: Sequence[Stage], tariff: Tariff) -> str:
         took, used = "", None
         if stage:
             before = stage.until(since)
-            took = format_seconds(stage.seconds - before.seconds)
+            took = format_duration(stage.seconds - before.seconds)
             took += "" if stage.is_finished else f" until step {stage.step:,}"
             used = kilowatt_hours(stage, tariff)
             used = None if used is None else used - (kilowatt_hours(before, tariff) or 0.0)
@@ -120,7 +120,7 @@ def _plan(stages: Sequence[Stage], tariff: Tariff) -> str:
         rows.append(
             (
                 f"{source} after step {since:,}" if since else source,
-                format_seconds(planned.hours * 3600),
+                format_duration(planned.hours * 3600),
                 took,
                 _figure(kwh, "{:.3g} kWh"),
                 _figure(used, "{:.3g} kWh"),

@@ -1,8 +1,8 @@
 """What a stage cost in electricity: by the power that the user names, else as far as the GPUs tell."""
 
-from nanochat.machine.replan import PlannedStage
-from nanochat.machine.tariff import Tariff
 from nanochat.report.history import Stage
+from nanochat.spark.replan import PlannedStage
+from nanochat.spark.tariff import Tariff
 
 JOULES_PER_KWH = 3.6e6
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from nanochat import paths
-from nanochat.checkpoint import META_FILE, Checkpoint, checkpoints
 from nanochat.eval.candidate import kept_result
 from nanochat.eval.scores import TaskScore
 from nanochat.eval.stages import Effort, StageResult
-from nanochat.machine import replan
-from nanochat.machine.replan import Plan
-from nanochat.tracking import FACTS_FILE, METRICS_FILE, SAMPLES_FILE, read_steps
+from nanochat.spark import replan
+from nanochat.spark.replan import Plan
+from nanochat.stages import STAGES
+from nanochat.telemetry.run_log import FACTS_FILE, METRICS_FILE, SAMPLES_FILE, read_steps
+from nanochat.train.checkpoint import META_FILE, Checkpoint, checkpoints
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _stages_of(current: Path | None) -> list[Stage]:
 def newest_folder(model_tag: str | None = None) -> Path | None:
     """Where the stage is that logged a step last, or saved a checkpoint."""
     newest: tuple[float, Path] | None = None
-    for source in paths.CHECKPOINT_FOLDERS:
+    for source in STAGES:
         for folder in paths.checkpoints_dir(source).glob(model_tag or "*"):
             written = [*folder.glob(METRICS_FILE), *folder.glob(f"step_*/{META_FILE}")]
             time = max((_written_at(file) for file in written), default=None)

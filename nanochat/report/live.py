@@ -9,7 +9,7 @@ from rich.text import Text
 
 from nanochat.report.history import Stage
 from nanochat.report.plots import thinned
-from nanochat.tracking import format_seconds
+from nanochat.units import format_duration
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 48
@@ -52,14 +52,14 @@ def screen(stages: Sequence[Stage], now: float) -> RenderableType:
 
 def _state(stage: Stage, now: float) -> str:
     if stage.is_finished:
-        return f"finished in {format_seconds(stage.seconds)}"
-    last = f"the last one {format_seconds(now - stage.logged_at)} ago"
+        return f"finished in {format_duration(stage.seconds)}"
+    last = f"the last one {format_duration(now - stage.logged_at)} ago"
     recent = stage.rows[-RECENT_STEPS:]
     if len(recent) < 2:
         return last
     a_step = (recent[-1]["seconds"] - recent[0]["seconds"]) / (len(recent) - 1)
     left = a_step * (stage.facts["num_iterations"] - stage.step)
-    return f"{last}, {format_seconds(left)} left at {a_step:.2f} s a step"
+    return f"{last}, {format_duration(left)} left at {a_step:.2f} s a step"
 
 
 def sparkline(values: Sequence[float], width: int = CURVE_WIDTH) -> str:

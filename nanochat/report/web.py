@@ -10,8 +10,8 @@ from fastapi.responses import HTMLResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from nanochat.errors import UserError
-from nanochat.machine.tariff import Tariff
 from nanochat.report import build
+from nanochat.spark.tariff import Tariff
 
 REFRESH_SECONDS = 20
 """between two loads of the page"""

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from nanochat.data.conversations import Part
+from nanochat.conversations import Part
 from nanochat.inference.reply import Delta
 from nanochat.inference.request import TokenLogprob
 from nanochat.serve.engine_process import Piece

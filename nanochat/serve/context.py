@@ -3,7 +3,7 @@
 import bisect
 from collections.abc import Callable, Sequence
 
-from nanochat.data.conversations import Message
+from nanochat.conversations import Message
 from nanochat.serve.protocol import ApiError
 
 LEAST_SHARE_FOR_THE_REPLY = 4

@@ -17,7 +17,6 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from nanochat import memory
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import EngineStats
@@ -25,6 +24,7 @@ from nanochat.inference.reply import Delta, ReplyDecoder
 from nanochat.inference.request import Request, TokenLogprob
 from nanochat.inference.sampling import Sampling
 from nanochat.serve.menu import ModelCard
+from nanochat.train import memory
 
 log = logging.getLogger(__name__)
 Loader = Callable[[ModelCard], ChatModel]

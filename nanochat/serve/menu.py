@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nanochat import checkpoint, paths
-from nanochat.checkpoint import Checkpoint
+from nanochat import paths
+from nanochat.stages import STAGES
+from nanochat.train import checkpoint
+from nanochat.train.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class ModelCard:
 def trained() -> list[ModelCard]:
     """The newest step of every model of every stage, the most advanced stage first."""
     cards = []
-    for source in reversed(paths.CHECKPOINT_FOLDERS):
+    for source in reversed(STAGES):
         folder = paths.checkpoints_dir(source)
         tags = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
         found = (checkpoint.newest(source, tag) for tag in tags)

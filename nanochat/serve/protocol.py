@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, Strict, StrictBool, StringConstraints, field_validator
 
-from nanochat.data import conversations
-from nanochat.data.conversations import Part
+from nanochat import conversations
+from nanochat.conversations import Part
 from nanochat.inference.sampling import MAX_LOGPROBS, MAX_STOP_STRINGS, Sampling
 
 MAX_MESSAGES = 1000

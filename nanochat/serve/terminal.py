@@ -20,9 +20,8 @@ from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from rich.console import Console
 
-from nanochat import memory
-from nanochat.data import conversations
-from nanochat.data.conversations import Message, Part, text_of
+from nanochat import conversations
+from nanochat.conversations import Message, Part, text_of
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.reply import Delta, add_delta
@@ -31,6 +30,7 @@ from nanochat.inference.sampling import Sampling
 from nanochat.serve.markdown import MarkdownWriter
 from nanochat.serve.menu import Menu, ModelCard
 from nanochat.serve.writers import PlainWriter, ReplyWriter
+from nanochat.train import memory
 
 HELP = """\
 /model [NAME]      list the trained models; talk to another

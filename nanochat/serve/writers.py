@@ -4,7 +4,7 @@ import unicodedata
 from abc import ABC, abstractmethod
 from typing import IO
 
-from nanochat.data.conversations import Part
+from nanochat.conversations import Part
 from nanochat.inference.reply import Delta, add_delta
 
 

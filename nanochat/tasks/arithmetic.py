@@ -10,7 +10,7 @@ import random
 from abc import abstractmethod
 from typing import NamedTuple
 
-from nanochat.data.conversations import Conversation, Part, conversation
+from nanochat.conversations import Conversation, Part, conversation
 from nanochat.data.splits import held_out
 from nanochat.tasks.task import NumberTask, Split
 

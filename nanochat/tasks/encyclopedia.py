@@ -3,8 +3,8 @@
 import random
 import re
 
+from nanochat.conversations import Conversation, conversation
 from nanochat.data import embedded
-from nanochat.data.conversations import Conversation, conversation
 from nanochat.tasks.task import Task
 
 THING_QUESTIONS = (

@@ -8,7 +8,7 @@ import re
 from decimal import Decimal, InvalidOperation
 from typing import Literal
 
-from nanochat.data.conversations import Conversation, Part, conversation
+from nanochat.conversations import Conversation, Part, conversation
 from nanochat.tasks.hub_task import HubFiles, HubTask
 from nanochat.tasks.task import GradedTask, Reply, final_text, last_number
 

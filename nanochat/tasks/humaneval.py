@@ -5,7 +5,7 @@ What the model writes is run, by nanochat.sandbox.runner, in a process that can 
 
 import re
 
-from nanochat.data.conversations import Conversation, conversation, text_of
+from nanochat.conversations import Conversation, conversation, text_of
 from nanochat.sandbox.runner import run_program
 from nanochat.tasks.hub_task import HubFiles, HubTask
 from nanochat.tasks.task import GradedTask, Reply, final_text

@@ -8,8 +8,8 @@ import random
 import re
 from pathlib import Path
 
-from nanochat.data import conversations
-from nanochat.data.conversations import Conversation, conversation
+from nanochat import conversations
+from nanochat.conversations import Conversation, conversation
 from nanochat.tasks.identity_text import GREETINGS, HELD_OUT_QUESTIONS, MODEL_NAME, TOPICS
 from nanochat.tasks.task import GradedTask, Reply, Task, final_text
 

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from nanochat.data.conversations import Conversation, conversation
+from nanochat.conversations import Conversation, conversation
 from nanochat.tasks.hub_task import HubTask
 from nanochat.tasks.task import GradedTask, Reply, final_text
 

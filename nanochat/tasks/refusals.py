@@ -4,7 +4,7 @@ A refusal is short, kind and offers something better. The harmless look-alikes a
 does not learn to refuse whatever sounds alarming.
 """
 
-from nanochat.data.conversations import Conversation, conversation
+from nanochat.conversations import Conversation, conversation
 from nanochat.tasks.task import Task
 
 # For each kind of harm: requests, and refusals that fit each of them.

@@ -1,7 +1,7 @@
 """Small talk: the openings of human conversations that come with the installation."""
 
+from nanochat.conversations import Conversation
 from nanochat.data import embedded
-from nanochat.data.conversations import Conversation
 from nanochat.tasks.task import Split, Task
 
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from nanochat.data.conversations import Conversation
+from nanochat.conversations import Conversation
 from nanochat.tasks.hub_task import HubFiles, HubTask
 
 REPOSITORY = "HuggingFaceTB/smol-smoltalk"

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 
-from nanochat.data.conversations import Conversation, conversation
+from nanochat.conversations import Conversation, conversation
 from nanochat.data.splits import held_out
 from nanochat.tasks.task import GradedTask, NumberTask, Reply, Split, final_text
 

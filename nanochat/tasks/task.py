@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Literal, overload
 
-from nanochat.data.conversations import Conversation, Message, Part
+from nanochat.conversations import Conversation, Message, Part
 
 Split = Literal["train", "test"]
 Reply = str | list[Part]

@@ -2,8 +2,8 @@
 
 import random
 
+from nanochat.conversations import Conversation
 from nanochat.data import embedded
-from nanochat.data.conversations import Conversation
 from nanochat.tasks.multiple_choice import Choices, multiple_choice
 from nanochat.tasks.task import Task
 

@@ -6,7 +6,7 @@ import torch
 from nanochat.data.batches import BatchSource, RowBatches, Share, cuts_by_tokens, stack, text_batches
 from nanochat.data.packing import Row, StreamRows
 from nanochat.data.token_shards import ShardedIds, TokenShards
-from nanochat.loss import IGNORE
+from nanochat.model.loss import IGNORE
 
 
 class NumberedRows:

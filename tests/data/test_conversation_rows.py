@@ -4,10 +4,10 @@ import threading
 from pathlib import Path
 
 from nanochat import paths
+from nanochat.conversations import Conversation, conversation
 from nanochat.data.conversation_rows import conversation_rows
-from nanochat.data.conversations import Conversation, conversation
-from nanochat.data.locks import only_one
 from nanochat.data.packing import PackedRows
+from nanochat.locks import folder_lock
 from nanochat.runtime import Runtime
 from nanochat.tasks.task import Mixture, Task
 from nanochat.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ def test_a_run_waits_for_another_that_writes_the_same(base_dir: Path, tokenizer:
     folder = paths.tokens_dir("echoes")
     folder.mkdir(parents=True)
     waits = threading.Thread(target=rows, args=(tokenizer, 8))
-    with only_one(folder):
+    with folder_lock(folder):
         waits.start()
         waits.join(timeout=0.5)
         assert waits.is_alive() and not (folder / "train.json").exists()

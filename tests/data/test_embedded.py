@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from nanochat.conversations import find_problem, text_of
 from nanochat.data import embedded
-from nanochat.data.conversations import find_problem, text_of
 from nanochat.errors import UserError
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from nanochat.data.packing import PackedRows, StreamRows, best_fit
 from nanochat.data.token_files import TokenFile, write_documents
-from nanochat.loss import IGNORE
+from nanochat.model.loss import IGNORE
 from nanochat.tokenizer import Tokenizer
 
 BOS = 99

@@ -12,7 +12,7 @@ from nanochat.data.packing import StreamRows
 from nanochat.data.token_files import TokenFile
 from nanochat.data.token_shards import ShardedIds, TokenShards, write_shards
 from nanochat.errors import UserError
-from nanochat.loss import IGNORE
+from nanochat.model.loss import IGNORE
 from nanochat.tokenizer import Tokenizer
 
 TEXTS = [f"Document {i} of many, about the number {i * i}. " * (i % 5 + 1) for i in range(60)]

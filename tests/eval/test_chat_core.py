@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat.data.conversations import Conversation, conversation
+from nanochat.conversations import Conversation, conversation
 from nanochat.errors import UserError
 from nanochat.eval.chat_core import ChatCore, letter_grades, reply_grades, sample_indices
 from nanochat.eval.chat_tasks import score

@@ -13,9 +13,9 @@ from nanochat.errors import UserError
 from nanochat.eval.core import Core, right_answers
 from nanochat.eval.core_tasks import CoreTask, Kind, fingerprint, read_tasks
 from nanochat.eval.option_scores import OptionScore, Problem, score_options
-from nanochat.gpt import GPT
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
+from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 from tests.conftest import random_model
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from nanochat.checkpoint import META_FILE, Checkpoint
 from nanochat.data.batches import Share
 from nanochat.eval.benchmark import Benchmark, OnTask
 from nanochat.eval.candidate import Candidate
@@ -15,6 +14,7 @@ from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
+from nanochat.train.checkpoint import META_FILE, Checkpoint
 from tests.conftest import random_model
 
 

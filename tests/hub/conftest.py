@@ -8,12 +8,13 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from nanochat import paths, saving
-from nanochat.checkpoint import Checkpoint
+from nanochat import paths
 from nanochat.data import transfer
 from nanochat.hub.card import Publisher
 from nanochat.hub.export import export
 from nanochat.tokenizer import Tokenizer
+from nanochat.train import saving
+from nanochat.train.checkpoint import Checkpoint
 from tests.conftest import random_model
 from tests.hub.hub_server import HubServer
 

@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nanochat import cli, paths
-from nanochat.checkpoint import MODEL_FILE
 from nanochat.errors import UserError
-from nanochat.gpt import GPT, GPTConfig
 from nanochat.hub import proof
 from nanochat.hub.architecture import write_model
 from nanochat.hub.fast_tokenizer import read_tokenizer, write_tokenizer
 from nanochat.hub.texts import trying_texts
+from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
+from nanochat.train.checkpoint import MODEL_FILE
 from scripts import hf_prepare
 from scripts.hf_prepare import Options
 from tests.conftest import random_model

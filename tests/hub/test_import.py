@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nanochat import checkpoint, paths
+from nanochat import paths
 from nanochat.data import embedded
 from nanochat.errors import UserError
 from nanochat.hub import original, proof
@@ -24,6 +24,7 @@ from nanochat.hub.original import read_original, read_pickled_tokenizer
 from nanochat.inference.chat import load_chat
 from nanochat.inference.sampling import Sampling
 from nanochat.tokenizer import Tokenizer
+from nanochat.train import checkpoint
 from scripts import hf_prepare, import_hf
 from scripts.import_hf import Options
 from tests.hub.conftest import save_model

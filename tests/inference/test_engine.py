@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from nanochat.errors import UserError
-from nanochat.gpt import GPT
 from nanochat.inference.engine import NEVER_DRAWN, Engine
 from nanochat.inference.request import QueueFullError, Request
 from nanochat.inference.sampling import Sampling
+from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 from tests.conftest import random_model
 

@@ -1,6 +1,6 @@
 """Replies come as whole characters, and special tokens are never shown."""
 
-from nanochat.data.conversations import Message, Part
+from nanochat.conversations import Message, Part
 from nanochat.inference.reply import ReplyDecoder, reply_parts
 from nanochat.tokenizer import Tokenizer
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from nanochat import checkpoint, lineage
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
-from nanochat.trainer import Evaluation, Training
-from tests.test_trainer import HOW, OPTIONS, FewRows, batches, begin
+from nanochat.train import checkpoint, resume
+from nanochat.train.loop import Evaluation, Training
+from tests.training import HOW, OPTIONS, FewRows, batches, begin
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def runtime(base_dir: Path) -> Iterator[Runtime]:
 
 def train_mid(runtime: Runtime, tokenizer: Tokenizer) -> Training:
     options = replace(OPTIONS, init_lr_frac=0.5)
-    mid = lineage.begin("mid", options, runtime, tokenizer, parent=checkpoint.find("base"), data="talk")
+    mid = resume.begin("mid", options, runtime, tokenizer, parent=checkpoint.find("base"), data="talk")
     mid.run(batches(FewRows()), 3, **{**HOW, "samples": lambda: ["Who? — ```\n# not a heading", "<b>bold</b>"]})
     return mid
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanochat import checkpoint
 from nanochat.errors import UserError
 from nanochat.eval.candidate import result_file
-from nanochat.machine import replan
-from nanochat.machine.replan import Replan
-from nanochat.machine.tariff import Tariff
 from nanochat.report import build
 from nanochat.report.energy import kilowatt_hours
 from nanochat.report.history import newest_stages
 from nanochat.report.plots import CURVES, draw_curves, smoothed, thinned
-from tests.machine.test_replan import CONFIG, take_steps
+from nanochat.spark import replan
+from nanochat.spark.replan import Replan
+from nanochat.spark.tariff import Tariff
+from nanochat.train import checkpoint
+from tests.spark.test_replan import CONFIG, take_steps
 
 
 def keep_scores(source: str, arithmetic: float) -> None:

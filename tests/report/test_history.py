@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from nanochat import checkpoint
 from nanochat.eval.candidate import result_file
 from nanochat.report.history import newest_folder, newest_stages
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
+from nanochat.train import checkpoint
 from tests.report.conftest import train_mid
-from tests.test_trainer import HOW, OPTIONS, FewRows, batches, begin
+from tests.training import HOW, OPTIONS, FewRows, batches, begin
 
 
 def test_a_stage_comes_after_those_it_grew_from(trained: Path) -> None:

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from nanochat.data.conversations import Message, Part
+from nanochat.conversations import Message, Part
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import EngineStats

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from nanochat.data.conversations import Message, text_of
+from nanochat.conversations import Message, text_of
 from nanochat.serve.context import fit
 from nanochat.serve.protocol import ApiError
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from nanochat.data import conversations
-from nanochat.data.conversations import PartType
+from nanochat import conversations
+from nanochat.conversations import PartType
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.reply import Delta

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from nanochat.data.conversations import Conversation, Part, find_problem, text_of
+from nanochat.conversations import Conversation, Part, find_problem, text_of
 from nanochat.tasks.arithmetic import Arithmetic, ToolProblems, canonical, evaluate
 from nanochat.tasks.task import Split
 from nanochat.tasks.word_problems import WordProblems

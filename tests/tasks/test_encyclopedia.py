@@ -1,7 +1,7 @@
 import pytest
 
+from nanochat.conversations import find_problem, text_of
 from nanochat.data import embedded
-from nanochat.data.conversations import find_problem, text_of
 from nanochat.tasks.encyclopedia import MAX_CHARACTERS, Encyclopedia, first_sentences
 
 

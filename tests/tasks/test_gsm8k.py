@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from nanochat.data.conversations import Part, find_problem
+from nanochat.conversations import Part, find_problem
 from nanochat.sandbox.calculator import Calculator
 from nanochat.tasks.gsm8k import GSM8K, answer_parts, as_the_tool_writes, marked_answer
 from nanochat.tasks.task import Reply

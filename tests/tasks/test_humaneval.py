@@ -1,6 +1,6 @@
 import pytest
 
-from nanochat.data.conversations import find_problem
+from nanochat.conversations import find_problem
 from nanochat.sandbox.runner import missing_protection
 from nanochat.tasks.humaneval import HumanEval, function
 from tests.conftest import StartHub

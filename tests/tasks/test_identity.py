@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.data import conversations, embedded
-from nanochat.data.conversations import Conversation, conversation, find_problem, text_of
+from nanochat import conversations
+from nanochat.conversations import Conversation, conversation, find_problem, text_of
+from nanochat.data import embedded
 from nanochat.errors import UserError
 from nanochat.tasks import identity
 from nanochat.tasks.identity import HELD_OUT_QUESTIONS, TOPICS, Identity, IdentityQuestions, default_conversations

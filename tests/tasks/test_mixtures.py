@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from nanochat import paths
-from nanochat.data.conversations import find_problem
+from nanochat.conversations import find_problem
 from nanochat.data.words import read_words, write_words
 from nanochat.errors import UserError
 from nanochat.tasks import identity, mixtures

@@ -1,6 +1,6 @@
 import pytest
 
-from nanochat.data.conversations import find_problem, text_of
+from nanochat.conversations import find_problem, text_of
 from nanochat.tasks.arc import ARC
 from nanochat.tasks.mmlu import MMLU
 from nanochat.tasks.multiple_choice import LETTERS, CategoricalTask

@@ -1,4 +1,4 @@
-from nanochat.data.conversations import find_problem, text_of
+from nanochat.conversations import find_problem, text_of
 from nanochat.tasks.refusals import HARMFUL, HARMLESS, Refusals
 
 

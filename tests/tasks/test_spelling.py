@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nanochat.data.conversations import Part, conversation, find_problem
+from nanochat.conversations import Part, conversation, find_problem
 from nanochat.tasks.spelling import LetterCount, Spelling
 from nanochat.tasks.task import GradedTask, final_text
 

@@ -2,7 +2,7 @@ from decimal import Decimal
 
 import pytest
 
-from nanochat.data.conversations import Conversation, Part, conversation
+from nanochat.conversations import Conversation, Part, conversation
 from nanochat.tasks.task import Mixture, NumberTask, Task, final_text, last_number
 
 

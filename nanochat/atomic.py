@@ -1,0 +1,65 @@
+"""Files and folders that appear whole or not at all, even if the power fails."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file that replaces `path` when the block ends, and is removed if the block raises.
+
+    The mode bits of a file that is replaced are kept.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Create a temporary folder that becomes `path` when the block ends, and is removed if the block raises.
+
+    Every file in it is on the disk before the folder gets its name. Raises FileExistsError if `path` exists by then
+    and is not an empty folder.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for entry in (*partial.rglob("*"), partial):
+            fsync(entry)
+        if path.is_dir():
+            path.rmdir()
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    """Force a file or a folder to the disk. File systems that cannot sync a folder (CIFS, 9p, FUSE) are left alone."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,279 @@
+"""The model: the nanochat architecture as transformers knows it (NanoChatForCausalLM).
+
+Token embedding, RMSNorm without weights, pre-norm blocks with rotary positions, QK-norm after the rotation,
+grouped-query attention, a squared-ReLU MLP of four times the width, no biases, an untied head with soft-capped
+logits. The parameters bear the names that transformers gives them, so an export is a copy.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanochat.errors import UserError
+from nanochat.model import fp8
+from nanochat.model.cpu_kernels import blocked_attention, in_blocks, rms_norm, rotate_and_norm, squared_relu
+from nanochat.model.loss import linear_cross_entropy, token_losses
+
+ARCHITECTURE = "nanochat-1"
+"""Named in every checkpoint; another name means other tensors or other arithmetic."""
+
+WIDTH_PER_DEPTH = 64
+MAX_HEAD_DIM = 128
+VOCAB_MULTIPLE = 64
+LOGIT_SOFTCAP = 15.0
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a model."""
+
+    vocab_size: int
+    """rows of embedding and head, a multiple of 64"""
+    sequence_len: int = 2048
+    """longest context in tokens, training row and KV cache alike"""
+    n_layer: int = 20
+    n_head: int = 10
+    n_kv_head: int = 10
+    n_embd: int = 1280
+    rope_theta: float = 10000.0
+
+    @classmethod
+    def from_depth(cls, depth: int, vocab_size: int, sequence_len: int) -> "GPTConfig":
+        """The shape that `depth`, the one dial, stands for: width 64 x depth, heads of 128 or the next that fit.
+
+        Raises UserError if there is no model of that depth or context.
+        """
+        if not 1 <= depth <= 128:
+            raise UserError(f"--depth {depth} cannot be: the nearest that can is {min(max(depth, 1), 128)}")
+        if sequence_len < 16:
+            raise UserError(f"--max-seq-len {sequence_len} cannot be: the nearest that can is 16")
+        width = WIDTH_PER_DEPTH * depth
+        # Kernels want head sizes that are multiples of 8: depth 17 gets 17 heads of 64, not 16 of 68.
+        n_head = next(
+            n for n in range(-(-width // MAX_HEAD_DIM), width + 1) if width % n == 0 and (width // n) % 8 == 0
+        )
+        padded = -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        return cls(
+            vocab_size=padded, sequence_len=sequence_len, n_layer=depth, n_head=n_head, n_kv_head=n_head, n_embd=width
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters of such a model, embedding and head included."""
+        kv = 2 * self.n_kv_head * self.head_dim
+        return self.n_layer * self.n_embd * (10 * self.n_embd + kv) + 2 * self.vocab_size * self.n_embd
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one attention head."""
+        return self.n_embd // self.n_head
+
+
+class AttentionCache(Protocol):
+    """What `GPT.forward` asks of a KV cache (nanochat.inference.kv_cache has the one)."""
+
+    positions: Tensor
+    """(B, T) position of each new token in its sequence"""
+
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keep the new key and value, (B, H_kv, T, D); return all keys, all values and the attention mask."""
+
+
+class Linear(nn.Linear):
+    """A matrix without bias, kept in fp32 and used in the dtype of what comes in."""
+
+    trains_in_fp8 = False
+    """whether it multiplies in FP8 where gradients are recorded, that is, in training and nowhere else"""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., in_features) -> (..., out_features), in the dtype of x."""
+        if self.trains_in_fp8 and torch.is_grad_enabled():
+            return fp8.linear(x, self.weight)
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions and QK-norm."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.grouped = config.n_kv_head != config.n_head
+        self.q_proj = Linear(config.n_embd, config.n_head * self.head_dim)
+        self.k_proj = Linear(config.n_embd, config.n_kv_head * self.head_dim)
+        self.v_proj = Linear(config.n_embd, config.n_kv_head * self.head_dim)
+        self.o_proj = Linear(config.n_head * self.head_dim, config.n_embd)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: AttentionCache | None) -> Tensor:
+        """x: (B, T, C) -> (B, T, C)."""
+        heads = (*x.shape[:2], -1, self.head_dim)
+        query = rotate_and_norm(self.q_proj(x).view(heads), cos, sin)
+        key = rotate_and_norm(self.k_proj(x).view(heads), cos, sin)
+        value = self.v_proj(x).view(heads).transpose(1, 2)
+        if cache is not None:
+            key, value, mask = cache.update(self.layer, key, value)
+            y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=self.grouped)
+        elif in_blocks(x.size(1), x.device, x.dtype, training=torch.is_grad_enabled()):
+            y = blocked_attention(query, key, value)
+        else:
+            y = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=self.grouped)
+        return self.o_proj(y.transpose(1, 2).reshape(x.shape))
+
+
+class MLP(nn.Module):
+    """Squared ReLU between two matrices."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.fc1 = Linear(config.n_embd, 4 * config.n_embd)
+        self.fc2 = Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, T, C) -> (B, T, C)."""
+        return self.fc2(squared_relu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each added to the residual stream."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: AttentionCache | None) -> Tensor:
+        """x: (B, T, C) -> (B, T, C)."""
+        x = x + self.self_attn(rms_norm(x), cos, sin, cache)
+        return x + self.mlp(rms_norm(x))
+
+
+class GPT(nn.Module):
+    """The whole model. Weights are fp32; the activations have `compute_dtype`."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: GPTConfig, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = compute_dtype
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.lm_head = Linear(config.n_embd, config.vocab_size)
+        frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
+        angles = torch.outer(torch.arange(config.sequence_len, dtype=torch.float32), frequencies)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+        self._compiled_hidden: Callable[[Tensor], Tensor] | None = None
+        self._compiled_block: Callable[..., Tensor] | None = None
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Fill the parameters from torch's current random state.
+
+        Matrices: normal with std sqrt(min(1, out / in) / in) (https://arxiv.org/abs/2310.17813); what writes to the
+        residual stream and the head start at zero, so that the first loss is log(vocabulary) exactly.
+        """
+        nn.init.normal_(self.embed_tokens.weight)
+        nn.init.zeros_(self.lm_head.weight)
+        for block in self.layers:
+            for name, weight in block.named_parameters():
+                if name.endswith(("o_proj.weight", "fc2.weight")):
+                    nn.init.zeros_(weight)
+                else:
+                    fan_out, fan_in = weight.shape
+                    nn.init.normal_(weight, std=(min(1.0, fan_out / fan_in) / fan_in) ** 0.5)
+
+    def compile_training(self) -> None:
+        """Compile what `loss` runs. Evaluation and decoding, whose shapes vary, stay as they are: no recompilation.
+
+        On a CPU one block is compiled and serves all: at depth 4 the first step is taken after 21 s instead of 32.
+        """
+        if self.device.type == "cpu":
+            self._compiled_block = torch.compile(Block.forward, dynamic=False)
+        else:
+            self._compiled_hidden = torch.compile(self.hidden, dynamic=False)
+
+    def train_in_fp8(self) -> None:
+        """Let the matrices inside the blocks multiply in FP8 in `loss`. What records no gradients stays as it is."""
+        for module in self.layers.modules():
+            if isinstance(module, Linear):
+                module.trains_in_fp8 = True
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `loss` runs compiled."""
+        return bool(self._compiled_hidden or self._compiled_block)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embed_tokens.weight.device
+
+    def flops_per_token(self, row_len: int | None = None, trained_share: float = 1.0) -> float:
+        """Floating-point operations to train on one token: 6 a matrix parameter, 12 T C a layer for attention.
+
+        T is `row_len`, or the whole context. The head has work only where there is a target: the `trained_share`.
+
+        The convention of PaLM's appendix B (https://arxiv.org/abs/2204.02311): the attention matrix counts in full,
+        the embedding not at all.
+        """
+        head = self.lm_head.weight.numel()
+        matrices = self.config.num_parameters - self.embed_tokens.weight.numel() - (1 - trained_share) * head
+        return 6 * matrices + 12 * self.config.n_layer * self.config.n_embd * (row_len or self.config.sequence_len)
+
+    def hidden(self, tokens: Tensor, cache: AttentionCache | None = None) -> Tensor:
+        """What the head reads. tokens: (B, T) -> (B, T, C) in the compute dtype. Raises ValueError past the context."""
+        if cache is None:
+            if tokens.size(1) > self.config.sequence_len:
+                raise ValueError(f"{tokens.size(1)} tokens exceed the context of {self.config.sequence_len}")
+            cos, sin = (table[None, : tokens.size(1), None] for table in (self.cos, self.sin))
+        else:
+            cos, sin = (table[cache.positions].unsqueeze(2) for table in (self.cos, self.sin))
+        cos, sin = cos.to(self.compute_dtype), sin.to(self.compute_dtype)
+        x = rms_norm(self.embed_tokens(tokens).to(self.compute_dtype))
+        run_block: Callable[..., Tensor] = Block.__call__
+        if self._compiled_block and cache is None and torch.is_grad_enabled():
+            run_block = self._compiled_block
+        for block in self.layers:
+            x = run_block(block, x, cos, sin, cache)
+        return rms_norm(x)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits in fp32, soft-capped. hidden: (..., C) -> (..., V)."""
+        return LOGIT_SOFTCAP * torch.tanh(self.lm_head(hidden).float() / LOGIT_SOFTCAP)
+
+    def forward(self, tokens: Tensor, cache: AttentionCache | None = None) -> Tensor:
+        """Logits of every position. tokens: (B, T) -> (B, T, V) in fp32."""
+        return self.head(self.hidden(tokens, cache))
+
+    def loss(
+        self, tokens: Tensor, targets: Tensor, token_weights: Tensor | None = None, trained: Tensor | None = None
+    ) -> Tensor:
+        """Sum over tokens of weight x cross-entropy, a scalar. tokens, targets, token_weights: (B, T).
+
+        trained: (N,) flattened positions, all that have a target, to spare the head the others.
+        """
+        hidden = (self._compiled_hidden or self.hidden)(tokens).flatten(0, 1)
+        targets = targets.flatten()
+        weights = None if token_weights is None else token_weights.flatten()
+        if trained is not None:
+            hidden, targets = hidden.index_select(0, trained), targets[trained]
+            weights = None if weights is None else weights[trained]
+        compiled = self._compiled_hidden is not None
+        return linear_cross_entropy(hidden, self.lm_head.weight, targets, weights, LOGIT_SOFTCAP, compiled=compiled)
+
+    @torch.no_grad()
+    def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of each token in nats, 0 where the target is loss.IGNORE. (B, T), (B, T) -> (B, T)."""
+        hidden = self.hidden(tokens).flatten(0, 1)
+        return token_losses(hidden, self.lm_head.weight, targets.flatten(), LOGIT_SOFTCAP).view_as(targets)

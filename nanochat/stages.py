@@ -1,0 +1,38 @@
+"""The training stages, in order."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+StageName = Literal["base", "mid", "sft", "rl"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training stage: what its checkpoints are called and which script makes them."""
+
+    name: StageName
+    """also the `source` of its checkpoints"""
+    title: str
+    script: str
+    checkpoint_folder: str
+    """below the base directory"""
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("base", "pretraining", "./pretrain.sh", "base_checkpoints"),
+        Stage("mid", "midtraining", "./midtrain.sh", "mid_checkpoints"),
+        Stage("sft", "supervised fine-tuning", "./sft.sh", "chatsft_checkpoints"),
+        Stage("rl", "reinforcement learning", "./rl.sh", "chatrl_checkpoints"),
+    )
+}
+
+
+def previous(name: str) -> Stage:
+    """The stage whose checkpoints `name` starts from. Raises ValueError for the first stage."""
+    names = list(STAGES)
+    index = names.index(name)
+    if index == 0:
+        raise ValueError(f"{name} is the first stage")
+    return STAGES[names[index - 1]]

@@ -1,0 +1,137 @@
+"""What a person does with checkpoints on disk: look them over, check them, thin them out, archive them."""
+
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat import locks, paths
+from nanochat.errors import UserError
+from nanochat.stages import STAGES
+from nanochat.telemetry.run_log import FACTS_FILE, METRICS_FILE, SAMPLES_FILE
+from nanochat.tokenizer import Tokenizer
+from nanochat.train import saving
+from nanochat.train.checkpoint import Checkpoint, find, saved_steps
+
+TOKENIZER = "tokenizer"
+"""The tokenizer's folder in an archive."""
+LOGS = (FACTS_FILE, METRICS_FILE, SAMPLES_FILE)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A line of the list."""
+
+    source: str
+    tag: str
+    checkpoint: Checkpoint
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(file.stat().st_size for file in self.checkpoint.folder.iterdir())
+
+    @property
+    def age_seconds(self) -> float:
+        """Since it was saved."""
+        at = (
+            self.checkpoint.meta["saved_at"]
+            if self.checkpoint.is_readable()
+            else self.checkpoint.folder.stat().st_mtime
+        )
+        return time.time() - float(at)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """At the last validation before it was saved; None where there was none, or it cannot be read."""
+        return self.checkpoint.meta.get("results", {}).get("bpb") if self.checkpoint.is_readable() else None
+
+
+def all_saved(source: str | None = None, tag: str | None = None) -> Iterator[Saved]:
+    """All checkpoints, or those of a stage or a model; those of models that were set aside too."""
+    for stage in [source] if source else STAGES:
+        folder = paths.checkpoints_dir(stage)
+        for found in sorted({path.parent for pattern in ("*", "aside/*") for path in folder.glob(f"{pattern}/step_*")}):
+            name = str(found.relative_to(folder))
+            if tag in (None, name):
+                for checkpoint in saved_steps(found):
+                    yield Saved(stage, name, checkpoint)
+
+
+def prune(source: str | None, tag: str | None, keep_last: int, keep_every: int) -> list[Checkpoint]:
+    """Remove all checkpoints of each model but the last `keep_last` sound ones and every `keep_every`-th step.
+
+    Damaged ones go as well. Raises UserError if a model is being trained: its run prunes by itself.
+    """
+    removed: list[Checkpoint] = []
+    for stage, name in sorted({(saved.source, saved.tag) for saved in all_saved(source, tag)}):
+        if holder := locks.hold(paths.run_lock(stage, name.replace("/", "-"))):
+            raise UserError(f"{holder} is training the {stage} model {name}: stop it first, or name others with --tag")
+        folder = paths.checkpoints_dir(stage) / name
+        sound = [checkpoint for checkpoint in saved_steps(folder) if not checkpoint.damage()]
+        if sound:  # else nothing could stand in for what is damaged
+            steps = {checkpoint.step for checkpoint in sound}
+            removed += saving.remove([checkpoint for checkpoint in saved_steps(folder) if checkpoint.step not in steps])
+            removed += saving.prune(folder, keep_last, keep_every)
+    return removed
+
+
+def archive(source: str | None, tag: str | None, step: int | None, file: Path | None) -> Path:
+    """Write a checkpoint, checked, with its tokenizer and what its run logged, into a tar file.
+
+    Raises UserError if there is no such checkpoint, it is damaged, its tokenizer is not here, or the file is there.
+    """
+    found = find(source, tag, step)
+    if damage := found.damage():
+        raise UserError(f"{found.folder} is damaged ({damage}): archive another with --step")
+    if Tokenizer.load(paths.tokenizer_dir()).hash != found.meta["tokenizer"]:
+        raise UserError(f"{found.folder} was trained with another tokenizer than {paths.tokenizer_dir()}: put it back")
+    file = file or Path(f"{found.source}-{found.tag}-{found.step:06d}.tar")
+    if file.exists():
+        raise UserError(f"{file} is there already: name another with --file")
+    model = Path(STAGES[found.source].checkpoint_folder) / found.tag
+    partial = file.with_name(f"{file.name}.partial")
+    with tarfile.open(partial, "w") as tar:  # not compressed: weights are noise to a compressor
+        tar.add(found.folder, str(model / found.folder.name))
+        for name in LOGS:
+            if (log := found.folder.parent / name).exists():
+                tar.add(log, str(model / name))
+        tar.add(paths.tokenizer_dir(), TOKENIZER)
+    partial.rename(file)
+    return file
+
+
+def restore(file: Path) -> Checkpoint:
+    """Put what `archive` wrote back where it was: the checkpoint, and what is not there of its logs and its tokenizer.
+
+    Raises UserError if it is no such archive, the checkpoint is damaged or there already, or belongs to another
+    tokenizer than the one that is here.
+    """
+    with tempfile.TemporaryDirectory(dir=paths.base_dir(), prefix=".restoring-") as temporary:
+        unpacked = Path(temporary)
+        try:
+            with tarfile.open(file) as tar:
+                tar.extractall(unpacked, filter="data")
+            (folder,) = unpacked.glob("*_checkpoints/*/step_*")
+            tokenizer = Tokenizer.load(unpacked / TOKENIZER)
+        except (OSError, tarfile.TarError, ValueError, UserError) as error:
+            raise UserError(f"{file} is not a whole archive of a checkpoint ({error}): take another copy") from None
+        if damage := Checkpoint(folder).damage():
+            raise UserError(f"the checkpoint in {file} is damaged ({damage}): take another copy")
+        if not paths.tokenizer_dir().exists():
+            (unpacked / TOKENIZER).rename(paths.tokenizer_dir())
+        elif Tokenizer.load(paths.tokenizer_dir()).hash != tokenizer.hash:
+            raise UserError(
+                f"{file} belongs to another tokenizer than {paths.tokenizer_dir()}: set NANOCHAT_BASE_DIR to another "
+                "folder and restore it there"
+            )
+        model = paths.base_dir() / folder.parent.relative_to(unpacked)
+        if (model / folder.name).exists():
+            raise UserError(f"{model / folder.name} is there already: move it away first")
+        model.mkdir(parents=True, exist_ok=True)
+        for name in LOGS:
+            if (folder.parent / name).exists() and not (model / name).exists():
+                (folder.parent / name).rename(model / name)
+        return Checkpoint(folder.rename(model / folder.name))

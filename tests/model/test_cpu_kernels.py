@@ -1,0 +1,69 @@
+"""What is written out on a CPU against autograd of the plain expressions in fp64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanochat.model.cpu_kernels import RMS_NORM_EPS, rms_norm, rotate_and_norm, squared_relu
+
+ANGLES = torch.outer(torch.arange(5.0), torch.arange(1, 5) / 3)[None, :, None]
+
+
+def turned(x: Tensor) -> Tensor:
+    return rotate_and_norm(x, ANGLES.cos().to(x.dtype), ANGLES.sin().to(x.dtype)).transpose(1, 2)
+
+
+def plain_norm(x: Tensor) -> Tensor:
+    return F.rms_norm(x, (x.size(-1),), eps=RMS_NORM_EPS)
+
+
+def plain_turned(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = ANGLES.double().cos(), ANGLES.double().sin()
+    return plain_norm(torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1))
+
+
+PAIRS = [
+    (rms_norm, plain_norm),
+    (turned, plain_turned),
+    (squared_relu, lambda x: F.relu(x).square()),
+]
+
+
+@pytest.mark.parametrize(("ours", "plain"), PAIRS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 300.0])
+def test_values_and_gradients(
+    ours: Callable[[Tensor], Tensor],
+    plain: Callable[[Tensor], Tensor],
+    dtype: torch.dtype,
+    tolerance: float,
+    scale: float,
+) -> None:
+    torch.manual_seed(0)
+    x = (scale * torch.randn(3, 5, 2, 8)).to(dtype).requires_grad_()
+    x64 = x.detach().double().requires_grad_()
+    incoming = torch.randn(3, 5, 2, 8).to(dtype)
+    got, want = ours(x), plain(x64)
+    assert got.dtype == dtype
+    assert (got.double() - want).norm() < tolerance * want.norm()
+    (gradient,) = torch.autograd.grad(got, x, incoming)
+    (exact,) = torch.autograd.grad(want, x64, incoming.double())
+    assert (gradient.double() - exact).norm() < tolerance * exact.norm()
+
+
+def test_the_norm_of_a_row_is_right_on_average_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2000, 256).bfloat16()
+    exact = plain_norm(x.double())
+    gain = (rms_norm(x).double() * exact).mean(dim=1)
+    assert (gain - 1).square().mean().sqrt() < 6e-4 and (gain - 1).abs().max() < 2.5e-3
+
+
+def test_the_norm_of_zeros_is_zero() -> None:
+    x = torch.zeros(2, 8, requires_grad=True)
+    rms_norm(x).sum().backward()
+    assert rms_norm(x).abs().max() == 0 and x.grad is not None and x.grad.isfinite().all()

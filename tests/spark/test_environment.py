@@ -1,0 +1,141 @@
+"""What scripts/env.sh and scripts/cuda.sh set on machines played with stand-ins."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.machine import FakeMachine
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NAMES = "OMP_NUM_THREADS|NCCL_.*|CUDA_HOME|LD_LIBRARY_PATH|TRITON_PTXAS_PATH|PYTORCH_.*|MALLOC_.*|NANOCHAT_FOUND"
+
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "1073741824", "MALLOC_TOP_PAD_": "67108864",
+}  # fmt: skip
+
+
+def run_sourced(script: str, **variables: str) -> str:
+    """What a script prints after env.sh, but for the part of it that makes .venv and changes PATH."""
+    program = (
+        f'set -euo pipefail; root="{ROOT}"; NANOCHAT_BASE_DIR=/tmp/base; unset ${{!NCCL_*}} OMP_NUM_THREADS\n'
+        f"{''.join(f'export {name}={value!r}; ' for name, value in variables.items())}\n"
+        f'source <(sed "1,/^export PYTHONSAFEPATH/d" "{ROOT}/scripts/env.sh")\n{script}'
+    )
+    return subprocess.run(["bash", "-c", program], stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The variables that env.sh sets."""
+    lines = run_sourced(f"env | grep -E '^({NAMES})=' || true", **variables).splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUDA_HOME", "LD_LIBRARY_PATH", "TRITON_PTXAS_PATH", "PYTORCH_ALLOC_CONF", "NANOCHAT_FOUND", *MALLOC):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_machine_of_equal_cores_and_one_network_is_left_alone(machine: FakeMachine) -> None:
+    machine.write("dev/nvidia0", "")
+    assert environment() == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+
+def test_without_a_gpu_glibc_keeps_what_is_freed(machine: FakeMachine) -> None:
+    assert {name: value for name, value in environment().items() if name in MALLOC} == MALLOC
+    assert environment(MALLOC_TOP_PAD_="0")["MALLOC_TOP_PAD_"] == "0"
+
+
+def test_there_are_as_many_threads_as_fast_cores(machine: FakeMachine) -> None:
+    for core in range(20):
+        fast = 1024 if core < 10 else 997  # the two clusters need not run at quite the same clock
+        machine.write(f"sys/devices/system/cpu/cpu{core}/cpu_capacity", f"{fast if core % 10 >= 5 else 718}\n")
+    assert environment()["OMP_NUM_THREADS"] == "10"
+    assert environment(OMP_NUM_THREADS="3")["OMP_NUM_THREADS"] == "3"
+
+
+def test_the_allocator_s_older_variable_has_its_say(machine: FakeMachine) -> None:
+    assert "PYTORCH_ALLOC_CONF" not in environment(PYTORCH_CUDA_ALLOC_CONF="backend:native")
+
+
+def toolkit(machine: FakeMachine, release: str, path: str = "usr/local/cuda") -> Path:
+    folder = machine.root / path
+    nvcc = machine.write(f"{path}/bin/nvcc", f"#!/bin/sh\necho 'Cuda compilation tools, release {release}'\n")
+    nvcc.chmod(0o755)
+    return folder
+
+
+def test_cuda_13_is_set_and_its_ptxas_only_if_the_file_exists(machine: FakeMachine) -> None:
+    folder = toolkit(machine, "13.0, V13.0.88")
+    assert environment()["CUDA_HOME"] == str(folder)
+    assert environment()["LD_LIBRARY_PATH"] == f"{folder}/lib64"
+    assert environment(LD_LIBRARY_PATH="/mine")["LD_LIBRARY_PATH"] == f"/mine:{folder}/lib64"
+    assert "TRITON_PTXAS_PATH" not in environment()
+    machine.write("usr/local/cuda/bin/ptxas", "#!/bin/sh\n").chmod(0o755)
+    assert environment()["TRITON_PTXAS_PATH"] == f"{folder}/bin/ptxas"
+    assert environment(TRITON_PTXAS_PATH="/mine")["TRITON_PTXAS_PATH"] == "/mine"
+
+
+def test_the_cuda_13_that_is_named_is_taken_and_another_cuda_is_replaced_with_a_note(
+    machine: FakeMachine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = toolkit(machine, "13.0, V13.0.88")
+    mine = str(toolkit(machine, "13.1, V13.1.80", "opt/cuda"))
+    assert environment(CUDA_HOME=mine)["CUDA_HOME"] == mine
+    assert capfd.readouterr().err == ""
+    old = str(toolkit(machine, "12.8, V12.8.61", "opt/old"))
+    again = f'source "{ROOT}/scripts/cuda.sh"; echo "$CUDA_HOME"'
+    assert run_sourced(again, CUDA_HOME=old) == f"{folder}\n"
+    assert capfd.readouterr().err == f"note: CUDA_HOME={old} is not CUDA 13: {folder}, which is, is used instead\n"
+
+
+def test_an_older_toolkit_is_left_alone(machine: FakeMachine) -> None:
+    toolkit(machine, "12.8, V12.8.61")
+    assert "CUDA_HOME" not in environment()
+    old = str(machine.root / "usr/local/cuda")
+    assert environment(CUDA_HOME=old)["CUDA_HOME"] == old
+
+
+def test_nccl_is_told_of_ports_that_are_up_and_have_an_address(machine: FakeMachine) -> None:
+    machine.command("ip", 'case "$*" in *enp1s0f0np0* | *enP2p1s0f0np0*) echo "2: inet 192.168.100.1/24" ;; esac')
+    for device, interface, state in (
+        ("rocep1s0f0", "enp1s0f0np0", "4: ACTIVE"),
+        ("roceP2p1s0f0", "enP2p1s0f0np0", "4: ACTIVE"),
+        ("rocep1s0f1", "enp1s0f1np1", "1: DOWN"),
+        ("mlx5_9", "ib9", "4: ACTIVE"),  # without an address
+    ):
+        for name, text in (("link_layer", "Ethernet"), ("state", state), ("gid_attrs/ndevs/0", interface)):
+            machine.write(f"sys/class/infiniband/{device}/ports/1/{name}", f"{text}\n")
+    found = environment()
+    assert set(found["NCCL_IB_HCA"].removeprefix("=").split(",")) == {"rocep1s0f0", "roceP2p1s0f0"}
+    assert set(found["NCCL_SOCKET_IFNAME"].removeprefix("=").split(",")) == {"enp1s0f0np0", "enP2p1s0f0np0"}
+    assert found["NANOCHAT_FOUND"] == "NCCL_IB_HCA,NCCL_SOCKET_IFNAME"
+    assert environment(NCCL_IB_HCA="mine")["NCCL_IB_HCA"] == "mine"
+
+
+def test_a_run_holds_the_machine_awake_and_lets_go_of_it(machine: FakeMachine) -> None:
+    """The stand-in does as systemd-inhibit does: it runs the command that it is given."""
+    (machine.root / "run/systemd/system").mkdir(parents=True)
+    ended = machine.root / "ended"
+    machine.command("systemd-inhibit", f'while [[ "$1" == --* ]]; do shift; done; "$@"; touch "{ended}"')
+    run_sourced("stay_awake; sleep 0.5")
+    (call,) = [call for call in machine.calls if call.startswith("systemd-inhibit")]
+    assert "--what=sleep" in call
+    until = time.monotonic() + 20
+    while not ended.exists() and time.monotonic() < until:  # tail looks once a second
+        time.sleep(0.05)
+    assert ended.exists()
+
+
+def test_a_machine_may_be_let_to_sleep(machine: FakeMachine) -> None:
+    (machine.root / "run/systemd/system").mkdir(parents=True)
+    machine.command("systemd-inhibit")
+    run_sourced("stay_awake", NANOCHAT_STAY_AWAKE="0")
+    assert machine.calls == []
+
+
+def test_a_doctor_that_breaks_stops_no_run(machine: FakeMachine) -> None:
+    machine.command("python", "echo 'warning memory little'; exit 1")
+    assert run_sourced("look_around; echo goes on") == "goes on\n"

@@ -1,0 +1,61 @@
+"""Warnings in words."""
+
+from pathlib import Path
+
+import pytest
+
+from nanochat.host import GPU
+from nanochat.telemetry.alerts import Alerts
+from tests.machine import FakeMachine
+from tests.telemetry.test_sensors import sample
+
+GB = 10**9
+PLENTY = {"memory_available_bytes": 90 * GB, "page_cache_bytes": 40 * GB}
+
+
+def alerts(folder: Path, checkpoint_bytes: int = 1) -> Alerts:
+    return Alerts(folder, checkpoint_bytes)
+
+
+def test_a_machine_that_is_well_is_not_talked_about(machine: FakeMachine) -> None:
+    assert alerts(machine.root).check(PLENTY, [sample()], now=0) == []
+
+
+def test_little_memory_is_told_with_what_to_do(machine: FakeMachine) -> None:
+    low = {"memory_available_bytes": 3 * 2**30, "page_cache_bytes": 40 * 2**30}
+    (warning,) = alerts(machine.root).check(low, [], now=0)
+    assert warning.startswith("warning: 3.0 of 119 GiB of memory are left") and "--device-batch-size" in warning
+    assert "page cache" not in warning
+    (unified,) = alerts(machine.root).check(low, [sample()], now=0)
+    assert "the page cache holds 40 GiB" in unified and "drop_caches" in unified
+
+
+def test_a_disk_that_cannot_hold_the_next_checkpoint_is_told_before_it_is_written(machine: FakeMachine) -> None:
+    (warning,) = alerts(machine.root, 10**18).check(PLENTY, [], now=0)
+    assert "the next checkpoint takes 1000000000.0 GB" in warning and str(machine.root) in warning
+
+
+@pytest.mark.parametrize(
+    ("slowed_by", "words"), [(0x40, "too hot"), (0x80, "lacks power"), (0, "nvidia-smi -q -d PERFORMANCE")]
+)
+def test_a_clock_that_dropped_is_told_after_a_minute(machine: FakeMachine, slowed_by: int, words: str) -> None:
+    watch = alerts(machine.root)
+    slow: list[GPU] = [sample(clock=1100.0, temperature=86.0, slowed_by=slowed_by)]
+    assert watch.check(PLENTY, [sample(clock=2400.0)], now=0) == []
+    assert watch.check(PLENTY, slow, now=20) == []
+    (warning,) = watch.check(PLENTY, slow, now=90)
+    assert "fell from 2400 to 1100 MHz at 86 °C" in warning and words in warning
+
+
+def test_a_short_pause_of_the_gpu_is_no_drop(machine: FakeMachine) -> None:
+    watch = alerts(machine.root)
+    clocks = [2400.0, 300.0, 2400.0, 300.0, 2400.0]
+    assert [watch.check(PLENTY, [sample(clock=c)], now=40.0 * i) for i, c in enumerate(clocks)] == [[]] * 5
+
+
+def test_a_warning_is_repeated_after_an_hour_or_when_it_comes_back(machine: FakeMachine) -> None:
+    watch = alerts(machine.root)
+    low = {**PLENTY, "memory_available_bytes": GB}
+    said = [len(watch.check(reading, [], now=minute * 60)) for minute, reading in
+            ((0, low), (1, low), (59, low), (60, low), (61, PLENTY), (62, low))]  # fmt: skip
+    assert said == [1, 0, 0, 1, 0, 1]

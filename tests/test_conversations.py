@@ -1,0 +1,143 @@
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanochat import conversations
+from nanochat.conversations import conversation, find_problem
+from nanochat.errors import UserError
+
+GOOD = conversation("Hi!", [{"type": "python", "text": "1 + 1"}, {"type": "python_output", "text": ""}])
+
+
+def messages(*pairs: tuple[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        conversation("Hi!", "Hello!"),
+        GOOD,
+        messages(("system", "Be kind."), ("user", "Hi!"), ("assistant", "Hello!")),
+        messages(("user", "Hi!"), ("assistant", "Hello!"), ("user", "Bye!")),
+    ],
+)
+def test_good_conversations_have_no_problem(value: Any) -> None:
+    assert find_problem(value) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ([], 'a list of "messages"'),
+        ({"messages": "Hi!"}, 'a list of "messages"'),
+        (messages(), "at least one message of the user"),
+        (messages(("user", "Hi!")), "at least one message of the user"),
+        (messages(("system", "a"), ("system", "b"), ("user", "c")), "message 2 is from the system"),
+        (messages(("assistant", "Hi!"), ("user", "Hi!")), "message 1 is from the assistant"),
+        (messages(("user", "Hi!"), ("user", "Hi!")), "message 2 is from the user where the assistant"),
+        (messages(("robot", "Hi!")), 'no "role"'),
+        (messages(("user", " \n")), "message 1 is empty"),
+        (messages(("user", 7)), 'no "content"'),
+        (messages(("user", [{"type": "text", "text": "Hi!"}])), "only the assistant"),
+        (messages(("user", "Hi!"), ("assistant", [])), "message 2 is empty"),
+        (messages(("user", "Hi!"), ("assistant", [{"type": "image", "text": "a"}])), '"type" is not'),
+        (messages(("user", "Hi!"), ("assistant", [{"type": "text"}])), 'a text part without "text"'),
+        (messages(("user", "Hi!"), ("assistant", [{"type": "python", "text": ""}])), "an empty python part"),
+    ],
+)
+def test_what_is_wrong_is_said(value: Any, reason: str) -> None:
+    problem = find_problem(value)
+    assert problem is not None and reason in problem
+
+
+def test_scan_gives_each_line_its_number_and_problem(tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    good = json.dumps(GOOD).encode()
+    path.write_bytes(
+        b"\xef\xbb\xbf" + b"\n".join([good, b"", b"{oops", b"\xff", b"{}", b"[" * 100_000, good + b"\r", b""])
+    )
+    lines = list(conversations.scan(path))
+    assert [line.number for line in lines] == [1, 3, 4, 5, 6, 7]
+    assert [line.conversation == GOOD for line in lines] == [True, False, False, False, False, True]
+    assert all((line.problem is None) == (line.conversation is not None) for line in lines)
+
+
+def test_a_text_with_unicode_line_separators_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    conversations.append(path, [conversation("a\u2028b\x85c", "d")])
+    assert conversations.read(path) == [conversation("a\u2028b\x85c", "d")]
+
+
+def test_read_names_the_broken_line_and_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n{oops\n")
+    with pytest.raises(UserError, match=r"line 2 of .*chats\.jsonl is broken.*mend or remove"):
+        conversations.read(path)
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_read_refuses_an_empty_file(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match="holds no conversation"):
+        conversations.read(path)
+
+
+def test_read_refuses_an_absent_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read"):
+        conversations.read(tmp_path / "absent.jsonl")
+
+
+def test_append_keeps_every_old_byte(tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    old = b"{half a line\xff\n\n  {}\r\n{no newline at the end"
+    path.write_bytes(old)
+    conversations.append(path, [GOOD])
+    assert path.read_bytes() == old + b"\n" + json.dumps(GOOD).encode() + b"\n"
+
+
+def test_append_writes_through_a_link_and_keeps_permissions(tmp_path: Path) -> None:
+    target, link = tmp_path / "chats.jsonl", tmp_path / "link.jsonl"
+    conversations.append(target, [GOOD])
+    target.chmod(0o640)
+    link.symlink_to(target)
+    conversations.append(link, [GOOD])
+    assert link.is_symlink() and len(conversations.read(target)) == 2
+    assert target.stat().st_mode & 0o777 == 0o640
+
+
+def test_appending_at_the_same_time_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    threads = [
+        threading.Thread(target=conversations.append, args=(path, [conversation(f"{i}", "ok")])) for i in range(16)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(int(str(c["messages"][0]["content"])) for c in conversations.read(path)) == list(range(16))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_append_refuses_what_is_not_a_conversation(tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    with pytest.raises(ValueError, match="is empty"):
+        conversations.append(path, [conversation("", "")])
+    assert not path.exists()
+
+
+def test_a_place_that_cannot_be_written_gets_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        conversations.append(tmp_path / "file" / "chats.jsonl", [GOOD])
+
+
+def test_write_if_absent_leaves_a_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    assert conversations.write_if_absent(path, [GOOD])
+    assert not conversations.write_if_absent(path, [GOOD, GOOD])
+    assert conversations.read(path) == [GOOD]

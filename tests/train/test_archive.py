@@ -1,0 +1,88 @@
+"""Checkpoints are listed, checked, thinned out, and taken to another place and back."""
+
+from pathlib import Path
+
+import pytest
+
+from nanochat import paths
+from nanochat.errors import UserError
+from nanochat.tokenizer import Tokenizer
+from nanochat.train import archive, checkpoint
+from nanochat.train.checkpoint import MODEL_FILE
+from scripts import checkpoints as script
+from tests.training import flip_a_byte, save
+
+
+def listed() -> list[tuple[str, str, int]]:
+    return [(saved.source, saved.tag, saved.checkpoint.step) for saved in archive.all_saved()]
+
+
+def test_all_are_listed_those_set_aside_too_and_the_damaged_marked(
+    base_dir: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tokenizer, "sft", "d2", 7)
+    save(tokenizer, "base", "aside/d2.20260101-120000", 4)
+    flip_a_byte(save(tokenizer, "base", "d2", 3).folder / MODEL_FILE)
+    assert listed() == [("base", "aside/d2.20260101-120000", 4), ("base", "d2", 3), ("sft", "d2", 7)]
+    script.main(script.Options())
+    out = capsys.readouterr().out
+    assert out.count("good") == 2 and out.count("damaged") == 1 and "model.safetensors is not" in out
+    with pytest.raises(UserError, match="1 of 3 checkpoints are damaged"):
+        script.main(script.Options(script.Verify()))
+
+
+def test_pruning_keeps_the_last_good_ones_of_each_model(base_dir: Path, tokenizer: Tokenizer) -> None:
+    for step in (1, 2, 3, 4):
+        saved = save(tokenizer, step=step)
+    flip_a_byte(saved.folder / MODEL_FILE)
+    save(tokenizer, "mid", step=9)
+    script.main(script.Options(script.Prune(keep_last=1, keep_every=2)))
+    assert listed() == [("base", "d2", 2), ("base", "d2", 3), ("mid", "d2", 9)]
+
+
+def test_a_model_whose_checkpoints_are_all_damaged_is_not_pruned(base_dir: Path, tokenizer: Tokenizer) -> None:
+    for step in (1, 2):
+        flip_a_byte(save(tokenizer, step=step).folder / MODEL_FILE)
+    assert archive.prune(None, None, 1, 0) == []
+
+
+def test_an_archive_brings_a_model_to_another_place(
+    base_dir: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.save(paths.tokenizer_dir())
+    saved = save(tokenizer, step=5)
+    (saved.folder.parent / "metrics.jsonl").write_text('{"step": 5}\n')
+    file = archive.archive(None, None, None, base_dir / "model.tar")
+    with pytest.raises(UserError, match="is there already: name another"):
+        archive.archive(None, None, None, file)
+    with pytest.raises(UserError, match="is there already: move it away"):
+        archive.restore(file)
+    elsewhere = base_dir / "elsewhere"
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(elsewhere))
+    restored = archive.restore(file)
+    assert restored.damage() is None and checkpoint.find("base").step == 5
+    assert Tokenizer.load(paths.tokenizer_dir()).hash == tokenizer.hash
+    assert (restored.folder.parent / "metrics.jsonl").exists()
+    assert not list(elsewhere.glob(".restoring*"))
+
+
+def test_an_archive_that_is_damaged_or_of_another_tokenizer_is_refused(
+    base_dir: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.save(paths.tokenizer_dir())
+    save(tokenizer)
+    file = archive.archive("base", "d2", 1, base_dir / "model.tar")
+    cut, flipped = base_dir / "cut.tar", base_dir / "flipped.tar"
+    cut.write_bytes(file.read_bytes()[:100_000])
+    flipped.write_bytes(file.read_bytes())
+    with flipped.open("r+b") as damaged:  # its first megabyte is weights or optimizer
+        damaged.seek(1 << 20)
+        damaged.write(b"not what was there")
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base_dir / "elsewhere"))
+    with pytest.raises(UserError, match="is not a whole archive"):
+        archive.restore(cut)
+    with pytest.raises(UserError, match=r"the checkpoint in .* is damaged"):
+        archive.restore(flipped)
+    Tokenizer.train(["some other text"] * 3, 270).save(paths.tokenizer_dir())
+    with pytest.raises(UserError, match="belongs to another tokenizer"):
+        archive.restore(file)

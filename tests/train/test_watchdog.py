@@ -1,0 +1,116 @@
+"""Of two processes one is killed, stopped or stuck: both end, with a message that names it, and the run resumes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat import paths
+from nanochat.data.batches import Share
+from nanochat.runtime import Runtime
+from nanochat.telemetry.run_log import read_steps
+from nanochat.tokenizer import Tokenizer
+from nanochat.train import watchdog
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FAULTS = {
+    "none": "pass",
+    "killed": "os.kill(os.getpid(), signal.SIGKILL)",
+    "stopped": "os.kill(os.getpid(), signal.SIGSTOP)",
+    "stuck": "threading.Event().wait()",
+    "failing": "raise RuntimeError('broken')",
+}
+STAGE = """
+import os, signal, sys, threading
+from dataclasses import replace
+import torch
+from nanochat import cli, paths
+from nanochat.train import watchdog
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import Tokenizer
+from tests.training import FewRows, OPTIONS, batches, begin, HOW
+
+torch.set_num_threads(1)
+watchdog.SILENCE_SECONDS = watchdog.STILL_SECONDS = 3.0
+watchdog.SECONDS_OF_GRACE = 2.0
+
+class Rows(FewRows):
+    def __getitem__(self, index):
+        if os.environ["RANK"] == "1" and run.step == 5:
+            FAULT
+        return super().__getitem__(index)
+
+def main(options):
+    global run
+    with Runtime.start("cpu") as runtime:
+        run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), options)
+        run.run(batches(Rows(), options, runtime.share), 8, **HOW)
+
+cli.run(main, type(OPTIONS), args=["--model-tag", sys.argv[1], "--save-every", "2", "--device-batch-size", "4",
+                                   "--device-type", "cpu", "--tracker", "none"])
+"""
+
+
+def run_two(folder: Path, fault: str, tag: str) -> "subprocess.CompletedProcess[str]":
+    (folder / "stage.py").write_text(STAGE.replace("FAULT", FAULTS[fault]))
+    return subprocess.run(
+        [sys.executable, "-m", "scripts.processes", "2", "stage", tag],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{folder}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+
+
+def losses(tag: str) -> list[float]:
+    return [row["loss"] for row in read_steps(paths.checkpoints_dir("base") / tag / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("killed", "was killed, perhaps for want of memory"),
+        ("stopped", "has given no sign of life for 3 s"),
+        ("stuck", "is stuck; nothing has moved for 3 s"),
+        ("failing", "ended with an error"),
+    ],
+)
+def test_both_end_and_the_one_is_named(base_dir: Path, tokenizer: Tokenizer, fault: str, sentence: str) -> None:
+    tokenizer.save(paths.tokenizer_dir())
+    result = run_two(base_dir, fault, "test")
+    assert result.returncode != 0
+    said = result.stdout + result.stderr
+    assert "error: process 1 (" in said and sentence in said, said
+    assert "run the same command again" in said
+    assert "Connection closed by peer" not in said
+    if fault == "killed":
+        assert run_two(base_dir, "none", "test").returncode == 0
+        assert run_two(base_dir, "none", "never-stopped").returncode == 0
+        assert losses("test") == losses("never-stopped") and len(losses("test")) == 8
+
+
+def test_where_steps_are_long_stillness_may_be_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.0, 500.0, 1000.0, 1000.0, 1100.0, 2000.0, 2000.0, 2500.0])
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: next(clock))
+    dog = watchdog.Watchdog(Runtime(torch.device("cpu"), torch.float32, Share(0, 2)), print)
+    assert dog.still_limit == watchdog.STILL_SECONDS_AT_FIRST
+    with dog.step():  # compiles
+        pass
+    assert dog.still_limit == watchdog.STILL_SECONDS_AT_FIRST  # how long a step is, is not known yet
+    with dog.step():  # 500 s: so long a main thread may wait for its GPU
+        pass
+    assert dog.still_limit == 1000.0
+    with dog.step():
+        pass
+    assert dog.still_limit == 1000.0
+    with dog.step():
+        dog.compiles_again()
+    assert dog.still_limit == watchdog.STILL_SECONDS_AT_FIRST
+    with dog.step():
+        pass
+    assert dog.still_limit == 1000.0

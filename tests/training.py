@@ -1,0 +1,82 @@
+"""A small model in training, for the tests of the loop and of what it writes."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nanochat import paths
+from nanochat.data.batches import RowBatches, Share
+from nanochat.data.packing import Row
+from nanochat.model.gpt import GPTConfig
+from nanochat.runtime import Runtime
+from nanochat.telemetry.run_log import read_steps
+from nanochat.tokenizer import Tokenizer
+from nanochat.train import resume, saving
+from nanochat.train.checkpoint import Checkpoint
+from nanochat.train.loop import Training
+from nanochat.train.optim import MuonAdamW, OptimizerOptions
+from nanochat.train.options import TrainOptions
+from tests.conftest import random_model
+
+SEQUENCE_LEN = 32
+OPTIONS = TrainOptions(
+    model_tag="test", tracker="none", device_type="cpu", device_batch_size=4, save_every=0, warmdown_ratio=0.0,
+)  # fmt: skip
+HOW: dict[str, Any] = {
+    "learns": "few rows",
+    "step_size": "8 rows",
+    "fixed_tokens": 8 * SEQUENCE_LEN,
+    "samples": lambda: ["well ..."],
+}
+
+
+class FewRows:
+    """Rows of random tokens, few enough to learn by heart."""
+
+    def __init__(self, count: int = 16) -> None:
+        self.tokens = np.random.default_rng(0).integers(0, 500, (count, SEQUENCE_LEN + 1))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> Row:
+        return Row(self.tokens[index, :-1], self.tokens[index, 1:])
+
+
+def batches(rows: FewRows, options: TrainOptions = OPTIONS, share: Share = Share()) -> RowBatches:  # noqa: B008  # frozen
+    assert isinstance(options.device_batch_size, int)
+    return RowBatches(rows, rows_per_step=8, device_batch_size=options.device_batch_size, share=share, seed=1)
+
+
+def begin(runtime: Runtime, tokenizer: Tokenizer, options: TrainOptions = OPTIONS) -> Training:
+    # Whatever the CPU: in bfloat16 sums made in another order differ by more than what these tests bound.
+    runtime = replace(runtime, compute_dtype=torch.float32)
+    config = GPTConfig.from_depth(2, tokenizer.vocab_size, SEQUENCE_LEN)
+    return resume.begin("base", options, runtime, tokenizer, config=config)
+
+
+def losses(run: Training) -> list[float]:
+    return [row["loss"] for row in read_steps(run.folder / "metrics.jsonl")]
+
+
+def flip_a_byte(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+
+
+def save(
+    tokenizer: Tokenizer, source: str = "base", tag: str = "d2", step: int = 1, keep_last: int = 9, keep_every: int = 0
+) -> Checkpoint:
+    model = random_model(tokenizer.vocab_size)
+    meta = {"source": source, "tag": tag, "tokenizer": tokenizer.hash, "model_config": vars(model.config)}
+    state = MuonAdamW(model, OptimizerOptions()).state_dict()
+    folder = paths.checkpoints_dir(source) / tag
+    saved = saving.write(folder, step, model.state_dict(), state, meta)
+    saving.prune(folder, keep_last, keep_every)
+    return saved
