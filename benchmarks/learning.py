@@ -22,8 +22,8 @@ from nanochat.data.batches import rows_per_step
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime, fast_rows, software
 from nanochat.train.optim import MuonAdamW, OptimizerOptions
-from nanochat.train.options import TrainOptions, check_range
-from scripts.base_train import PretrainOptions, default_batch_size
+from nanochat.train.options import PretrainOptions, TrainOptions, check_range
+from nanochat.train.scaling import default_batch_size
 
 
 @dataclass

@@ -16,7 +16,7 @@ from nanochat.tokenizer import Tokenizer
 from nanochat.train.gradients import StepGradients
 from nanochat.train.optim import MuonAdamW
 from nanochat.train.options import TrainOptions
-from nanochat.train.schedule import lr_multiplier
+from nanochat.train.scaling import lr_multiplier
 
 Model = TypeVar("Model", bound=GPT)
 

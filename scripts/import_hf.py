@@ -15,7 +15,8 @@ from nanochat.errors import UserError
 from nanochat.hub import incoming
 from nanochat.hub.incoming import IncomingModel
 from nanochat.runtime import Runtime
-from scripts.base_train import PretrainOptions, with_defaults
+from nanochat.train.options import PretrainOptions
+from nanochat.train.scaling import scale_options
 
 
 @dataclass
@@ -59,7 +60,7 @@ def main(options: Options) -> None:
 def training_options(model: IncomingModel) -> dict[str, object]:
     """What the next stage inherits, as pretraining of such a model would have set it."""
     with Runtime.start() as runtime:
-        options = with_defaults(PretrainOptions(), model.config, runtime)
+        options = scale_options(PretrainOptions(), model.config, runtime)
     return {"device_batch_size": options.device_batch_size, "total_batch_size": options.total_batch_size}
 
 

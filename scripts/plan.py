@@ -20,8 +20,8 @@ from nanochat.spark.plan import Disk, disk, flops_per_token, machines, stages
 from nanochat.spark.plan_table import count, gigabytes, stage_table
 from nanochat.spark.tariff import Tariff
 from nanochat.train.memory import is_shared
-from nanochat.train.options import check_range
-from scripts.base_train import PretrainOptions, with_defaults
+from nanochat.train.options import PretrainOptions, check_range
+from nanochat.train.scaling import scale_options
 from scripts.prepare import PrepareOptions
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -47,7 +47,7 @@ def main(options: PlanOptions) -> None:
     prepare, pretrain = PrepareOptions(depth=options.depth), PretrainOptions(depth=options.depth)
     config = GPTConfig.from_depth(options.depth, prepare.vocab_size, pretrain.max_seq_len)
     gpu = Runtime(torch.device("cuda"), torch.bfloat16, Share(0, 1))
-    pretrain = with_defaults(pretrain, config, gpu)
+    pretrain = scale_options(pretrain, config, gpu)
     assert pretrain.total_batch_size and pretrain.num_iterations
     tokens = pretrain.total_batch_size * pretrain.num_iterations
     print(

@@ -25,7 +25,7 @@ from nanochat.train.gradients import StepGradients, StepResult
 from nanochat.train.optim import MuonAdamW
 from nanochat.train.options import TrainOptions
 from nanochat.train.saving import CheckpointWriter, commit
-from nanochat.train.schedule import due, lr_multiplier
+from nanochat.train.scaling import lr_multiplier
 from nanochat.train.signals import Interruption, StopAskedError
 from nanochat.train.watchdog import Watchdog
 from nanochat.units import format_duration
@@ -355,3 +355,8 @@ class Training:
             f"{self.source} {self.tag}: {config.num_parameters:,} parameters ({config.n_layer} layers of "
             f"{config.n_embd}, context {config.sequence_len}), {begin}, {num_iterations:,} steps of {step_size}"
         )
+
+
+def due(step: int, every: int, finished: bool) -> bool:
+    """Whether something done every `every` steps (0: never), and at the end, is due after `step`."""
+    return finished or (every > 0 and step % every == 0)

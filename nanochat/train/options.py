@@ -81,6 +81,36 @@ class TrainOptions:
                 check_range(name, getattr(self, name, None), low, high)
 
 
+@dataclass
+class PretrainOptions(TrainOptions):
+    """Train a base model on text. --depth decides the rest; every other option overrides what follows from it."""
+
+    depth: int = 20
+    """layers; width is 64 times as much"""
+    max_seq_len: int = 2048
+    """context in tokens"""
+    dataset: str = "fineweb-edu"
+    """text prepared by prepare.sh"""
+    total_batch_size: int | None = None
+    """tokens in one optimizer step, over all processes and micro-batches; by default it follows from depth"""
+    target_param_data_ratio: float = 20.0
+    """tokens to train on for each parameter (Chinchilla: 20), unless --num-iterations is given"""
+    short_rows_ratio: float = 0.6
+    """share of the steps, the first ones, whose rows are a quarter of the context"""
+    warmdown_ratio: float = 0.5
+    eval_every: int = 250
+    """steps between validations; 0: at the end only"""
+    eval_tokens: int = 10_485_760
+    """tokens of held-out text to validate on"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("short_rows_ratio", self.short_rows_ratio, 0, 1)
+        check_range("eval_every", self.eval_every, 0)
+        check_range("eval_tokens", self.eval_tokens, 1)
+        check_range("target_param_data_ratio", self.target_param_data_ratio, 0.01)
+
+
 def check_not_compiled(options: TrainOptions) -> None:
     """Raise UserError if --compile True is asked of a stage whose batches have too many shapes to compile for each."""
     if options.compile:

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from benchmarks import scaling
 from nanochat.runtime import Runtime
-from scripts.base_train import PretrainOptions, with_defaults
+from nanochat.train.options import PretrainOptions
+from nanochat.train.scaling import scale_options
 from tests.conftest import random_model
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -31,7 +32,7 @@ def test_the_tables_are_those_that_the_code_gives() -> None:
 
 @pytest.mark.parametrize("depth", scaling.BATCH)
 def test_the_batch_is_what_pretraining_takes(depth: int) -> None:
-    options = with_defaults(PretrainOptions(depth=depth), scaling.shape(depth).config, Runtime.start("cpu"))
+    options = scale_options(PretrainOptions(depth=depth), scaling.shape(depth).config, Runtime.start("cpu"))
     assert options.total_batch_size == scaling.BATCH[depth]
 
 

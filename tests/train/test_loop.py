@@ -24,7 +24,7 @@ from nanochat.train import checkpoint, resume
 from nanochat.train.checkpoint import MODEL_FILE
 from nanochat.train.loop import Training
 from nanochat.train.options import TrainOptions, inherit
-from nanochat.train.schedule import lr_multiplier
+from nanochat.train.scaling import lr_multiplier
 from tests.training import HOW, OPTIONS, SEQUENCE_LEN, FewRows, batches, begin, flip_a_byte, losses
 
 

@@ -33,8 +33,7 @@ from nanochat.train import checkpoint, resume
 from nanochat.train.checkpoint import Checkpoint
 from nanochat.train.grpo import RolloutBatches
 from nanochat.train.loop import Training
-from nanochat.train.options import TrainOptions, check_same_course
-from scripts.base_train import PretrainOptions
+from nanochat.train.options import PretrainOptions, TrainOptions, check_same_course
 from tests.train.test_grpo import EvenLength
 from tests.training import HOW, FewRows, batches, begin
 from tests.training import OPTIONS as SHORT
