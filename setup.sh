@@ -231,4 +231,4 @@ else
   if $gpu; then activate_cuda; fi
   for mark in run ${extras[@]+"${extras[@]}"}; do fingerprint >"$venv/complete-$mark"; done
 fi
-if $gpu && ! $quiet && ! $dry_run; then exec "$root/doctor.sh" 9<&-; fi
+if $gpu && ! $quiet && ! $dry_run; then exec "$root/nanochat.sh" doctor 9<&-; fi

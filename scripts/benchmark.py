@@ -1,6 +1,6 @@
 """How fast this machine is, as a file for benchmarks/results: its owner can send it as a pull request.
 
-./benchmark.sh
+./nanochat.sh benchmark
 """
 
 import dataclasses

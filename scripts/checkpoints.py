@@ -1,10 +1,10 @@
 """Look over the checkpoints, check them, thin them out, archive them and bring them back.
 
-./checkpoints.sh                                       list them, each file checked
-./checkpoints.sh verify --source base
-./checkpoints.sh prune --keep-last 1 --keep-every 5000
-./checkpoints.sh archive --source rl --file my-model.tar
-./checkpoints.sh restore my-model.tar
+./nanochat.sh checkpoints                                       list them, each file checked
+./nanochat.sh checkpoints verify --source base
+./nanochat.sh checkpoints prune --keep-last 1 --keep-every 5000
+./nanochat.sh checkpoints archive --source rl --file my-model.tar
+./nanochat.sh checkpoints restore my-model.tar
 """
 
 from dataclasses import dataclass, field
@@ -128,7 +128,9 @@ def verify(saved: list[Saved], console: Console) -> None:
         damaged += damage is not None
         console.print(f"{one.checkpoint.folder}: {damage or 'good'}")
     if damaged:
-        raise UserError(f"{damaged} of {len(saved)} checkpoints are damaged: ./checkpoints.sh prune removes them")
+        raise UserError(
+            f"{damaged} of {len(saved)} checkpoints are damaged: ./nanochat.sh checkpoints prune removes them"
+        )
 
 
 DEMO = Options()

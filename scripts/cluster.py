@@ -1,7 +1,7 @@
 """Two machines that train together: look at what lies between them, and copy what the other one lacks.
 
-./cluster.sh check localhost spark-b
-./cluster.sh sync spark-b
+./nanochat.sh cluster check localhost spark-b
+./nanochat.sh cluster sync spark-b
 """
 
 import json
@@ -52,7 +52,7 @@ def main(options: ClusterOptions) -> None:
         sync(options)
         return
     if len(options.hosts) != 2:
-        raise UserError("name the two machines, such as ./cluster.sh check localhost spark-b")
+        raise UserError("name the two machines, such as ./nanochat.sh cluster check localhost spark-b")
     checks = check(*options.hosts)
     print_checks(Console(highlight=False), checks)
     if any(check.status == "failed" for check in checks):
@@ -78,7 +78,7 @@ def check(first: str, second: str) -> list[Check]:
     missing = [host for host in (first, second) if not is_set_up(host)]
     if missing:
         text = f"not measured: {' and '.join(missing)} has no {PROJECT}/.venv"
-        return [*checks, Check("all-reduce", "warning", text, f"./cluster.sh sync {' '.join(missing)}")]
+        return [*checks, Check("all-reduce", "warning", text, f"./nanochat.sh cluster sync {' '.join(missing)}")]
     return [*checks, all_reduce((first, second), pairs[0])]
 
 
@@ -140,18 +140,20 @@ def all_reduce_script(rank: int, address: str, port: Port) -> str:
 def sync(options: ClusterOptions) -> None:
     """Raises UserError if a copy fails, or would replace what is the other machine's own."""
     if not options.hosts:
-        raise UserError("name the machines to copy to, such as ./cluster.sh sync spark-b")
+        raise UserError("name the machines to copy to, such as ./nanochat.sh cluster sync spark-b")
     for host in options.hosts:
         own = [] if options.force else what_it_has_of_its_own(host, paths.base_dir())
         if own:
             raise UserError(
                 f"{host} has another {' and '.join(own)} than this machine, and checkpoints there may belong to it: "
-                f"set it aside there, or replace it with ./cluster.sh sync {host} --force"
+                f"set it aside there, or replace it with ./nanochat.sh cluster sync {host} --force"
             )
         for command in sync_commands(host, paths.base_dir()):
             print(f"{host}: {shlex.join(command)}", flush=True)
             if not options.dry_run and subprocess.run(command, stdin=subprocess.DEVNULL).returncode:
-                raise UserError(f"that failed, for the reason above: mend it and run ./cluster.sh sync {host} again")
+                raise UserError(
+                    f"that failed, for the reason above: mend it and run ./nanochat.sh cluster sync {host} again"
+                )
 
 
 def what_it_has_of_its_own(host: str, base: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """Is this machine fit for a run of days? A line for each thing, and the command that mends it.
 
-./doctor.sh --depth 20
-./doctor.sh --json
+./nanochat.sh doctor --depth 20
+./nanochat.sh doctor --json
 """
 
 import dataclasses

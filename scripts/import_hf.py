@@ -1,7 +1,7 @@
 """A model that was trained elsewhere as a checkpoint here: it chats, is evaluated and trained on like one of ours.
 
-./import_hf.sh karpathy/nanochat-d32
-./import_hf.sh ~/their-nanochat/chatsft_checkpoints/d20 --stage mid
+./nanochat.sh import karpathy/nanochat-d32
+./nanochat.sh import ~/their-nanochat/chatsft_checkpoints/d20 --stage mid
 """
 
 import shlex
@@ -39,7 +39,7 @@ NEXT = {"base": "./midtrain.sh", "mid": "./sft.sh", "sft": "./rl.sh"}
 
 def main(options: Options) -> None:
     if not options.origin:
-        raise UserError("what to import is missing: ./import_hf.sh REPOSITORY, or a folder")
+        raise UserError("what to import is missing: ./nanochat.sh import REPOSITORY, or a folder")
     model = incoming.read_model(options.origin, options.step)
     incoming.check_tokenizer(model)
     ours = incoming.build(model)

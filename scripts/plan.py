@@ -1,7 +1,7 @@
 """What a model takes, before it is begun: data, disk, memory, hours and energy on several machines.
 
-./plan.sh --depth 20
-./plan.sh --depth 26 --hosts 2
+./nanochat.sh plan --depth 20
+./nanochat.sh plan --depth 26 --hosts 2
 """
 
 import textwrap

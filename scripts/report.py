@@ -1,6 +1,6 @@
 """The report on a model: what was trained, how it went, what came of it.
 
-./report.sh --model-tag d20
+./nanochat.sh report --model-tag d20
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Watch a run from another terminal, or over the network.
 
-./watch.sh
-./watch.sh --web --host 0.0.0.0
+./nanochat.sh watch
+./nanochat.sh watch --web --host 0.0.0.0
 """
 
 import contextlib

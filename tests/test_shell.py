@@ -13,13 +13,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(ROOT.glob("*.sh"))
-# The scripts that hand their arguments to one Python module, and that module.
-MODULES = {
-    path.name: match[1]
+COMMANDS = ("doctor", "plan", "watch", "report", "checkpoints", "cluster", "benchmark", "import")
+# The words that start one Python module each, and that module.
+MODULES: dict[tuple[str, ...], str] = {
+    (path.name,): match[1]
     for path in SCRIPTS
-    if path.name not in ("setup.sh", "demo.sh", "test.sh")
+    if path.name not in ("setup.sh", "demo.sh", "test.sh", "nanochat.sh")
     and (match := re.search(r"^(?:launch|exec python -m) (\S+)", path.read_text(), re.MULTILINE))
-}
+} | {("nanochat.sh", name): f"scripts.{'import_hf' if name == 'import' else name}" for name in COMMANDS}
 # Stands for a stage's module: says what reached it, without the seconds that loading torch takes.
 ECHO = """
 import os, sys
@@ -96,18 +97,41 @@ def test_shellcheck_finds_nothing() -> None:
     assert result.returncode == 0, result.stdout
 
 
-@pytest.mark.parametrize("script", sorted(MODULES))
-def test_a_script_names_a_module_that_exists(script: str) -> None:
-    assert (ROOT / f"{MODULES[script].replace('.', '/')}.py").exists()
+@pytest.mark.parametrize("words", sorted(MODULES))
+def test_a_script_names_a_module_that_exists(words: tuple[str, ...]) -> None:
+    assert (ROOT / f"{MODULES[words].replace('.', '/')}.py").exists()
 
 
-@pytest.mark.parametrize("script", sorted(MODULES))
-def test_a_script_runs_its_own_code_from_another_folder(script: str, project: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_the_commands_are_listed_with_a_line_each(arguments: tuple[str, ...], bare: Path) -> None:
+    result = run(bare / "nanochat.sh", *arguments, cwd=bare)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert tuple(re.findall(r"^  (\w+)   +\S", result.stdout, re.MULTILINE)) == COMMANDS
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_an_unknown_command_is_one_line_and_exit_code_2(bare: Path) -> None:
+    result = run(bare / "nanochat.sh", "docter", cwd=bare)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1 and "docter" in result.stderr
+
+
+def test_help_names_the_command_as_it_was_typed(project: Path, tmp_path: Path) -> None:
+    (project / "scripts/doctor.py").write_text('import os\nprint(os.environ["NANOCHAT_COMMAND"])\n')
+    result = run(project / "nanochat.sh", "doctor", cwd=tmp_path, NANOCHAT_BASE_DIR=str(tmp_path))
+    assert result.stdout == "./nanochat.sh doctor\n"
+
+
+@pytest.mark.parametrize("words", sorted(MODULES))
+def test_a_script_runs_its_own_code_from_another_folder(words: tuple[str, ...], project: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "else where"
     (elsewhere / "scripts").mkdir(parents=True)
     (elsewhere / "scripts/__init__.py").touch()  # must not hide the project's own package
     base = tmp_path / "base dir"
-    result = run(project / script, "--demo", "two words", cwd=elsewhere, NANOCHAT_BASE_DIR=str(base), NPROC="1")
+    script, *command = words
+    result = run(
+        project / script, *command, "--demo", "two words", cwd=elsewhere, NANOCHAT_BASE_DIR=str(base), NPROC="1"
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         str(project / ".venv"),

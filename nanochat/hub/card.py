@@ -104,7 +104,7 @@ def write_card(found: Checkpoint, stages: Sequence[Stage], publisher: Publisher,
 
 
 def card_data(found: Checkpoint, stages: Sequence[Stage], publisher: Publisher) -> ModelCardData:
-    """The card's metadata: what the hub shows and searches, and what import_hf.sh and upload_to_hf.py read."""
+    """The card's metadata: what the hub shows and searches, and what nanochat.sh import and upload_to_hf.py read."""
     meta = found.meta
     repository = publisher.repository(meta)
     return ModelCardData(

@@ -175,7 +175,7 @@ def check_tokenizer(incoming: IncomingModel) -> None:
     if folder.exists() and Tokenizer.load(folder).hash != incoming.tokenizer.hash:
         raise UserError(
             f"{incoming.origin} has another tokenizer than the models in {paths.base_dir()}: give it a folder of its "
-            f"own, NANOCHAT_BASE_DIR={paths.base_dir()}-{incoming.tag} ./import_hf.sh {incoming.origin}"
+            f"own, NANOCHAT_BASE_DIR={paths.base_dir()}-{incoming.tag} ./nanochat.sh import {incoming.origin}"
         )
 
 

@@ -26,7 +26,7 @@ def rebuild(model_tag: str | None = None) -> None:
     try:
         print(f"report: {write(model_tag)}")
     except Exception as error:
-        print(f"note: the report was not written ({error}): ./report.sh tries again")
+        print(f"note: the report was not written ({error}): ./nanochat.sh report tries again")
 
 
 def write(model_tag: str | None = None) -> Path:

@@ -105,7 +105,7 @@ class Replan:
 
 
 def save(path: Path, machine: Machine, step: int, ahead: list[Stage], mfu: float) -> None:
-    """Keep it for plan.sh and the report."""
+    """Keep it for nanochat.sh plan and the report."""
     plan = {
         "flops": machine.flops,
         "bandwidth": machine.bandwidth,

@@ -217,5 +217,5 @@ def find(source: str | None, tag: str | None = None, step: int | None = None) ->
     wanted += (f" tagged {tag}" if tag else "") + (f" at step {step}" if step is not None else "")
     remedy = f"run {STAGES[source or 'base'].script} first"
     if tag or step is not None:
-        remedy += ", or name one that ./checkpoints.sh lists"
+        remedy += ", or name one that ./nanochat.sh checkpoints lists"
     raise UserError(f"there is no {wanted} in {paths.base_dir()}: {remedy}")

@@ -138,7 +138,7 @@ class Training:
             log.say(f"on {self.runtime.describe()}, peak {peak_flops / 1e12:,.2f} TFLOP/s ({origin})")
             if self.options.fp8:
                 log.say("the matrices inside the blocks multiply in FP8; mfu is still the share of that peak")
-            log.say(f"to follow it: ./watch.sh, or tail -f {self.folder / LOG_FILE}")
+            log.say(f"to follow it: ./nanochat.sh watch, or tail -f {self.folder / LOG_FILE}")
             log.say(f"to stop it: Ctrl-C, or kill -INT {os.getpid()}; it saves, and {self._again} goes on from there")
             stop = unsaved = False
             while self.step < num_iterations and not stop:

@@ -1,4 +1,4 @@
-"""The file that benchmark.sh makes."""
+"""The file that nanochat.sh benchmark makes."""
 
 import dataclasses
 import json

@@ -52,7 +52,10 @@ def test_the_most_advanced_stage_is_taken_and_within_it_the_last_saved(base_dir:
     [
         ((None,), "there is no checkpoint.*run ./pretrain.sh first"),
         (("sft",), "there is no sft checkpoint.*run ./sft.sh first"),
-        (("base", "d9", 3), "no base checkpoint tagged d9 at step 3 .*, or name one that ./checkpoints.sh lists"),
+        (
+            ("base", "d9", 3),
+            "no base checkpoint tagged d9 at step 3 .*, or name one that ./nanochat.sh checkpoints lists",
+        ),
         (("best",), "unknown source 'best': choose one of base, mid, sft, rl"),
     ],
 )

@@ -123,7 +123,7 @@ def test_the_start_of_a_run_says_how_to_follow_and_to_stop_it(
     run = begin(runtime, tokenizer)
     run.run(batches(FewRows()), 1, **HOW)
     out = capsys.readouterr().out
-    assert f"./watch.sh, or tail -f {run.folder / 'log.txt'}\n" in out and f"kill -INT {os.getpid()}" in out
+    assert f"./nanochat.sh watch, or tail -f {run.folder / 'log.txt'}\n" in out and f"kill -INT {os.getpid()}" in out
     log = (run.folder / "log.txt").read_text()
     assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d base test 1/1  loss ", log, re.MULTILINE)
 
