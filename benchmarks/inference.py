@@ -21,7 +21,7 @@ from nanochat.data import embedded
 from nanochat.hub.architecture import shape_in_transformers, their_name
 from nanochat.inference.engine import Engine
 from nanochat.inference.request import Request
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime, measure_matmul_flops
 from nanochat.tokenizer import Tokenizer
@@ -86,10 +86,10 @@ class Bench:
         """New random prompts: none has anything in common with another, so no prefix is reused."""
         return torch.randint(0, 256, (count, length), generator=self.generator).tolist()
 
-    def sampling(self, max_tokens: int) -> Sampling:
+    def sampling(self, max_tokens: int) -> SamplingParams:
         """The sampling timed, with a new seed."""
         self._seed += 1
-        return Sampling(max_tokens, self.options.temperature, self.options.top_k, self._seed)
+        return SamplingParams(max_tokens, self.options.temperature, self.options.top_k, self._seed)
 
     def decode(self, streams: int) -> float:
         """Tokens a second while `streams` requests write, from the first token of the last to the first end."""

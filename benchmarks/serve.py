@@ -31,9 +31,9 @@ from nanochat.inference.engine import Engine
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
-from nanochat.serve import listen
+from nanochat.serve import http_server
 from nanochat.serve.app import create_app
-from nanochat.serve.menu import Menu, ModelCard
+from nanochat.serve.model_registry import ModelCard, ModelRegistry
 from nanochat.serve.pool import Pool
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.options import check_range
@@ -100,11 +100,11 @@ def serve(options: BenchmarkOptions, pipe: Connection) -> None:
     """The server's process."""
     card = card_of(options)
     chat = functools.partial(random_chat, slots=options.max_batch_size)
-    pool = Pool(Menu(card), chat, max_waiting=options.max_waiting)
-    listener = listen.bind("127.0.0.1", 0)
+    pool = Pool(ModelRegistry(card), chat, max_waiting=options.max_waiting)
+    listener = http_server.bind("127.0.0.1", 0)
     tokenizer = Tokenizer.train(embedded.documents("train"), VOCAB_SIZE)
     app = create_app(pool, tokenizer, on_loaded=lambda problem: pipe.send(listener.getsockname()[1]))
-    listen.Server().run(app, listener)
+    http_server.Server().run(app, listener)
 
 
 @asynccontextmanager

@@ -11,8 +11,8 @@ from rich.console import Console
 from nanochat import cli, paths
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel, load_chat
-from nanochat.inference.sampling import CHAT, Sampling
-from nanochat.serve.menu import Menu, ModelCard, trained
+from nanochat.inference.sampling_params import CHAT_SAMPLING, SamplingParams
+from nanochat.serve.model_registry import ModelCard, ModelRegistry, trained_models
 from nanochat.serve.terminal import TerminalChat, answer_once, keyboard
 from nanochat.train import checkpoint
 
@@ -33,11 +33,11 @@ class Options:
     """such as d20; by default the newest"""
     step: int | None = None
     """by default the last"""
-    temperature: float = CHAT.temperature
+    temperature: float = CHAT_SAMPLING.temperature
     """0 always takes the likeliest token"""
-    top_k: int = CHAT.top_k or 0
+    top_k: int = CHAT_SAMPLING.top_k or 0
     """sample among this many tokens; 0 for all"""
-    max_tokens: int = CHAT.max_tokens
+    max_tokens: int = CHAT_SAMPLING.max_tokens
     """longest reply"""
     seed: int | None = None
     """of the one answer that -p prints; by default another each time"""
@@ -59,7 +59,7 @@ def main(options: Options) -> None:
     if read is None and not prompt.strip():
         raise UserError("there is no question: pass it with -p TEXT, or -p - to read it from stdin")
     card = ModelCard.of(checkpoint.find(options.source, options.model_tag, options.step))
-    sampling = Sampling(
+    sampling = SamplingParams(
         max_tokens=options.max_tokens,
         temperature=options.temperature,
         top_k=options.top_k or None,
@@ -70,7 +70,9 @@ def main(options: Options) -> None:
             print(f"({card.description})", file=sys.stderr)  # stdout holds the answer alone
         answer_once(load(card), prompt, sampling, options.system, options.json)
     else:
-        TerminalChat(Menu(card, trained), load, sampling, read, Console(highlight=False), options.system).run()
+        TerminalChat(
+            ModelRegistry(card, trained_models), load, sampling, read, Console(highlight=False), options.system
+        ).run()
 
 
 if __name__ == "__main__":

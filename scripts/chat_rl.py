@@ -10,7 +10,7 @@ from nanochat.errors import UserError
 from nanochat.eval.samples import answers
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.report import build
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
@@ -76,7 +76,7 @@ def main(options: RLOptions) -> None:
             problems_per_step=options.examples_per_step,
             samples_per_problem=options.num_samples,
             device_batch_size=device_batch_size,
-            sampling=Sampling(options.max_new_tokens, options.temperature, options.top_k, options.seed),
+            sampling=SamplingParams(options.max_new_tokens, options.temperature, options.top_k, options.seed),
         )
         run.run(
             batches,

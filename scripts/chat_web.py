@@ -9,11 +9,11 @@ import torch
 from nanochat import cli, paths
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel, load_chat
-from nanochat.inference.sampling import CHAT, Sampling
+from nanochat.inference.sampling_params import CHAT_SAMPLING, SamplingParams
 from nanochat.runtime import resolve_device_type
-from nanochat.serve import listen
+from nanochat.serve import http_server
 from nanochat.serve.app import create_app
-from nanochat.serve.menu import Menu, ModelCard, trained
+from nanochat.serve.model_registry import ModelCard, ModelRegistry, trained_models
 from nanochat.serve.pool import Pool
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import checkpoint
@@ -37,11 +37,11 @@ class Options:
     """what requests must bring; by default NANOCHAT_API_KEY, which other users of this machine cannot see"""
     allow_origin: list[str] = field(default_factory=list)
     """pages of other servers that may use the API in a browser, such as https://example.org"""
-    temperature: float = CHAT.temperature
+    temperature: float = CHAT_SAMPLING.temperature
     """0 always takes the likeliest token"""
-    top_k: int = CHAT.top_k or 0
+    top_k: int = CHAT_SAMPLING.top_k or 0
     """sample among this many tokens; 0 for all"""
-    max_tokens: int = CHAT.max_tokens
+    max_tokens: int = CHAT_SAMPLING.max_tokens
     """longest reply"""
     max_batch_size: int = 16
     """replies written at once by each GPU"""
@@ -63,11 +63,11 @@ DEMO = Options(temperature=0.3)  # a model of few parameters is only sure of lit
 
 
 def main(options: Options) -> None:
-    listener = listen.bind(options.host, options.port)
+    listener = http_server.bind(options.host, options.port)
     default = ModelCard.of(checkpoint.find(options.source, options.model_tag, options.step))
     device_type = resolve_device_type(options.device_type)
     pool = Pool(
-        Menu(default, trained),
+        ModelRegistry(default, trained_models),
         functools.partial(
             load_card,
             device_type=device_type,
@@ -79,15 +79,15 @@ def main(options: Options) -> None:
         max_waiting=options.max_waiting,
     )
     api_key = options.api_key or os.environ.get("NANOCHAT_API_KEY") or None
-    server = listen.Server()
+    server = http_server.Server()
 
     def on_loaded(problem: UserError | None) -> None:
         if problem:
             server.stop(problem)
             return
-        print(f"{default.description} talks at {listen.url(listener, options.host)} (Ctrl-C stops)", flush=True)
-        if not listen.is_loopback(listener):
-            print(f"on the network: {listen.lan_address(listener) or 'an address of this machine'}", flush=True)
+        print(f"{default.description} talks at {http_server.url(listener, options.host)} (Ctrl-C stops)", flush=True)
+        if not http_server.is_loopback(listener):
+            print(f"on the network: {http_server.lan_address(listener) or 'an address of this machine'}", flush=True)
             if not api_key:
                 print(
                     "warning: whoever reaches this machine can talk to the model; --api-key asks for a key",
@@ -97,8 +97,8 @@ def main(options: Options) -> None:
     app = create_app(
         pool,
         Tokenizer.load(paths.tokenizer_dir()),
-        defaults=Sampling(options.max_tokens, options.temperature, options.top_k or None),
-        allowed_hosts=listen.allowed_hosts(listener, options.host),
+        defaults=SamplingParams(options.max_tokens, options.temperature, options.top_k or None),
+        allowed_hosts=http_server.allowed_hosts(listener, options.host),
         allowed_origins=options.allow_origin,
         api_key=api_key,
         on_loaded=on_loaded,

@@ -11,8 +11,8 @@ from rich.markup import escape
 from nanochat import cli
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel, load_chat
-from nanochat.inference.reply import reply_parts
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.detokenizer import reply_parts
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.stages import STAGES
 from nanochat.train import checkpoint
 from nanochat.units import format_duration
@@ -55,7 +55,7 @@ def main(options: SummaryOptions) -> None:
 def answer(chat: ChatModel, prompt: str) -> list[str]:
     """The greedy reply, a line a part, as rich's markup; a tool call is shown as such."""
     tokens = chat.prompt([{"role": "user", "content": prompt}])
-    (completion,) = chat.engine.generate([tokens], Sampling(max_tokens=100, temperature=0))
+    (completion,) = chat.engine.generate([tokens], SamplingParams(max_tokens=100, temperature=0))
     shown = {"text": "{}", "python": "[dim]python: {}[/dim]", "python_output": "[dim]result: {}[/dim]"}
     return [
         shown[part["type"]].format(escape(part["text"].strip()))

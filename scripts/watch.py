@@ -13,7 +13,7 @@ from rich.live import Live
 
 from nanochat import cli
 from nanochat.report import build, live, web
-from nanochat.serve import listen
+from nanochat.serve import http_server
 
 SECONDS_BETWEEN_LOOKS = 2.0
 
@@ -47,12 +47,12 @@ def main(options: WatchOptions) -> None:
 
 
 def serve(options: WatchOptions) -> None:
-    listener = listen.bind(options.host, options.port)
-    print(f"the report is at {listen.url(listener, options.host)} (Ctrl-C stops)", flush=True)
-    if not listen.is_loopback(listener):
+    listener = http_server.bind(options.host, options.port)
+    print(f"the report is at {http_server.url(listener, options.host)} (Ctrl-C stops)", flush=True)
+    if not http_server.is_loopback(listener):
         print("warning: everyone who can reach this machine over the network can read it", flush=True)
-    app = web.create_app(options.model_tag, listen.allowed_hosts(listener, options.host))
-    listen.Server().run(app, listener)
+    app = web.create_app(options.model_tag, http_server.allowed_hosts(listener, options.host))
+    http_server.Server().run(app, listener)
 
 
 if __name__ == "__main__":

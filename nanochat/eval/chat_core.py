@@ -17,8 +17,8 @@ from nanochat.eval.benchmark import Benchmark, OnTask
 from nanochat.eval.option_scores import Option, Problem, is_right, score_options
 from nanochat.eval.scores import TaskScore
 from nanochat.inference.chat import ChatModel
-from nanochat.inference.reply import reply_parts
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.detokenizer import reply_parts
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.sandbox.runner import run_program
 from nanochat.tasks.arc import ARC
 from nanochat.tasks.gsm8k import GSM8K
@@ -107,7 +107,7 @@ def reply_grades(chat: ChatModel, task: GradedTask, indices: Sequence[int]) -> l
     problems = [task[i] for i in indices]
     room = min(MAX_REPLY_TOKENS, chat.context // 2)
     prompts = [chat.prompt(task.prompt(problem))[-(chat.context - room) :] for problem in problems]
-    completions = chat.engine.generate(prompts, Sampling(max_tokens=room, temperature=0))
+    completions = chat.engine.generate(prompts, SamplingParams(max_tokens=room, temperature=0))
     replies = [reply_parts(chat.tokenizer, completion.tokens) for completion in completions]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # HumanEval waits for the programs that it runs
         return list(pool.map(task.grade, problems, replies))

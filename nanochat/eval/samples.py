@@ -1,8 +1,8 @@
 """What a model writes in the middle of its training, so that one sees it learn: always the same prompts, greedily."""
 
+from nanochat.inference.detokenizer import reply_parts
 from nanochat.inference.engine import Engine, Tool
-from nanochat.inference.reply import reply_parts
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 
@@ -26,6 +26,6 @@ def answers(model: GPT, tokenizer: Tokenizer, tool: Tool) -> list[str]:
 
 def _written(model: GPT, tokenizer: Tokenizer, tool: Tool | None, prompts: list[list[int]]) -> list[str]:
     shown = {"text": "{}", "python": "[{}", "python_output": " → {}]"}
-    completions = Engine(model, tokenizer, tool).generate(prompts, Sampling(max_tokens=40, temperature=0))
+    completions = Engine(model, tokenizer, tool).generate(prompts, SamplingParams(max_tokens=40, temperature=0))
     replies = (reply_parts(tokenizer, completion.tokens) for completion in completions)
     return ["".join(shown[part["type"]].format(part["text"]) for part in parts) for parts in replies]

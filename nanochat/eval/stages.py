@@ -13,13 +13,13 @@ from nanochat.eval.bits_per_byte import bits_per_byte
 from nanochat.eval.candidate import Candidate
 from nanochat.eval.chat_tasks import score
 from nanochat.eval.scores import TaskScore
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.tasks.identity import IdentityQuestions
 from nanochat.tasks.mixtures import DEMO_WORDS, Sums
 from nanochat.tasks.spelling import LetterCount, Spelling
 from nanochat.units import format_duration
 
-GREEDY = Sampling(max_tokens=64, temperature=0)
+GREEDY = SamplingParams(max_tokens=64, temperature=0)
 IDENTITY_QUESTIONS = 5
 
 

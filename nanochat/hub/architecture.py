@@ -12,7 +12,7 @@ from transformers import GenerationConfig, NanoChatConfig, NanoChatForCausalLM
 from transformers.utils import logging
 
 from nanochat.errors import UserError
-from nanochat.inference.sampling import CHAT
+from nanochat.inference.sampling_params import CHAT_SAMPLING
 from nanochat.model.cpu_kernels import RMS_NORM_EPS
 from nanochat.model.gpt import GPT, LOGIT_SOFTCAP, GPTConfig
 from nanochat.tokenizer import Tokenizer
@@ -80,9 +80,9 @@ def generation_config(config: GPTConfig, tokenizer: Tokenizer) -> GenerationConf
         eos_token_id=[tokenizer.special("<|assistant_end|>"), tokenizer.bos_id],
         pad_token_id=tokenizer.bos_id,
         do_sample=True,
-        temperature=CHAT.temperature,
-        top_k=CHAT.top_k,
-        max_new_tokens=min(CHAT.max_tokens, config.sequence_len // 2),
+        temperature=CHAT_SAMPLING.temperature,
+        top_k=CHAT_SAMPLING.top_k,
+        max_new_tokens=min(CHAT_SAMPLING.max_tokens, config.sequence_len // 2),
         suppress_tokens=list(range(tokenizer.vocab_size, config.vocab_size)) or None,
     )
 

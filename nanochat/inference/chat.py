@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from nanochat import paths
 from nanochat.conversations import Message
+from nanochat.inference.detokenizer import Delta, Detokenizer
 from nanochat.inference.engine import Engine
-from nanochat.inference.reply import Delta, ReplyDecoder
 from nanochat.inference.request import Completion, Request
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
 from nanochat.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ class ChatModel:
         return f"{self.source} {self.model_tag} step {self.step}"
 
     def stream(
-        self, messages: Sequence[Message], sampling: Sampling, stop: threading.Event | None = None
+        self, messages: Sequence[Message], sampling: SamplingParams, stop: threading.Event | None = None
     ) -> Generator[Delta, None, Completion]:
         """The reply to a conversation that ends with the user's turn, piece by piece.
 
@@ -62,7 +62,7 @@ class ChatModel:
         return prompt_tokens(self.tokenizer, self.source, messages)
 
     def _deltas(self, request: Request, stop: threading.Event | None) -> Iterator[Delta]:
-        decoder = ReplyDecoder(self.tokenizer, request.sampling.stop)
+        decoder = Detokenizer(self.tokenizer, request.sampling.stop)
         seen = 0
         while not request.completion.finish_reason and not (stop and stop.is_set()):
             self.engine.step()

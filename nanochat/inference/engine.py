@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from nanochat.errors import UserError
+from nanochat.inference.detokenizer import Detokenizer
 from nanochat.inference.drawn import Drawn
 from nanochat.inference.kv_cache import KVCache, affordable_slots
 from nanochat.inference.model_runner import ModelRunner, Span, on_device
-from nanochat.inference.reply import ReplyDecoder
 from nanochat.inference.request import Completion, Request, TokenLogprob
 from nanochat.inference.sampler import Sampler
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.inference.scheduler import Chunk, Scheduler
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ PREFILL_TOKENS = {"cpu": 512, "cuda": 4096}
 """Most prompt tokens in a step beside the tokens that are written, by device: some 40 ms of two cores at depth 4."""
 TOOL_WAIT_SECONDS = 0.02
 """How long a step waits for tools when there is nothing else to do."""
-NEVER_DRAWN = ("<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|output_start|>", "<|output_end|>")
+SUPPRESSED_TOKENS = ("<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|output_start|>", "<|output_end|>")
 """Tokens that are put into a conversation and never the model's own: it cannot play the user or make up a result."""
 
 
@@ -90,7 +90,7 @@ class Engine:
         self._end_ids = {tokenizer.bos_id, tokenizer.special("<|assistant_end|>")}
         self._python_start = tokenizer.special("<|python_start|>")
         self._python_end = tokenizer.special("<|python_end|>")
-        self._never_drawn = torch.tensor([tokenizer.special(name) for name in NEVER_DRAWN], device=model.device)
+        self._never_drawn = torch.tensor([tokenizer.special(name) for name in SUPPRESSED_TOKENS], device=model.device)
         self._newest = torch.zeros(self.slots, dtype=torch.long, device=model.device)
         """the token drawn last in each slot"""
         self._runner: ModelRunner | None = None
@@ -99,12 +99,14 @@ class Engine:
         self._tools = ThreadPoolExecutor(max_workers=4, thread_name_prefix="tool")
         self._generated_tokens = 0
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingParams | Sequence[SamplingParams]
+    ) -> list[Completion]:
         """Complete every prompt, in their order. Raises UserError if a prompt does not fit the context.
 
         Waits for tools at every step: who is in the batch with whom then never depends on how long a tool takes.
         """
-        samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+        samplings = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
         requests = [self._request(prompt, own) for prompt, own in zip(prompts, samplings, strict=True)]
         self.scheduler.waiting.extend(requests)
         while self.busy:
@@ -113,7 +115,7 @@ class Engine:
             self.step()
         return [request.completion for request in requests]
 
-    def submit(self, prompt: Sequence[int], sampling: Sampling) -> Request:
+    def submit(self, prompt: Sequence[int], sampling: SamplingParams) -> Request:
         """Queue a prompt; `step` writes on.
 
         Raises UserError if it leaves no room for an answer in the context, QueueFullError if the queue is full.
@@ -145,13 +147,13 @@ class Engine:
         """Stop writing a reply; it leaves the batch at once."""
         self.scheduler.release(request)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Free the KV cache and the copies of the weights; the next step makes them again.
 
         To be called when the model's weights have changed, or its memory is wanted. Only while not `busy`.
         """
         self._runner = self._drawn = None
-        self.scheduler.forget()
+        self.scheduler.reset()
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -170,13 +172,13 @@ class Engine:
         if not chunks and not earlier:
             concurrent.futures.wait(self._tool_calls(), TOOL_WAIT_SECONDS, concurrent.futures.FIRST_COMPLETED)
 
-    def _request(self, prompt: Sequence[int], sampling: Sampling) -> Request:
+    def _request(self, prompt: Sequence[int], sampling: SamplingParams) -> Request:
         context = self.model.config.sequence_len
         if not 0 < len(prompt) < context:
             raise UserError(
                 f"the prompt has {len(prompt)} tokens and the model's context is {context}: make it shorter"
             )
-        decoder = ReplyDecoder(self.tokenizer, sampling.stop) if sampling.stop else None
+        decoder = Detokenizer(self.tokenizer, sampling.stop) if sampling.stop else None
         return Request(prompt, sampling, context, decoder)
 
     def _copy_slot(self, source: int, target: int, length: int) -> None:

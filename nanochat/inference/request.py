@@ -5,8 +5,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nanochat.inference.reply import ReplyDecoder
-from nanochat.inference.sampling import Sampling, uniform
+from nanochat.inference.detokenizer import Detokenizer
+from nanochat.inference.sampling_params import SamplingParams, uniform
 
 DRAWS_AT_ONCE = 64
 
@@ -47,7 +47,9 @@ class Completion:
 class Request:
     """A prompt, what has been written after it, and how much of both the model has read."""
 
-    def __init__(self, prompt: Sequence[int], sampling: Sampling, context: int, decoder: ReplyDecoder | None) -> None:
+    def __init__(
+        self, prompt: Sequence[int], sampling: SamplingParams, context: int, decoder: Detokenizer | None
+    ) -> None:
         """`context`: most tokens of prompt and completion. `decoder` looks for the stop strings, if there are any."""
         self.sampling = sampling
         self.decoder = decoder

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nanochat.inference.model_runner import on_device, soft_cap
-from nanochat.inference.sampling import GREEDY_BELOW, Sampling
+from nanochat.inference.sampling_params import GREEDY_BELOW, SamplingParams
 
 Method = Literal["greedy", "ranked", "any"]
 HIGHEST_DRAW = 1 - 2**-23
@@ -21,7 +21,7 @@ class Sampler:
     """
 
     def __init__(
-        self, samplings: Sequence[Sampling], held: Sequence[Sequence[int]], vocab_size: int, never_drawn: Tensor
+        self, samplings: Sequence[SamplingParams], held: Sequence[Sequence[int]], vocab_size: int, never_drawn: Tensor
     ) -> None:
         """`held`: the tokens that each request has so far; `never_drawn`: tokens that the model may not choose."""
         self.never_drawn = never_drawn
@@ -79,7 +79,9 @@ class Sampler:
 class _Group:
     """Requests whose tokens are chosen in the same way."""
 
-    def __init__(self, samplings: Sequence[Sampling], method: Method, vocab_size: int, never_drawn: Tensor) -> None:
+    def __init__(
+        self, samplings: Sequence[SamplingParams], method: Method, vocab_size: int, never_drawn: Tensor
+    ) -> None:
         def column(values: Sequence[float]) -> Tensor:
             return on_device(values, never_drawn.device).unsqueeze(1)
 
@@ -136,7 +138,7 @@ class _Group:
         return columns.clamp_(max=logits.size(1) - 1)
 
 
-def _method(sampling: Sampling) -> Method:
+def _method(sampling: SamplingParams) -> Method:
     """Greedy; among the likeliest, which must be ranked; or among all, which need not."""
     if sampling.temperature < GREEDY_BELOW:
         return "greedy"

@@ -85,7 +85,7 @@ class Scheduler:
         request.slot = None
         self._mean_stay += 0.1 * (time.monotonic() - request.joined - self._mean_stay)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """What the slots hold is good no longer."""
         for slot in self.slots:
             slot.tokens = []

@@ -13,12 +13,12 @@ from starlette.types import Receive, Scope, Send
 
 from nanochat.inference import chat
 from nanochat.inference.request import QueueFullError
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.serve.completions import ChatWriter, Json, TextWriter, Writer, event, usage_of
 from nanochat.serve.context import fit
 from nanochat.serve.engine_process import Piece
-from nanochat.serve.menu import ModelCard
 from nanochat.serve.metrics import Metrics
+from nanochat.serve.model_registry import ModelCard
 from nanochat.serve.pool import Pool
 from nanochat.serve.protocol import (
     ApiError,
@@ -39,10 +39,10 @@ SECONDS_TO_LOAD = 5.0
 MOST_LOGPROBS = 100_000
 """in one answer: the JSON of so many takes about 0.4 s of a processor"""
 Result = TypeVar("Result")
-Prompts = list[tuple[list[int], Sampling]]
+Prompts = list[tuple[list[int], SamplingParams]]
 
 
-def routes(pool: Pool, tokenizer: Tokenizer, defaults: Sampling, metrics: Metrics) -> APIRouter:
+def routes(pool: Pool, tokenizer: Tokenizer, defaults: SamplingParams, metrics: Metrics) -> APIRouter:
     """Everything under /v1, /tokenize and /chat/completions."""
     router = APIRouter()
 
@@ -241,7 +241,7 @@ class _Stream(StreamingResponse):
             self.answer.cancel()
 
 
-def _model(card: ModelCard, pool: Pool, defaults: Sampling) -> Json:
+def _model(card: ModelCard, pool: Pool, defaults: SamplingParams) -> Json:
     about = {
         "source": card.source,
         "model_tag": card.model_tag,
@@ -264,7 +264,7 @@ def _checked(prompt: str | list[int], tokenizer: Tokenizer) -> str | list[int]:
     return prompt
 
 
-def _check_logprobs(samplings: list[Sampling], context: int) -> None:
+def _check_logprobs(samplings: list[SamplingParams], context: int) -> None:
     """Raises ApiError where more logprobs are asked for than one answer may hold."""
     asked = sum(min(s.max_tokens, context) * (1 + s.logprobs) for s in samplings if s.logprobs is not None)
     if asked > MOST_LOGPROBS:

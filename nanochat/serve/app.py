@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from nanochat.errors import UserError
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.serve import api
 from nanochat.serve.guard import Guard
 from nanochat.serve.metrics import Counted, Metrics
@@ -32,7 +32,7 @@ def create_app(
     pool: Pool,
     tokenizer: Tokenizer,
     *,
-    defaults: Sampling | None = None,
+    defaults: SamplingParams | None = None,
     allowed_hosts: list[str] | None = None,
     allowed_origins: list[str] | None = None,
     api_key: str | None = None,
@@ -78,7 +78,7 @@ def create_app(
             expose_headers=[api.DROPPED_HEADER, "Retry-After"],
         )
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    app.include_router(api.routes(pool, tokenizer, defaults or Sampling(), metrics))
+    app.include_router(api.routes(pool, tokenizer, defaults or SamplingParams(), metrics))
     _speak_openai_errors(app)
 
     @app.get("/", include_in_schema=False)

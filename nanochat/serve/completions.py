@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from nanochat.conversations import Part
-from nanochat.inference.reply import Delta
+from nanochat.inference.detokenizer import Delta
 from nanochat.inference.request import TokenLogprob
 from nanochat.serve.engine_process import Piece
 from nanochat.serve.protocol import said

@@ -19,11 +19,11 @@ import torch
 
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
+from nanochat.inference.detokenizer import Delta, Detokenizer
 from nanochat.inference.engine import EngineStats
-from nanochat.inference.reply import Delta, ReplyDecoder
 from nanochat.inference.request import Request, TokenLogprob
-from nanochat.inference.sampling import Sampling
-from nanochat.serve.menu import ModelCard
+from nanochat.inference.sampling_params import SamplingParams
+from nanochat.serve.model_registry import ModelCard
 from nanochat.train import memory
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Submit(NamedTuple):
 
     id: int
     prompt: list[int]
-    sampling: Sampling
+    sampling: SamplingParams
 
 
 class Cancel(NamedTuple):
@@ -96,7 +96,7 @@ class _Writing:
 
     id: int
     request: Request
-    decoder: ReplyDecoder
+    decoder: Detokenizer
     seen: int = 0
     """tokens that have been decoded"""
 
@@ -216,7 +216,7 @@ class EngineLoop:
         if self.chat is not None:
             try:
                 request = self.chat.engine.submit(order.prompt, order.sampling)
-                decoder = ReplyDecoder(self.chat.tokenizer, order.sampling.stop)
+                decoder = Detokenizer(self.chat.tokenizer, order.sampling.stop)
                 self.writing[order.id] = _Writing(order.id, request, decoder)
                 return
             except UserError as error:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from nanochat.errors import UserError
 from nanochat.inference.request import QueueFullError
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.serve.engine_process import Loader
-from nanochat.serve.menu import Menu, ModelCard
+from nanochat.serve.model_registry import ModelCard, ModelRegistry
 from nanochat.serve.worker import Answer, Start, Worker, in_process
 
 SECONDS_OF_A_REPLY = 2.0
@@ -21,7 +21,7 @@ class Pool:
 
     def __init__(
         self,
-        menu: Menu,
+        menu: ModelRegistry,
         load: Loader,
         *,
         gpus: Sequence[int | None] = (None,),
@@ -68,7 +68,7 @@ class Pool:
         """Replies waiting for a slot."""
         return self.under_way - self.running
 
-    def submit(self, card: ModelCard, prompts: Sequence[tuple[list[int], Sampling]]) -> Answer:
+    def submit(self, card: ModelCard, prompts: Sequence[tuple[list[int], SamplingParams]]) -> Answer:
         """Have the least busy engine write a reply to each prompt.
 
         An engine that has the model already is preferred, unless all that have are full and another is idle. Where none

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, Field, Strict, StrictBool, Strin
 
 from nanochat import conversations
 from nanochat.conversations import Part
-from nanochat.inference.sampling import MAX_LOGPROBS, MAX_STOP_STRINGS, Sampling
+from nanochat.inference.sampling_params import MAX_LOGPROBS, MAX_STOP_STRINGS, SamplingParams
 
 MAX_MESSAGES = 1000
 MAX_PROMPTS = 16
@@ -107,7 +107,7 @@ class SamplingRequest(BaseModel):
         """Whether a stream ends with the number of tokens."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def samplings(self, defaults: Sampling) -> list[Sampling]:
+    def samplings(self, defaults: SamplingParams) -> list[SamplingParams]:
         """One for each of the `n` replies, with our defaults where the request does not say."""
         asked: dict[str, Any] = {
             name: value
@@ -133,7 +133,7 @@ class ChatRequest(SamplingRequest):
     tool_choice: Literal["none", "auto"] | None = None
     response_format: ResponseFormat | None = None
 
-    def samplings(self, defaults: Sampling) -> list[Sampling]:
+    def samplings(self, defaults: SamplingParams) -> list[SamplingParams]:
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         asked = super().samplings(dataclasses.replace(defaults, logprobs=logprobs))
         longest = self.max_completion_tokens  # OpenAI's newer name
@@ -154,7 +154,7 @@ class CompletionRequest(SamplingRequest):
     best_of: Literal[1] | None = None
     suffix: Literal[""] | None = None
 
-    def samplings(self, defaults: Sampling) -> list[Sampling]:
+    def samplings(self, defaults: SamplingParams) -> list[SamplingParams]:
         return super().samplings(dataclasses.replace(defaults, logprobs=self.logprobs))
 
     def prompts(self) -> list[str | list[int]]:

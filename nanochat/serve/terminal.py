@@ -24,11 +24,11 @@ from nanochat import conversations
 from nanochat.conversations import Message, Part, text_of
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
-from nanochat.inference.reply import Delta, add_delta
+from nanochat.inference.detokenizer import Delta, add_delta
 from nanochat.inference.request import Completion
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.serve.markdown import MarkdownWriter
-from nanochat.serve.menu import Menu, ModelCard
+from nanochat.serve.model_registry import ModelCard, ModelRegistry
 from nanochat.serve.writers import PlainWriter, ReplyWriter
 from nanochat.train import memory
 
@@ -50,7 +50,11 @@ class Reply:
     """A reply being written: iterate over its deltas; then it knows how long it took."""
 
     def __init__(
-        self, chat_model: ChatModel, messages: list[Message], sampling: Sampling, stop: threading.Event | None = None
+        self,
+        chat_model: ChatModel,
+        messages: list[Message],
+        sampling: SamplingParams,
+        stop: threading.Event | None = None,
     ) -> None:
         self.messages = messages
         self.stream = chat_model.stream(messages, sampling, stop)
@@ -85,7 +89,7 @@ class Reply:
 
 
 def answer_once(
-    chat_model: ChatModel, prompt: str, sampling: Sampling, system: str | None = None, as_json: bool = False
+    chat_model: ChatModel, prompt: str, sampling: SamplingParams, system: str | None = None, as_json: bool = False
 ) -> None:
     """One answer on stdout as plain text, a tool call on a line of its own: `[python] 37*45 -> 1665`.
 
@@ -133,9 +137,9 @@ class TerminalChat:
 
     def __init__(
         self,
-        menu: Menu,
+        menu: ModelRegistry,
         load: Callable[[ModelCard], ChatModel],
-        sampling: Sampling,
+        sampling: SamplingParams,
         read: Callable[[], str],
         console: Console,
         system: str | None = None,

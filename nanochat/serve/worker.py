@@ -11,10 +11,10 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
 from nanochat.inference.engine import EngineStats
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.serve import engine_process
 from nanochat.serve.engine_process import Cancel, Listening, Load, Loaded, Loader, Order, Piece, Submit
-from nanochat.serve.menu import ModelCard
+from nanochat.serve.model_registry import ModelCard
 
 log = logging.getLogger(__name__)
 SECONDS_TO_END = 5
@@ -121,7 +121,7 @@ class Worker:
             self.wanted = card
             self._send(Load(card))
 
-    def submit(self, prompts: Sequence[tuple[list[int], Sampling]]) -> Answer:
+    def submit(self, prompts: Sequence[tuple[list[int], SamplingParams]]) -> Answer:
         """Have a reply written to each prompt."""
         numbers = [next(self._numbers) for _ in prompts]
         answer = Answer(self, numbers)

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from typing import IO
 
 from nanochat.conversations import Part
-from nanochat.inference.reply import Delta, add_delta
+from nanochat.inference.detokenizer import Delta, add_delta
 
 
 class ReplyWriter(ABC):

@@ -13,9 +13,9 @@ import torch
 
 from nanochat.data.batches import Batch, StepData, cuts_by_tokens, padded_length
 from nanochat.inference.chat import ChatModel
-from nanochat.inference.reply import reply_parts
+from nanochat.inference.detokenizer import reply_parts
 from nanochat.inference.request import Completion
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.model.loss import IGNORE
 from nanochat.runtime import Runtime
 from nanochat.tasks.task import GradedTask
@@ -33,7 +33,7 @@ class RolloutBatches:
         problems_per_step: int,
         samples_per_problem: int,
         device_batch_size: int,
-        sampling: Sampling,
+        sampling: SamplingParams,
     ) -> None:
         """`sampling.seed` is the run's: each reply's own seed follows from it, the step, problem and sample."""
         self.chat = chat
@@ -57,11 +57,11 @@ class RolloutBatches:
             for sample in range(self.samples_per_problem)
         ]
         engine = self.chat.engine
-        engine.forget()  # the weights have changed since the last step
+        engine.reset()  # the weights have changed since the last step
         completions = engine.generate(
             [prompt for prompt in prompts for _ in range(self.samples_per_problem)], samplings
         )
-        engine.forget()  # the memory is wanted for training
+        engine.reset()  # the memory is wanted for training
         rewards = np.array(
             [
                 self.task.grade(

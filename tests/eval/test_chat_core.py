@@ -11,7 +11,7 @@ from nanochat.eval.chat_core import ChatCore, letter_grades, reply_grades, sampl
 from nanochat.eval.chat_tasks import score
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.sandbox import runner
 from nanochat.sandbox.runner import missing_protection
 from nanochat.tasks.multiple_choice import CategoricalTask, Choices
@@ -78,7 +78,7 @@ def test_replies_in_a_batch_are_graded_as_one_at_a_time(tokenizer: Tokenizer) ->
     task, chat = Echo(), random_chat(tokenizer, 512)
     together = reply_grades(chat, task, range(6))
     assert together == [reply_grades(chat, task, [i])[0] for i in range(6)]
-    assert sum(together) / 6 == pytest.approx(score(chat, task, Sampling(max_tokens=256, temperature=0), 6))
+    assert sum(together) / 6 == pytest.approx(score(chat, task, SamplingParams(max_tokens=256, temperature=0), 6))
 
 
 def test_a_prompt_longer_than_the_context_is_still_answered(tokenizer: Tokenizer) -> None:

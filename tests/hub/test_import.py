@@ -22,7 +22,7 @@ from nanochat.hub import original, proof
 from nanochat.hub.incoming import build, read_model, stage_in_name, wanted_files
 from nanochat.hub.original import read_original, read_pickled_tokenizer
 from nanochat.inference.chat import load_chat
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import checkpoint
 from scripts import hf_prepare, import_hf
@@ -213,7 +213,7 @@ def test_an_imported_model_chats_and_can_be_trained_on(
     assert "./sft.sh --model-tag theirs" in said and "token ids: the same on 5,000 texts" in said
     chat = load_chat("mid", "theirs", device_type="cpu")
     prompt = chat.prompt([{"role": "user", "content": "Hi"}])
-    assert chat.engine.generate([prompt], Sampling(max_tokens=4))[0].tokens
+    assert chat.engine.generate([prompt], SamplingParams(max_tokens=4))[0].tokens
     options = checkpoint.find("mid", "theirs").meta["options"]
     assert options["device_batch_size"] and options["total_batch_size"]
 

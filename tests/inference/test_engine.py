@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from nanochat.errors import UserError
-from nanochat.inference.engine import NEVER_DRAWN, Engine
+from nanochat.inference.engine import SUPPRESSED_TOKENS, Engine
 from nanochat.inference.request import QueueFullError, Request
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 from tests.conftest import random_model
@@ -46,7 +46,7 @@ def greedy_by_full_forward(
     tokens = list(prompt)
     while len(tokens) < len(prompt) + count:
         logits = model(torch.tensor([tokens]))[0, -1, : tokenizer.vocab_size]
-        logits[[tokenizer.special(name) for name in NEVER_DRAWN]] = -torch.inf
+        logits[[tokenizer.special(name) for name in SUPPRESSED_TOKENS]] = -torch.inf
         tokens.append(int(logits.argmax()))
         if tokens[-1] in ends:
             break
@@ -77,21 +77,21 @@ def test_greedy_decoding_equals_the_full_forward(
     engine = engine_for(tokenizer, max_batch_size=max_batch_size, late=late)
     engine.scheduler.prefill_tokens = prefill_tokens
     ends = {tokenizer.bos_id, tokenizer.special("<|assistant_end|>")}
-    completions = engine.generate(prompts(), Sampling(max_tokens=12, temperature=0))
+    completions = engine.generate(prompts(), SamplingParams(max_tokens=12, temperature=0))
     for prompt, completion in zip(prompts(), completions, strict=True):
         assert completion.tokens == greedy_by_full_forward(tokenizer, model, prompt, 12, ends)
 
 
 def test_grouped_query_attention_decodes_too(tokenizer: Tokenizer) -> None:
     model = random_model(tokenizer.vocab_size, n_head=4, n_kv_head=2, n_embd=128).eval()
-    completions = Engine(model, tokenizer).generate(prompts(), Sampling(max_tokens=8, temperature=0))
+    completions = Engine(model, tokenizer).generate(prompts(), SamplingParams(max_tokens=8, temperature=0))
     for prompt, completion in zip(prompts(), completions, strict=True):
         assert completion.tokens == greedy_by_full_forward(tokenizer, model, prompt, len(completion.tokens))
 
 
 def test_samples_do_not_depend_on_the_company(tokenizer: Tokenizer) -> None:
     engine = Engine(model_for(tokenizer), tokenizer, max_batch_size=4)
-    samplings = [Sampling(max_tokens=10, seed=seed, top_k=20) for seed in range(4)]
+    samplings = [SamplingParams(max_tokens=10, seed=seed, top_k=20) for seed in range(4)]
     together = engine.generate(prompts(), samplings)
     alone = [engine.generate([prompt], [own])[0] for prompt, own in zip(prompts(), samplings, strict=True)]
     assert [c.tokens for c in together] == [c.tokens for c in alone]
@@ -99,23 +99,23 @@ def test_samples_do_not_depend_on_the_company(tokenizer: Tokenizer) -> None:
 
 def test_samples_of_one_prompt_differ(tokenizer: Tokenizer) -> None:
     engine = Engine(model_for(tokenizer), tokenizer)
-    completions = engine.generate([prompts()[1]] * 8, [Sampling(max_tokens=6, seed=seed) for seed in range(8)])
+    completions = engine.generate([prompts()[1]] * 8, [SamplingParams(max_tokens=6, seed=seed) for seed in range(8)])
     assert len({tuple(c.tokens) for c in completions}) > 1
     assert len({c.tokens[0] for c in completions}) > 1  # the first token too is each sample's own
 
 
 def test_replies_end_at_max_tokens_and_at_the_context(tokenizer: Tokenizer) -> None:
     engine = Engine(model_for(tokenizer), tokenizer)
-    (short,) = engine.generate([[1, 2, 3]], Sampling(max_tokens=2, temperature=0))
+    (short,) = engine.generate([[1, 2, 3]], SamplingParams(max_tokens=2, temperature=0))
     assert short.finish_reason == "stop" or (len(short.tokens), short.finish_reason) == (2, "length")
-    (long,) = engine.generate([[1] * 60], Sampling(max_tokens=1000, seed=5))
+    (long,) = engine.generate([[1] * 60], SamplingParams(max_tokens=1000, seed=5))
     assert long.finish_reason == "stop" or len(long.tokens) == 4  # the context is 64
 
 
 @pytest.mark.parametrize("length", [0, 64, 100])
 def test_a_prompt_that_leaves_no_room_is_refused(tokenizer: Tokenizer, length: int) -> None:
     with pytest.raises(UserError, match="context"):
-        Engine(model_for(tokenizer), tokenizer).submit([1] * length, Sampling())
+        Engine(model_for(tokenizer), tokenizer).submit([1] * length, SamplingParams())
 
 
 def calling(request: Request, tokenizer: Tokenizer, engine: Engine, code: str) -> None:
@@ -128,7 +128,7 @@ def calling(request: Request, tokenizer: Tokenizer, engine: Engine, code: str) -
 @pytest.mark.parametrize("late", [False, True])
 def test_the_tool_s_output_is_forced_and_marked_and_the_reply_goes_on_from_it(tokenizer: Tokenizer, late: bool) -> None:
     engine = engine_for(tokenizer, Echo(), late=late)
-    request = engine.submit([tokenizer.bos_id, 5], Sampling(max_tokens=40, temperature=0))
+    request = engine.submit([tokenizer.bos_id, 5], SamplingParams(max_tokens=40, temperature=0))
     for _ in range(3):
         engine.step()
     calling(request, tokenizer, engine, "1+2")
@@ -147,7 +147,9 @@ def test_a_slow_tool_holds_up_nobody_else(tokenizer: Tokenizer, late: bool) -> N
     tool = Echo()
     tool.may_answer.clear()
     engine = engine_for(tokenizer, tool, late=late)
-    slow, other = (engine.submit([tokenizer.bos_id, first], Sampling(max_tokens=30, temperature=0)) for first in (5, 6))
+    slow, other = (
+        engine.submit([tokenizer.bos_id, first], SamplingParams(max_tokens=30, temperature=0)) for first in (5, 6)
+    )
     engine.step()
     calling(slow, tokenizer, engine, "1+2")
     written = len(slow.completion.tokens)
@@ -162,12 +164,12 @@ def test_a_slow_tool_holds_up_nobody_else(tokenizer: Tokenizer, late: bool) -> N
 @pytest.mark.parametrize("late", [False, True])
 def test_a_cancelled_request_leaves_the_batch_and_the_others_go_on(tokenizer: Tokenizer, late: bool) -> None:
     engine = engine_for(tokenizer, late=late)
-    requests = [engine.submit(prompt, Sampling(max_tokens=10, temperature=0)) for prompt in prompts()]
+    requests = [engine.submit(prompt, SamplingParams(max_tokens=10, temperature=0)) for prompt in prompts()]
     for _ in range(3):
         engine.step()
     engine.cancel(requests[0])
     assert engine.stats().running == len(requests) - 1
-    newcomer = engine.submit(prompts()[2], Sampling(max_tokens=10, temperature=0))
+    newcomer = engine.submit(prompts()[2], SamplingParams(max_tokens=10, temperature=0))
     finish(engine)
     assert requests[0].completion.finish_reason is None and len(requests[0].completion.tokens) <= 3
     for request, prompt in [*list(zip(requests, prompts(), strict=True))[1:], (newcomer, prompts()[2])]:
@@ -177,7 +179,7 @@ def test_a_cancelled_request_leaves_the_batch_and_the_others_go_on(tokenizer: To
 
 def test_a_waiting_request_can_be_cancelled(tokenizer: Tokenizer) -> None:
     engine = engine_for(tokenizer, max_batch_size=1)
-    first, second = (engine.submit([5, 6], Sampling(max_tokens=3)) for _ in range(2))
+    first, second = (engine.submit([5, 6], SamplingParams(max_tokens=3)) for _ in range(2))
     engine.step()
     engine.cancel(second)
     finish(engine)
@@ -187,20 +189,22 @@ def test_a_waiting_request_can_be_cancelled(tokenizer: Tokenizer) -> None:
 def test_a_full_queue_refuses_and_says_when_to_come_back(tokenizer: Tokenizer) -> None:
     engine = Engine(model_for(tokenizer), tokenizer, max_batch_size=1, max_waiting=2)
     for _ in range(2):
-        engine.submit([5, 6], Sampling(max_tokens=3))
+        engine.submit([5, 6], SamplingParams(max_tokens=3))
     with pytest.raises(QueueFullError) as refusal:
-        engine.submit([5, 6], Sampling(max_tokens=3))
+        engine.submit([5, 6], SamplingParams(max_tokens=3))
     assert refusal.value.retry_after >= 1
     engine.step()
-    engine.submit([5, 6], Sampling(max_tokens=3))  # one of them has left the queue
-    assert len(engine.generate([[7, 8]] * 5, Sampling(max_tokens=3))) == 5  # whoever waits for the end may bring many
+    engine.submit([5, 6], SamplingParams(max_tokens=3))  # one of them has left the queue
+    assert (
+        len(engine.generate([[7, 8]] * 5, SamplingParams(max_tokens=3))) == 5
+    )  # whoever waits for the end may bring many
 
 
 def test_slots_keep_to_the_memory_budget(tokenizer: Tokenizer) -> None:
     model = model_for(tokenizer)
     slot = 2 * 2 * 128 * 64 * 4  # keys and values of two layers, width 128, 64 positions, four bytes
     engine = Engine(model, tokenizer, max_batch_size=16, kv_cache_gb=3.5 * slot / 1e9)
-    engine.generate(prompts(), Sampling(max_tokens=2))
+    engine.generate(prompts(), SamplingParams(max_tokens=2))
     assert engine.stats().slots == 3 and engine.stats().kv_bytes == 3 * slot
     with pytest.raises(UserError, match="kv-cache-gb"):
         Engine(model, tokenizer, kv_cache_gb=0.5 * slot / 1e9)
@@ -209,9 +213,9 @@ def test_slots_keep_to_the_memory_budget(tokenizer: Tokenizer) -> None:
 def test_a_long_prompt_does_not_stall_those_who_write(tokenizer: Tokenizer) -> None:
     engine = engine_for(tokenizer)
     engine.scheduler.prefill_tokens = 8
-    writer = engine.submit([5, 6, 7], Sampling(max_tokens=40, seed=1))
+    writer = engine.submit([5, 6, 7], SamplingParams(max_tokens=40, seed=1))
     engine.step()
-    reader = engine.submit(prompts()[-1], Sampling(max_tokens=4))  # 30 tokens: four steps
+    reader = engine.submit(prompts()[-1], SamplingParams(max_tokens=4))  # 30 tokens: four steps
     for step in range(1, 4):
         engine.step()
         assert len(writer.completion.tokens) == 1 + step and not reader.completion.tokens
@@ -221,7 +225,7 @@ def test_a_long_prompt_does_not_stall_those_who_write(tokenizer: Tokenizer) -> N
 
 def test_the_next_turn_computes_only_what_is_new(tokenizer: Tokenizer) -> None:
     engine = engine_for(tokenizer)
-    greedy = Sampling(max_tokens=8, temperature=0)
+    greedy = SamplingParams(max_tokens=8, temperature=0)
     first, second = prompts()[2], prompts()[1]
     (reply,) = engine.generate([first], greedy)
     computed = engine.stats().prefilled_tokens
@@ -234,7 +238,7 @@ def test_the_next_turn_computes_only_what_is_new(tokenizer: Tokenizer) -> None:
 
 def test_samples_of_one_prompt_read_it_once(tokenizer: Tokenizer) -> None:
     prompt, other = prompts()[3], prompts()[2]
-    samplings = [Sampling(max_tokens=6, seed=seed) for seed in range(12)]
+    samplings = [SamplingParams(max_tokens=6, seed=seed) for seed in range(12)]
     engine = engine_for(tokenizer, max_batch_size=8)
     together = engine.generate([prompt] * 6 + [other] * 6, samplings)
     copies = 10  # their last token is computed nevertheless: its logits are needed
@@ -246,31 +250,33 @@ def test_samples_of_one_prompt_read_it_once(tokenizer: Tokenizer) -> None:
 def test_a_conversation_that_may_go_on_is_copied_from_not_overwritten(tokenizer: Tokenizer) -> None:
     engine = engine_for(tokenizer, max_batch_size=2)
     system, long = prompts()[2], prompts()[3]
-    engine.generate([[*system, *long]], Sampling(max_tokens=2))
-    engine.generate([[*system, 9]], Sampling(max_tokens=2))
+    engine.generate([[*system, *long]], SamplingParams(max_tokens=2))
+    engine.generate([[*system, 9]], SamplingParams(max_tokens=2))
     computed = engine.stats().prefilled_tokens
-    engine.generate([[*system, *long, 8]], Sampling(max_tokens=2))
+    engine.generate([[*system, *long, 8]], SamplingParams(max_tokens=2))
     assert engine.stats().prefilled_tokens - computed <= 3
 
 
 def test_changed_weights_count_after_forget(tokenizer: Tokenizer) -> None:
     engine = engine_for(tokenizer)
-    prompt, greedy = prompts()[3], Sampling(max_tokens=8, temperature=0)
+    prompt, greedy = prompts()[3], SamplingParams(max_tokens=8, temperature=0)
     engine.generate([prompt], greedy)
     with torch.no_grad():
         for parameter in engine.model.parameters():
             parameter.copy_(parameter.flip(0))
-    engine.forget()
+    engine.reset()
     (completion,) = engine.generate([prompt], greedy)
     assert completion.tokens == greedy_by_full_forward(tokenizer, engine.model, prompt, len(completion.tokens))
 
 
 def test_a_stop_string_ends_the_reply(tokenizer: Tokenizer) -> None:
     engine = engine_for(tokenizer)
-    plain = Sampling(max_tokens=30, temperature=0)
+    plain = SamplingParams(max_tokens=30, temperature=0)
     text = tokenizer.decode(engine.generate([prompts()[2]], plain)[0].tokens)
     stop = text[len(text) // 2 :][:3]
-    (completion,) = engine.generate([prompts()[2]], Sampling(max_tokens=30, temperature=0, stop=("never said", stop)))
+    (completion,) = engine.generate(
+        [prompts()[2]], SamplingParams(max_tokens=30, temperature=0, stop=("never said", stop))
+    )
     written = tokenizer.decode(completion.tokens)
     assert completion.finish_reason == "stop" and stop in written and len(written) < len(text)
 
@@ -278,14 +284,14 @@ def test_a_stop_string_ends_the_reply(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("late", [False, True])
 def test_logprobs_are_the_full_forward_s(tokenizer: Tokenizer, late: bool) -> None:
     engine = engine_for(tokenizer, late=late)
-    request = engine.submit(prompts()[1], Sampling(max_tokens=5, temperature=0.5, seed=4, logprobs=3))
-    engine.submit(prompts()[2], Sampling(max_tokens=7))
+    request = engine.submit(prompts()[1], SamplingParams(max_tokens=5, temperature=0.5, seed=4, logprobs=3))
+    engine.submit(prompts()[2], SamplingParams(max_tokens=7))
     finish(engine)
     completion = request.completion
     assert len(completion.logprobs) == len(completion.tokens)
     with torch.no_grad():
         logits = engine.model(torch.tensor([request.tokens]))[0, len(prompts()[1]) - 1 : -1]
-    logits[:, [tokenizer.special(name) for name in NEVER_DRAWN]] = -torch.inf
+    logits[:, [tokenizer.special(name) for name in SUPPRESSED_TOKENS]] = -torch.inf
     expected = logits[:, : tokenizer.vocab_size].log_softmax(1)
     for i, (token, logprob) in enumerate(zip(completion.tokens, completion.logprobs, strict=True)):
         assert logprob is not None and logprob.token == token and len(logprob.top) == 3
@@ -298,11 +304,11 @@ def test_a_heavy_repetition_penalty_never_repeats(tokenizer: Tokenizer, late: bo
     engine = engine_for(tokenizer, late=late)
     with torch.no_grad():  # positive logits: dividing them makes them smaller
         engine.model.lm_head.weight.abs_()
-    sampling = Sampling(max_tokens=20, temperature=0, repetition_penalty=50.0)
-    request, _ = engine.submit([3, 4], sampling), engine.submit([5, 6], Sampling(max_tokens=20))
+    sampling = SamplingParams(max_tokens=20, temperature=0, repetition_penalty=50.0)
+    request, _ = engine.submit([3, 4], sampling), engine.submit([5, 6], SamplingParams(max_tokens=20))
     finish(engine)
     assert len(set(request.tokens)) == len(request.tokens)
-    (free,) = engine_for(tokenizer).generate([[3, 4]], Sampling(max_tokens=20, temperature=0))
+    (free,) = engine_for(tokenizer).generate([[3, 4]], SamplingParams(max_tokens=20, temperature=0))
     assert free.tokens != request.completion.tokens
 
 
@@ -310,10 +316,15 @@ def test_padding_and_the_tokens_of_others_are_never_drawn() -> None:
     tokenizer = Tokenizer.train(["some text to learn a few merges from"] * 3, 270)
     model = random_model(tokenizer.vocab_size).eval()
     assert model.config.vocab_size > tokenizer.vocab_size
-    forbidden = [tokenizer.special(name) for name in NEVER_DRAWN] + list(range(270, model.config.vocab_size))
+    forbidden = [tokenizer.special(name) for name in SUPPRESSED_TOKENS] + list(range(270, model.config.vocab_size))
     with torch.no_grad():  # every logit that must not win does
         model.lm_head.weight[forbidden] *= 50
-    kinds = [Sampling(40, 1.0, None), Sampling(40, 1.0, 300), Sampling(40, 0.0), Sampling(40, repetition_penalty=1.1)]
+    kinds = [
+        SamplingParams(40, 1.0, None),
+        SamplingParams(40, 1.0, 300),
+        SamplingParams(40, 0.0),
+        SamplingParams(40, repetition_penalty=1.1),
+    ]
     samplings = [dataclasses.replace(kinds[seed % 4], seed=seed) for seed in range(16)]
     completions = Engine(model, tokenizer).generate([[5]] * 16, samplings)
     assert not {token for completion in completions for token in completion.tokens} & set(forbidden)

@@ -8,12 +8,12 @@ import torch
 
 from nanochat.errors import UserError
 from nanochat.inference.sampler import Sampler
-from nanochat.inference.sampling import Sampling, uniform
+from nanochat.inference.sampling_params import SamplingParams, uniform
 
 NONE = torch.tensor([], dtype=torch.long)
 
 
-def draw(logits: torch.Tensor, samplings: list[Sampling]) -> list[int]:
+def draw(logits: torch.Tensor, samplings: list[SamplingParams]) -> list[int]:
     """One token each. logits: (N, V)."""
     sampler = Sampler(samplings, [[]] * len(samplings), logits.size(1), NONE)
     return sampler.draw(logits.clone(), uniform([s.seed for s in samplings], [0] * len(samplings)).tolist()).tolist()
@@ -22,7 +22,7 @@ def draw(logits: torch.Tensor, samplings: list[Sampling]) -> list[int]:
 @pytest.mark.parametrize("top_k", [None, 4])
 def test_sampling_follows_the_distribution(top_k: int | None) -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, -50.0]]).repeat(20_000, 1)
-    samplings = [Sampling(seed=seed, top_k=top_k) for seed in range(20_000)]
+    samplings = [SamplingParams(seed=seed, top_k=top_k) for seed in range(20_000)]
     counts = torch.bincount(torch.tensor(draw(logits, samplings)), minlength=4) / 20_000
     expected = (15 * (logits[0] / 15).tanh()).softmax(0)  # the model's soft cap
     torch.testing.assert_close(counts, expected, atol=0.015, rtol=0)
@@ -31,44 +31,44 @@ def test_sampling_follows_the_distribution(top_k: int | None) -> None:
 @pytest.mark.parametrize(
     ("wanted", "possible"),
     [
-        (Sampling(temperature=0), {0}),
-        (Sampling(top_k=2), {0, 1}),
-        (Sampling(top_k=0), {0, 1, 2, 3}),
-        (Sampling(top_k=3, top_p=0.5), {0, 1}),
-        (Sampling(top_k=None, top_p=0.75), {0, 1, 2}),
-        (Sampling(top_k=None, top_p=0.01), {0}),
-        (Sampling(top_k=None, min_p=0.93), {0}),
-        (Sampling(top_k=None, min_p=0.85), {0, 1}),
-        (Sampling(top_k=3, min_p=0.01, temperature=50.0), {0, 1, 2}),
-        (Sampling(top_k=1), {0}),
-        (Sampling(top_k=2, temperature=1e-3), {0}),
-        (Sampling(top_k=0, temperature=1e-40), {0}),
-        (Sampling(top_k=3, temperature=1e-40), {0}),
-        (Sampling(top_k=0, top_p=1e-46), {0}),
-        (Sampling(top_k=0, min_p=1e-46), {0, 1, 2, 3}),
+        (SamplingParams(temperature=0), {0}),
+        (SamplingParams(top_k=2), {0, 1}),
+        (SamplingParams(top_k=0), {0, 1, 2, 3}),
+        (SamplingParams(top_k=3, top_p=0.5), {0, 1}),
+        (SamplingParams(top_k=None, top_p=0.75), {0, 1, 2}),
+        (SamplingParams(top_k=None, top_p=0.01), {0}),
+        (SamplingParams(top_k=None, min_p=0.93), {0}),
+        (SamplingParams(top_k=None, min_p=0.85), {0, 1}),
+        (SamplingParams(top_k=3, min_p=0.01, temperature=50.0), {0, 1, 2}),
+        (SamplingParams(top_k=1), {0}),
+        (SamplingParams(top_k=2, temperature=1e-3), {0}),
+        (SamplingParams(top_k=0, temperature=1e-40), {0}),
+        (SamplingParams(top_k=3, temperature=1e-40), {0}),
+        (SamplingParams(top_k=0, top_p=1e-46), {0}),
+        (SamplingParams(top_k=0, min_p=1e-46), {0, 1, 2, 3}),
     ],
 )
-def test_what_may_be_drawn_is_each_request_s_own(wanted: Sampling, possible: set[int]) -> None:
+def test_what_may_be_drawn_is_each_request_s_own(wanted: SamplingParams, possible: set[int]) -> None:
     # probabilities of about 0.29, 0.26, 0.24, 0.21
     logits = torch.tensor([[3.0, 2.9, 2.8, 2.7]]).repeat(400, 1)
-    others = [Sampling(temperature=0), Sampling(top_k=4, top_p=0.9), Sampling(top_k=None, min_p=0.1)]
+    others = [SamplingParams(temperature=0), SamplingParams(top_k=4, top_p=0.9), SamplingParams(top_k=None, min_p=0.1)]
     samplings = [dataclasses.replace(kind, seed=seed) for seed in range(100) for kind in (wanted, *others)]
     assert set(draw(logits, samplings)[0::4]) == possible
 
 
 def test_logits_that_are_no_numbers_still_give_tokens_that_exist() -> None:
-    kinds = [Sampling(top_k=None), Sampling(top_k=2), Sampling(top_k=None, top_p=0.5)]
+    kinds = [SamplingParams(top_k=None), SamplingParams(top_k=2), SamplingParams(top_k=None, top_p=0.5)]
     assert all(0 <= token < 4 for token in draw(torch.full((3, 4), torch.nan), kinds))
 
 
 def test_company_changes_no_draw() -> None:
     logits = torch.randn(40, 300, generator=torch.Generator().manual_seed(1)) * 3
     kinds = [
-        Sampling(temperature=0),
-        Sampling(top_k=5, temperature=0.7),
-        Sampling(top_k=None),
-        Sampling(top_k=100, top_p=0.6),
-        Sampling(top_k=None, min_p=0.05),
+        SamplingParams(temperature=0),
+        SamplingParams(top_k=5, temperature=0.7),
+        SamplingParams(top_k=None),
+        SamplingParams(top_k=100, top_p=0.6),
+        SamplingParams(top_k=None, min_p=0.05),
     ]
     samplings = [dataclasses.replace(kinds[seed % 5], seed=seed) for seed in range(40)]
     alone = [draw(logits[i : i + 1], samplings[i : i + 1])[0] for i in range(40)]
@@ -78,9 +78,9 @@ def test_company_changes_no_draw() -> None:
 def test_the_highest_draw_is_a_token_that_may_be_drawn() -> None:
     logits = torch.tensor([[1.0, 0.0, -100.0, -100.0]])
     for kind, last in (
-        (Sampling(top_k=2), 1),
-        (Sampling(top_k=None, min_p=0.1), 1),
-        (Sampling(top_k=None, top_p=0.5), 0),
+        (SamplingParams(top_k=2), 1),
+        (SamplingParams(top_k=None, min_p=0.1), 1),
+        (SamplingParams(top_k=None, top_p=0.5), 0),
     ):
         tokens = Sampler([kind], [[]], 4, NONE).draw(logits.clone(), [1 - 2**-53])
         assert tokens.item() <= last
@@ -109,13 +109,13 @@ def test_uniform_draws_are_uniform_and_repeat() -> None:
 )
 def test_impossible_sampling_is_refused(wrong: dict) -> None:
     with pytest.raises(UserError, match="cannot be"):
-        Sampling(**wrong)
+        SamplingParams(**wrong)
 
 
 def test_siblings_differ_and_the_first_is_oneself() -> None:
-    sampling = Sampling(seed=7)
+    sampling = SamplingParams(seed=7)
     assert sampling.sibling(0) == sampling
     assert (
-        len({sampling.sibling(i).seed for i in range(50)} | {Sampling(seed=8).sibling(i).seed for i in range(50)})
+        len({sampling.sibling(i).seed for i in range(50)} | {SamplingParams(seed=8).sibling(i).seed for i in range(50)})
         == 100
     )

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nanochat import cli
 from nanochat.data.batches import Batch
 from nanochat.inference.engine import Engine
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.model import cpu_kernels, fp8
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
@@ -166,7 +166,7 @@ def test_evaluation_and_decoding_stay_as_they_are(tokenizer: Tokenizer) -> None:
     def outside_training() -> list[Tensor]:
         with torch.no_grad():
             logits = model(batch.tokens)
-        reply = Engine(model, tokenizer).generate([[tokenizer.bos_id, 7, 8]], Sampling(8, temperature=0.0))[0]
+        reply = Engine(model, tokenizer).generate([[tokenizer.bos_id, 7, 8]], SamplingParams(8, temperature=0.0))[0]
         return [logits, model.token_losses(batch.tokens, batch.targets), torch.tensor(reply.tokens)]
 
     before, loss = outside_training(), model.loss(batch.tokens, batch.targets).item()

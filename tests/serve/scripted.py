@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from nanochat.conversations import Message, Part
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
+from nanochat.inference.detokenizer import Detokenizer
 from nanochat.inference.engine import EngineStats
-from nanochat.inference.reply import ReplyDecoder
 from nanochat.inference.request import Request, TokenLogprob
-from nanochat.inference.sampling import Sampling
-from nanochat.serve.menu import ModelCard
+from nanochat.inference.sampling_params import SamplingParams
+from nanochat.serve.model_registry import ModelCard
 from nanochat.tokenizer import Tokenizer
 
 CONTEXT = 600
@@ -48,7 +48,7 @@ class ScriptedEngine:
         self.pause = pause
         self.go = threading.Event()
         self.on_wait: Callable[[], object] = lambda: None
-        self.samplings: list[Sampling] = []
+        self.samplings: list[SamplingParams] = []
         self.prompts: list[list[int]] = []
         self.cancelled: list[Request] = []
         self._waiting: deque[Request] = deque()
@@ -61,12 +61,12 @@ class ScriptedEngine:
     def stats(self) -> EngineStats:
         return EngineStats(len(self._active), len(self._waiting), self.slots, 0, 0, 0, 0, 0)
 
-    def submit(self, prompt: Sequence[int], sampling: Sampling) -> Request:
+    def submit(self, prompt: Sequence[int], sampling: SamplingParams) -> Request:
         self.prompts.append(list(prompt))
         self.samplings.append(sampling)
         if self._text(prompt) == "refuse":
             raise UserError("this cannot be answered: ask something else")
-        request = Request(prompt, sampling, CONTEXT, ReplyDecoder(self.tokenizer, sampling.stop))
+        request = Request(prompt, sampling, CONTEXT, Detokenizer(self.tokenizer, sampling.stop))
         self._waiting.append(request)
         return request
 
@@ -140,7 +140,7 @@ class ScriptedChatModel(ChatModel):
     def __init__(self, tokenizer: Tokenizer | None = None, slots: int = 16, pause: float = 0.0) -> None:
         engine = ScriptedEngine(tokenizer or small_tokenizer(), slots, pause)
         super().__init__("sft", "d4", 300, engine)  # type: ignore[arg-type]
-        self.seen: list[tuple[Sequence[Message], Sampling]] = []
+        self.seen: list[tuple[Sequence[Message], SamplingParams]] = []
 
     @property
     def context(self) -> int:

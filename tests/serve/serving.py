@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx
 
-from nanochat.serve import listen
+from nanochat.serve import http_server
 from nanochat.serve.app import create_app
 from nanochat.serve.engine_process import EngineLoop, Loader
-from nanochat.serve.menu import Menu, ModelCard
+from nanochat.serve.model_registry import ModelCard, ModelRegistry
 from nanochat.serve.pool import Pool
 from nanochat.serve.worker import Start
 from nanochat.tokenizer import Tokenizer
@@ -51,20 +51,20 @@ def serving(
     wait: bool = True,
     **options: Any,
 ) -> Iterator[Served]:
-    listener = listen.bind(host, 0)
+    listener = http_server.bind(host, 0)
     pool = Pool(
-        Menu(cards[0], lambda: list(cards)),
+        ModelRegistry(cards[0], lambda: list(cards)),
         load,
         gpus=[None] * engines,
         max_waiting=max_waiting,
         start=start,
     )
-    app = create_app(pool, tokenizer, allowed_hosts=listen.allowed_hosts(listener, host), **options)
-    server = listen.Server()
+    app = create_app(pool, tokenizer, allowed_hosts=http_server.allowed_hosts(listener, host), **options)
+    server = http_server.Server()
     thread = threading.Thread(target=server.run, args=(app, listener))
     thread.start()
     try:
-        url = listen.url(listener, host)
+        url = http_server.url(listener, host)
         with httpx.Client(base_url=url, timeout=60) as client:
             if wait:
                 until(lambda: client.get("/health").status_code == 200)

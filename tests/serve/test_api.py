@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from nanochat.inference.sampling import Sampling
-from nanochat.serve.menu import ModelCard
+from nanochat.inference.sampling_params import SamplingParams
+from nanochat.serve.model_registry import ModelCard
 from nanochat.tokenizer import Tokenizer
 from tests.serve.scripted import CALL, CONTEXT, ScriptedChatModel
 from tests.serve.serving import CHAT, Served, scripted
@@ -18,7 +18,7 @@ Both = tuple[Served, ScriptedChatModel]
 
 @pytest.fixture(scope="module")
 def both(tokenizer: Tokenizer) -> Iterator[Both]:
-    with scripted(tokenizer, defaults=Sampling(max_tokens=100, temperature=0.5, top_k=7)) as both:
+    with scripted(tokenizer, defaults=SamplingParams(max_tokens=100, temperature=0.5, top_k=7)) as both:
         yield both
 
 
@@ -155,7 +155,7 @@ def test_sampling_is_what_the_request_asks_and_else_the_default(client: httpx.Cl
     client.post(CHAT, json=say("a", top_k=None))
     default, own, unlimited = both[1].engine.samplings[-3:]
     assert (default.temperature, default.top_k, default.max_tokens) == (0.5, 7, 100)
-    assert own == Sampling(5, 0, None, 7, top_p=0.5, min_p=0.1, repetition_penalty=1.2)
+    assert own == SamplingParams(5, 0, None, 7, top_p=0.5, min_p=0.1, repetition_penalty=1.2)
     assert unlimited.top_k is None
     assert default.seed != unlimited.seed
 

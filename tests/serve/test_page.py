@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_playwright
 
-from nanochat.serve.menu import ModelCard
+from nanochat.serve.model_registry import ModelCard
 from nanochat.tokenizer import Tokenizer
 from tests.serve.scripted import CARD, CONTEXT, ScriptedChatModel
 from tests.serve.serving import Served, scripted, until

@@ -17,7 +17,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
 from nanochat.sandbox.calculator import Calculator
-from nanochat.serve.menu import ModelCard
+from nanochat.serve.model_registry import ModelCard
 from nanochat.serve.worker import in_process
 from tests.conftest import random_model
 from tests.serve.scripted import small_tokenizer

@@ -17,9 +17,9 @@ import torch
 
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
-from nanochat.serve import engine_process, listen
+from nanochat.serve import engine_process, http_server
 from nanochat.serve.engine_process import Loader
-from nanochat.serve.menu import ModelCard
+from nanochat.serve.model_registry import ModelCard
 from nanochat.tokenizer import Tokenizer
 from tests.serve.scripted import CARD, ScriptedChatModel
 from tests.serve.serving import CHAT, Served, in_thread, scripted, serving, until
@@ -110,7 +110,7 @@ def test_client_that_leaves_the_queue_gives_up_its_place(both: Both) -> None:
 
 
 def test_server_stops_while_a_reply_is_written(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen, "SECONDS_TO_FINISH", 0)
+    monkeypatch.setattr(http_server, "SECONDS_TO_FINISH", 0)
     before = threading.active_count()
     with scripted(tokenizer) as (served, _):
         stream = served.client.stream("POST", CHAT, json=say("wait", stream=True))
@@ -202,7 +202,7 @@ def test_reply_that_cannot_be_read_fails_alone(tokenizer: Tokenizer, monkeypatch
     with scripted(tokenizer) as (served, model), ThreadPoolExecutor(1) as clients:
         other = clients.submit(served.client.post, CHAT, json=say("wait"))
         until(lambda: served.pool.running)
-        monkeypatch.setattr(engine_process, "ReplyDecoder", lambda tokenizer, stop: None)
+        monkeypatch.setattr(engine_process, "Detokenizer", lambda tokenizer, stop: None)
         assert served.client.post(CHAT, json=say("hello")).status_code == 500
         monkeypatch.undo()
         model.engine.go.set()

@@ -19,10 +19,10 @@ from nanochat import conversations
 from nanochat.conversations import PartType
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
-from nanochat.inference.reply import Delta
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.detokenizer import Delta
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.serve.markdown import MarkdownWriter
-from nanochat.serve.menu import Menu, ModelCard
+from nanochat.serve.model_registry import ModelCard, ModelRegistry
 from nanochat.serve.terminal import TerminalChat, answer_once, keyboard
 from nanochat.serve.writers import PlainWriter
 from tests.serve.scripted import CARD, CONTEXT, ScriptedChatModel
@@ -45,9 +45,9 @@ def talk(
         return line
 
     out = io.StringIO()
-    menu = Menu(CARD, lambda: [CARD, BASE])
+    menu = ModelRegistry(CARD, lambda: [CARD, BASE])
     only = model or ScriptedChatModel()
-    chat = TerminalChat(menu, load or (lambda card: only), Sampling(), read, Console(file=out, width=40))
+    chat = TerminalChat(menu, load or (lambda card: only), SamplingParams(), read, Console(file=out, width=40))
     chat.run()
     return out.getvalue(), chat
 
@@ -295,14 +295,14 @@ def test_plain_reply_has_one_line_a_tool_call(deltas: list[tuple[PartType, str]]
 
 
 def test_one_answer_goes_to_stdout_without_colours(capsys: pytest.CaptureFixture[str]) -> None:
-    answer_once(ScriptedChatModel(), "calculate", Sampling())
+    answer_once(ScriptedChatModel(), "calculate", SamplingParams())
     captured = capsys.readouterr()
     assert captured.out == "Let me see. \n[python] 37*45 -> 1665\nIt is 1665.\n"
     assert not captured.err
 
 
 def test_one_answer_as_json_has_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
-    answer_once(ScriptedChatModel(), "calculate", Sampling(), as_json=True)
+    answer_once(ScriptedChatModel(), "calculate", SamplingParams(), as_json=True)
     answer = json.loads(capsys.readouterr().out)
     assert answer["text"] == "Let me see. It is 1665." and answer["finish_reason"] == "stop"
     assert {"type": "python_output", "text": "1665"} in answer["parts"]
@@ -312,10 +312,10 @@ def test_one_answer_as_json_has_its_figures(capsys: pytest.CaptureFixture[str]) 
 
 def test_reader_that_leaves_a_pipe_sees_no_traceback() -> None:
     program = (
-        "from nanochat.inference.sampling import Sampling\n"
+        "from nanochat.inference.sampling_params import SamplingParams\n"
         "from nanochat.serve.terminal import answer_once\n"
         "from tests.serve.scripted import ScriptedChatModel\n"
-        "answer_once(ScriptedChatModel(pause=0.001), 'count to 100', Sampling(max_tokens=500))\n"
+        "answer_once(ScriptedChatModel(pause=0.001), 'count to 100', SamplingParams(max_tokens=500))\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None

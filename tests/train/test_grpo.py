@@ -8,7 +8,7 @@ from nanochat.data.batches import Share
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
 from nanochat.inference.request import Completion
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.model.loss import IGNORE
 from nanochat.runtime import Runtime
 from nanochat.tasks.task import GradedTask, Reply
@@ -44,7 +44,7 @@ def source(tokenizer: Tokenizer, task: GradedTask, share: Share = Share()) -> Ro
         problems_per_step=4,
         samples_per_problem=4,
         device_batch_size=5,
-        sampling=Sampling(max_tokens=12, top_k=None, seed=3),
+        sampling=SamplingParams(max_tokens=12, top_k=None, seed=3),
     )
 
 

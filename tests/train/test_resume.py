@@ -24,7 +24,7 @@ from nanochat.data.token_files import TokenFile, write_conversations, write_docu
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
-from nanochat.inference.sampling import Sampling
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.model.gpt import GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.telemetry.run_log import read_steps
@@ -80,7 +80,7 @@ class Stages:
             problems_per_step=3,
             samples_per_problem=4,
             device_batch_size=4,
-            sampling=Sampling(max_tokens=12, top_k=None, seed=3),
+            sampling=SamplingParams(max_tokens=12, top_k=None, seed=3),
         )
 
     def _rows(self, rows: Any, trim: bool = False) -> BatchSource:

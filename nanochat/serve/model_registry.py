@@ -39,7 +39,7 @@ class ModelCard:
         return cls(found.source, found.tag, found.step, context, int(found.meta["saved_at"]))
 
 
-def trained() -> list[ModelCard]:
+def trained_models() -> list[ModelCard]:
     """The newest step of every model of every stage, the most advanced stage first."""
     cards = []
     for source in reversed(STAGES):
@@ -50,11 +50,11 @@ def trained() -> list[ModelCard]:
     return cards
 
 
-class Menu:
+class ModelRegistry:
     """The models that may be asked for: the one the server was started with, and what has been trained besides."""
 
     def __init__(self, default: ModelCard, others: Callable[[], list[ModelCard]] = list) -> None:
-        """`others` is asked again each time, so that a stage that has just been trained is there."""
+        """`others` is asked again each time, so that a stage that has just been trained_models is there."""
         self.default = default
         self._others = others
 

@@ -16,7 +16,7 @@ class Delta:
     text: str
 
 
-class ReplyDecoder:
+class Detokenizer:
     """Turns tokens into deltas as they come.
 
     Holds back bytes that are not yet a whole character, and text that may become one of the `stop` strings. The text
@@ -83,7 +83,7 @@ def add_delta(parts: list[Part], delta: Delta) -> None:
 
 def reply_parts(tokenizer: Tokenizer, tokens: Iterable[int]) -> list[Part]:
     """A whole reply as the parts of a message, neighbours of one kind joined."""
-    decoder = ReplyDecoder(tokenizer)
+    decoder = Detokenizer(tokenizer)
     deltas = [decoder.feed(token) for token in tokens] + [decoder.flush()]
     parts: list[Part] = []
     for delta in filter(None, deltas):

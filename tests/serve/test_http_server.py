@@ -3,14 +3,14 @@
 import pytest
 
 from nanochat.errors import UserError
-from nanochat.serve import listen
+from nanochat.serve import http_server
 
 
 def test_port_in_use_names_another() -> None:
-    with listen.bind("127.0.0.1", 0) as taken:
+    with http_server.bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port {port} is in use: pass --port {port + 1}"):
-            listen.bind("127.0.0.1", port)
+            http_server.bind("127.0.0.1", port)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ def test_port_in_use_names_another() -> None:
 )
 def test_address_that_cannot_be_is_a_sentence(host: str, port: int) -> None:
     with pytest.raises(UserError, match="cannot listen on"):
-        listen.bind(host, port)
+        http_server.bind(host, port)
 
 
 @pytest.mark.parametrize(
@@ -30,17 +30,17 @@ def test_address_that_cannot_be_is_a_sentence(host: str, port: int) -> None:
     ],
 )
 def test_the_host_that_was_asked_for_is_one_to_answer_to(host: str, names: set[str]) -> None:
-    with listen.bind(host, 0) as listener:
-        allowed = listen.allowed_hosts(listener, host)
+    with http_server.bind(host, 0) as listener:
+        allowed = http_server.allowed_hosts(listener, host)
     assert allowed is not None and names <= set(allowed) and "evil.example" not in allowed
 
 
 def test_who_listens_to_others_answers_to_any_name() -> None:
-    with listen.bind("0.0.0.0", 0) as listener:
-        assert listen.allowed_hosts(listener, "0.0.0.0") is None
+    with http_server.bind("0.0.0.0", 0) as listener:
+        assert http_server.allowed_hosts(listener, "0.0.0.0") is None
 
 
 def test_only_loopback_counts_as_local() -> None:
-    with listen.bind("127.0.0.1", 0) as local, listen.bind("0.0.0.0", 0) as everywhere:
-        assert listen.is_loopback(local) and not listen.is_loopback(everywhere)
-        assert listen.url(everywhere, "0.0.0.0").startswith("http://127.0.0.1:")
+    with http_server.bind("127.0.0.1", 0) as local, http_server.bind("0.0.0.0", 0) as everywhere:
+        assert http_server.is_loopback(local) and not http_server.is_loopback(everywhere)
+        assert http_server.url(everywhere, "0.0.0.0").startswith("http://127.0.0.1:")

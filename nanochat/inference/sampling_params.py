@@ -15,7 +15,7 @@ GREEDY_BELOW = 1e-4
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How one request wants its tokens chosen."""
 
     max_tokens: int = 256
@@ -55,7 +55,7 @@ class Sampling:
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
             raise UserError(f"logprobs {self.logprobs} cannot be: choose 0 to {MAX_LOGPROBS}")
 
-    def sibling(self, index: int) -> "Sampling":
+    def sibling(self, index: int) -> "SamplingParams":
         """The sampling of the `index`-th of several replies to one prompt; 0 is this one itself."""
         if index == 0:
             return self
@@ -63,7 +63,7 @@ class Sampling:
         return dataclasses.replace(self, seed=int(seed[0]))
 
 
-CHAT = Sampling(max_tokens=512, temperature=0.8, top_k=50)
+CHAT_SAMPLING = SamplingParams(max_tokens=512, temperature=0.8, top_k=50)
 """How chat.sh and chat_cli.sh draw where nothing else is asked for, and a shared model elsewhere."""
 
 

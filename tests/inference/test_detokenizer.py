@@ -1,19 +1,19 @@
 """Replies come as whole characters, and special tokens are never shown."""
 
 from nanochat.conversations import Message, Part
-from nanochat.inference.reply import ReplyDecoder, reply_parts
+from nanochat.inference.detokenizer import Detokenizer, reply_parts
 from nanochat.tokenizer import Tokenizer
 
 
 def test_half_a_character_is_held_back(tokenizer: Tokenizer) -> None:
-    decoder = ReplyDecoder(tokenizer)
+    decoder = Detokenizer(tokenizer)
     tokens = tokenizer.encode("a🚀b")
     texts = [delta.text if (delta := decoder.feed(token)) else "" for token in tokens]
     assert "".join(texts) == "a🚀b" and "" in texts and not any("\N{REPLACEMENT CHARACTER}" in text for text in texts)
 
 
 def test_a_character_cut_off_is_shown_as_such_at_the_end(tokenizer: Tokenizer) -> None:
-    decoder = ReplyDecoder(tokenizer)
+    decoder = Detokenizer(tokenizer)
     assert decoder.feed(tokenizer.encode("🚀")[0]) is None
     rest = decoder.flush()
     assert rest is not None and rest.text == "\N{REPLACEMENT CHARACTER}"
@@ -31,9 +31,9 @@ def test_parts_of_a_reply_with_a_tool_call(tokenizer: Tokenizer) -> None:
     assert reply_parts(tokenizer, reply) == parts
 
 
-def shown(tokenizer: Tokenizer, text: str, stop: tuple[str, ...]) -> tuple[list[str], ReplyDecoder]:
+def shown(tokenizer: Tokenizer, text: str, stop: tuple[str, ...]) -> tuple[list[str], Detokenizer]:
     """What is shown after each token, the last what is left at the end."""
-    decoder = ReplyDecoder(tokenizer, stop)
+    decoder = Detokenizer(tokenizer, stop)
     deltas = [decoder.feed(token) for token in tokenizer.encode(text)] + [decoder.flush()]
     return [delta.text if delta else "" for delta in deltas], decoder
 
@@ -54,7 +54,7 @@ def test_the_earliest_of_several_stop_strings_counts(tokenizer: Tokenizer) -> No
 
 
 def test_what_a_tool_is_given_is_not_searched_for_stop_strings(tokenizer: Tokenizer) -> None:
-    decoder = ReplyDecoder(tokenizer, ("1",))
+    decoder = Detokenizer(tokenizer, ("1",))
     start, end = (tokenizer.special(name) for name in ("<|python_start|>", "<|python_end|>"))
     deltas = [decoder.feed(token) for token in (start, *tokenizer.encode("1+1"), end, *tokenizer.encode("= 1"))]
     assert "".join(delta.text for delta in deltas if delta) == "1+1= " and decoder.stopped
