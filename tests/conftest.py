@@ -1,23 +1,19 @@
-"""Small real parts for the tests: a tokenizer trained on the embedded text, models of two layers, a hub on loopback.
-
-NANOCHAT_SHARED names the folder that has hub/serve.py, a stand-in for the Hugging Face Hub; tests that need it are
-skipped where it is not set.
-"""
+"""Small real parts for the tests: a tokenizer trained on the embedded text, models of two layers, a fake hub."""
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 
-from nanochat.data import embedded, transfer
+from nanochat.data import embedded
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
+from tests.hub.fake_hub import FakeHub
+from tests.hub.small_data import write_datasets
 from tests.machine import MEMINFO, FakeMachine
 
 StartHub = Callable[..., str]
@@ -34,7 +30,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def base_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A base directory of the test's own."""
+    """An empty base directory for one test."""
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
     return tmp_path
 
@@ -61,28 +57,36 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     return fake
 
 
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small data sets in the real schemas; not to be changed."""
+    root = tmp_path_factory.mktemp("hub")
+    write_datasets(root)
+    return root
+
+
 @pytest.fixture
-def start_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StartHub]:
-    """Start a hub with the options of serve.py and make it this process's; gives its address. Retries are quick."""
+def real_data() -> Path:
+    """The folder with the real data sets, for the few tests that need them."""
     shared = os.environ.get("NANOCHAT_SHARED")
     if not shared:
-        pytest.skip("NANOCHAT_SHARED does not name the folder with the loopback hub")
-    started = []
+        pytest.skip("NANOCHAT_SHARED does not name the folder with the real data sets")
+    return Path(shared) / "hub"
 
-    def start(*options: object) -> str:
-        command = [sys.executable, str(Path(shared) / "hub" / "serve.py"), "--port", "0", *map(str, options)]
-        hub = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        started.append(hub)
-        assert hub.stdout
-        address = hub.stdout.readline().split()[-1]
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        return address
 
-    monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 0.01)
-    yield start
-    for hub in started:
-        hub.kill()
-        hub.wait()
+@pytest.fixture
+def start_hub(monkeypatch: pytest.MonkeyPatch, small_data: Path) -> Iterator[StartHub]:
+    """Start a fake hub for this process and return its address: `start_hub("--root", folder, "--cut", 2)`.
+
+    The options are FakeHub's fields; by default it serves `small_data` without faults. Retries are quick.
+    """
+    with ExitStack() as stack:
+
+        def start(*options: object) -> str:
+            names = [str(name).removeprefix("--").replace("-", "_") for name in options[::2]]
+            fields = dict(zip(names, options[1::2], strict=True))
+            hub = stack.enter_context(FakeHub(**{"root": small_data, **fields}))  # type: ignore[arg-type]
+            hub.replace_the_real_one(monkeypatch)
+            return hub.address
+
+        yield start

@@ -57,6 +57,14 @@ def test_a_bad_network_is_outlived(start_hub: StartHub, root: Path, tmp_path: Pa
     assert_whole(root, tmp_path / "data", NAMES)
 
 
+def test_a_pause_that_the_hub_asks_for_is_kept(start_hub: StartHub, root: Path, tmp_path: Path) -> None:
+    start_hub("--root", root, "--fail", 2, "--status", 429, "--retry-after", 1)
+    start = time.monotonic()
+    fetch(REPOSITORY, NAMES[:2], tmp_path / "data")
+    assert time.monotonic() - start >= 1
+    assert_whole(root, tmp_path / "data", NAMES[:2])
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_the_next_run_goes_on_where_this_one_stopped(
     start_hub: StartHub, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool

@@ -9,14 +9,13 @@ import torch
 from huggingface_hub import constants
 
 from nanochat import paths
-from nanochat.data import transfer
 from nanochat.hub.card import Publisher
 from nanochat.hub.export import export
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import saving
 from nanochat.train.checkpoint import Checkpoint
 from tests.conftest import random_model
-from tests.hub.hub_server import HubServer
+from tests.hub.fake_hub import FakeHub
 
 ADA = Publisher("ada", "Ada Example", "mit")
 
@@ -57,18 +56,12 @@ def exported(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    """A hub that this process takes for the real one, logged in to as ada; nobody waits between retries."""
-    with HubServer() as server:
-        address = server.address
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    """A hub that replaces the real one in this process, logged in to as ada; retries do not wait."""
+    with FakeHub() as hub:
+        hub.replace_the_real_one(monkeypatch, first_pause=0.001)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
         monkeypatch.setenv("HF_TOKEN", "hf_write")
         monkeypatch.setattr(time, "sleep", lambda seconds: None)
-        monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 0.001)
-        yield server
+        yield hub

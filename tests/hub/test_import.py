@@ -28,7 +28,7 @@ from nanochat.train import checkpoint
 from scripts import hf_prepare, import_hf
 from scripts.import_hf import Options
 from tests.hub.conftest import save_model
-from tests.hub.hub_server import HubServer, Repository, StoredFile
+from tests.hub.fake_hub import FakeHub, Repository, StoredFile
 
 SHAPE = {"sequence_len": 64, "vocab_size": 521, "n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 64}
 
@@ -218,7 +218,7 @@ def test_an_imported_model_chats_and_can_be_trained_on(
     assert options["device_batch_size"] and options["total_batch_size"]
 
 
-def test_from_the_hub(hub: HubServer, exported: Path, base_dir: Path) -> None:
+def test_from_the_hub(hub: FakeHub, exported: Path, base_dir: Path) -> None:
     files = {path.name: StoredFile(path.read_bytes(), path.suffix == ".safetensors") for path in exported.iterdir()}
     files["extra/huge.safetensors"] = StoredFile(b"not wanted", True)
     hub.repositories["ada/nanochat-d2-sft"] = Repository(branches={"main": files})
@@ -229,7 +229,7 @@ def test_from_the_hub(hub: HubServer, exported: Path, base_dir: Path) -> None:
         import_hf.main(Options("ada/nanochat-d2-sft"))
 
 
-def test_an_original_from_the_hub(hub: HubServer, tokenizer: Tokenizer, base_dir: Path, tmp_path: Path) -> None:
+def test_an_original_from_the_hub(hub: FakeHub, tokenizer: Tokenizer, base_dir: Path, tmp_path: Path) -> None:
     folder = save_original(tmp_path / "theirs", tokenizer)
     files = {path.name: StoredFile(path.read_bytes(), True) for path in folder.iterdir()}
     hub.repositories["karpathy/nanochat-d2"] = Repository(branches={"main": files})
@@ -237,7 +237,7 @@ def test_an_original_from_the_hub(hub: HubServer, tokenizer: Tokenizer, base_dir
     assert checkpoint.find("sft", "nanochat-d2").step == 650
 
 
-def test_what_is_not_on_the_hub_gets_a_sentence(hub: HubServer, base_dir: Path) -> None:
+def test_what_is_not_on_the_hub_gets_a_sentence(hub: FakeHub, base_dir: Path) -> None:
     hub.repositories["ada/empty"] = Repository()
     for origin, sentence in (
         ("ada/nothing", "ada/nothing is not at"),
@@ -348,7 +348,7 @@ def test_transformers_files_are_preferred() -> None:
 
 
 def test_an_imported_model_is_shared_with_its_origin_named(
-    hub: HubServer, exported: Path, base_dir: Path, tokenizer: Tokenizer
+    hub: FakeHub, exported: Path, base_dir: Path, tokenizer: Tokenizer
 ) -> None:
     from nanochat.hub.card import base_model
     from tests.hub.conftest import ADA

@@ -8,7 +8,7 @@ import pytest
 from nanochat.errors import UserError
 from scripts import hf_upload
 from scripts.hf_upload import Options
-from tests.hub.hub_server import HubServer, Repository, StoredFile
+from tests.hub.fake_hub import FakeHub, Repository, StoredFile
 
 NAME = "ada/nanochat-d2-sft"
 
@@ -28,7 +28,7 @@ def contents(prepared: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (prepared / "nanochat-d2-sft").iterdir()}
 
 
-def test_every_file_arrives(hub: HubServer, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_file_arrives(hub: FakeHub, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     upload(prepared)
     assert hub.files(NAME) == contents(prepared)
     assert f"sent and checked: {hub.address}/{NAME}" in capsys.readouterr().out
@@ -36,7 +36,7 @@ def test_every_file_arrives(hub: HubServer, prepared: Path, capsys: pytest.Captu
 
 
 def test_a_dry_run_tells_sizes_and_asks_nobody(
-    hub: HubServer, prepared: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    hub: FakeHub, prepared: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     upload(prepared, dry_run=True)
@@ -45,7 +45,7 @@ def test_a_dry_run_tells_sizes_and_asks_nobody(
     assert not hub.requests
 
 
-def test_again_sends_only_what_changed(hub: HubServer, prepared: Path) -> None:
+def test_again_sends_only_what_changed(hub: FakeHub, prepared: Path) -> None:
     upload(prepared)
     upload(prepared)
     assert len(hub.commits) == 1 and len(hub.received) == 1
@@ -55,7 +55,7 @@ def test_again_sends_only_what_changed(hub: HubServer, prepared: Path) -> None:
     assert hub.files(NAME) == contents(prepared)
 
 
-def test_a_cut_connection_is_outlived_by_the_next_run(hub: HubServer, prepared: Path) -> None:
+def test_a_cut_connection_is_outlived_by_the_next_run(hub: FakeHub, prepared: Path) -> None:
     (prepared / "nanochat-d2-sft" / "training.png").write_bytes(b"picture" * 1000)
     hub.cut_above = 100_000
     with pytest.raises(UserError, match="run it again, what has arrived will not be sent again"):
@@ -68,20 +68,20 @@ def test_a_cut_connection_is_outlived_by_the_next_run(hub: HubServer, prepared: 
     assert sorted(hub.received) == sorted(sizes)  # each file arrived once
 
 
-def test_a_hub_that_is_busy_for_a_while_is_waited_for(hub: HubServer, prepared: Path) -> None:
+def test_a_hub_that_is_busy_for_a_while_is_waited_for(hub: FakeHub, prepared: Path) -> None:
     hub.failures = 3
     upload(prepared)
     assert hub.failures == 0 and hub.files(NAME) == contents(prepared)
 
 
-def test_an_outdated_shard_does_not_stay(hub: HubServer, prepared: Path) -> None:
+def test_an_outdated_shard_does_not_stay(hub: FakeHub, prepared: Path) -> None:
     upload(prepared)
     hub.repositories[NAME].branches["main"]["model-00001-of-00002.safetensors"] = StoredFile(b"old", True)
     upload(prepared)
     assert hub.files(NAME) == contents(prepared)
 
 
-def test_what_arrived_is_compared(hub: HubServer, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_arrived_is_compared(hub: FakeHub, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upload(prepared)
     weights = hub.repositories[NAME].branches["main"]["model.safetensors"]
     damaged = StoredFile(weights.content[:-1] + b"?", True)
@@ -100,7 +100,7 @@ def test_what_arrived_is_compared(hub: HubServer, prepared: Path, monkeypatch: p
     ],
 )
 def test_without_the_right_login_nothing_begins(
-    hub: HubServer, prepared: Path, monkeypatch: pytest.MonkeyPatch, token: str, sentence: str
+    hub: FakeHub, prepared: Path, monkeypatch: pytest.MonkeyPatch, token: str, sentence: str
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(UserError, match=sentence):
@@ -108,7 +108,7 @@ def test_without_the_right_login_nothing_begins(
     assert not hub.repositories
 
 
-def test_another_s_account_is_refused(hub: HubServer, exported: Path, tmp_path: Path) -> None:
+def test_another_s_account_is_refused(hub: FakeHub, exported: Path, tmp_path: Path) -> None:
     for account, sentence in (("bob", "who has no part in bob"), ("lab", "you may only read in lab")):
         folder = tmp_path / account / exported.name
         shutil.copytree(exported, folder)
@@ -118,7 +118,7 @@ def test_another_s_account_is_refused(hub: HubServer, exported: Path, tmp_path: 
             upload(folder.parent, username=account)
 
 
-def test_a_card_that_names_another_repository_is_refused(hub: HubServer, prepared: Path) -> None:
+def test_a_card_that_names_another_repository_is_refused(hub: FakeHub, prepared: Path) -> None:
     (prepared / "nanochat-d2-sft").rename(prepared / "renamed")
     with pytest.raises(
         UserError, match=r"names ada/nanochat-d2-sft, and it would go to ada/renamed: run \./hf_prepare\.sh"
@@ -126,7 +126,7 @@ def test_a_card_that_names_another_repository_is_refused(hub: HubServer, prepare
         upload(prepared)
 
 
-def test_what_is_prepared_for_others_stays_here(hub: HubServer, prepared: Path) -> None:
+def test_what_is_prepared_for_others_stays_here(hub: FakeHub, prepared: Path) -> None:
     folder = shutil.copytree(prepared / "nanochat-d2-sft", prepared / "nanochat-d2-rl")
     (folder / "README.md").write_text(
         (folder / "README.md").read_text().replace("ada/nanochat-d2-sft", "bob/nanochat-d2-rl")
@@ -135,7 +135,7 @@ def test_what_is_prepared_for_others_stays_here(hub: HubServer, prepared: Path) 
     assert set(hub.repositories) == {NAME}
 
 
-def test_a_name_that_is_taken_is_left_alone(hub: HubServer, prepared: Path) -> None:
+def test_a_name_that_is_taken_is_left_alone(hub: FakeHub, prepared: Path) -> None:
     theirs = StoredFile(b"---\nlicense: mit\n---\nanother model\n", False)
     hub.repositories[NAME] = Repository(branches={"main": {"README.md": theirs}})
     with pytest.raises(UserError, match="the name ada/nanochat-d2-sft is taken by something else"):
@@ -143,7 +143,7 @@ def test_a_name_that_is_taken_is_left_alone(hub: HubServer, prepared: Path) -> N
     assert list(hub.files(NAME)) == ["README.md"] and not hub.commits
 
 
-def test_private_and_never_into_a_public_repository(hub: HubServer, prepared: Path) -> None:
+def test_private_and_never_into_a_public_repository(hub: FakeHub, prepared: Path) -> None:
     upload(prepared, private=True)
     assert hub.repositories[NAME].private
     hub.repositories[NAME].private = False
@@ -151,12 +151,12 @@ def test_private_and_never_into_a_public_repository(hub: HubServer, prepared: Pa
         upload(prepared, private=True)
 
 
-def test_a_branch_and_a_collection(hub: HubServer, prepared: Path) -> None:
+def test_a_branch_and_a_collection(hub: FakeHub, prepared: Path) -> None:
     upload(prepared, revision="trial", collection=True)
     assert hub.files(NAME, "trial") == contents(prepared) and hub.files(NAME) == {}
     assert hub.collections == {"ada/nanochat-d2": [NAME]}
 
 
-def test_only_the_stage_asked_for(hub: HubServer, prepared: Path) -> None:
+def test_only_the_stage_asked_for(hub: FakeHub, prepared: Path) -> None:
     with pytest.raises(UserError, match=r"no rl model is prepared in .*: run \./hf_prepare\.sh --author ada first"):
         upload(prepared, stage="rl")

@@ -1,5 +1,6 @@
 from decimal import Decimal
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -54,8 +55,20 @@ def test_the_answer_is_what_follows_the_mark(reply: str, number: str | None) -> 
 
 
 @pytest.mark.usefixtures("base_dir")
-def test_the_real_set(start_hub: StartHub) -> None:
+def test_answers_become_tool_calls_that_are_graded_right(start_hub: StartHub) -> None:
     start_hub()
+    task = GSM8K("train")
+    for row in task:
+        assert find_problem(row) is None
+        reference: Reply = row["messages"][1]["content"]
+        assert [part["type"] for part in reference if isinstance(part, dict)].count("python") == 2
+        assert task.grade(row, reference) == 1.0
+        assert task.grade(row, "#### 0.25") == 0.0
+
+
+@pytest.mark.usefixtures("base_dir")
+def test_the_real_set(start_hub: StartHub, real_data: Path) -> None:
+    start_hub("--root", real_data)
     train, test = GSM8K("train"), GSM8K("test")
     assert (len(train), len(test)) == (7473, 1319)
     assert not {str(row["messages"][0]) for row in train} & {str(row["messages"][0]) for row in test}
