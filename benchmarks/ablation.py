@@ -83,7 +83,7 @@ class Ablation:
     """Trains what the table needs and the file has not."""
 
     def __init__(self, options: AblationOptions, results: Results, runtime: Runtime) -> None:
-        rows_per_step(options.total_batch_size, options.max_seq_len, runtime.share)
+        rows_per_step(options.total_batch_size, options.max_seq_len, runtime.world)
         self.options = options
         self.results = results
         self.runtime = runtime

@@ -121,7 +121,7 @@ def prepare(options: BenchmarkOptions, recipe: Recipe, text: Text, seed: int, ru
     if recipe.fp8:
         model.train_in_fp8()
     total_batch_size = recipe.total_batch_size or default_batch_size(options.tokens, options.max_seq_len)
-    rows_per_step(total_batch_size, options.max_seq_len, runtime.share)
+    rows_per_step(total_batch_size, options.max_seq_len, runtime.world)
     return Training(
         model,
         (NewtonSchulzMuon if recipe.newton_schulz else MuonAdamW)(model, recipe.optimizer),

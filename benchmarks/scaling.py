@@ -9,7 +9,7 @@ from functools import cache
 
 import torch
 
-from nanochat.data.batches import Share
+from nanochat.dist import World
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.train import memory
 from nanochat.train.batch_size import SAFE_SHARE
@@ -20,7 +20,7 @@ VOCAB_SIZE, SEQUENCE_LEN = 65_536, 2_048
 BATCH = {20: 524_288, 26: 1_048_576, 32: 1_048_576}
 """Depths, and what pretrain.sh takes as tokens in a step."""
 OF_THE_LINK = 0.8
-"""Share of a link's nominal speed that collectives reach."""
+"""World of a link's nominal speed that collectives reach."""
 BACKWARD = 2 / 3
 """The backward pass's share of a micro-batch."""
 
@@ -71,7 +71,7 @@ def shape(depth: int, vocab_size: int = VOCAB_SIZE) -> GPT:
 
 def needs(depth: int, setting: Setting, rows: int) -> memory.Needs:
     """Memory of the first process, whose share is no smaller than another's; not compiled, so the most that it is."""
-    optimizer = MuonAdamW(shape(depth), OptimizerOptions(), Share(0, setting.processes))
+    optimizer = MuonAdamW(shape(depth), OptimizerOptions(), World(0, setting.processes))
     return memory.needs(shape(depth), optimizer, rows, shared=setting.shared)
 
 

@@ -227,7 +227,7 @@ def random_batches(options: BenchmarkOptions, runtime: Runtime) -> Callable[[int
     batches = RowBatches(
         StreamRows(TokenShards(ShardedIds([ids]), 1, 0), options.max_seq_len, bos_id=0),
         rows_per_step=options.total_batch_size // options.max_seq_len,
-        device_batch_size=rows, share=runtime.share, seed=0,
+        device_batch_size=rows, world=runtime.world, seed=0,
     )  # fmt: skip
     return lambda step: batches.step_data(step).batches
 
@@ -255,7 +255,7 @@ def measure_copy(runtime: Runtime) -> float:
 
 
 def breakdown(step: Step, runtime: Runtime) -> dict[str, float]:
-    """Share of one step's time by what it went into."""
+    """World of one step's time by what it went into."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if runtime.device.type == "cuda" else [])]
     with profile(activities=activities) as profiled:
         step()

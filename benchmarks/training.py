@@ -63,7 +63,7 @@ class Training(Generic[Model]):
         self.batches = text_batches(
             text.train, short_rows_ratio, num_iterations,
             rows_per_step=total_batch_size // text.train.sequence_len,
-            device_batch_size=device_batch_size, share=runtime.share, seed=seed,
+            device_batch_size=device_batch_size, world=runtime.world, seed=seed,
         )  # fmt: skip
         self.seconds = 0.0
         """spent in `train`"""

@@ -1,5 +1,6 @@
-"""The machine under the run: device, compute dtype, processes, memory, peak FLOP/s."""
+"""The device of a run: compute dtype, peak FLOP/s, memory."""
 
+import gc
 import os
 import platform
 import re
@@ -8,24 +9,22 @@ import shutil
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from nanochat.data.batches import Share
+from nanochat import host
+from nanochat.dist import World
 from nanochat.errors import UserError
-from nanochat.train import agreement
 
 Result = TypeVar("Result")
 
-# Dense bf16 TFLOP/s from the makers' datasheets, by what the driver calls the chip.
+# Dense bf16 TFLOP/s from the vendors' datasheets, by the name that the driver reports.
 DATASHEET_TFLOPS = {
     "GB10": 125,
     "GB200": 2500,
@@ -41,53 +40,38 @@ DATASHEET_TFLOPS = {
     "RTX 3090": 71,
 }
 
-COMPILING_PAYS = 5e9
-"""Tokens x layers x width of a run from which on torch.compile is worth its start on a CPU. That takes 20 s or more;
-what is saved are passes over memory, on two cores 5 ns for each of these numbers in fp32 and 7 to 9 in bfloat16."""
+COMPILE_THRESHOLD = 5e9
+"""Tokens x layers x width of a run above which torch.compile pays off on a CPU. Compiling takes 20 s or more and saves
+passes over memory: on two cores 5 ns per unit in fp32 and 7 to 9 in bfloat16."""
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """One process of a run. A context manager: leaving it ends the process group."""
+    """Device, compute dtype and processes of a run. A context manager: leaving it ends the process group."""
 
     device: torch.device
     compute_dtype: torch.dtype
-    share: Share
-    """rank and number of processes"""
+    world: World
     started: float = 0.0
-    """time.monotonic() when it began"""
+    """time.monotonic() at the start"""
 
     @classmethod
-    def start(cls, device_type: str = "auto", reads: Collection[str] = agreement.CONVERSATIONS) -> "Runtime":
-        """Join the processes that torchrun started, if it did, and choose device and dtype.
+    def start(cls, device_type: str = "auto") -> "Runtime":
+        """Choose device and dtype and join the processes that torchrun started.
 
-        `reads` is what several machines must have alike. Raises UserError if they have not, or if the device asked for
-        is not there.
+        Raises UserError if the device asked for is missing, or if there are more processes than GPUs.
         """
-        device_type = resolve_device_type(device_type)
-        share = Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-        device = torch.device(device_type)
-        if device_type == "cuda":
-            local_rank, local_world_size = (
-                int(os.environ.get(f"LOCAL_{name}", "0")) for name in ("RANK", "WORLD_SIZE")
-            )
-            if local_world_size > torch.cuda.device_count():
+        device = torch.device(resolve_device_type(device_type))
+        if device.type == "cuda":
+            local_rank, local_size = (int(os.environ.get(f"LOCAL_{name}", "0")) for name in ("RANK", "WORLD_SIZE"))
+            if local_size > torch.cuda.device_count():
                 raise UserError(
-                    f"NPROC={local_world_size} is more than the GPUs here: the most is {torch.cuda.device_count()}"
+                    f"NPROC must be at most {torch.cuda.device_count()}, the number of GPUs, got {local_size}"
                 )
             device = torch.device("cuda", local_rank)
             torch.cuda.set_device(device)
             torch.set_float32_matmul_precision("high")
-        if share.world_size > 1:
-            # The main process tokenises, evaluates and saves while the others wait, on a big run for over ten minutes.
-            dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=timedelta(hours=2))
-            if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:  # torchrun's number of machines
-                try:
-                    agreement.check(reads)
-                except UserError:
-                    dist.destroy_process_group()  # gloo's threads abort a process that ends before they do
-                    raise
-        return cls(device, native_dtype(device), share, time.monotonic())
+        return cls(device, native_dtype(device), World.join(device), time.monotonic())
 
     def __enter__(self) -> "Runtime":
         return self
@@ -95,99 +79,42 @@ class Runtime:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error the other processes may never come to the barrier that this implies.
+        # After an error the other processes may never reach the barrier that this implies.
         if dist.is_initialized() and error is None:
             dist.destroy_process_group()
 
-    @property
-    def is_local_main(self) -> bool:
-        """Whether this process writes what every machine has to have, such as token files."""
-        return os.environ.get("LOCAL_RANK", "0") == "0"
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process speaks and writes for all."""
-        return self.share.rank == 0
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """`tensor` summed over processes, in place."""
-        if self.share.world_size > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-    def sum_numbers(self, *numbers: float) -> list[float]:
-        """Each number summed over processes, in float64."""
-        return self.sum(torch.tensor(numbers, dtype=torch.float64, device=self.device)).tolist()
-
-    def from_main(self, make: Callable[[], Result]) -> Result:
-        """What `make()` gives in the main process, in all of them; the UserError that it raises there, too."""
-        if self.share.world_size == 1:
-            return make()
-        outcome: list[Any] = [None, None]
-        if self.is_main:
-            try:
-                outcome[0] = make()
-            except UserError as error:
-                outcome[1] = error
-        dist.broadcast_object_list(outcome, device=self.device)
-        if outcome[1]:
-            raise outcome[1]
-        return outcome[0]
-
-    def send_from_main(self, tensors: Iterable[Tensor]) -> None:
-        """Make all processes' tensors those of the main process."""
-        if self.share.world_size > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor.detach(), 0)
-
-    def smallest(self, number: int) -> int:
-        """The least of all processes' numbers."""
-        tensor = torch.tensor(number, device=self.device)
-        if self.share.world_size > 1:
-            dist.all_reduce(tensor, dist.ReduceOp.MIN)
-        return int(tensor)
-
-    def largest(self, number: int) -> int:
-        """The greatest of all processes' numbers."""
-        return -self.smallest(-number)
-
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        if self.share.world_size > 1:
-            dist.barrier()
-
     def synchronize(self) -> None:
-        """Wait until the device has done what it was told, so that a clock can be read."""
+        """Wait for the device, so that a clock can be read."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
     @property
     def has_fp8(self) -> bool:
-        """Whether the device multiplies FP8: CUDA's from compute capability 8.9, which is Ada, Hopper and Blackwell."""
+        """True if the device multiplies FP8: compute capability 8.9 or newer (Ada, Hopper, Blackwell)."""
         return self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (8, 9)
 
     def can_compile(self) -> bool:
-        """Whether torch.compile finds Python's headers and a compiler, of C for CUDA, of C++ for a CPU."""
+        """True if torch.compile finds Python's headers and a compiler (C for CUDA, C++ for a CPU)."""
         headers = Path(sysconfig.get_path("include")) / "Python.h"
         compilers = ("cc", "gcc", "clang") if self.device.type == "cuda" else ("g++",)
         return headers.exists() and any(map(shutil.which, compilers))
 
-    def compiling_pays(self, activations: float) -> bool:
-        """Whether a run is over sooner compiled, and can be; `activations`: tokens x layers x width of a process."""
-        return self.can_compile() and (self.device.type == "cuda" or activations > COMPILING_PAYS)
+    def compile_pays_off(self, activations: float) -> bool:
+        """True if torch.compile works and shortens a run of `activations` = tokens x layers x width per process."""
+        return self.can_compile() and (self.device.type == "cuda" or activations > COMPILE_THRESHOLD)
 
     def describe(self) -> str:
-        """Device, dtype and processes, in a few words."""
+        """Device, dtype and processes on one line."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
         count = torch.get_num_threads()
         threads = f", {count} thread{'s' * (count > 1)}" if self.device.type == "cpu" else ""
-        processes = f", {self.share.world_size} processes" if self.share.world_size > 1 else ""
+        processes = f", {self.world.size} processes" if self.world.size > 1 else ""
         return f"{name}{threads}, {str(self.compute_dtype).removeprefix('torch.')}{processes}"
 
     def peak_flops(self) -> tuple[float, str]:
-        """FLOP/s of one process's device in the compute dtype, and where the figure is from.
+        """FLOP/s of one process's device in the compute dtype, and the source of the figure.
 
-        The datasheet's for a known GPU; else measured with a matmul.
+        From the datasheet of a known GPU, else measured with a matmul.
         """
         if self.device.type == "cuda":
             tflops = datasheet(DATASHEET_TFLOPS, torch.cuda.get_device_name(self.device))
@@ -197,22 +124,22 @@ class Runtime:
 
 
 def datasheet(table: dict[str, int], name: str) -> int | None:
-    """The figure of the chip that the driver calls `name`, as whole words: an RTX A1000 is no A100."""
+    """The figure of the chip in `name`, matched as whole words: an RTX A1000 is not an A100."""
     return next((figure for chip, figure in table.items() if re.search(rf"\b{chip}\b", name)), None)
 
 
 def resolve_device_type(device_type: str) -> str:
-    """`auto` becomes the best there is; another name is checked. Raises UserError if it is not there."""
+    """`auto` becomes cuda if available, else cpu. Raises UserError if the device asked for is missing."""
     available = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     if device_type == "auto":
         return available[0]
     if device_type not in available:
-        raise UserError(f"--device-type {device_type} is not here: choose {' or '.join(available)}")
+        raise UserError(f"--device-type must be {' or '.join(available)} on this machine, got {device_type}")
     return device_type
 
 
 def native_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it, else float32 (emulated bf16 was 8 times slower on an AVX2 CPU)."""
+    """bfloat16 if the hardware multiplies it natively, else float32 (emulated bf16 is 8 times slower on AVX2)."""
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
@@ -221,7 +148,7 @@ def native_dtype(device: torch.device) -> torch.dtype:
 
 
 def cpu_batch_tokens(dtype: torch.dtype) -> int:
-    """Tokens in a CPU's forward pass: the activations of more fall out of its cache.
+    """Tokens per forward pass on a CPU: the activations of more do not fit its cache.
 
     At depth 4 in fp32, evaluation with 16,384 is up to 40% slower, training with 4,096 up to 10%; in bfloat16 training
     with 2,048 is 10% slower.
@@ -230,17 +157,17 @@ def cpu_batch_tokens(dtype: torch.dtype) -> int:
 
 
 def cpu_rows(sequence_len: int, dtype: torch.dtype) -> int:
-    """Rows of so many tokens in a CPU's forward pass that computes in `dtype`; one at least."""
+    """Rows of `sequence_len` tokens per forward pass on a CPU, at least 1."""
     return max(1, cpu_batch_tokens(dtype) // sequence_len)
 
 
 def fast_rows(sequence_len: int, device: torch.device, dtype: torch.dtype) -> int:
-    """Rows in a training's forward pass, where nothing else is asked for."""
+    """Default rows per forward pass in training."""
     return 32 if device.type == "cuda" else cpu_rows(sequence_len, dtype)
 
 
 def software() -> str:
-    """The versions that a figure depends on: system, Python, torch and its CUDA."""
+    """Versions of the system, Python, torch and CUDA."""
     cuda = f", CUDA {torch.version.cuda}" if torch.version.cuda else ""
     return (
         f"{platform.system()} {platform.release()}, Python {platform.python_version()}, torch {torch.__version__}{cuda}"
@@ -248,12 +175,12 @@ def software() -> str:
 
 
 def cpu_flags() -> set[str]:
-    """Instruction sets of the CPU as Linux names them; empty elsewhere."""
+    """Instruction sets of the CPU as Linux names them; empty on other systems."""
     return set(_cpuinfo("flags").split())
 
 
 def cpu_name() -> str:
-    """The CPU's model name, as far as it is known."""
+    """Model name of the CPU."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
@@ -268,9 +195,9 @@ def _cpuinfo(key: str) -> str:
 def measure_matmul_flops(
     device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """FLOP/s of a square matmul, the best of five; on a GPU so large, and so many, that launches hardly count.
+    """FLOP/s of a square matmul, best of five; on a GPU large and repeated enough to hide launch overhead.
 
-    On a CPU it is 2,048 wide: one of 1,024 does not keep AMX busy and would show little over half of its peak.
+    2,048 wide on a CPU: 1,024 does not keep AMX busy and reaches little over half of its peak.
     """
     size, products = (8192, 5) if device.type == "cuda" else (2048, 1)
     a, b = torch.randn(2, size, size, device=device).to(dtype)
@@ -285,8 +212,49 @@ def measure_matmul_flops(
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory this process has held: torch's counter on CUDA, resident memory elsewhere."""
+    """Peak memory of this process: torch's counter on CUDA, resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process can still allocate on `device`. The processes of one machine share them.
+
+    On a GPU that shares the CPU's memory, such as the GB10, the driver counts the page cache as used and NVML reports
+    nothing, so what the system calls available is what counts.
+    """
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        if not has_unified_memory(device):
+            return torch.cuda.mem_get_info(device)[0] + cached
+        return _available_cpu_memory() + cached
+    return _available_cpu_memory()
+
+
+def has_unified_memory(device: torch.device) -> bool:
+    """True if the device uses the CPU's memory. Taking too much of it raises no error: a process is killed."""
+    return device.type != "cuda" or bool(torch.cuda.get_device_properties(device).is_integrated)
+
+
+def _available_cpu_memory() -> int:
+    memory = host.memory()
+    assert memory is not None  # Linux reports it
+    return memory.available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True if `error` means that memory ran out. On a CPU torch has no exception type for it, and oneDNN, which
+    multiplies bfloat16 there, only reports that it could not create a primitive."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # "could not create a primitive descriptor" is another error: an operation that oneDNN does not support.
+    return bool(re.search("can't allocate memory|could not create a primitive(?! descriptor)", str(error)))
+
+
+def release_memory() -> None:
+    """Free what is no longer referenced, such as a model before the next one is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -30,7 +30,8 @@ QUICK = replace(DEMO, depth=2, num_iterations=20, eval_every=0)
 
 
 def main(options: PretrainOptions) -> None:
-    with Runtime.start(options.device_type, agreement.TEXT) as runtime:
+    with Runtime.start(options.device_type) as runtime:
+        agreement.check(agreement.TEXT)
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
         config = GPTConfig.from_depth(options.depth, tokenizer.vocab_size, options.max_seq_len)
         folder = paths.tokens_dir(options.dataset)
@@ -40,11 +41,11 @@ def main(options: PretrainOptions) -> None:
         data = f"{options.dataset}, {rows.num_tokens:,} tokens"
         run = resume.begin("base", options, runtime, tokenizer, config=config, data=data)
         assert options.total_batch_size and options.num_iterations
-        in_a_step = rows_per_step(options.total_batch_size, config.sequence_len, runtime.share)
-        device_batch_size = batch_size.choose(run, most_rows=in_a_step // runtime.share.world_size)
+        in_a_step = rows_per_step(options.total_batch_size, config.sequence_len, runtime.world)
+        device_batch_size = batch_size.choose(run, most_rows=in_a_step // runtime.world.size)
         batches = text_batches(
             rows, options.short_rows_ratio, options.num_iterations,
-            rows_per_step=in_a_step, device_batch_size=device_batch_size, share=runtime.share, seed=options.seed,
+            rows_per_step=in_a_step, device_batch_size=device_batch_size, world=runtime.world, seed=options.seed,
         )  # fmt: skip
         short_rows = f", the first {batches.steps:,} in short rows" if batches.steps else ""
 
@@ -63,7 +64,7 @@ def main(options: PretrainOptions) -> None:
             samples=lambda: continuations(run.model, tokenizer),
             evaluation=Evaluation(options.eval_every, evaluate),
         )
-        if runtime.is_main:
+        if runtime.world.is_main:
             build.rebuild(run.tag)
 
 

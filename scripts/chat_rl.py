@@ -16,7 +16,7 @@ from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
 from nanochat.tasks import mixtures
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import batch_size, resume
+from nanochat.train import agreement, batch_size, resume
 from nanochat.train.grpo import RolloutBatches
 from nanochat.train.options import TrainOptions, check_not_compiled, check_range, inherit
 
@@ -54,17 +54,18 @@ QUICK = replace(DEMO, model_tag="d2", num_iterations=2, examples_per_step=8, num
 
 def main(options: RLOptions) -> None:
     with Runtime.start(options.device_type) as runtime, Calculator() as calculator:
-        if options.examples_per_step < runtime.share.world_size:
+        agreement.check(agreement.CONVERSATIONS)
+        if options.examples_per_step < runtime.world.size:
             raise UserError(
                 f"--examples-per-step {options.examples_per_step} leaves processes idle: "
-                f"the nearest that does not is {runtime.share.world_size}"
+                f"the nearest that does not is {runtime.world.size}"
             )
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
         parent = resume.parent_of("rl", options.model_tag, runtime, fresh=options.fresh)
         options = inherit(options, parent.meta["options"])
         run = resume.begin("rl", options, runtime, tokenizer, parent=parent)
         assert options.num_iterations
-        own = -(-options.examples_per_step // runtime.share.world_size) * options.num_samples
+        own = -(-options.examples_per_step // runtime.world.size) * options.num_samples
         task = mixtures.rl(options.mixture)
         device_batch_size = batch_size.choose(run, most_rows=own)
         # Writing keeps far less of a token than learning does; --device-batch-size has to help all the same.
@@ -86,7 +87,7 @@ def main(options: RLOptions) -> None:
             fixed_tokens=None,
             samples=lambda: answers(run.model, tokenizer, calculator),
         )
-        if runtime.is_main:
+        if runtime.world.is_main:
             build.rebuild(run.tag)
 
 

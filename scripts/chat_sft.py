@@ -14,7 +14,7 @@ from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
 from nanochat.tasks import mixtures
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import batch_size, resume
+from nanochat.train import agreement, batch_size, resume
 from nanochat.train.options import TrainOptions, check_not_compiled, check_range, inherit
 
 
@@ -44,6 +44,7 @@ QUICK = replace(DEMO, model_tag="d2", num_iterations=8)
 
 def main(options: SFTOptions) -> None:
     with Runtime.start(options.device_type) as runtime, Calculator() as calculator:
+        agreement.check(agreement.CONVERSATIONS)
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
         parent = resume.parent_of("sft", options.model_tag, runtime, fresh=options.fresh)
         options = inherit(options, parent.meta["options"])
@@ -51,14 +52,12 @@ def main(options: SFTOptions) -> None:
         run = resume.begin("sft", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint)
         sequence_len = run.model.config.sequence_len
         rows = conversation_rows(mixture, tokenizer, sequence_len, runtime, learn_all=False, one_per_row=True)
-        device_batch_size = batch_size.choose(
-            run, most_rows=-(-options.target_examples_per_step // runtime.share.world_size)
-        )
+        device_batch_size = batch_size.choose(run, most_rows=-(-options.target_examples_per_step // runtime.world.size))
         batches = RowBatches(
             rows,
             rows_per_step=options.target_examples_per_step,
             device_batch_size=device_batch_size,
-            share=runtime.share,
+            world=runtime.world,
             seed=options.seed,
             trim=True,
         )
@@ -71,7 +70,7 @@ def main(options: SFTOptions) -> None:
             fixed_tokens=None,
             samples=lambda: answers(run.model, tokenizer, calculator),
         )
-        if runtime.is_main:
+        if runtime.world.is_main:
             build.rebuild(run.tag)
 
 

@@ -14,7 +14,7 @@ from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
 from nanochat.tasks import mixtures
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import batch_size, resume
+from nanochat.train import agreement, batch_size, resume
 from nanochat.train.options import TrainOptions, check_range, inherit
 
 
@@ -41,6 +41,7 @@ QUICK = replace(DEMO, model_tag="d2", num_iterations=12)
 
 def main(options: MidtrainOptions) -> None:
     with Runtime.start(options.device_type) as runtime, Calculator() as calculator:
+        agreement.check(agreement.CONVERSATIONS)
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
         parent = resume.parent_of("mid", options.model_tag, runtime, fresh=options.fresh)
         options = inherit(options, parent.meta["options"])
@@ -49,13 +50,13 @@ def main(options: MidtrainOptions) -> None:
         sequence_len = run.model.config.sequence_len
         rows = conversation_rows(mixture, tokenizer, sequence_len, runtime, learn_all=True, one_per_row=False)
         assert options.total_batch_size
-        in_a_step = rows_per_step(options.total_batch_size, sequence_len, runtime.share)
-        device_batch_size = batch_size.choose(run, most_rows=in_a_step // runtime.share.world_size)
+        in_a_step = rows_per_step(options.total_batch_size, sequence_len, runtime.world)
+        device_batch_size = batch_size.choose(run, most_rows=in_a_step // runtime.world.size)
         batches = RowBatches(
             rows,
             rows_per_step=in_a_step,
             device_batch_size=device_batch_size,
-            share=runtime.share,
+            world=runtime.world,
             seed=options.seed,
         )
         steps = options.num_iterations or max(1, round(options.num_epochs * len(rows) / in_a_step))
@@ -67,7 +68,7 @@ def main(options: MidtrainOptions) -> None:
             fixed_tokens=options.total_batch_size,
             samples=lambda: answers(run.model, tokenizer, calculator),
         )
-        if runtime.is_main:
+        if runtime.world.is_main:
             build.rebuild(run.tag)
 
 

@@ -10,16 +10,15 @@ from dataclasses import dataclass
 import torch
 
 from nanochat import cli, host, paths
-from nanochat.data.batches import Share
 from nanochat.data.shards import DATASETS, shards_for_depth
+from nanochat.dist import World
 from nanochat.model.gpt import GPTConfig
-from nanochat.runtime import Runtime
+from nanochat.runtime import Runtime, has_unified_memory
 from nanochat.spark import replan
 from nanochat.spark.needs import training_bytes
 from nanochat.spark.plan import Disk, disk, flops_per_token, machines, stages
 from nanochat.spark.plan_table import count, gigabytes, stage_table
 from nanochat.spark.tariff import Tariff
-from nanochat.train.memory import is_shared
 from nanochat.train.options import PretrainOptions, check_range
 from nanochat.train.scaling import scale_options
 from scripts.prepare import PrepareOptions
@@ -46,7 +45,7 @@ class PlanOptions:
 def main(options: PlanOptions) -> None:
     prepare, pretrain = PrepareOptions(depth=options.depth), PretrainOptions(depth=options.depth)
     config = GPTConfig.from_depth(options.depth, prepare.vocab_size, pretrain.max_seq_len)
-    gpu = Runtime(torch.device("cuda"), torch.bfloat16, Share(0, 1))
+    gpu = Runtime(torch.device("cuda"), torch.bfloat16, World(0, 1))
     pretrain = scale_options(pretrain, config, gpu)
     assert pretrain.total_batch_size and pretrain.num_iterations
     tokens = pretrain.total_batch_size * pretrain.num_iterations
@@ -91,7 +90,7 @@ def planned_disk(depth: int) -> Disk:
 
 def memory_line(config: GPTConfig) -> str:
     """Memory at most, by --device-batch-size; what this machine has."""
-    shared = is_shared(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    shared = has_unified_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     sizes = "  ".join(f"{rows}: {training_bytes(config, rows, shared=shared) / 1e9:.0f}" for rows in BATCH_SIZES)
     here = ""
     if not shared:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nanochat import runtime
-from nanochat.data.batches import Share
+from nanochat.dist import World
 from nanochat.errors import UserError
 from nanochat.runtime import Runtime, native_dtype, peak_memory_bytes
 
@@ -15,7 +15,7 @@ from nanochat.runtime import Runtime, native_dtype, peak_memory_bytes
 def test_a_device_that_is_not_there_gets_a_sentence() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    with pytest.raises(UserError, match=r"--device-type cuda is not here: choose .*cpu"):
+    with pytest.raises(UserError, match=r"--device-type.*cpu.*cuda"):
         Runtime.start("cuda")
 
 
@@ -43,22 +43,22 @@ def test_peak_memory_is_that_of_this_process() -> None:
 @pytest.mark.parametrize(("capability", "has_fp8"), [((8, 0), False), ((8, 9), True), ((9, 0), True), ((12, 1), True)])
 def test_which_gpus_have_fp8(capability: tuple[int, int], has_fp8: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert Runtime(torch.device("cuda", 0), torch.bfloat16, Share()).has_fp8 == has_fp8
-    assert not Runtime(torch.device("cpu"), torch.bfloat16, Share()).has_fp8
+    assert Runtime(torch.device("cuda", 0), torch.bfloat16, World()).has_fp8 == has_fp8
+    assert not Runtime(torch.device("cpu"), torch.bfloat16, World()).has_fp8
 
 
-def test_compiling_pays_in_long_runs_where_there_is_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu, gpu = (Runtime(torch.device(name), torch.bfloat16, Share()) for name in ("cpu", "cuda"))
+def test_compile_pays_off_in_long_runs_where_there_is_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = (Runtime(torch.device(name), torch.bfloat16, World()) for name in ("cpu", "cuda"))
     monkeypatch.setattr(Runtime, "can_compile", lambda self: True)
-    assert gpu.compiling_pays(1.0) and not cpu.compiling_pays(1e9) and cpu.compiling_pays(1e10)
+    assert gpu.compile_pays_off(1.0) and not cpu.compile_pays_off(1e9) and cpu.compile_pays_off(1e10)
     monkeypatch.setattr(Runtime, "can_compile", lambda self: False)
-    assert not gpu.compiling_pays(1e10) and not cpu.compiling_pays(1e10)
+    assert not gpu.compile_pays_off(1e10) and not cpu.compile_pays_off(1e10)
 
 
 def test_a_cpu_can_compile_with_a_cpp_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    here = Runtime(torch.device("cpu"), torch.float32, Share())
+    here = Runtime(torch.device("cpu"), torch.float32, World())
     (tmp_path / "g++").touch(mode=0o755)
     assert not here.can_compile()  # without Python's headers
     (tmp_path / "Python.h").touch()

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from nanochat import paths
-from nanochat.data.batches import RowBatches, Share
+from nanochat.data.batches import RowBatches
 from nanochat.data.packing import Row
+from nanochat.dist import World
 from nanochat.model.gpt import GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.telemetry.run_log import read_steps
@@ -46,9 +47,9 @@ class FewRows:
         return Row(self.tokens[index, :-1], self.tokens[index, 1:])
 
 
-def batches(rows: FewRows, options: TrainOptions = OPTIONS, share: Share = Share()) -> RowBatches:  # noqa: B008  # frozen
+def batches(rows: FewRows, options: TrainOptions = OPTIONS, world: World = World()) -> RowBatches:  # noqa: B008  # frozen
     assert isinstance(options.device_batch_size, int)
-    return RowBatches(rows, rows_per_step=8, device_batch_size=options.device_batch_size, share=share, seed=1)
+    return RowBatches(rows, rows_per_step=8, device_batch_size=options.device_batch_size, world=world, seed=1)
 
 
 def begin(runtime: Runtime, tokenizer: Tokenizer, options: TrainOptions = OPTIONS) -> Training:

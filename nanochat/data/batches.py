@@ -7,7 +7,6 @@ also with another number of processes.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nanochat.data.packing import Row, Rows, StreamRows
+from nanochat.dist import World
 from nanochat.errors import UserError
 from nanochat.model.loss import IGNORE
 
@@ -74,25 +74,17 @@ class BatchSource(Protocol):
         """This process's part of optimizer step `step`, a function of the step (and, in RL, of the model)."""
 
 
-@dataclass(frozen=True)
-class Share:
-    """Which part of the work is this process's."""
-
-    rank: int = 0
-    world_size: int = 1
-
-
 class RowBatches:
     """Rows in a shuffled order, epoch after epoch."""
 
     def __init__(
-        self, rows: Rows, *, rows_per_step: int, device_batch_size: int, share: Share, seed: int, trim: bool = False
+        self, rows: Rows, *, rows_per_step: int, device_batch_size: int, world: World, seed: int, trim: bool = False
     ) -> None:
         """`trim`, for padded rows: put rows of like length together and cut the columns that train nothing."""
         self.rows = rows
         self.rows_per_step = rows_per_step
         self.device_batch_size = device_batch_size
-        self.share = share
+        self.world = world
         self.trim = trim
         self._permutation = lru_cache(maxsize=2)(
             lambda epoch: np.random.default_rng((seed, epoch)).permutation(len(rows))
@@ -109,7 +101,7 @@ class RowBatches:
 
     def step_data(self, step: int) -> StepData:
         """Micro-batches of at most `device_batch_size` rows, or of trimmed rows as many tokens."""
-        mine = [self.rows[i] for i in self.row_indices(step)[self.share.rank :: self.share.world_size]]
+        mine = [self.rows[i] for i in self.row_indices(step)[self.world.rank :: self.world.size]]
         if not self.trim:
             return StepData(list(stacks(mine, self.device_batch_size)), {"epoch": self.epoch(step)})
         mine.sort(key=trained_length)
@@ -154,8 +146,8 @@ class ShortRowsFirst:
         block, in_block = divmod(step, self.MIXED_STEPS)
         first = block * self.MIXED_STEPS
         order = self._permutation(block, min(self.MIXED_STEPS, self.steps - first) * a_step)
-        share = self.whole.share
-        mine = order[in_block * a_step : (in_block + 1) * a_step][share.rank :: share.world_size]
+        world = self.whole.world
+        mine = order[in_block * a_step : (in_block + 1) * a_step][world.rank :: world.size]
         rows = [self.pieces[self.piece_index(first * a_step + int(place))] for place in mine]
         batches = stacks(rows, self.whole.device_batch_size * self.pieces_per_row)
         return StepData(list(batches), {"epoch": self.whole.epoch(step)})
@@ -167,20 +159,20 @@ PIECES_PER_ROW = 4
 
 def text_batches(
     rows: StreamRows, short_rows_ratio: float, num_iterations: int, *,
-    rows_per_step: int, device_batch_size: int, share: Share, seed: int,
+    rows_per_step: int, device_batch_size: int, world: World, seed: int,
 ) -> ShortRowsFirst:  # fmt: skip
     """Rows of text in a shuffled order, in pieces for that share of the steps, the first ones."""
     whole = RowBatches(
-        rows, rows_per_step=rows_per_step, device_batch_size=device_batch_size, share=share, seed=seed
+        rows, rows_per_step=rows_per_step, device_batch_size=device_batch_size, world=world, seed=seed
     )  # fmt: skip
     pieces_per_row = math.gcd(rows.sequence_len, PIECES_PER_ROW)
     steps = round(short_rows_ratio * num_iterations)
     return ShortRowsFirst(whole, rows.in_pieces(pieces_per_row), pieces_per_row, steps, seed)
 
 
-def rows_per_step(total_batch_size: int, sequence_len: int, share: Share) -> int:
+def rows_per_step(total_batch_size: int, sequence_len: int, world: World) -> int:
     """Rows that make `total_batch_size` tokens. Raises UserError if the processes cannot share them out evenly."""
-    unit = sequence_len * share.world_size
+    unit = sequence_len * world.size
     if total_batch_size < unit or total_batch_size % unit:
         raise UserError(
             f"--total-batch-size {total_batch_size} is not a multiple of {unit} (context x processes): "
@@ -230,8 +222,8 @@ def stack(rows: list[Row], trim: bool = False) -> Batch:
     return Batch(tokens, targets)
 
 
-def in_order(rows: Rows, device_batch_size: int, share: Share, most_rows: int) -> Iterator[Batch]:
+def in_order(rows: Rows, device_batch_size: int, world: World, most_rows: int) -> Iterator[Batch]:
     """This process's part of the first `most_rows` rows, in order; for evaluation."""
-    mine = range(share.rank, min(len(rows), most_rows), share.world_size)
+    mine = range(world.rank, min(len(rows), most_rows), world.size)
     for start in range(0, len(mine), device_batch_size):
         yield stack([rows[i] for i in mine[start : start + device_batch_size]])

@@ -15,16 +15,16 @@ def conversation_rows(
 ) -> PackedRows:
     """Tokenise `mixture` into tokens/<its name>, unless that is done already, and pack it into rows."""
     folder = paths.tokens_dir(mixture.name.replace(" ", "-"))
-    if runtime.is_main:
+    if runtime.world.is_main:
         print(f"{mixture}\n")
-    if runtime.is_local_main:
+    if runtime.world.is_local_main:
         origin = f"{mixture.fingerprint} cut at {sequence_len}"
         folder.mkdir(parents=True, exist_ok=True)
         with folder_lock(folder):
             if not TokenFile.is_current(folder, "train", tokenizer, origin):
                 with Bar(f"tokenising {mixture.name}", len(mixture)) as bar:
                     write_conversations(folder, "train", tokenizer, bar.each(mixture), sequence_len, origin)
-    runtime.barrier()
+    runtime.world.barrier()
     file = TokenFile.open(folder, "train", tokenizer)
     return PackedRows(
         file, sequence_len, tokenizer.bos_id, learn_all=learn_all, documents_per_row=1 if one_per_row else None

@@ -35,8 +35,8 @@ def bits_per_byte(
     token_bytes[: tokenizer.vocab_size] = torch.from_numpy(tokenizer.token_bytes).to(model.device)
     nats, total_bytes = 0.0, 0.0
     most_rows = max(1, most_tokens // rows.sequence_len)
-    in_all = min(len(rows), most_rows) // runtime.share.world_size  # some processes have one row more
-    for i, batch in enumerate(in_order(rows, device_batch_size, runtime.share, most_rows)):
+    in_all = min(len(rows), most_rows) // runtime.world.size  # some processes have one row more
+    for i, batch in enumerate(in_order(rows, device_batch_size, runtime.world, most_rows)):
         if i * device_batch_size < in_all:
             before_batch()
         tokens, targets = batch.tokens.to(model.device), batch.targets.to(model.device)
@@ -44,5 +44,5 @@ def bits_per_byte(
         num_bytes = token_bytes[targets.clamp(min=0)] * (targets >= 0)
         nats += float((losses * (num_bytes > 0)).sum())
         total_bytes += int(num_bytes.sum())
-    nats, total_bytes = runtime.sum_numbers(nats, total_bytes)
+    nats, total_bytes = runtime.world.sum(nats, total_bytes)
     return nats / math.log(2) / total_bytes

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nanochat.errors import UserError
 from nanochat.model.gpt import GPT
-from nanochat.train import memory
+from nanochat.runtime import free_memory
 
 SHARE_OF_FREE_MEMORY = 0.25
 
@@ -53,7 +53,7 @@ def affordable_slots(model: GPT, wanted: int, budget_gb: float | None) -> int:
     values = 2 * config.n_layer * config.n_kv_head * config.head_dim * config.sequence_len
     slot_bytes = values * model.compute_dtype.itemsize
     if budget_gb is None:
-        return min(wanted, max(1, int(SHARE_OF_FREE_MEMORY * memory.free(model.device) / slot_bytes)))
+        return min(wanted, max(1, int(SHARE_OF_FREE_MEMORY * free_memory(model.device) / slot_bytes)))
     slots = min(wanted, int(budget_gb * 1e9 / slot_bytes))
     if slots < 1:
         raise UserError(f"--kv-cache-gb {budget_gb} cannot be: one context of this model takes {slot_bytes / 1e9:.3g}")

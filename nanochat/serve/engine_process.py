@@ -23,8 +23,8 @@ from nanochat.inference.detokenizer import Delta, Detokenizer
 from nanochat.inference.engine import EngineStats
 from nanochat.inference.request import Request, TokenLogprob
 from nanochat.inference.sampling_params import SamplingParams
+from nanochat.runtime import release_memory
 from nanochat.serve.model_registry import ModelCard
-from nanochat.train import memory
 
 log = logging.getLogger(__name__)
 Loader = Callable[[ModelCard], ChatModel]
@@ -209,7 +209,7 @@ class EngineLoop:
             if close:
                 close()
             self.chat = None
-            memory.release()
+            release_memory()
 
     def _submit(self, order: Submit) -> None:
         problem = self.problem

@@ -27,10 +27,10 @@ from nanochat.inference.chat import ChatModel
 from nanochat.inference.detokenizer import Delta, add_delta
 from nanochat.inference.request import Completion
 from nanochat.inference.sampling_params import SamplingParams
+from nanochat.runtime import is_out_of_memory, release_memory
 from nanochat.serve.markdown import MarkdownWriter
 from nanochat.serve.model_registry import ModelCard, ModelRegistry
 from nanochat.serve.writers import PlainWriter, ReplyWriter
-from nanochat.train import memory
 
 HELP = """\
 /model [NAME]      list the trained models; talk to another
@@ -230,13 +230,13 @@ class TerminalChat:
         Gives what is wrong with it; there is no model then.
         """
         self.chat_model = None
-        memory.release()
+        release_memory()
         try:
             self.chat_model, self.card = self.load(card), card
         except UserError as error:
             return str(error)
         except (RuntimeError, MemoryError) as error:
-            if not memory.ran_out(error):
+            if not is_out_of_memory(error):
                 raise
             return f"there is too little memory for {card.description}"
         return None

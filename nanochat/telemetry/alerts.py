@@ -9,7 +9,7 @@ from nanochat import host
 from nanochat.host import GPU, POWER_BRAKE, THERMAL
 
 LOW_MEMORY = 0.05
-"""Share of all memory below which the system begins to kill or to swap."""
+"""World of all memory below which the system begins to kill or to swap."""
 SLOW_CLOCK, SLOW_SECONDS = 0.75, 60.0
 """A clock that stays this long under this share of the best one seen has dropped; shorter is a pause of the GPU."""
 SECONDS_BETWEEN_CHECKS = 10.0

@@ -39,7 +39,7 @@ class RunLog:
 
     def __init__(self, run: "Training", num_iterations: int, facts: Mapping[str, Any]) -> None:
         """`facts`, what is known of the run, goes to run.json. Raises UserError if its tracker is not installed."""
-        main = run.runtime.is_main
+        main = run.runtime.world.is_main
         self._folder = run.folder
         config = dataclasses.asdict(run.options)
         self._tracker = Tracker(

@@ -5,7 +5,7 @@ On a GPU more of them run faster, until memory ends; on a CPU until its cache do
 import torch
 
 from nanochat.model.gpt import GPT
-from nanochat.runtime import cpu_rows
+from nanochat.runtime import cpu_rows, has_unified_memory
 from nanochat.train import memory
 from nanochat.train.loop import Training
 from nanochat.train.memory import gib
@@ -23,16 +23,16 @@ def choose(run: Training, most_rows: int) -> int:
     room = memory.room(run.model, run.optimizer)
     rows = run.options.device_batch_size
     if rows == "auto":
-        rows = run.runtime.smallest(_largest(run.model, run.optimizer, room, most_rows))
+        rows = run.runtime.world.min(_largest(run.model, run.optimizer, room, most_rows))
     assert rows is not None  # the stages have filled it in
-    if run.runtime.is_main:
+    if run.runtime.world.is_main:
         print(explain(run.model, run.optimizer, rows, room))
     return rows
 
 
 def explain(model: GPT, optimizer: MuonAdamW, rows: int, room: int) -> str:
     """What the run needs, what there is, and what to do if that is less."""
-    shared = memory.is_shared(model.device)
+    shared = has_unified_memory(model.device)
     needs = memory.needs(model, optimizer, rows, shared=shared)
     text = f"memory: {needs.describe()} of {gib(room)} GiB"
     if needs.total <= room:
@@ -46,7 +46,7 @@ def explain(model: GPT, optimizer: MuonAdamW, rows: int, room: int) -> str:
 def fitting(model: GPT, optimizer: MuonAdamW, room: int, most_rows: int) -> int:
     """The largest power of two up to `most_rows` whose needs are within `room` bytes; 0 if there is none."""
     sizes = (1 << exponent for exponent in reversed(range(most_rows.bit_length())))
-    shared = memory.is_shared(model.device)
+    shared = has_unified_memory(model.device)
     return next((rows for rows in sizes if memory.needs(model, optimizer, rows, shared=shared).total <= room), 0)
 
 
@@ -60,7 +60,7 @@ def _largest(model: GPT, optimizer: MuonAdamW, room: int, most_rows: int) -> int
     if model.device.type == "cpu":
         most_rows = min(most_rows, cpu_rows(model.config.sequence_len, model.compute_dtype))
     rows = max(1, fitting(model, optimizer, safe, most_rows))
-    if memory.is_shared(model.device):
+    if has_unified_memory(model.device):
         return rows
     while rows > 1 and not _fits(model, rows, safe):
         rows //= 2

@@ -9,7 +9,7 @@ import torch
 
 from nanochat.data.batches import Batch
 from nanochat.model.gpt import GPT
-from nanochat.runtime import Runtime
+from nanochat.runtime import Runtime, is_out_of_memory
 from nanochat.train import memory
 from nanochat.train.optim import MuonAdamW
 from nanochat.train.sharding import GradientSum, clip_gradients
@@ -35,7 +35,7 @@ class StepGradients:
         self.shards = optimizer.own_shards
         self.runtime = runtime
         self.grad_clip = grad_clip or math.inf
-        self._sum = GradientSum(optimizer.shards, runtime.share)
+        self._sum = GradientSum(optimizer.shards, runtime.world)
 
     def compute(self, batches: Sequence[Batch], device_batch_size: int) -> StepResult:
         """Gradients of the mean loss over all processes, with at most `device_batch_size` rows in a forward pass.
@@ -45,16 +45,16 @@ class StepGradients:
         every process, if one of them ran out of memory.
         """
         own_tokens = sum(batch.num_trained for batch in batches)
-        tokens = int(self.runtime.sum_numbers(own_tokens)[0])
+        tokens = int(self.runtime.world.sum(own_tokens)[0])
         if tokens == 0:
             return StepResult(0.0, 0, 0.0)
         self.model.zero_grad()
         loss = self._accumulate([part for batch in batches for part in batch.split(device_batch_size)], tokens)
         self._sum.finish()  # also without memory, for the others wait for it
-        total, exhausted = self.runtime.sum_numbers(loss or 0.0, loss is None)
+        total, exhausted = self.runtime.world.sum(loss or 0.0, loss is None)
         if exhausted:
             raise memory.ExhaustedError
-        return StepResult(total, tokens, clip_gradients(self.shards, self.runtime.share, self.grad_clip))
+        return StepResult(total, tokens, clip_gradients(self.shards, self.runtime.world, self.grad_clip))
 
     def _accumulate(self, batches: Sequence[Batch], tokens: int) -> float | None:
         """This process's part of the loss, its gradients added up; None if memory ran out."""
@@ -67,6 +67,6 @@ class StepGradients:
                 total += loss.detach()
             return float(total)
         except (RuntimeError, MemoryError) as error:
-            if not memory.ran_out(error):
+            if not is_out_of_memory(error):
                 raise
             return None

@@ -47,8 +47,8 @@ class RolloutBatches:
     def step_data(self, step: int) -> StepData:
         """Sample with the model as it is, grade, and keep the groups that have something to teach."""
         first = step * self.problems_per_step
-        share = self.runtime.share
-        mine = range(first + share.rank, first + self.problems_per_step, share.world_size)
+        world = self.runtime.world
+        mine = range(first + world.rank, first + self.problems_per_step, world.size)
         problems = [self.task[i % len(self.task)] for i in mine]
         prompts = [self.chat.prompt(self.task.prompt(problem)) for problem in problems]
         samplings = [
@@ -78,7 +78,7 @@ class RolloutBatches:
         lengths = [len(prompt) + len(completion.tokens) - 1 for prompt, completion, _ in rows]
         cuts = cuts_by_tokens(lengths, self.device_batch_size * self.chat.context)
         batches = [self._batch(rows[cut]) for cut in cuts]
-        reward, length, taught, count = self.runtime.sum_numbers(
+        reward, length, taught, count = self.runtime.world.sum(
             rewards.sum(), sum(len(c.tokens) for c in completions), len(teaching), len(completions)
         )
         return StepData(

@@ -16,7 +16,7 @@ from nanochat import paths
 from nanochat.data.batches import Batch, BatchSource
 from nanochat.errors import UserError
 from nanochat.model.gpt import GPT
-from nanochat.runtime import Runtime, peak_memory_bytes, software
+from nanochat.runtime import Runtime, is_out_of_memory, peak_memory_bytes, software
 from nanochat.telemetry.console import LOG_FILE
 from nanochat.telemetry.run_log import RunLog
 from nanochat.tokenizer import Tokenizer
@@ -116,7 +116,7 @@ class Training:
         where that was the last one, the next call makes it.
         """
         if self.step >= num_iterations and not self._is_unevaluated(evaluation):
-            if self.runtime.is_main:
+            if self.runtime.world.is_main:
                 print(f"{self.source} {self.tag} is complete at step {self.step}; --fresh starts over")
             return
         if self.wants_compiling(num_iterations, fixed_tokens):
@@ -148,14 +148,14 @@ class Training:
                 if self.bad_steps:
                     log.say(f"step {self.step}: the loss or its gradient is not finite, so the step is left out")
                     self._give_up_after_too_many()
-                hurried = self.runtime.sum_numbers(asked.stop)[0] > 0  # who stops it may kill it soon: saving first
+                hurried = self.runtime.world.sum(asked.stop)[0] > 0  # who stops it may kill it soon: saving first
                 if evaluation and not (hurried or finished) and due(self.step, evaluation.every, finished):
                     metrics |= self._evaluate(evaluation, asked, log)
                 log.step(self.step, metrics, self.results)
-                if self.runtime.is_main and not hurried and due(self.step, sample_every, finished):
+                if self.runtime.world.is_main and not hurried and due(self.step, sample_every, finished):
                     self._write_samples(samples, log)
                 self._tell_failed_save(writer.failure(), log)
-                stop, save_now = (number > 0 for number in self.runtime.sum_numbers(*asked.requests()))
+                stop, save_now = (number > 0 for number in self.runtime.world.sum(*asked.requests()))
                 if save_now:
                     log.say(f"saving at step {self.step}, as SIGUSR1 asks")
                 unsaved = unsaved or stop or save_now or due(self.step, self.options.save_every, finished)
@@ -168,9 +168,9 @@ class Training:
                 if results:
                     log.results(self.step, results, self.seconds)
                     self._save(writer, facts, log)
-                stop = self.runtime.sum_numbers(asked.stop)[0] > 0
+                stop = self.runtime.world.sum(asked.stop)[0] > 0
             failure = writer.finish()
-            self.runtime.barrier()
+            self.runtime.world.barrier()
             if failure:
                 raise UserError(f"{failure}: make room, and {self._again} goes on from the checkpoint before it")
             if unsaved:
@@ -191,8 +191,8 @@ class Training:
         if self.options.compile is not None or fixed_tokens is None:
             return bool(self.options.compile)
         config = self.model.config
-        tokens = num_iterations * fixed_tokens / self.runtime.share.world_size
-        return self.runtime.compiling_pays(tokens * config.n_layer * config.n_embd)
+        tokens = num_iterations * fixed_tokens / self.runtime.world.size
+        return self.runtime.compile_pays_off(tokens * config.n_layer * config.n_embd)
 
     def _is_unevaluated(self, evaluation: Evaluation | None) -> bool:
         """Whether what the last step is to be measured by is still to be made."""
@@ -229,8 +229,8 @@ class Training:
             "lr_scale": lr_scale,
             "gradient_norm": result.gradient_norm,
             "tokens": result.tokens,
-            "tokens_per_second": own_tokens / elapsed * self.runtime.share.world_size,
-            "flops_per_second": flops / elapsed * self.runtime.share.world_size,
+            "tokens_per_second": own_tokens / elapsed * self.runtime.world.size,
+            "flops_per_second": flops / elapsed * self.runtime.world.size,
             "mfu": flops / elapsed / peak_flops,
             "skipped_steps": self.skipped_steps,
             "seconds": self.seconds,
@@ -255,7 +255,7 @@ class Training:
                 return self.gradients.compute(batches, self.most_rows)
             except memory.ExhaustedError:
                 rows = min(self.most_rows, max((len(batch.tokens) for batch in batches), default=1))
-            rows = self.runtime.largest(rows)  # one that has few rows needs no smaller batches than the others
+            rows = self.runtime.world.max(rows)  # one that has few rows needs no smaller batches than the others
             self.most_rows = (rows + 1) // 2
             if rows == 1:
                 raise UserError("memory ran out with a single row: train a smaller --depth")
@@ -277,7 +277,7 @@ class Training:
         """The evaluation's results; none where it was left because `asked` to stop, or for want of memory."""
 
         def leave_if_asked() -> None:
-            if self.runtime.sum_numbers(asked.stop)[0] > 0:
+            if self.runtime.world.sum(asked.stop)[0] > 0:
                 raise StopAskedError
 
         try:
@@ -287,7 +287,7 @@ class Training:
             return {}
         except (RuntimeError, MemoryError) as error:
             # With others in the middle of it, there is no way back to where all go on.
-            if not memory.ran_out(error) or self.runtime.share.world_size > 1:
+            if not is_out_of_memory(error) or self.runtime.world.size > 1:
                 raise
             log.say(f"step {self.step}: memory ran out in the evaluation, so it is left out")
             return {}
@@ -300,7 +300,7 @@ class Training:
         try:
             log.samples(self.step, samples())
         except (RuntimeError, MemoryError) as error:
-            if not memory.ran_out(error):
+            if not is_out_of_memory(error):
                 raise
             log.say(f"step {self.step}: memory ran out in the samples, so they are left out")
 
@@ -325,7 +325,7 @@ class Training:
     def _save(self, writer: CheckpointWriter, facts: Mapping[str, Any], log: RunLog) -> None:
         """Begin to write a checkpoint; when this returns, the state may change again."""
         optimizer_state = self.optimizer.state_dict()  # every process has a part in it
-        if not self.runtime.is_main:
+        if not self.runtime.world.is_main:
             return
         self._tell_failed_save(writer.finish(), log)
         log.sync()

@@ -1,19 +1,16 @@
 """What memory a run needs, what there is, and whether an error means that it ran out."""
 
 import contextlib
-import gc
-import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from nanochat import host
 from nanochat.errors import UserError
 from nanochat.model.cpu_kernels import kept_weights
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.model.loss import workspace_bytes
+from nanochat.runtime import free_memory
 from nanochat.train.optim import MuonAdamW
 
 ACTIVATIONS_PER_LAYER = {"cpu": 15, "cuda": 18}
@@ -30,22 +27,6 @@ settings of scripts/env.sh)."""
 
 class ExhaustedError(Exception):
     """A process of the run had too little memory for its batch."""
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether an error means that there was no memory left. On a CPU torch has no type of its own for it, and oneDNN,
-    which multiplies bfloat16 there, says no more than that it could not make what it needs."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    # "could not create a primitive descriptor" is another error: of something that oneDNN cannot do.
-    return bool(re.search("can't allocate memory|could not create a primitive(?! descriptor)", str(error)))
-
-
-def release() -> None:
-    """Give back what nobody holds any more, such as a model that was let go of, before the next one is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager
@@ -118,39 +99,14 @@ def needs(model: GPT, optimizer: MuonAdamW, rows: int, *, shared: bool) -> Needs
         activations=round(gaps * kept * itemsize),
         logits=round(gaps * (logits + 2 * 4 * head)),
         rows=rows,
-        checkpoint=checkpoint_bytes(config) if shared and optimizer.share.rank == 0 else 0,
+        checkpoint=checkpoint_bytes(config) if shared and optimizer.world.rank == 0 else 0,
     )
 
 
 def room(model: GPT, optimizer: MuonAdamW) -> int:
     """Bytes that there are for one process: what is free, and what weights and optimizer have taken already."""
     held = sum(tensor.nbytes for tensor in [*model.parameters(), *optimizer.state.values()])
-    return held + free(model.device)
-
-
-def free(device: torch.device) -> int:
-    """Bytes that this process can still have.
-
-    On a GPU that shares the CPU's memory, such as the GB10, the driver counts the page cache as taken, and NVML does
-    not count at all: what the system calls available is what can be had. Processes on one machine share it.
-    """
-    if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        if not is_shared(device):
-            return torch.cuda.mem_get_info(device)[0] + kept
-        return _available() + kept
-    return _available()
-
-
-def is_shared(device: torch.device) -> bool:
-    """Whether the device uses the CPU's memory. Taking too much of that is no error: a process is killed."""
-    return device.type != "cuda" or bool(torch.cuda.get_device_properties(device).is_integrated)
-
-
-def _available() -> int:
-    memory = host.memory()
-    assert memory is not None  # Linux tells
-    return memory.available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return held + free_memory(model.device)
 
 
 def gib(count: int) -> str:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nanochat.data.batches import Share
+from nanochat.dist import World
 from nanochat.model.gpt import GPT
 from nanochat.train.sharding import Shard, send_weights, share_out
 
@@ -73,15 +73,15 @@ class MuonAdamW:
 
     polynomial = POLAR_EXPRESS
 
-    def __init__(self, model: GPT, options: OptimizerOptions, share: Share = Share()) -> None:  # noqa: B008  # frozen
+    def __init__(self, model: GPT, options: OptimizerOptions, world: World = World()) -> None:  # noqa: B008  # frozen
         self.options = options
-        self.share = share
+        self.world = world
         self.steps = 0
         """optimizer steps taken"""
         self.compute_dtype = model.compute_dtype
-        self.shards = share_out(model, share.world_size)
+        self.shards = share_out(model, world.size)
         """of all processes"""
-        self.own_shards = [shard for shard in self.shards if shard.owner == share.rank]
+        self.own_shards = [shard for shard in self.shards if shard.owner == world.rank]
         self._adamw_lr = self.adamw_lr(model)
         self._matrices: dict[torch.Size, list[Shard]] = defaultdict(list)
         for shard in self.own_shards:
@@ -117,13 +117,13 @@ class MuonAdamW:
         for shard in self.own_shards:
             if shard.parameter in self._adamw_lr:
                 self._adamw(shard, self._adamw_lr[shard.parameter] * lr_scale)
-        if self.share.world_size > 1:
+        if self.world.size > 1:
             send_weights(self.shards)
 
     def _muon(self, shape: torch.Size, shards: list[Shard], lr_scale: float) -> None:
         """All matrices of one shape at once, as one batched product."""
-        share = min(self.steps / MOMENTUM_WARMUP_STEPS, 1.0)
-        momentum = 0.85 + (self.options.momentum - 0.85) * share
+        progress = min(self.steps / MOMENTUM_WARMUP_STEPS, 1.0)
+        momentum = 0.85 + (self.options.momentum - 0.85) * progress
         gradients = [shard.gradient for shard in shards]
         buffers = [self.state[f"{shard.name}.momentum"] for shard in shards]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
@@ -151,24 +151,24 @@ class MuonAdamW:
         Every process has to call it. The main one gets the state, the same whatever the number of processes; the others
         get nothing. What one process alone gets is the state itself and not a copy; else it is in host memory.
         """
-        if self.share.world_size == 1:
+        if self.world.size == 1:
             return {**self.state, "steps": torch.tensor(self.steps)}
         full: dict[str, Tensor] = {}
         for shard in self.shards:
             for kind in self._kinds(shard):
                 name = f"{shard.name}.{kind}"
-                part = self.state[name] if shard.owner == self.share.rank else torch.empty_like(shard.weight)
+                part = self.state[name] if shard.owner == self.world.rank else torch.empty_like(shard.weight)
                 dist.broadcast(part, shard.owner)
-                if self.share.rank == 0:
+                if self.world.rank == 0:
                     full.setdefault(name, torch.empty(shard.parameter.shape))[shard.rows] = part.cpu()
-        return {**full, "steps": torch.tensor(self.steps)} if self.share.rank == 0 else {}
+        return {**full, "steps": torch.tensor(self.steps)} if self.world.rank == 0 else {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over what `state_dict` gave. Every process has to call it; what the main one gives counts.
 
         Raises ValueError if it is another model's.
         """
-        if self.share.rank == 0:
+        if self.world.rank == 0:
             names = {f"{shard.name}.{kind}" for shard in self.shards for kind in self._kinds(shard)}
             if set(state) != {*names, "steps"}:
                 raise ValueError("the optimizer state belongs to another model")
@@ -177,13 +177,13 @@ class MuonAdamW:
             for kind in self._kinds(shard):
                 name = f"{shard.name}.{kind}"
                 part = torch.empty_like(shard.weight)
-                if self.share.rank == 0:
+                if self.world.rank == 0:
                     part.copy_(state[name][shard.rows])
-                if self.share.world_size > 1:
+                if self.world.size > 1:
                     dist.broadcast(part, 0)
-                if shard.owner == self.share.rank:
+                if shard.owner == self.world.rank:
                     self.state[name].copy_(part)
-        if self.share.world_size > 1:
+        if self.world.size > 1:
             steps = torch.tensor(self.steps, device=self.shards[0].weight.device)
             dist.broadcast(steps, 0)
             self.steps = int(steps)

@@ -35,7 +35,7 @@ def parent_of(source: str, tag: str | None, runtime: Runtime, *, fresh: bool = F
     Where that is gone, or only older ones than it began with are sound, it is the newest checkpoint of `source` itself,
     unless `fresh`: a run goes on without its parent. Raises UserError, naming the script to run, if there is neither.
     """
-    return runtime.from_main(lambda: _parent(source, tag, fresh))
+    return runtime.world.call_on_main(lambda: _parent(source, tag, fresh))
 
 
 def _parent(source: str, tag: str | None, fresh: bool) -> Checkpoint:
@@ -86,11 +86,13 @@ def begin(
         ancestry = {key: parent.meta[key] for key in ("source", "tag", "step", "saved_at")}
     can_begin = parent is not None and parent.source != source
 
-    existing = runtime.from_main(lambda: _own_checkpoint(source, tag, options.fresh, ancestry, data, can_begin))
+    existing = runtime.world.call_on_main(
+        lambda: _own_checkpoint(source, tag, options.fresh, ancestry, data, can_begin)
+    )
     if existing:
         return _resume(existing, options, runtime, tokenizer, config)
     if parent:
-        if runtime.is_main and parent.step < parent.meta["num_iterations"]:
+        if runtime.world.is_main and parent.step < parent.meta["num_iterations"]:
             print(f"note: {parent.describe()} is not finished ({parent.meta['num_iterations']} steps were planned)")
         model = _load_model(parent, runtime, tokenizer)
     else:
@@ -98,8 +100,8 @@ def begin(
         torch.manual_seed(options.seed)
         with torch.device(runtime.device):
             model = GPT(config, runtime.compute_dtype)
-        runtime.send_from_main(model.parameters())  # another kind of machine may draw other numbers
-    optimizer = MuonAdamW(model, optimizer_options(options), runtime.share)
+        runtime.world.broadcast(model.parameters())  # another kind of machine may draw other numbers
+    optimizer = MuonAdamW(model, optimizer_options(options), runtime.world)
     return Training(source, tag, options, runtime, tokenizer, model, optimizer, ancestry, data)
 
 
@@ -177,9 +179,9 @@ def _resume(
         )
     meta = existing.meta
     check_same_course(options, meta["options"])
-    optimizer = MuonAdamW(model, optimizer_options(options), runtime.share)
+    optimizer = MuonAdamW(model, optimizer_options(options), runtime.world)
     state: dict[str, Tensor] = {}
-    runtime.from_main(lambda: state.update(existing.load_optimizer(torch.device("cpu"))))
+    runtime.world.call_on_main(lambda: state.update(existing.load_optimizer(torch.device("cpu"))))
     optimizer.load_state_dict(state)
     run = Training(
         existing.source, existing.tag, options, runtime, tokenizer, model, optimizer, meta["parent"], meta["data"]
@@ -199,8 +201,8 @@ def _resume(
 def _load_model(saved: Checkpoint, runtime: Runtime, tokenizer: Tokenizer) -> GPT:
     """Its model in every process. The main one alone reads the files: no other machine has to have them."""
     model = saved.untrained_model(runtime.device, runtime.compute_dtype, tokenizer)
-    runtime.from_main(lambda: saved.load_weights(model))
-    runtime.send_from_main(model.parameters())
+    runtime.world.call_on_main(lambda: saved.load_weights(model))
+    runtime.world.broadcast(model.parameters())
     return model
 
 

@@ -13,7 +13,7 @@ REFERENCE_TOKENS, REFERENCE_BATCH, MIN_BATCH = 11.2e9, 524_288, 4096
 def scale_options(options: PretrainOptions, config: GPTConfig, runtime: Runtime) -> PretrainOptions:
     """Fill in the options that were left open: tokens follow from the parameters, the batch from the tokens."""
     tokens = options.target_param_data_ratio * config.num_parameters
-    batch = options.total_batch_size or default_batch_size(tokens, config.sequence_len * runtime.share.world_size)
+    batch = options.total_batch_size or default_batch_size(tokens, config.sequence_len * runtime.world.size)
     rows = options.device_batch_size or fast_rows(config.sequence_len, runtime.device, runtime.compute_dtype)
     return replace(
         options,

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nanochat.data.batches import Share
+from nanochat.dist import World
 
 CUT_INTO_ROWS = ("embed_tokens.weight", "lm_head.weight")
 
@@ -75,8 +75,8 @@ class GradientSum:
     With one process it does nothing.
     """
 
-    def __init__(self, shards: Sequence[Shard], share: Share) -> None:
-        self.share = share
+    def __init__(self, shards: Sequence[Shard], world: World) -> None:
+        self.world = world
         self._shards: dict[nn.Parameter, list[Shard]] = defaultdict(list)
         for shard in shards:
             self._shards[shard.parameter].append(shard)
@@ -86,7 +86,7 @@ class GradientSum:
         self._complete: set[nn.Parameter] = set()
         self._works: list[dist.Work] = []
         self._is_last_pass = False
-        if share.world_size > 1:
+        if world.size > 1:
             for parameter in self._shards:
                 parameter.register_post_accumulate_grad_hook(self._on_complete)
 
@@ -101,14 +101,14 @@ class GradientSum:
 
     def finish(self) -> None:
         """Send what is left, zeros where there was no gradient, and wait. Other processes' gradients are let go."""
-        if self.share.world_size == 1:
+        if self.world.size == 1:
             return
         while self._waiting:
             self._send_next()
         for work in self._works:
             work.wait()
         for parameter, shards in self._shards.items():
-            if all(shard.owner != self.share.rank for shard in shards):
+            if all(shard.owner != self.world.rank for shard in shards):
                 parameter.grad = None
         self._waiting.extend(self._shards)
         self._complete.clear()
@@ -131,14 +131,14 @@ class GradientSum:
             self._works.append(work)
 
 
-def clip_gradients(shards: Sequence[Shard], share: Share, max_norm: float) -> float:
+def clip_gradients(shards: Sequence[Shard], world: World, max_norm: float) -> float:
     """Scale the gradients, which are summed already, down to a global norm of `max_norm`; what it was before.
 
     Every process gives its own shards and gets the same answer. A norm that is not finite scales nothing.
     """
     gradients = [shard.gradient for shard in shards]
     square = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
-    if share.world_size > 1:
+    if world.size > 1:
         dist.all_reduce(square)
     norm = float(square.sqrt())
     if math.isfinite(norm) and norm > max_norm:

@@ -79,7 +79,7 @@ class Watchdog:
 
     def __init__(self, runtime: Runtime, say: Callable[[str], None]) -> None:
         """`say` tells a person why the run ends; the first of the processes that are left calls it."""
-        self._rank, self._world_size = runtime.share.rank, runtime.share.world_size
+        self._rank, self._world_size = runtime.world.rank, runtime.world.size
         self._say = say
         self.still_limit = STILL_SECONDS_AT_FIRST
         self._longest_step = 0.0

@@ -3,9 +3,10 @@
 import numpy as np
 import torch
 
-from nanochat.data.batches import BatchSource, RowBatches, Share, cuts_by_tokens, stack, text_batches
+from nanochat.data.batches import BatchSource, RowBatches, cuts_by_tokens, stack, text_batches
 from nanochat.data.packing import Row, StreamRows
 from nanochat.data.token_shards import ShardedIds, TokenShards
+from nanochat.dist import World
 from nanochat.model.loss import IGNORE
 
 
@@ -20,8 +21,8 @@ class NumberedRows:
 
 
 def source(rank: int = 0, world_size: int = 1, device_batch_size: int = 3) -> RowBatches:
-    share = Share(rank, world_size)
-    return RowBatches(NumberedRows(), rows_per_step=4, device_batch_size=device_batch_size, share=share, seed=7)
+    world = World(rank, world_size)
+    return RowBatches(NumberedRows(), rows_per_step=4, device_batch_size=device_batch_size, world=world, seed=7)
 
 
 def rows_of(batches: RowBatches, step: int) -> list[int]:
@@ -75,7 +76,7 @@ def numbered_text(rank: int = 0, world_size: int = 1) -> BatchSource:
     """Token i of the text is i; 100 steps of 6 rows of 8 go through all of it but for the end of a row."""
     rows = StreamRows(TokenShards(ShardedIds([np.arange(6 * 8 * 100 - 5, dtype=np.uint16)]), 1, 0), 8, bos_id=0)
     return text_batches(
-        rows, SHORT_STEPS / 100, 100, rows_per_step=6, device_batch_size=4, share=Share(rank, world_size), seed=7
+        rows, SHORT_STEPS / 100, 100, rows_per_step=6, device_batch_size=4, world=World(rank, world_size), seed=7
     )
 
 

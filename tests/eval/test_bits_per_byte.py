@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanochat.data.batches import Share
 from nanochat.data.packing import StreamRows
 from nanochat.data.token_files import TokenFile, write_documents
+from nanochat.dist import World
 from nanochat.eval.bits_per_byte import bits_per_byte
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
@@ -30,6 +30,6 @@ def test_it_counts_raw_bytes_and_leaves_special_tokens_out(tmp_path: Path, token
             if target not in (-1, tokenizer.bos_id):
                 nats += F.cross_entropy(row[None], torch.tensor([target])).item()
     expected = nats / math.log(2) / sum(len(text.encode()) for text in TEXTS)
-    runtime = Runtime(torch.device("cpu"), torch.float32, Share())
+    runtime = Runtime(torch.device("cpu"), torch.float32, World())
     for batch_size in (1, 4):
         assert bits_per_byte(model, tokenizer, rows, batch_size, 10**6, runtime) == pytest.approx(expected, rel=1e-5)

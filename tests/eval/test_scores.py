@@ -6,7 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from nanochat.data.batches import Share
+from nanochat.dist import World
 from nanochat.eval.benchmark import Benchmark, OnTask
 from nanochat.eval.candidate import Candidate
 from nanochat.eval.scores import Scores, TaskScore, centred_mean, centred_mean_error, score_table
@@ -58,7 +58,7 @@ class Counted(Benchmark):
 
 
 def test_scores_are_kept_until_what_they_depend_on_changes(base_dir: Path, tokenizer: Tokenizer) -> None:
-    runtime = Runtime(torch.device("cpu"), torch.float32, Share())
+    runtime = Runtime(torch.device("cpu"), torch.float32, World())
     folder = base_dir / "chatsft_checkpoints" / "d2" / "step_000007"
     folder.mkdir(parents=True)
     (folder / META_FILE).write_text(json.dumps({"source": "sft", "saved_at": "one"}))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nanochat.conversations import Conversation, conversation
-from nanochat.data.batches import Share
+from nanochat.dist import World
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
 from nanochat.inference.request import Completion
@@ -35,12 +35,12 @@ class EvenLength(GradedTask):
         return self.grades[len("".join(part["text"] for part in reply if isinstance(part, dict))) % 2]
 
 
-def source(tokenizer: Tokenizer, task: GradedTask, share: Share = Share()) -> RolloutBatches:  # noqa: B008  # frozen
+def source(tokenizer: Tokenizer, task: GradedTask, world: World = World()) -> RolloutBatches:  # noqa: B008  # frozen
     model = random_model(tokenizer.vocab_size, sequence_len=96)
     return RolloutBatches(
         ChatModel("rl", "test", 0, Engine(model, tokenizer)),
         task,
-        Runtime(torch.device("cpu"), torch.float32, share),
+        Runtime(torch.device("cpu"), torch.float32, world),
         problems_per_step=4,
         samples_per_problem=4,
         device_batch_size=5,
@@ -94,20 +94,17 @@ def test_processes_share_the_problems(tokenizer: Tokenizer) -> None:
     metrics = source(tokenizer, EvenLength()).step_data(0).metrics["reward"]
     halves = []
     for rank in range(2):
-        part = source(tokenizer, EvenLength(), Share(rank, 2))
-        part.runtime = _Alone(rank)
+        part = source(tokenizer, EvenLength(), World(rank, 2))
+        part.runtime = Runtime(torch.device("cpu"), torch.float32, _Alone(rank, 2))
         halves.append(part.step_data(0).metrics["reward"])
     assert sum(halves) / 2 == pytest.approx(metrics)
 
 
-class _Alone(Runtime):
-    """A share of two whose sums stay its own, so that one process can play both."""
+class _Alone(World):
+    """One of two ranks whose sums are its own, so that one process can play both."""
 
-    def __init__(self, rank: int) -> None:
-        super().__init__(torch.device("cpu"), torch.float32, Share(rank, 2))
-
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor  # sum_numbers goes through here too
+    def sum(self, *numbers: float) -> list[float]:
+        return list(numbers)
 
 
 def test_the_samples_of_a_problem_read_its_prompt_once(tokenizer: Tokenizer) -> None:

@@ -54,9 +54,9 @@ def main(options):
 
         class Source:
             def step_data(self, step):
-                if runtime.is_main and (begun, step) == (0, 7) and runtime.share.world_size > 1:
+                if runtime.world.is_main and (begun, step) == (0, 7) and runtime.world.size > 1:
                     os.killpg(os.getpgid(os.getppid()), signal.SIGINT)
-                return batches(FewRows(64), OPTIONS, runtime.share).step_data(step)
+                return batches(FewRows(64), OPTIONS, runtime.world).step_data(step)
 
         run.run(Source(), 20, **HOW)
 

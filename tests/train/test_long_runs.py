@@ -262,7 +262,7 @@ def main(options):
             finally:
                 sys.stderr.write(f"{run.step}:{rows.count}\\n")
 
-        run.run(batches(FewRows(), share=runtime.share), 5, **HOW, evaluation=Evaluation(2, measure))
+        run.run(batches(FewRows(), world=runtime.world), 5, **HOW, evaluation=Evaluation(2, measure))
 
 cli.run(main, type(OPTIONS), args=[])
 """

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from nanochat import paths
-from nanochat.data.batches import Batch, Share, StepData
+from nanochat.data.batches import Batch, StepData
+from nanochat.dist import World
 from nanochat.errors import UserError
 from nanochat.model.gpt import GPTConfig
 from nanochat.model.loss import IGNORE
-from nanochat.runtime import COMPILING_PAYS, Runtime
+from nanochat.runtime import COMPILE_THRESHOLD, Runtime
 from nanochat.telemetry.run_log import read_steps
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import checkpoint, resume
@@ -288,10 +289,10 @@ def test_whether_a_run_is_compiled(tokenizer: Tokenizer, runtime: Runtime, monke
     monkeypatch.setattr(Runtime, "can_compile", lambda self: True)
     run = begin(runtime, tokenizer)
     width = run.model.config.n_layer * run.model.config.n_embd
-    steps = round(COMPILING_PAYS / width / 1000)  # of 1,000 tokens
+    steps = round(COMPILE_THRESHOLD / width / 1000)  # of 1,000 tokens
     assert not run.wants_compiling(steps - 1, 1000) and run.wants_compiling(steps + 1, 1000)
     assert not run.wants_compiling(10 * steps, None)  # many shapes
-    run.runtime = replace(runtime, share=Share(0, 4))
+    run.runtime = replace(runtime, world=World(0, 4))
     assert not run.wants_compiling(4 * steps - 4, 1000) and run.wants_compiling(4 * steps + 4, 1000)
     run.options = replace(run.options, compile=True)
     assert run.wants_compiling(1, 1000)

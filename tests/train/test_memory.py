@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from nanochat import paths
-from nanochat.data.batches import Share
+from nanochat.dist import World
 from nanochat.model.cpu_kernels import kept_weights
 from nanochat.model.gpt import GPT, GPTConfig
+from nanochat.runtime import free_memory, is_out_of_memory
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import batch_size, memory
 from nanochat.train.memory import ACTIVATIONS_PER_LAYER
@@ -138,7 +139,7 @@ def test_only_the_main_process_copies_what_it_saves_and_only_where_memory_is_sha
     assert "for a checkpoint" in shared.describe()
     apart = memory.needs(model, optimizer, 1, shared=False)
     assert apart.total == shared.total - shared.checkpoint and "checkpoint" not in apart.describe()
-    first, second = (MuonAdamW(model, OptimizerOptions(), Share(rank, 2)) for rank in range(2))
+    first, second = (MuonAdamW(model, OptimizerOptions(), World(rank, 2)) for rank in range(2))
     assert memory.needs(model, first, 1, shared=True).checkpoint == shared.checkpoint
     assert memory.needs(model, second, 1, shared=True).checkpoint == 0
 
@@ -174,13 +175,13 @@ def test_the_largest_that_fits_is_a_power_of_two_within_bounds(most: int) -> Non
     ],
 )
 def test_which_errors_mean_that_memory_ran_out(error: Exception, ran_out: bool) -> None:
-    assert memory.ran_out(error) == ran_out
+    assert is_out_of_memory(error) == ran_out
 
 
 def test_there_is_memory_and_processes_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = memory.free(torch.device("cpu"))
+    alone = free_memory(torch.device("cpu"))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert memory.free(torch.device("cpu")) == pytest.approx(alone / 4, rel=0.2)
+    assert free_memory(torch.device("cpu")) == pytest.approx(alone / 4, rel=0.2)
 
 
 LIMITED = """
@@ -188,7 +189,8 @@ import json, resource, sys
 from dataclasses import replace
 import torch
 from nanochat import paths
-from nanochat.data.batches import RowBatches, Share
+from nanochat.dist import World
+from nanochat.data.batches import RowBatches
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 from nanochat.telemetry.run_log import read_steps
@@ -198,7 +200,7 @@ class Limited:
     # In the second step, address space for a fraction of the activations of all the rows.
     def step_data(self, step):
         data = RowBatches(
-            FewRows(512), rows_per_step=512, device_batch_size=512, share=Share(), seed=1
+            FewRows(512), rows_per_step=512, device_batch_size=512, world=World(), seed=1
         ).step_data(step)
         if step == 1 and sys.argv[1:] == ["limited"]:
             size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -18,9 +18,10 @@ import torch
 from nanochat import paths
 from nanochat.conversations import Conversation, conversation
 from nanochat.data import embedded
-from nanochat.data.batches import BatchSource, RowBatches, Share, StepData
+from nanochat.data.batches import BatchSource, RowBatches, StepData
 from nanochat.data.packing import PackedRows, StreamRows
 from nanochat.data.token_files import TokenFile, write_conversations, write_documents
+from nanochat.dist import World
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
@@ -84,7 +85,7 @@ class Stages:
         )
 
     def _rows(self, rows: Any, trim: bool = False) -> BatchSource:
-        return RowBatches(rows, rows_per_step=6, device_batch_size=4, share=Share(), seed=1, trim=trim)
+        return RowBatches(rows, rows_per_step=6, device_batch_size=4, world=World(), seed=1, trim=trim)
 
 
 class Stopping:
@@ -199,9 +200,9 @@ torch.set_num_threads(1)
 tag, stop = sys.argv[1], int(sys.argv[2])
 with Runtime.start("cpu") as runtime:
     run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), replace(OPTIONS, model_tag=tag, device_batch_size=3))
-    source = batches(FewRows(64), run.options, runtime.share)
+    source = batches(FewRows(64), run.options, runtime.world)
     try:
-        run.run(Stopping(source, stop) if runtime.is_main else source, 12, **HOW)
+        run.run(Stopping(source, stop) if runtime.world.is_main else source, 12, **HOW)
     except KeyboardInterrupt:
         pass
 """

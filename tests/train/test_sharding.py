@@ -50,7 +50,7 @@ with Runtime.start("cpu") as runtime:
     run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), replace(OPTIONS, model_tag=tag, device_batch_size=3))
     begun = run.step
     dist.reduce, dist.broadcast = counted(dist.reduce), counted(dist.broadcast)
-    run.run(batches(FewRows(64), OPTIONS, runtime.share), steps, **HOW)
+    run.run(batches(FewRows(64), OPTIONS, runtime.world), steps, **HOW)
     weights = b"".join(parameter.detach().numpy().tobytes() for parameter in run.model.parameters())
     found = {
         "weights": hashlib.sha256(weights).hexdigest(),
@@ -60,7 +60,7 @@ with Runtime.start("cpu") as runtime:
         "broadcast": sent["broadcast"],
         "parameters": run.model.config.num_parameters,
     }
-    (paths.base_dir() / f"{tag}.{runtime.share.rank}.json").write_text(json.dumps(found))
+    (paths.base_dir() / f"{tag}.{runtime.world.rank}.json").write_text(json.dumps(found))
 """
 
 

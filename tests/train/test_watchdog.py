@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nanochat import paths
-from nanochat.data.batches import Share
+from nanochat.dist import World
 from nanochat.runtime import Runtime
 from nanochat.telemetry.run_log import read_steps
 from nanochat.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ def main(options):
     global run
     with Runtime.start("cpu") as runtime:
         run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), options)
-        run.run(batches(Rows(), options, runtime.share), 8, **HOW)
+        run.run(batches(Rows(), options, runtime.world), 8, **HOW)
 
 cli.run(main, type(OPTIONS), args=["--model-tag", sys.argv[1], "--save-every", "2", "--device-batch-size", "4",
                                    "--device-type", "cpu", "--tracker", "none"])
@@ -97,7 +97,7 @@ def test_both_end_and_the_one_is_named(base_dir: Path, tokenizer: Tokenizer, fau
 def test_where_steps_are_long_stillness_may_be_too(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 0.0, 500.0, 1000.0, 1000.0, 1100.0, 2000.0, 2000.0, 2500.0])
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: next(clock))
-    dog = watchdog.Watchdog(Runtime(torch.device("cpu"), torch.float32, Share(0, 2)), print)
+    dog = watchdog.Watchdog(Runtime(torch.device("cpu"), torch.float32, World(0, 2)), print)
     assert dog.still_limit == watchdog.STILL_SECONDS_AT_FIRST
     with dog.step():  # compiles
         pass
