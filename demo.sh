@@ -22,4 +22,5 @@ for option in "$@"; do
 done
 
 for stage in prepare pretrain midtrain sft rl; do "$root/$stage.sh" "${stage_options[@]}"; done
+python -m scripts.chat_eval "${summary_options[@]}"
 exec python -m scripts.demo_summary "${summary_options[@]}"

@@ -13,9 +13,9 @@ import torch
 
 from nanochat import cli
 from nanochat.data import embedded
+from nanochat.eval.core import read_tasks
 from nanochat.eval.core_bundle import fetch_bundle
-from nanochat.eval.core_tasks import read_tasks
-from nanochat.eval.option_scores import OptionScore, Problem, is_right, score_options
+from nanochat.eval.multiple_choice import OptionScore, Problem, is_right, score_options
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer

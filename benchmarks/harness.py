@@ -20,9 +20,9 @@ import tyro
 
 from nanochat import cli
 from nanochat.errors import UserError
+from nanochat.eval.core import CoreTask, read_tasks
 from nanochat.eval.core_bundle import fetch_bundle
-from nanochat.eval.core_tasks import CoreTask, read_tasks
-from nanochat.eval.option_scores import Option, Problem, common_prefix, score_options
+from nanochat.eval.multiple_choice import Option, Problem, common_prefix, score_options
 from nanochat.hub.incoming import build, read_model
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer

@@ -1,4 +1,4 @@
-"""The table of what each stage taught, and the scores of CORE and ChatCORE.
+"""Evaluate every stage: the table of what each one taught, CORE and ChatCORE.
 
 ./eval.sh --source sft
 """
@@ -11,13 +11,11 @@ from rich.console import Console
 
 from nanochat import cli, paths
 from nanochat.errors import UserError
-from nanochat.eval.benchmark import Benchmark
-from nanochat.eval.candidate import Candidate
-from nanochat.eval.chat_core import ChatCore
+from nanochat.eval.chat_eval import ChatCore
 from nanochat.eval.core import Core
 from nanochat.eval.core_bundle import fetch_bundle
-from nanochat.eval.scores import Scores, score_table
-from nanochat.eval.stages import Effort, StageResult, measure, table
+from nanochat.eval.evaluate import Benchmark, EvalModel
+from nanochat.eval.results import StageEvalConfig, StageResult, TaskScore, score_table, stage_table
 from nanochat.report import build
 from nanochat.runtime import Runtime
 from nanochat.stages import STAGES
@@ -27,31 +25,31 @@ from nanochat.train.options import check_range
 
 @dataclass
 class EvalOptions:
-    """Measure the stages: bits per byte, identity, arithmetic with the tool, spelling; CORE and ChatCORE.
+    """Evaluate the stages: bits per byte, identity, arithmetic with the tool, spelling; CORE and ChatCORE.
 
-    Results are kept.
+    Results are cached.
     """
 
     source: str = "all"
-    """base, mid, sft, rl or all there are"""
+    """base, mid, sft, rl or all"""
     model_tag: str | None = None
-    """which model; by default the newest"""
+    """model to evaluate; by default the newest"""
     step: int | None = None
-    """which checkpoint; by default the last"""
+    """checkpoint to evaluate; by default the last"""
     dataset: str = "fineweb-edu"
     """text for bits per byte"""
     eval_tokens: int = 10_485_760
-    """tokens of it, at most"""
+    """max tokens of it"""
     max_problems: int = 500
-    """held-out sums; a fifth as many words to spell and to count letters of"""
+    """held-out sums; a fifth as many words to spell and to count letters in"""
     tasks: Literal["both", "core", "chat", "none"] = "both"
-    """CORE for every stage, ChatCORE for those that have learned to chat, or neither"""
+    """CORE for every stage, ChatCORE for chat models, or neither"""
     max_per_task: int | None = None
-    """problems of each of their tasks, at most; by default all"""
+    """max problems of each of their tasks; by default all"""
     eval_bundle: Path | None = None
-    """folder with the tasks of CORE; by default they are fetched once"""
+    """folder with the tasks of CORE; by default they are downloaded once"""
     unconfined_code: bool = False
-    """run model-written code (HumanEval) with your own rights where the kernel cannot confine it"""
+    """run model-written code (HumanEval) with your own rights if the kernel has no sandbox"""
     device_batch_size: int = 32
     """rows of text, or replies, at a time"""
     device_type: str = "auto"
@@ -69,39 +67,39 @@ QUICK = replace(DEMO, model_tag="d2", max_problems=25)
 
 def main(options: EvalOptions) -> None:
     console = Console()
-    effort = Effort(options.dataset, options.eval_tokens, options.max_problems)
+    config = StageEvalConfig(options.dataset, options.eval_tokens, options.max_problems)
     sources = [options.source]
     if options.source == "all":
         sources = [s for s in STAGES if checkpoint.newest(s, options.model_tag, options.step)]
     if not sources:
-        raise UserError(f"there is no checkpoint in {paths.base_dir()}: run ./pretrain.sh first")
+        raise UserError(f"there are no checkpoints in {paths.base_dir()}: run ./pretrain.sh first")
     found = [checkpoint.find(source, options.model_tag, options.step) for source in sources]
-    wanted = benchmarks(options)
+    benchmarks = load_benchmarks(options)
     results: list[StageResult] = []
-    scores: dict[str, Scores] = {benchmark.name: {} for benchmark in wanted}
+    scores: dict[str, dict[str, list[TaskScore]]] = {benchmark.name: {} for benchmark in benchmarks}
     with Runtime.start(options.device_type) as runtime:
         for stage in found:
-            candidate = Candidate(stage, runtime, options.device_batch_size)
-            with console.status(f"measuring {stage.describe()}") as status:
-                results.append(measure(candidate, effort))
-                for benchmark in wanted:
-                    if benchmark.suits(stage.source):
-                        scores[benchmark.name][stage.source] = benchmark.measure(candidate, status.update)
-    console.print(table(results))
-    for name, stages in scores.items():
-        if stages:
-            console.print(score_table(name, stages))
+            model = EvalModel(stage, runtime, options.device_batch_size)
+            with console.status(f"evaluating {stage.describe()}") as status:
+                results.append(model.stage_result(config))
+                for benchmark in benchmarks:
+                    if stage.source != "base" or not benchmark.needs_chat:
+                        scores[benchmark.name][stage.source] = model.benchmark(benchmark, status.update)
+    console.print(stage_table(results))
+    for name, by_stage in scores.items():
+        if by_stage:
+            console.print(score_table(name, by_stage))
     build.rebuild(found[-1].tag)
 
 
-def benchmarks(options: EvalOptions) -> list[Benchmark]:
-    """Those that are asked for, with their data: a failed download or a refusal comes before hours of work."""
-    wanted: list[Benchmark] = []
+def load_benchmarks(options: EvalOptions) -> list[Benchmark]:
+    """The benchmarks that --tasks names, with their data, so that a failed download comes before hours of work."""
+    benchmarks: list[Benchmark] = []
     if options.tasks in ("both", "core"):
-        wanted.append(Core(options.eval_bundle or fetch_bundle(), options.max_per_task))
+        benchmarks.append(Core(options.eval_bundle or fetch_bundle(), options.max_per_task))
     if options.tasks in ("both", "chat"):
-        wanted.append(ChatCore(options.max_per_task, unconfined_code=options.unconfined_code))
-    return wanted
+        benchmarks.append(ChatCore(options.max_per_task, unconfined_code=options.unconfined_code))
+    return benchmarks
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How well the tokenizer compresses, against GPT-2's and GPT-4's.
+"""Compare the tokenizer's compression with GPT-2's and GPT-4's.
 
 python -m scripts.tok_eval
 """
@@ -10,13 +10,13 @@ from rich.console import Console
 
 from nanochat import cli, paths
 from nanochat.errors import UserError
-from nanochat.eval.compression import SAMPLES, compression_table, load_references
+from nanochat.eval.compression import compression_table, load_references, load_texts
 from nanochat.tokenizer import Tokenizer
 
 
 @dataclass
 class TokEvalOptions:
-    """Compare how many bytes of text a token holds, by kind of text."""
+    """Compare bytes per token by kind of text."""
 
     text: Path | None = None
     """a text file of your own to add to the comparison"""
@@ -24,14 +24,14 @@ class TokEvalOptions:
 
 def main(options: TokEvalOptions) -> None:
     tokenizer = Tokenizer.load(paths.tokenizer_dir())
-    texts = dict(SAMPLES)
+    texts = load_texts()
     if options.text:
         try:
             texts[options.text.name] = options.text.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {options.text} ({error}): name a text file in UTF-8") from None
+            raise UserError(f"--text must be a UTF-8 text file, cannot read {options.text} ({error})") from None
         if not texts[options.text.name]:
-            raise UserError(f"{options.text} is empty: name a file with text in it")
+            raise UserError(f"--text must be a file with text in it, {options.text} is empty")
     references, problem = load_references()
     console = Console(highlight=False)
     ours = {f"ours ({tokenizer.vocab_size:,})": tokenizer.encode}

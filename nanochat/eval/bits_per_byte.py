@@ -1,4 +1,4 @@
-"""Bits per byte: how well a model compresses held-out text, whatever its tokenizer."""
+"""Bits per byte of held-out text, comparable between tokenizers."""
 
 import math
 from collections.abc import Callable
@@ -17,27 +17,26 @@ def bits_per_byte(
     tokenizer: Tokenizer,
     rows: StreamRows,
     device_batch_size: int,
-    most_tokens: int,
+    max_tokens: int,
     runtime: Runtime,
     before_batch: Callable[[], None] = lambda: None,
 ) -> float:
-    """Cross-entropy of the first `most_tokens` tokens in bits, over their raw bytes.
+    """Cross-entropy in bits of the first `max_tokens` tokens, divided by their number of bytes.
 
-    Special tokens stand for no bytes, so they are given and not scored. All processes share the rows and get the
-    same answer.
+    Special tokens have no bytes: they are context, not scored. The rows are divided among the processes, and all of
+    them return the same number.
 
-    `before_batch` is called before each batch that every process has, so equally often in each of them: they may meet
-    in it, and leave by what it raises in all.
+    `before_batch` is called equally often in every process, so it may synchronize them and may raise in all of them.
     """
     if model.device.type == "cpu":
         device_batch_size = min(device_batch_size, cpu_rows(rows.sequence_len, model.compute_dtype))
     token_bytes = torch.zeros(model.config.vocab_size, dtype=torch.int64, device=model.device)
     token_bytes[: tokenizer.vocab_size] = torch.from_numpy(tokenizer.token_bytes).to(model.device)
     nats, total_bytes = 0.0, 0.0
-    most_rows = max(1, most_tokens // rows.sequence_len)
-    in_all = min(len(rows), most_rows) // runtime.world.size  # some processes have one row more
-    for i, batch in enumerate(in_order(rows, device_batch_size, runtime.world, most_rows)):
-        if i * device_batch_size < in_all:
+    max_rows = max(1, max_tokens // rows.sequence_len)
+    common_rows = min(len(rows), max_rows) // runtime.world.size  # some processes have one more
+    for i, batch in enumerate(in_order(rows, device_batch_size, runtime.world, max_rows)):
+        if i * device_batch_size < common_rows:
             before_batch()
         tokens, targets = batch.tokens.to(model.device), batch.targets.to(model.device)
         losses = model.token_losses(tokens, targets)

@@ -1,41 +1,167 @@
-"""CORE: 22 tasks of language, knowledge and reasoning, for models that have learned to chat and those that have not.
+"""CORE: 22 tasks of language, knowledge and reasoning, for base and chat models (DataComp-LM).
 
-The mean over the tasks of (accuracy - baseline) / (1 - baseline), as in DataComp-LM (https://arxiv.org/abs/2406.11794):
-0 is guessing. GPT-2 has 0.114 and GPT-2 XL 0.257 by the bundle's reference scores.
+The mean over the tasks of (accuracy - baseline) / (1 - baseline), https://arxiv.org/abs/2406.11794: guessing scores 0,
+GPT-2 0.114 and GPT-2 XL 0.257 according to the bundle.
+
+The bundle is a folder with core.yaml (list of tasks), eval_meta_data.csv (accuracy of guessing) and eval_data/ (one
+JSONL file per task); nanochat.eval.core_bundle downloads it.
 """
 
+import csv
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from nanochat.eval.benchmark import Benchmark, OnTask
-from nanochat.eval.core_tasks import CoreTask, fingerprint, read_tasks
-from nanochat.eval.option_scores import is_right, score_options
-from nanochat.eval.scores import TaskScore
+import yaml
+
+from nanochat.errors import UserError
+from nanochat.eval.multiple_choice import Option, Problem, common_prefix, is_right, score_options
+from nanochat.eval.results import TaskScore
 from nanochat.inference.chat import ChatModel
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 
+Kind = Literal["multiple_choice", "schema", "language_modeling"]
+ORDER_SEED = 1337
+EXAMPLES_SEED = 1234
+"""These two seeds are karpathy/nanochat's: the same problems and examples make the scores comparable."""
 PROBLEMS_AT_A_TIME = 2048
 """Sorted by length together: enough for even batches, few enough to hold in memory."""
 
 
-class Core(Benchmark):
-    """The tasks of one bundle."""
+@dataclass(frozen=True)
+class CoreTask:
+    """One task of the bundle."""
+
+    name: str
+    kind: Kind
+    shots: int
+    """number of solved examples before each problem"""
+    delimiter: str
+    """between a context and its continuation"""
+    baseline: float
+    """accuracy of guessing, 0 to 1"""
+    path: Path
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The problems, shuffled so that the first ones are a fair sample. Raises UserError if unreadable."""
+        try:
+            rows = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {self.path} ({error}): delete the bundle's folder and run it again") from None
+        random.Random(ORDER_SEED).shuffle(rows)
+        return rows
+
+    def examples(self, index: int) -> list[dict[str, Any]]:
+        """The solved examples for problem `index`: the same ones each time, never the problem itself."""
+        others = [i for i in range(len(self.rows)) if i != index]
+        picked = random.Random(EXAMPLES_SEED + index).sample(others, min(self.shots, len(others)))
+        return [self.rows[i] for i in picked]
+
+    def texts(self, index: int) -> list[tuple[str, str]]:
+        """For each option of problem `index`: the text before the scored part, and the whole text."""
+        before = "".join(f"{self._solved(row)}\n\n" for row in self.examples(index))
+        row = self.rows[index]
+        if self.kind == "multiple_choice":
+            asked = before + row["query"] + self.delimiter
+            return [(asked, asked + choice) for choice in row["choices"]]
+        if self.kind == "schema":
+            starts = [before + context + self.delimiter for context in row["context_options"]]
+            return [(start, start + row["continuation"]) for start in starts]
+        asked = before + row["context"].strip() + self.delimiter
+        # The last space is the first character of the continuation's first token.
+        return [(asked.strip(), asked + row["continuation"])]
+
+    def problem(self, index: int, tokenizer: Tokenizer, context: int) -> Problem:
+        """Problem `index` in tokens, truncated on the left to `context` tokens.
+
+        All options of a problem lose the same number of tokens, so that they keep a common prefix.
+        """
+        texts = self.texts(index)
+        whole = [[tokenizer.bos_id, *tokenizer.encode(text)] for _, text in texts]
+        if self.kind == "language_modeling":
+            asked = [tokenizer.bos_id, *tokenizer.encode(texts[0][0])]
+            starts = [common_prefix([asked, whole[0]])]
+        elif self.kind == "schema":
+            same = common_prefix([tokens[::-1] for tokens in whole])
+            starts = [len(tokens) - same for tokens in whole]
+        else:
+            starts = [common_prefix(whole)] * len(whole)
+        cut = max(0, max(map(len, whole)) - context)
+        options = [
+            Option(tokens[cut:], max(1, min(start, len(tokens) - 1) - cut))
+            for tokens, start in zip(whole, starts, strict=True)
+        ]
+        return Problem(options, self.rows[index].get("gold", 0))
+
+    def _solved(self, row: dict[str, Any]) -> str:
+        if self.kind == "multiple_choice":
+            return str(row["query"] + self.delimiter + row["choices"][row["gold"]])
+        if self.kind == "schema":
+            return str(row["context_options"][row["gold"]] + self.delimiter + row["continuation"])
+        return str(row["context"].strip() + self.delimiter + row["continuation"])
+
+
+def read_tasks(bundle: Path) -> list[CoreTask]:
+    """The tasks of the bundle, in its order. Raises UserError if the folder is not a bundle."""
+    try:
+        listed = yaml.safe_load((bundle / "core.yaml").read_text())["icl_tasks"]
+        with open(bundle / "eval_meta_data.csv", newline="") as file:
+            baselines = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
+        tasks = [
+            CoreTask(
+                name=entry["label"],
+                kind=entry["icl_task_type"],
+                shots=entry["num_fewshot"][0],
+                delimiter=entry.get("continuation_delimiter", " "),
+                baseline=baselines[entry["label"]],
+                path=bundle / "eval_data" / entry["dataset_uri"],
+            )
+            for entry in listed
+        ]
+    except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{bundle} is not an evaluation bundle ({type(error).__name__}: {error}): --eval-bundle must be the folder "
+            "that holds core.yaml"
+        ) from None
+    for task in tasks:
+        if task.kind not in get_args(Kind) or not task.path.is_file():
+            raise UserError(f"{task.path} is missing or {task.kind!r} is unknown: use a complete bundle")
+    return tasks
+
+
+def fingerprint(bundle: Path) -> str:
+    """Hash of everything in the bundle that the scores depend on."""
+    digest = hashlib.sha256()
+    for path in (bundle / "core.yaml", bundle / "eval_meta_data.csv", *(task.path for task in read_tasks(bundle))):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+class Core:
+    """The tasks of one bundle. A `Benchmark`."""
 
     name = "CORE"
+    needs_chat = False
 
     def __init__(self, bundle: Path, max_per_task: int | None = None) -> None:
-        """At most `max_per_task` problems of each, by default all. Raises UserError if the folder is no bundle."""
+        """`max_per_task`: problems of each task, by default all. Raises UserError if `bundle` is not a bundle."""
         self.tasks = read_tasks(bundle)
         self.bundle = bundle
         self.max_per_task = max_per_task
 
     def key(self) -> dict[str, Any]:
-        """The bundle's hash, and how much of it."""
+        """Hash of the bundle and number of problems."""
         return {"bundle": fingerprint(self.bundle), "max_per_task": self.max_per_task}
 
-    def scores(self, chat: ChatModel, batch_tokens: int, on_task: OnTask) -> list[TaskScore]:
-        """The score of each task; `baseline` is the bundle's."""
+    def scores(self, chat: ChatModel, batch_tokens: int, on_task: Callable[[str], None]) -> list[TaskScore]:
+        """Evaluate each task; the baseline is the bundle's."""
         scores = []
         for task in self.tasks:
             on_task(task.name)
@@ -47,11 +173,11 @@ class Core(Benchmark):
 def right_answers(
     model: GPT, tokenizer: Tokenizer, task: CoreTask, batch_tokens: int, max_per_task: int | None = None
 ) -> list[bool]:
-    """Of each of the task's first problems, whether the model gets it right."""
+    """True for each of the task's first problems that the model answers right."""
     count = min(len(task.rows), max_per_task or len(task.rows))
     right: list[bool] = []
-    for first in range(0, count, PROBLEMS_AT_A_TIME):
-        indices = range(first, min(first + PROBLEMS_AT_A_TIME, count))
+    for start in range(0, count, PROBLEMS_AT_A_TIME):
+        indices = range(start, min(start + PROBLEMS_AT_A_TIME, count))
         problems = [task.problem(i, tokenizer, model.config.sequence_len) for i in indices]
         right.extend(map(is_right, problems, score_options(model, problems, batch_tokens)))
     return right

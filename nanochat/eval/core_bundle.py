@@ -1,8 +1,7 @@
-"""The evaluation bundle that nanochat's seed uses, fetched once.
+"""Download the evaluation bundle of CORE, the one that karpathy/nanochat uses.
 
-It is one zip file at an address that publishes no digest, so what can be checked is what zip itself offers: the size
-that the server named, and the CRC-32 of each file as it is unpacked. Results are kept with a hash of the bundle
-(core_tasks.fingerprint), so that those of two different ones are never taken for each other.
+Its address publishes no digest, so the checks are the size from the server and the CRC-32 of each file in the zip.
+Cached results carry a hash of the bundle (nanochat.eval.core.fingerprint), so results of different bundles never mix.
 """
 
 import hashlib
@@ -20,26 +19,27 @@ from nanochat import paths
 from nanochat.data.bars import Bar
 from nanochat.data.transfer import append_rest, patiently
 from nanochat.errors import UserError
-from nanochat.eval.core_tasks import read_tasks
+from nanochat.eval.core import read_tasks
 from nanochat.locks import folder_lock
+from nanochat.units import format_bytes
 
-ADDRESS = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
-INSIDE = "eval_bundle"
-"""The one folder in the zip file."""
-UNPACKED_PER_BYTE = 4
-"""Room to have for each byte that is fetched: zip file and text together."""
+URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
+FOLDER_IN_ZIP = "eval_bundle"
+DISK_BYTES_PER_DOWNLOADED = 4
+"""the zip file and its contents together"""
+ALTERNATIVES = "pass --eval-bundle FOLDER if you have the bundle, or --tasks chat to skip CORE"
 
 
 def fetch_bundle() -> Path:
-    """The bundle's folder in the base directory; fetched where it is missing.
+    """Download the bundle if it is missing; return its folder in the base directory.
 
-    A cut download goes on where it stopped, also in the next run; the folder appears whole or not at all, and a second
-    process waits for the first. Raises UserError if it cannot be had.
+    An interrupted download resumes, also in the next run, and concurrent processes wait for each other. Raises
+    UserError if the bundle cannot be downloaded.
     """
     folder = paths.eval_bundle_dir()
     if folder.exists():
         return folder
-    downloads = paths.data_dir(INSIDE)
+    downloads = paths.data_dir(FOLDER_IN_ZIP)
     try:
         downloads.mkdir(parents=True, exist_ok=True)
         with folder_lock(downloads):
@@ -47,36 +47,34 @@ def fetch_bundle() -> Path:
                 _unpack(_download(downloads), folder)
     except httpx2.HTTPError as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"cannot fetch {ADDRESS} ({reason}): run it again later, {_OTHERWISE}") from error
+        raise UserError(f"cannot download {URL} ({reason}): try again later, or {ALTERNATIVES}") from error
     except OSError as error:
         raise UserError(f"cannot write to {downloads} ({error.strerror or error}): free some space") from error
     return folder
 
 
-_OTHERWISE = "or name a folder that has the bundle with --eval-bundle, or leave CORE out with --tasks chat"
-
-
 def _download(downloads: Path) -> Path:
     if constants.is_offline_mode():
-        raise UserError(f"the tasks of CORE are not here and HF_HUB_OFFLINE is set: unset it, {_OTHERWISE}")
-    print(f"fetching the tasks of CORE from {ADDRESS}", flush=True)
-    size, version = patiently(_ask)
-    archive = downloads / f".{version}.partial"  # of another version of the file, nothing is used
+        raise UserError(f"the CORE bundle is missing and HF_HUB_OFFLINE is set: unset it, or {ALTERNATIVES}")
+    print(f"downloading the CORE bundle from {URL}", flush=True)
+    size, version = patiently(_size_and_version)
+    archive = downloads / f".{version}.partial"  # a partial download of another version is not continued
     have = archive.stat().st_size if archive.exists() else 0
-    if shutil.disk_usage(downloads).free < (size - have) * UNPACKED_PER_BYTE:
-        raise UserError(f"the tasks of CORE need {size * UNPACKED_PER_BYTE / 1e9:.1f} GB in {downloads}: make room")
-    with Bar("the tasks of CORE", size, in_bytes=True) as bar:
+    if shutil.disk_usage(downloads).free < (size - have) * DISK_BYTES_PER_DOWNLOADED:
+        needed = format_bytes(size * DISK_BYTES_PER_DOWNLOADED)
+        raise UserError(f"the CORE bundle needs {needed} in {downloads}: free some space")
+    with Bar("CORE bundle", size, in_bytes=True) as bar:
         bar.advance(have)
         patiently(
-            lambda: append_rest(ADDRESS, size, archive, bar.advance, threading.Event(), headers={}),
+            lambda: append_rest(URL, size, archive, bar.advance, threading.Event(), headers={}),
             gained=lambda: archive.stat().st_size if archive.exists() else 0,
         )
     return archive
 
 
-def _ask() -> tuple[int, str]:
-    """The file's size, and a name for the version of it that the server has now."""
-    response = get_session().head(ADDRESS, headers={"Accept-Encoding": "identity"})
+def _size_and_version() -> tuple[int, str]:
+    """Size in bytes of the file on the server, and a file name for its current version."""
+    response = get_session().head(URL, headers={"Accept-Encoding": "identity"})
     hf_raise_for_status(response)
     size = int(response.headers["Content-Length"])
     version = f"{size} {response.headers.get('ETag', '')}"
@@ -84,7 +82,7 @@ def _ask() -> tuple[int, str]:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack beside `folder` and move it there once every CRC has proved right and the tasks can be read."""
+    """Unpack to a temporary folder, check the CRCs and the tasks, then move it to `folder`."""
     unpacked = archive.with_suffix(".unpacked")
     shutil.rmtree(unpacked, ignore_errors=True)
     try:
@@ -92,8 +90,8 @@ def _unpack(archive: Path, folder: Path) -> None:
             packed.extractall(unpacked)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         archive.unlink()
-        raise UserError(f"{ADDRESS} arrived damaged ({error}): run it again") from error
-    read_tasks(unpacked / INSIDE)
-    (unpacked / INSIDE).rename(folder)
+        raise UserError(f"the download of {URL} is damaged ({error}): run it again") from error
+    read_tasks(unpacked / FOLDER_IN_ZIP)
+    (unpacked / FOLDER_IN_ZIP).rename(folder)
     shutil.rmtree(unpacked, ignore_errors=True)
     archive.unlink()

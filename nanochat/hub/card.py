@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from nanochat.data.shards import DATASETS
-from nanochat.eval.scores import centred_mean, centred_mean_error
+from nanochat.eval.results import centered_mean, centered_mean_error
 from nanochat.model.gpt import GPTConfig
 from nanochat.report.energy import Tariff, kilowatt_hours
 from nanochat.report.history import Stage
@@ -255,7 +255,7 @@ def _scores(stages: Sequence[Stage]) -> list[tuple[str, float, float, float | No
         lines.append(("bits per byte", result.bits_per_byte, 0.0, None))
     for benchmark, scores in stages[-1].scores().items():
         if benchmark != "stages":
-            lines.append((benchmark, centred_mean(scores), centred_mean_error(scores), 0.0))
+            lines.append((benchmark, centered_mean(scores), centered_mean_error(scores), 0.0))
         lines += [(score.task, score.accuracy, score.standard_error, score.baseline) for score in scores]
     return lines
 

@@ -7,7 +7,7 @@ from statistics import mean, median
 
 from nanochat import paths
 from nanochat.data.manifest import MANIFEST_FILE
-from nanochat.eval.scores import TaskScore, centred_mean, centred_mean_error
+from nanochat.eval.results import TaskScore, centered_mean, centered_mean_error
 from nanochat.report.energy import kilowatt_hours, planned_kilowatt_hours
 from nanochat.report.history import Stage
 from nanochat.spark.tariff import Tariff
@@ -165,7 +165,7 @@ def _results(stages: Sequence[Stage], plots: Mapping[str, str]) -> str:
             continue
         rows = [_score_row(line) for line in zip(*measured.values(), strict=False)]
         if title:
-            means = (f"{centred_mean(s):.3f} ± {centred_mean_error(s):.3f}" for s in measured.values())
+            means = (f"{centered_mean(s):.3f} ± {centered_mean_error(s):.3f}" for s in measured.values())
             rows.append((f"**{title}**", "", "0", *means))
         elif any(compression):
             by_source = dict(zip(scores, compression, strict=True))

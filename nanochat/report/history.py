@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat import paths
-from nanochat.eval.candidate import kept_result
-from nanochat.eval.scores import TaskScore
-from nanochat.eval.stages import Effort, StageResult
+from nanochat.eval.results import StageEvalConfig, StageResult, TaskScore, saved_result
 from nanochat.spark import replan
 from nanochat.spark.replan import Plan
 from nanochat.stages import STAGES
@@ -81,7 +79,7 @@ class Stage:
     @property
     def stage_result(self) -> StageResult | None:
         """Its line in the table of stages, if the checkpoint has been measured."""
-        kept = kept_result(self.checkpoint, "") if self.checkpoint else None
+        kept = saved_result(self.checkpoint, "") if self.checkpoint else None
         return StageResult(**kept[1]) if kept else None
 
     def scores(self) -> dict[str, list[TaskScore]]:
@@ -89,13 +87,13 @@ class Stage:
         if self.checkpoint is None:
             return {}
         found: dict[str, list[TaskScore]] = {}
-        table = kept_result(self.checkpoint, "")
+        table = saved_result(self.checkpoint, "")
         if table:
             key, result = table
-            effort = Effort(**{name: value for name, value in key.items() if name != "saved_at"})
+            effort = StageEvalConfig(**{name: value for name, value in key.items() if name != "saved_at"})
             found["stages"] = StageResult(**result).task_scores(effort)
         for name in ("CORE", "ChatCORE"):
-            kept = kept_result(self.checkpoint, f"-{name.lower()}")
+            kept = saved_result(self.checkpoint, f"-{name.lower()}")
             if kept:
                 found[name] = [TaskScore(**score) for score in kept[1]]
         return found

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from nanochat.eval.scores import TaskScore
+from nanochat.eval.results import TaskScore
 from nanochat.report.history import Stage
 
 COLOURS = {"base": "#4477aa", "mid": "#228833", "sft": "#cc7700", "rl": "#aa3377"}

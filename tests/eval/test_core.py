@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from nanochat.errors import UserError
-from nanochat.eval.core import Core, right_answers
-from nanochat.eval.core_tasks import CoreTask, Kind, fingerprint, read_tasks
-from nanochat.eval.option_scores import OptionScore, Problem, score_options
+from nanochat.eval.core import Core, CoreTask, Kind, fingerprint, read_tasks, right_answers
+from nanochat.eval.multiple_choice import OptionScore, Problem, score_options
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
 from nanochat.model.gpt import GPT

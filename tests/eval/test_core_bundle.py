@@ -1,4 +1,4 @@
-"""Fetching the bundle from a web server of the test's own."""
+"""Fetching the bundle from a web server on loopback."""
 
 import io
 import threading
@@ -13,8 +13,8 @@ from huggingface_hub import constants
 from nanochat.data import transfer
 from nanochat.errors import UserError
 from nanochat.eval import core_bundle
+from nanochat.eval.core import read_tasks
 from nanochat.eval.core_bundle import fetch_bundle
-from nanochat.eval.core_tasks import read_tasks
 
 Serve = Callable[..., list[dict[str, str]]]
 FILES = {
@@ -64,7 +64,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
-        monkeypatch.setattr(core_bundle, "ADDRESS", f"http://127.0.0.1:{server.server_port}/eval_bundle.zip")
+        monkeypatch.setattr(core_bundle, "URL", f"http://127.0.0.1:{server.server_port}/eval_bundle.zip")
         return asked
 
     monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 0.01)
@@ -88,7 +88,7 @@ def test_it_is_fetched_once_and_goes_on_where_it_was_cut(
     assert [path.name for path in (base_dir / "data" / "eval_bundle").iterdir()] == [".lock"]
 
 
-def test_a_damaged_one_is_refused_and_fetched_anew(base_dir: Path, serve: Serve) -> None:
+def test_a_damaged_one_is_refused_and_fetched_again(base_dir: Path, serve: Serve) -> None:
     damaged = bytearray(zipped())
     damaged[damaged.index(b'{"context"') + 50] ^= 1
     serve(bytes(damaged))
@@ -101,7 +101,7 @@ def test_a_damaged_one_is_refused_and_fetched_anew(base_dir: Path, serve: Serve)
 
 def test_a_file_that_is_no_bundle_is_refused(base_dir: Path, serve: Serve) -> None:
     serve(zipped({name: text for name, text in FILES.items() if name != "core.yaml"}))
-    with pytest.raises(UserError, match="no evaluation bundle"):
+    with pytest.raises(UserError, match="--eval-bundle"):
         fetch_bundle()
     assert not (base_dir / "eval_bundle").exists()
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nanochat.errors import UserError
-from nanochat.eval.candidate import result_file
+from nanochat.eval.results import result_file
 from nanochat.report import build
 from nanochat.report.energy import kilowatt_hours
 from nanochat.report.history import newest_stages

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.eval.candidate import result_file
+from nanochat.eval.results import result_file
 from nanochat.report.history import newest_folder, newest_stages
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer

@@ -1,21 +1,20 @@
-"""ChatCORE: six tasks for models that have learned to chat, as in nanochat's seed.
+"""ChatCORE: six tasks for chat models, as in karpathy/nanochat.
 
-Multiple choice (ARC-Easy, ARC-Challenge, MMLU) by the likeliest letter in the place of the reply's first token; GSM8K,
-HumanEval and letter counting by letting the model write, greedily. The mean of (accuracy - baseline) / (1 - baseline).
+Multiple choice (ARC-Easy, ARC-Challenge, MMLU) takes the likeliest letter at the reply's first token. GSM8K, HumanEval
+and letter counting grade greedy replies. The metric is the mean of (accuracy - baseline) / (1 - baseline).
 """
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from nanochat import paths
 from nanochat.data import embedded
 from nanochat.data.words import read_words
-from nanochat.eval.benchmark import Benchmark, OnTask
-from nanochat.eval.option_scores import Option, Problem, is_right, score_options
-from nanochat.eval.scores import TaskScore
+from nanochat.eval.multiple_choice import Option, Problem, is_right, score_options
+from nanochat.eval.results import TaskScore
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.detokenizer import reply_parts
 from nanochat.inference.sampling_params import SamplingParams
@@ -30,21 +29,23 @@ from nanochat.tasks.spelling import LetterCount
 from nanochat.tasks.task import GradedTask
 
 MAX_REPLY_TOKENS = 512
-WORDS_TO_COUNT_IN = 256
+NUM_WORDS = 256
+"""words to count letters in"""
 ORDER_SEED = 1337
 
 
-class ChatCore(Benchmark):
-    """The six tasks."""
+class ChatCore:
+    """The six tasks. A `Benchmark`."""
 
     name = "ChatCORE"
+    needs_chat = True
 
     def __init__(self, max_per_task: int | None = None, *, unconfined_code: bool = False) -> None:
-        """At most `max_per_task` problems of each, by default all (of the words, 256). Fetches what is missing.
+        """Download the tasks' data. `max_per_task`: problems of each task, by default all (256 of the words).
 
-        Raises UserError if it cannot, or where model-written code cannot be confined and that was not waived.
+        Raises UserError if a download fails, or if the machine has no sandbox and `unconfined_code` is not set.
         """
-        run_program("", unconfined=unconfined_code)  # a refusal should come before an hour of work
+        run_program("", unconfined=unconfined_code)  # fails now rather than after an hour of work
         self.max_per_task = max_per_task
         file = paths.words_file()
         words = read_words(file) if file.exists() else embedded.frequent_words(DEMO_WORDS)
@@ -58,21 +59,17 @@ class ChatCore(Benchmark):
         ]
 
     def key(self) -> dict[str, Any]:
-        """The tasks' hashes, how much of them, and how long a reply may be."""
+        """Hashes of the tasks, number of problems and length of replies."""
         fingerprints = [task.fingerprint for task in self.tasks]
         return {"tasks": fingerprints, "max_per_task": self.max_per_task, "max_reply_tokens": MAX_REPLY_TOKENS}
 
-    def suits(self, source: str) -> bool:
-        """A base model does not know the chat format."""
-        return source != "base"
-
-    def scores(self, chat: ChatModel, batch_tokens: int, on_task: OnTask) -> list[TaskScore]:
-        """The score of each task; `baseline` is one over the number of letters to choose from, or 0."""
+    def scores(self, chat: ChatModel, batch_tokens: int, on_task: Callable[[str], None]) -> list[TaskScore]:
+        """Evaluate each task; the baseline is 1 / number of letters, or 0 for the tasks with free replies."""
         scores = []
         for task in self.tasks:
             on_task(task.name)
-            most = WORDS_TO_COUNT_IN if isinstance(task, LetterCount) else len(task)
-            indices = sample_indices(len(task), min(most, self.max_per_task or most))
+            count = NUM_WORDS if isinstance(task, LetterCount) else len(task)
+            indices = sample_indices(len(task), min(count, self.max_per_task or count))
             if isinstance(task, CategoricalTask):
                 grades = letter_grades(chat, task, indices, batch_tokens)
                 baseline = sum(1 / len(task.letters(i)) for i in indices) / len(indices)
@@ -83,14 +80,14 @@ class ChatCore(Benchmark):
 
 
 def sample_indices(length: int, count: int) -> list[int]:
-    """`count` of the indices below `length`, always the same: MMLU, for one, is in the order of its subjects."""
+    """Pick `count` of `length` indices, the same ones each time: MMLU, for example, is sorted by subject."""
     return random.Random(ORDER_SEED).sample(range(length), min(count, length))
 
 
 def letter_grades(chat: ChatModel, task: CategoricalTask, indices: Sequence[int], batch_tokens: int) -> list[float]:
     """1.0 for each problem whose right letter is the likeliest of its letters, else 0.0.
 
-    A prompt longer than the context loses its beginning.
+    A prompt longer than the context is truncated on the left.
     """
     problems = []
     for i in indices:
@@ -102,12 +99,17 @@ def letter_grades(chat: ChatModel, task: CategoricalTask, indices: Sequence[int]
     return [float(is_right(problem, score)) for problem, score in zip(problems, scores, strict=True)]
 
 
-def reply_grades(chat: ChatModel, task: GradedTask, indices: Sequence[int]) -> list[float]:
-    """The grade of the greedy reply to each problem; a prompt that leaves no room for one loses its beginning."""
+def reply_grades(
+    chat: ChatModel, task: GradedTask, indices: Sequence[int], max_tokens: int = MAX_REPLY_TOKENS
+) -> list[float]:
+    """Grade of the greedy reply to each problem, 0 to 1.
+
+    A reply may take half the context; a prompt longer than the rest is truncated on the left.
+    """
     problems = [task[i] for i in indices]
-    room = min(MAX_REPLY_TOKENS, chat.context // 2)
-    prompts = [chat.prompt(task.prompt(problem))[-(chat.context - room) :] for problem in problems]
-    completions = chat.engine.generate(prompts, SamplingParams(max_tokens=room, temperature=0))
+    max_tokens = min(max_tokens, chat.context // 2)
+    prompts = [chat.prompt(task.prompt(problem))[-(chat.context - max_tokens) :] for problem in problems]
+    completions = chat.engine.generate(prompts, SamplingParams(max_tokens=max_tokens, temperature=0))
     replies = [reply_parts(chat.tokenizer, completion.tokens) for completion in completions]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # HumanEval waits for the programs that it runs
         return list(pool.map(task.grade, problems, replies))
