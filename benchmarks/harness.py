@@ -23,7 +23,7 @@ from nanochat.errors import UserError
 from nanochat.eval.core import CoreTask, read_tasks
 from nanochat.eval.core_bundle import fetch_bundle
 from nanochat.eval.multiple_choice import Option, Problem, common_prefix, score_options
-from nanochat.hub.incoming import build, read_model
+from nanochat.hub.import_model import build_model, read_model
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.options import check_range
@@ -62,7 +62,7 @@ def main(options: BenchmarkOptions) -> None:
     except ImportError:
         raise UserError("lm-evaluation-harness is not installed: .venv/bin/pip install lm_eval accelerate") from None
     model = read_model(str(options.folder))
-    ours = build(model)
+    ours = build_model(model)
     for task in read_tasks(options.eval_bundle or fetch_bundle()):
         if task.name not in TASKS:
             continue

@@ -18,7 +18,7 @@ from transformers import NanoChatConfig, NanoChatForCausalLM
 
 from nanochat import cli
 from nanochat.data import embedded
-from nanochat.hub.architecture import shape_in_transformers, their_name
+from nanochat.hub.convert_model import hf_name, hf_shape
 from nanochat.inference.engine import Engine
 from nanochat.inference.request import Request
 from nanochat.inference.sampling_params import SamplingParams
@@ -201,8 +201,8 @@ class Bench:
 
 def peer_of(model: GPT) -> Any:
     """transformers' model with the same weights."""
-    peer = NanoChatForCausalLM(NanoChatConfig(**shape_in_transformers(model.config)))
-    peer.load_state_dict({their_name(name): weight for name, weight in model.state_dict().items()})
+    peer = NanoChatForCausalLM(NanoChatConfig(**hf_shape(model.config)))
+    peer.load_state_dict({hf_name(name): weight for name, weight in model.state_dict().items()})
     return peer.eval().to(model.device, model.compute_dtype)
 
 

@@ -191,10 +191,10 @@ def transformers_step(options: BenchmarkOptions, runtime: Runtime, config: GPTCo
     """The same step with transformers' class and torch's AdamW, its weights fp32 and cast by autocast, as is usual."""
     from transformers import NanoChatConfig, NanoChatForCausalLM
 
-    from nanochat.hub.architecture import shape_in_transformers
+    from nanochat.hub.convert_model import hf_shape
 
     with torch.device(runtime.device):
-        model = NanoChatForCausalLM(NanoChatConfig(**shape_in_transformers(config), use_cache=False))
+        model = NanoChatForCausalLM(NanoChatConfig(**hf_shape(config), use_cache=False))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     loader = random_batches(options, runtime)
     half = runtime.compute_dtype != torch.float32

@@ -12,8 +12,8 @@ import tyro
 
 from nanochat import cli, paths
 from nanochat.errors import UserError
-from nanochat.hub import incoming
-from nanochat.hub.incoming import IncomingModel
+from nanochat.hub import import_model
+from nanochat.hub.import_model import IncomingModel
 from nanochat.runtime import Runtime
 from nanochat.train.options import PretrainOptions
 from nanochat.train.scaling import scale_options
@@ -40,16 +40,16 @@ NEXT = {"base": "./midtrain.sh", "mid": "./sft.sh", "sft": "./rl.sh"}
 def main(options: Options) -> None:
     if not options.origin:
         raise UserError("what to import is missing: ./nanochat.sh import REPOSITORY, or a folder")
-    model = incoming.read_model(options.origin, options.step)
-    incoming.check_tokenizer(model)
-    ours = incoming.build(model)
+    model = import_model.read_model(options.origin, options.step)
+    import_model.check_tokenizer(model)
+    ours = import_model.build_model(model)
     print(
         f"{model.origin}: {model.config.num_parameters:,} parameters, {model.tokenizer.vocab_size:,} tokens", flush=True
     )
-    for line in incoming.prove(model, ours):
+    for line in import_model.compare_with_transformers(model, ours):
         print(line, flush=True)
     stage = model.stage if options.stage == "auto" else options.stage
-    kept = incoming.keep(model, ours, stage, options.tag or model.tag, training_options(model))
+    kept = import_model.save_checkpoint(model, ours, stage, options.tag or model.tag, training_options(model))
     print(f"kept as {kept.folder}")
     base = f"NANOCHAT_BASE_DIR={shlex.quote(str(paths.base_dir()))} "
     print(f"talk to it:   {base}./chat.sh --source {stage} --model-tag {kept.tag}")

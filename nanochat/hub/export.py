@@ -11,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 
 from nanochat import paths
 from nanochat.errors import UserError
-from nanochat.hub import proof
-from nanochat.hub.architecture import check_tensors, write_model
+from nanochat.hub import verify
 from nanochat.hub.card import Publisher, repository_name, software, write_card
-from nanochat.hub.fast_tokenizer import write_tokenizer
+from nanochat.hub.convert_model import check_tensors, write_model
+from nanochat.hub.convert_tokenizer import write_tokenizer
 from nanochat.model.gpt import GPTConfig
 from nanochat.report.history import stages_until
 from nanochat.tokenizer import Tokenizer
@@ -48,14 +48,14 @@ def export(found: Checkpoint, publisher: Publisher, output: Path, device: torch.
     try:
         stages = stages_until(found)
         dataset = stages[0].facts["options"].get("dataset") if stages else None
-        passages = proof.held_out_passages(dataset, tokenizer, config.sequence_len)
-        say(f"rounding to bfloat16: {proof.round_to_bfloat16(model, passages)}")
+        passages = verify.held_out_passages(dataset, tokenizer, config.sequence_len)
+        say(f"rounding to bfloat16: {verify.round_to_bfloat16(model, passages)}")
         write_model(model.state_dict(), config, tokenizer, partial)
         write_tokenizer(tokenizer, config.sequence_len, partial)
-        logits = proof.check_logits(model, partial, passages)
+        logits = verify.check_logits(model, partial, passages)
         say(f"logits against transformers, {len(passages.rows)} passages of {passages.origin}: {logits}")
-        say(f"token ids: the same for {proof.check_token_ids(tokenizer, partial):,} texts")
-        say(f"chat template: the same for {proof.check_chat_template(tokenizer, partial)} conversations")
+        say(f"token ids: the same for {verify.check_token_ids(tokenizer, partial):,} texts")
+        say(f"chat template: the same for {verify.check_chat_template(tokenizer, partial)} conversations")
         checked = (
             f"Checked with {software()}: on {logits.tokens:,} tokens of held-out text its logits differ by "
             f"{logits.max_difference:.1e} at most from those of the model that was trained, rounded to bfloat16."

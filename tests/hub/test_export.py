@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nanochat import cli, paths
 from nanochat.errors import UserError
-from nanochat.hub import proof
-from nanochat.hub.architecture import write_model
-from nanochat.hub.fast_tokenizer import read_tokenizer, write_tokenizer
+from nanochat.hub import verify
+from nanochat.hub.convert_model import write_model
+from nanochat.hub.convert_tokenizer import read_tokenizer, write_tokenizer
 from nanochat.hub.texts import trying_texts
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
@@ -26,8 +26,8 @@ from tests.conftest import random_model
 from tests.hub.conftest import save_model
 
 
-def passages(tokenizer: Tokenizer) -> proof.Passages:
-    return proof.held_out_passages(None, tokenizer, 64)
+def passages(tokenizer: Tokenizer) -> verify.Passages:
+    return verify.held_out_passages(None, tokenizer, 64)
 
 
 def test_transformers_loads_the_folder_and_writes_what_we_would(exported: Path, tokenizer: Tokenizer) -> None:
@@ -58,7 +58,7 @@ def test_the_files_say_what_older_readers_need(exported: Path, tokenizer: Tokeni
 
 
 def test_the_token_ids_are_ours(exported: Path, tokenizer: Tokenizer) -> None:
-    assert proof.check_token_ids(tokenizer, exported) == 5000
+    assert verify.check_token_ids(tokenizer, exported) == 5000
     assert read_tokenizer(exported / "tokenizer.json").hash == tokenizer.hash
 
 
@@ -74,7 +74,7 @@ def test_another_pattern_is_noticed(exported: Path, tokenizer: Tokenizer, tmp_pa
     other = Tokenizer(tokenizer.ranks, tokenizer.pattern.replace("{1,2}", "{1,3}"))
     write_tokenizer(other, 64, tmp_path)
     with pytest.raises(UserError, match="gives other ids"):
-        proof.check_token_ids(tokenizer, tmp_path)
+        verify.check_token_ids(tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -83,13 +83,13 @@ def test_another_pattern_is_noticed(exported: Path, tokenizer: Tokenizer, tmp_pa
 def test_another_chat_template_is_noticed(
     exported: Path, tokenizer: Tokenizer, tmp_path: Path, ours: str, wrong: str
 ) -> None:
-    assert proof.check_chat_template(tokenizer, exported) == 120
+    assert verify.check_chat_template(tokenizer, exported) == 120
     shutil.copytree(exported, tmp_path / "copy")
     template = tmp_path / "copy" / "chat_template.jinja"
     assert ours in template.read_text()
     template.write_text(template.read_text().replace(ours, wrong))
     with pytest.raises(UserError, match="in another way"):
-        proof.check_chat_template(tokenizer, tmp_path / "copy")
+        verify.check_chat_template(tokenizer, tmp_path / "copy")
 
 
 def test_the_template_takes_openai_s_parts_and_refuses_what_is_no_conversation(exported: Path) -> None:
@@ -104,21 +104,21 @@ def test_the_template_takes_openai_s_parts_and_refuses_what_is_no_conversation(e
 @pytest.mark.parametrize("shape", [{}, {"n_head": 4, "n_kv_head": 2}])
 def test_logits_are_those_of_the_rounded_model(tokenizer: Tokenizer, tmp_path: Path, shape: dict[str, int]) -> None:
     model = random_model(vocab_size=576, depth=4, **shape).eval()
-    rounding = proof.round_to_bfloat16(model, passages(tokenizer))
+    rounding = verify.round_to_bfloat16(model, passages(tokenizer))
     assert rounding.loss != rounding.rounded_loss == pytest.approx(rounding.loss, rel=1e-2)
     write_model(model.state_dict(), model.config, tokenizer, tmp_path)
-    report = proof.check_logits(model, tmp_path, passages(tokenizer))
+    report = verify.check_logits(model, tmp_path, passages(tokenizer))
     assert report.max_difference < 1e-4 and report.agreement == 1.0 and report.tokens == 64 * 64
 
 
 def test_a_changed_weight_is_noticed(tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = random_model(vocab_size=576).eval()
-    proof.round_to_bfloat16(model, passages(tokenizer))
+    verify.round_to_bfloat16(model, passages(tokenizer))
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     weights["layers.1.self_attn.v_proj.weight"] *= 1.02
     write_model(weights, model.config, tokenizer, tmp_path)
     with pytest.raises(UserError, match="transformers computes another model"):
-        proof.check_logits(model, tmp_path, passages(tokenizer))
+        verify.check_logits(model, tmp_path, passages(tokenizer))
 
 
 @pytest.mark.parametrize("change", ["drop", "add"])
@@ -133,15 +133,15 @@ def test_tensors_that_are_not_the_class_s_are_noticed(
         tensors["model.smear"] = torch.ones(2)
     save_file(tensors, tmp_path / "copy" / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"cannot load .* as it is \((missing|unexpected)_keys"):
-        proof.check_logits(random_model(vocab_size=576), tmp_path / "copy", passages(tokenizer))
+        verify.check_logits(random_model(vocab_size=576), tmp_path / "copy", passages(tokenizer))
 
 
 def test_large_weights_are_written_in_shards(tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = random_model(vocab_size=576).eval()
-    proof.round_to_bfloat16(model, passages(tokenizer))
+    verify.round_to_bfloat16(model, passages(tokenizer))
     write_model(model.state_dict(), model.config, tokenizer, tmp_path, max_shard_size="400KB")
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 1
-    assert proof.check_logits(model, tmp_path, passages(tokenizer)).agreement == 1.0
+    assert verify.check_logits(model, tmp_path, passages(tokenizer)).agreement == 1.0
 
 
 def prepare(output: Path, **options: object) -> None:
@@ -209,7 +209,7 @@ def test_held_out_passages_are_the_run_s_own_where_they_are_there(base_dir: Path
     assert passages(tokenizer).origin == "encyclopedia val"
     corpus = Encyclopedia("mine")
     write_shards(paths.tokens_dir("mine"), {"val": corpus.shards("val")}, tokenizer, workers=1)
-    found = proof.held_out_passages("mine", tokenizer, 300)
+    found = verify.held_out_passages("mine", tokenizer, 300)
     assert found.origin == "mine val" and len(found.rows) == 64
     assert [row.size(1) for row in found.rows[:3]] == [300, 128, 128]
     assert all(row[0, 0] == tokenizer.bos_id for row in found.rows)

@@ -18,9 +18,9 @@ from torch import Tensor
 from nanochat import paths
 from nanochat.data import embedded
 from nanochat.errors import UserError
-from nanochat.hub import original, proof
-from nanochat.hub.incoming import build, read_model, stage_in_name, wanted_files
-from nanochat.hub.original import read_original, read_pickled_tokenizer
+from nanochat.hub import import_karpathy, verify
+from nanochat.hub.import_karpathy import read_original, read_pickled_tokenizer
+from nanochat.hub.import_model import build_model, read_model, stage_in_name, wanted_files
 from nanochat.inference.chat import load_chat
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.tokenizer import Tokenizer
@@ -108,7 +108,7 @@ def test_an_original_checkpoint_computes_what_it_did(tokenizer: Tokenizer, tmp_p
     tokens = torch.randint(576, (20,), generator=torch.Generator().manual_seed(1)).tolist()
     rounded = {name: tensor.bfloat16() for name, tensor in original_weights().items()}
     with torch.no_grad():
-        logits = build(found)(torch.tensor([tokens]))[0].double()
+        logits = build_model(found)(torch.tensor([tokens]))[0].double()
     torch.testing.assert_close(logits, original_logits(rounded, tokens), atol=1e-4, rtol=0)
 
 
@@ -186,7 +186,7 @@ def test_the_last_step_or_the_one_asked_for(tokenizer: Tokenizer, tmp_path: Path
     for step in (100, 650, 200):
         save_original(tmp_path, tokenizer, step)
     (tmp_path / "model_000900_backup.pt").touch()
-    assert original.steps(tmp_path) == [100, 200, 650]
+    assert import_karpathy.steps(tmp_path) == [100, 200, 650]
     assert read_original(tmp_path).step == 650 and read_original(tmp_path, 200).step == 200
     with pytest.raises(UserError, match=r"has no model_000300\.pt"):
         read_original(tmp_path, 300)
@@ -290,8 +290,8 @@ def test_another_rope_theta_and_eps_are_honoured(exported: Path, tokenizer: Toke
     path.write_text(json.dumps(config))
     found = read_model(str(tmp_path / "copy"))
     assert found.config.rope_theta == 500.0
-    passages = proof.held_out_passages(None, tokenizer, 64)
-    assert proof.check_logits(build(found), tmp_path / "copy", passages).agreement == 1.0
+    passages = verify.held_out_passages(None, tokenizer, 64)
+    assert verify.check_logits(build_model(found), tmp_path / "copy", passages).agreement == 1.0
 
 
 def test_weights_of_other_shapes_get_a_sentence(exported: Path, tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_weights_of_other_shapes_get_a_sentence(exported: Path, tmp_path: Path) 
     weights["model.layers.1.mlp.fc2.weight"] = torch.ones(3, 3)
     save_file(weights, tmp_path / "copy" / "model.safetensors")
     with pytest.raises(UserError, match=r"have other shapes than it says: .*layers\.1\.mlp\.fc2\.weight"):
-        build(read_model(str(tmp_path / "copy")))
+        build_model(read_model(str(tmp_path / "copy")))
 
 
 def test_a_tokenizer_that_is_larger_than_the_model_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_a_tokenizer_that_is_larger_than_the_model_is_refused(tokenizer: Tokeniz
     larger = Tokenizer.train(embedded.documents("train")[:300], vocab_size=700)
     (tmp_path / "tokenizer.pkl").write_bytes(pickle.dumps(encoding(larger)))
     with pytest.raises(UserError, match="has 700 tokens and the model knows 576: they do not belong together"):
-        build(read_model(str(tmp_path)))
+        build_model(read_model(str(tmp_path)))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from nanochat.conversations import Message, Part
 from nanochat.data import embedded
 from nanochat.data.token_shards import ShardedIds, TokenShards
 from nanochat.errors import UserError
-from nanochat.hub.architecture import quiet_transformers
+from nanochat.hub.convert_model import quiet_transformers
 from nanochat.hub.texts import trying_texts
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer

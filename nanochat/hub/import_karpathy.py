@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from nanochat.errors import UserError
-from nanochat.hub.architecture import check_tensors
-from nanochat.hub.fast_tokenizer import tokenizer_of
+from nanochat.hub.convert_model import check_tensors
+from nanochat.hub.convert_tokenizer import tokenizer_of
 from nanochat.model.gpt import GPTConfig
 from nanochat.tokenizer import Tokenizer
 

@@ -43,7 +43,7 @@ def transformers_config(config: GPTConfig, tokenizer: Tokenizer) -> NanoChatConf
     There is no padding id: torch would keep that row of the embedding from ever being trained again.
     """
     return NanoChatConfig(
-        **shape_in_transformers(config),
+        **hf_shape(config),
         architectures=[ARCHITECTURE],
         dtype=torch.bfloat16,
         tie_word_embeddings=False,
@@ -53,7 +53,7 @@ def transformers_config(config: GPTConfig, tokenizer: Tokenizer) -> NanoChatConf
     )
 
 
-def shape_in_transformers(config: GPTConfig) -> dict[str, Any]:
+def hf_shape(config: GPTConfig) -> dict[str, Any]:
     """Shape and arithmetic of the model, by the names of NanoChatConfig."""
     return {
         "vocab_size": config.vocab_size,
@@ -87,7 +87,7 @@ def generation_config(config: GPTConfig, tokenizer: Tokenizer) -> GenerationConf
     )
 
 
-def their_name(name: str) -> str:
+def hf_name(name: str) -> str:
     """What transformers calls our tensor `name`."""
     return name if name.startswith("lm_head.") else f"model.{name}"
 
@@ -114,7 +114,7 @@ def write_model(
     max_shard_size: str = MAX_SHARD_SIZE,
 ) -> None:
     """Write config.json, generation_config.json and the weights, by our names, in bfloat16 as transformers does."""
-    theirs = {their_name(name): tensor.bfloat16() for name, tensor in weights.items()}
+    theirs = {hf_name(name): tensor.bfloat16() for name, tensor in weights.items()}
     with torch.device("meta"):
         model = NanoChatForCausalLM(transformers_config(config, tokenizer))
     model.load_state_dict(theirs, strict=True, assign=True)

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from nanochat import paths
 from nanochat.errors import UserError
-from nanochat.hub import original, proof
-from nanochat.hub.architecture import check_tensors, our_config
+from nanochat.hub import import_karpathy, verify
 from nanochat.hub.card import read_card
-from nanochat.hub.fast_tokenizer import TOKENIZER_FILE, read_tokenizer
+from nanochat.hub.convert_model import check_tensors, our_config
+from nanochat.hub.convert_tokenizer import TOKENIZER_FILE, read_tokenizer
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import checkpoint, saving
@@ -31,7 +31,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TRANSFORMERS_FILES = (CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE, "tokenizer_config.json", "README.md")
-PICKLED_TOKENIZERS = (original.TOKENIZER_FILE, f"tokenizer/{original.TOKENIZER_FILE}")
+PICKLED_TOKENIZERS = (import_karpathy.TOKENIZER_FILE, f"tokenizer/{import_karpathy.TOKENIZER_FILE}")
 STAGES = re.compile(r"(?<![a-z])(?:chat)?(base|mid|sft|rl)(?![a-z])")
 
 
@@ -70,7 +70,7 @@ def read_model(origin: str, step: int | None = None) -> IncomingModel:
         folder = fetch_model(origin, step)
     if (folder / CONFIG_FILE).is_file():
         return _read_transformers(folder, origin)
-    if original.steps(folder):
+    if import_karpathy.steps(folder):
         return _read_original(folder, origin, step)
     raise UserError(
         f"{origin} holds neither {CONFIG_FILE} nor model_NNNNNN.pt: name the folder or repository of a model itself"
@@ -103,7 +103,7 @@ def wanted_files(names: Sequence[str], step: int | None = None) -> list[str]:
     safetensors = [name for name in names if name.endswith(".safetensors") and "/" not in name]
     if CONFIG_FILE in names and safetensors:
         return [*safetensors, *(name for name in TRANSFORMERS_FILES if name in names)]
-    found = [int(match[1]) for name in names if (match := original.MODEL_FILE.fullmatch(name))]
+    found = [int(match[1]) for name in names if (match := import_karpathy.MODEL_FILE.fullmatch(name))]
     wanted = f"{step if step is not None else max(found, default=0):06d}"
     return [name for name in names if name in (f"model_{wanted}.pt", f"meta_{wanted}.json", *PICKLED_TOKENIZERS)]
 
@@ -133,11 +133,11 @@ def _read_transformers(folder: Path, origin: str) -> IncomingModel:
 
 
 def _read_original(folder: Path, origin: str, step: int | None) -> IncomingModel:
-    found = original.read_original(folder, step)
+    found = import_karpathy.read_original(folder, step)
     # In a base directory of the original the tokenizer lies beside the folders of checkpoints.
     places = [*(folder / name for name in PICKLED_TOKENIZERS), folder.parent.parent / PICKLED_TOKENIZERS[1]]
     path = next((place for place in places if place.is_file()), places[0])
-    tokenizer = original.read_pickled_tokenizer(path)
+    tokenizer = import_karpathy.read_pickled_tokenizer(path)
     return IncomingModel(origin, stage_in_name(origin), found.step, found.config, found.weights, tokenizer, None)
 
 
@@ -154,18 +154,18 @@ def stage_in_name(origin: str) -> str:
     return found[-1] if found else "sft"
 
 
-def prove(incoming: IncomingModel, model: GPT) -> list[str]:
+def compare_with_transformers(incoming: IncomingModel, model: GPT) -> list[str]:
     """Compare with what transformers makes of the same folder; what was found, a line each.
 
     Raises UserError if it differs.
     """
     if incoming.folder is None:
         return []
-    passages = proof.held_out_passages(None, incoming.tokenizer, incoming.config.sequence_len)
-    texts = proof.check_token_ids(incoming.tokenizer, incoming.folder, its_defaults=False)
+    passages = verify.held_out_passages(None, incoming.tokenizer, incoming.config.sequence_len)
+    texts = verify.check_token_ids(incoming.tokenizer, incoming.folder, its_defaults=False)
     return [
         f"token ids: the same on {texts:,} texts",
-        f"logits: {proof.check_logits(model, incoming.folder, passages)}",
+        f"logits: {verify.check_logits(model, incoming.folder, passages)}",
     ]
 
 
@@ -179,7 +179,7 @@ def check_tokenizer(incoming: IncomingModel) -> None:
         )
 
 
-def keep(incoming: IncomingModel, model: GPT, source: str, tag: str, options: dict[str, Any]) -> Checkpoint:
+def save_checkpoint(incoming: IncomingModel, model: GPT, source: str, tag: str, options: dict[str, Any]) -> Checkpoint:
     """Save the model as a checkpoint of `source`, and its tokenizer if there is none yet.
 
     `options` are what the next stage inherits. Raises UserError if a model of that stage and tag is there, or another
@@ -215,7 +215,7 @@ def keep(incoming: IncomingModel, model: GPT, source: str, tag: str, options: di
         raise UserError(f"{error}: make room, or set NANOCHAT_BASE_DIR to a folder on another disk") from None
 
 
-def build(incoming: IncomingModel) -> GPT:
+def build_model(incoming: IncomingModel) -> GPT:
     """The model with its weights, on the CPU in float32. Raises UserError if they do not fit together."""
     if incoming.tokenizer.vocab_size > incoming.config.vocab_size:
         raise UserError(
