@@ -44,8 +44,6 @@ class BenchmarkOptions:
     prefill_prompt_tokens: int = 512
     temperature: float = 0.8
     top_k: int = 50
-    half_weights: bool = False
-    """the engine decodes with weights rounded to fp16, on x86 CPUs"""
     clock: Literal["wall", "cpu"] = "wall"
     """cpu: this process's processor time, which with OMP_NUM_THREADS=1 can be compared on a busy machine too"""
     repeats: int = 5
@@ -75,9 +73,7 @@ class Bench:
             for name in ("<|bos|>", "<|assistant_end|>", "<|python_end|>"):
                 self.model.lm_head.weight[self.tokenizer.special(name)] = 0
         self.model.to(self.runtime.compute_dtype)
-        self.engine = Engine(
-            self.model, self.tokenizer, max_batch_size=options.streams, half_weights=options.half_weights
-        )
+        self.engine = Engine(self.model, self.tokenizer, max_batch_size=options.streams)
         self.peer = peer_of(self.model)
         self.generator = torch.Generator().manual_seed(1)
         self._seed = 0

@@ -49,8 +49,6 @@ class Options:
     """replies that may wait for their turn; more are refused"""
     kv_cache_gb: float | None = None
     """memory for the conversations being answered; by default a quarter of what is free"""
-    half_weights: bool = False
-    """weights rounded to fp16 on an x86 CPU without bfloat16: faster where they do not fit the processor's cache"""
     device_type: str = "auto"
     """auto, cuda or cpu; with several GPUs each has an engine"""
 
@@ -73,7 +71,6 @@ def main(options: Options) -> None:
             device_type=device_type,
             max_batch_size=options.max_batch_size,
             kv_cache_gb=options.kv_cache_gb,
-            half_weights=options.half_weights,
         ),
         gpus=range(torch.cuda.device_count()) if device_type == "cuda" else [None],
         max_waiting=options.max_waiting,
@@ -106,9 +103,7 @@ def main(options: Options) -> None:
     server.run(app, listener)
 
 
-def load_card(
-    card: ModelCard, device_type: str, max_batch_size: int, kv_cache_gb: float | None, half_weights: bool
-) -> ChatModel:
+def load_card(card: ModelCard, device_type: str, max_batch_size: int, kv_cache_gb: float | None) -> ChatModel:
     """The model of a card, in the engine's process."""
     return load_chat(
         card.source,
@@ -117,7 +112,6 @@ def load_card(
         device_type,
         max_batch_size=max_batch_size,
         kv_cache_gb=kv_cache_gb,
-        half_weights=half_weights,
     )
 
 

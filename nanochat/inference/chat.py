@@ -1,4 +1,4 @@
-"""A trained model to talk to: the newest checkpoint, an engine, and replies as they are written."""
+"""Chatting with a trained model: load a checkpoint and stream replies."""
 
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -18,37 +18,37 @@ from nanochat.train import checkpoint
 
 @dataclass
 class ChatModel:
-    """A model, its tokenizer and its engine."""
+    """A trained model with its tokenizer and engine."""
 
-    source: str
-    """base, mid, sft or rl"""
+    source: str  # base, mid, sft or rl
     model_tag: str
     step: int
     engine: Engine
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer it was trained with."""
         return self.engine.tokenizer
 
     @property
     def context(self) -> int:
-        """Most tokens of conversation and reply together."""
+        """Maximum tokens of conversation and reply together."""
         return self.engine.model.config.sequence_len
 
     @property
     def description(self) -> str:
-        """For a person: `sft d4 step 300`."""
+        """Name for people: `sft d4 step 300`."""
         return f"{self.source} {self.model_tag} step {self.step}"
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Render a conversation that ends with the user's turn as the tokens of a prompt."""
+        return prompt_tokens(self.tokenizer, self.source, messages)
 
     def stream(
         self, messages: Sequence[Message], sampling: SamplingParams, stop: threading.Event | None = None
     ) -> Generator[Delta, None, Completion]:
-        """The reply to a conversation that ends with the user's turn, piece by piece.
+        """Yield the reply to a conversation in pieces and return the completion.
 
-        A base model, which knows no chat format, continues the last message as text. Ends at the reply's end, at
-        max_tokens or the end of the context, or when `stop` is set. Returns, as a generator does, what was written,
-        with its finish_reason. Raises UserError if the prompt does not fit.
+        Ends early, without a finish_reason, when `stop` is set. Raises UserError if the prompt does not fit.
         """
         request = self.engine.submit(self.prompt(messages), sampling)
         try:
@@ -57,27 +57,20 @@ class ChatModel:
         finally:
             self.engine.cancel(request)
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens that `stream` gives the model."""
-        return prompt_tokens(self.tokenizer, self.source, messages)
-
     def _deltas(self, request: Request, stop: threading.Event | None) -> Iterator[Delta]:
-        decoder = Detokenizer(self.tokenizer, request.sampling.stop)
+        detokenizer = Detokenizer(self.tokenizer, request.sampling.stop)
         seen = 0
         while not request.completion.finish_reason and not (stop and stop.is_set()):
             self.engine.step()
-            for token in request.completion.tokens[seen:]:
-                delta = decoder.feed(token)
-                if delta:
-                    yield delta
-            seen = len(request.completion.tokens)
-        rest = decoder.flush()
-        if rest:
+            new_tokens = request.completion.tokens[seen:]
+            seen += len(new_tokens)
+            yield from filter(None, map(detokenizer.feed, new_tokens))
+        if rest := detokenizer.flush():
             yield rest
 
 
 def prompt_tokens(tokenizer: Tokenizer, source: str, messages: Sequence[Message]) -> list[int]:
-    """A conversation as a model of the stage `source` reads it; a base model, only the last message as text."""
+    """Render a conversation as a prompt. For a base model, which has no chat format: the last message as plain text."""
     if source == "base":
         return [tokenizer.bos_id, *tokenizer.encode(str(messages[-1]["content"]))]
     return tokenizer.render_prompt(messages)
@@ -89,19 +82,16 @@ def load_chat(
     step: int | None = None,
     device_type: str = "auto",
     max_batch_size: int = 16,
-    max_waiting: int | None = None,
     kv_cache_gb: float | None = None,
-    half_weights: bool = False,
 ) -> ChatModel:
-    """The model to talk to; without a source, the most advanced there is: rl > sft > mid > base.
+    """Load the newest checkpoint of a source; by default of the most advanced one: rl > sft > mid > base.
 
-    max_batch_size, max_waiting, kv_cache_gb, half_weights: as Engine takes them.
-    Raises UserError if there is none, or if its tokenizer is not the one at hand.
+    max_batch_size, kv_cache_gb: see Engine. Raises UserError without a checkpoint, or if its tokenizer differs.
     """
     found = checkpoint.find(source, model_tag, step)
     tokenizer = Tokenizer.load(paths.tokenizer_dir())
     runtime = Runtime.start(device_type)
     model = found.load_model(runtime.device, runtime.compute_dtype, tokenizer).eval()
-    model.to(runtime.compute_dtype)  # nothing is trained here: half the memory, and no cast at every token
-    engine = Engine(model, tokenizer, Calculator(), max_batch_size, max_waiting, kv_cache_gb, half_weights)
+    model.to(runtime.compute_dtype)  # inference needs no fp32 weights: half the memory, and no cast per token
+    engine = Engine(model, tokenizer, Calculator(), max_batch_size, kv_cache_gb)
     return ChatModel(found.source, found.tag, found.step, engine)

@@ -1,4 +1,4 @@
-"""From the tokens of a reply to what a person sees: text, tool calls and their output."""
+"""Incremental detokenization: from the tokens of a reply to text, tool calls and their output."""
 
 import codecs
 from collections.abc import Iterable
@@ -17,64 +17,63 @@ class Delta:
 
 
 class Detokenizer:
-    """Turns tokens into deltas as they come.
+    """Converts tokens to deltas as they arrive.
 
-    Holds back bytes that are not yet a whole character, and text that may become one of the `stop` strings. The text
-    ends before the first of these; then `stopped` is set and nothing more comes. What a tool is given or gives is not
+    Holds back incomplete UTF-8 sequences, and text that may turn out to be one of the `stop` strings. The text ends
+    before the first stop string; then `stopped` is set and no more deltas follow. Tool calls and their output are not
     searched.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
         self._tokenizer = tokenizer
-        self._opening = {tokenizer.special(opening): kind for kind, (opening, _) in PART_MARKS.items()}
-        self._special = set(tokenizer.special_ids.values())
-        self._kind: PartType = "text"
+        self._part_types = {tokenizer.special(opening): part_type for part_type, (opening, _) in PART_MARKS.items()}
+        self._special_ids = set(tokenizer.special_ids.values())
+        self._type: PartType = "text"
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stop = stop
-        self._held = ""
-        """the beginning of a stop string, perhaps"""
+        self._held = ""  # possible start of a stop string
         self.stopped = False
 
     def feed(self, token: int) -> Delta | None:
-        """What this token adds; special tokens change the kind of part and are never shown."""
+        """Return the text that this token adds. Special tokens change the part's type and add no text."""
         if self.stopped:
             return None
-        if token not in self._special:
+        if token not in self._special_ids:
             return self._delta(self._utf8.decode(self._tokenizer.decode_bytes([token])))
         rest = self.flush()
-        self._kind = self._opening.get(token, "text")
+        self._type = self._part_types.get(token, "text")
         return rest
 
     def flush(self) -> Delta | None:
-        """What is left at the end: a character that was never completed, or a stop string that was not."""
+        """Return the text held back: an incomplete character, or a stop string that was not completed."""
         if self.stopped:
             return None
         last = self._delta(self._utf8.decode(b"", final=True))
         self._utf8.reset()
         text, self._held = (last.text if last else "") + self._held, ""
-        return Delta(self._kind, text) if text else None
+        return Delta(self._type, text) if text else None
 
     def _delta(self, text: str) -> Delta | None:
-        if self._stop and self._kind == "text":
-            text = self._searched(self._held + text)
-        return Delta(self._kind, text) if text else None
+        if self._stop and self._type == "text":
+            text = self._before_stop(self._held + text)
+        return Delta(self._type, text) if text else None
 
-    def _searched(self, text: str) -> str:
-        """What of `text` may be shown; the rest is held, or dropped after a stop string."""
+    def _before_stop(self, text: str) -> str:
+        """Return the part of `text` that can be shown; hold back the rest, or drop it after a stop string."""
         found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)]
-        ends = (
+        lengths = (
             n for stop in self._stop for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])
         )
-        held = max(ends, default=0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
+        end = len(text) - max(lengths, default=0)
+        self._held = text[end:]
+        return text[:end]
 
 
 def add_delta(parts: list[Part], delta: Delta) -> None:
-    """Add a piece to the parts of a reply, in place: it continues the last part where the type is the same."""
+    """Append a delta to the parts of a reply, in place; extends the last part if it has the same type."""
     if parts and parts[-1]["type"] == delta.type:
         parts[-1]["text"] += delta.text
     else:
@@ -82,9 +81,9 @@ def add_delta(parts: list[Part], delta: Delta) -> None:
 
 
 def reply_parts(tokenizer: Tokenizer, tokens: Iterable[int]) -> list[Part]:
-    """A whole reply as the parts of a message, neighbours of one kind joined."""
-    decoder = Detokenizer(tokenizer)
-    deltas = [decoder.feed(token) for token in tokens] + [decoder.flush()]
+    """Convert the tokens of a complete reply to the parts of a message."""
+    detokenizer = Detokenizer(tokenizer)
+    deltas = [detokenizer.feed(token) for token in tokens] + [detokenizer.flush()]
     parts: list[Part] = []
     for delta in filter(None, deltas):
         add_delta(parts, delta)

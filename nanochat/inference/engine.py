@@ -1,4 +1,4 @@
-"""Writing replies: many requests in one batch, joining and leaving at any step, with the python tool."""
+"""The inference engine: continuous batching with a KV cache, prefix reuse and the Python tool."""
 
 import concurrent.futures
 import itertools
@@ -12,55 +12,46 @@ from torch import Tensor
 
 from nanochat.errors import UserError
 from nanochat.inference.detokenizer import Detokenizer
-from nanochat.inference.drawn import Drawn
-from nanochat.inference.kv_cache import KVCache, affordable_slots
+from nanochat.inference.kv_cache import KVCache, num_slots
 from nanochat.inference.model_runner import ModelRunner, Span, on_device
 from nanochat.inference.request import Completion, Request, TokenLogprob
-from nanochat.inference.sampler import Sampler
+from nanochat.inference.sampler import Sampler, SamplerOutput
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.inference.scheduler import Chunk, Scheduler
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 
 PREFILL_TOKENS = {"cpu": 512, "cuda": 4096}
-"""Most prompt tokens in a step beside the tokens that are written, by device: some 40 ms of two cores at depth 4."""
+"""Maximum prompt tokens per step: about 40 ms on two cores at depth 4."""
 TOOL_WAIT_SECONDS = 0.02
-"""How long a step waits for tools when there is nothing else to do."""
+"""Time that a step waits for tools if there is nothing else to do."""
 SUPPRESSED_TOKENS = ("<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|output_start|>", "<|output_end|>")
-"""Tokens that are put into a conversation and never the model's own: it cannot play the user or make up a result."""
+"""Never sampled: the model cannot write the user's turn or invent a tool's output."""
 
 
 class Tool(Protocol):
-    """What runs the text between <|python_start|> and <|python_end|>, from several threads at once."""
+    """Runs the code between <|python_start|> and <|python_end|>. Called from several threads."""
 
     def run(self, expression: str) -> str:
-        """The result, or a text that says what went wrong; never raises."""
+        """Return the result or an error message; never raises."""
 
 
 @dataclass(frozen=True)
 class EngineStats:
-    """How busy an engine is, and what it has done since it was made."""
+    """Current load, and totals since the engine was created."""
 
     running: int
-    """requests in the batch"""
     waiting: int
-    """requests in the queue"""
     slots: int
-    """requests that can be in the batch at once"""
     kv_bytes: int
-    """memory of the KV cache"""
     prompt_tokens: int
-    """tokens of all prompts that were taken in"""
-    prefilled_tokens: int
-    """of these, tokens that had to be computed"""
-    generated_tokens: int
-    """tokens written, a tool's output included"""
-    prefix_hits: int
-    """requests whose prompt began with what the KV cache held already"""
+    prefilled_tokens: int  # prompt tokens that were computed, not reused
+    generated_tokens: int  # including tool output
+    prefix_hits: int  # requests that reused a prefix
 
 
 class Engine:
-    """A model that writes. Not for use from several threads at once."""
+    """Generates completions. Not thread-safe."""
 
     def __init__(
         self,
@@ -68,43 +59,37 @@ class Engine:
         tokenizer: Tokenizer,
         tool: Tool | None = None,
         max_batch_size: int = 16,
-        max_waiting: int | None = None,
         kv_cache_gb: float | None = None,
-        half_weights: bool = False,
     ) -> None:
-        """At most `max_batch_size` requests in the batch, fewer if the KV cache's budget does not hold their contexts.
+        """Create an engine; the KV cache is allocated in the first step.
 
-        max_waiting: requests that may wait for a place in the batch; None: any number.
-        kv_cache_gb: by default a quarter of the memory that is free. Raises UserError if it does not hold one context.
-        half_weights: decode with weights rounded to fp16 on x86 CPUs that compute in fp32; no effect elsewhere.
+        max_batch_size: requests per batch, fewer if the KV cache does not hold as many sequences.
+        kv_cache_gb: default: a quarter of the free memory. Raises UserError if it does not hold one sequence.
         """
         self.model = model
         self.tokenizer = tokenizer
         self.tool = tool
-        self.half_weights = half_weights
-        self.slots = affordable_slots(model, max_batch_size, kv_cache_gb)
+        self.slots = num_slots(model, max_batch_size, kv_cache_gb)
         prefill_tokens = PREFILL_TOKENS.get(model.device.type, PREFILL_TOKENS["cpu"])
-        self.scheduler = Scheduler(self.slots, prefill_tokens, max_waiting, self._copy_slot)
-        self.reads_late = model.device.type == "cuda"
-        """Whether drawn tokens are read one step later, so that the device never waits for the host"""
+        self.scheduler = Scheduler(self.slots, prefill_tokens, self._copy_slot)
+        self.is_async = model.device.type == "cuda"  # read tokens one step later, so that the GPU never waits
         self._end_ids = {tokenizer.bos_id, tokenizer.special("<|assistant_end|>")}
         self._python_start = tokenizer.special("<|python_start|>")
         self._python_end = tokenizer.special("<|python_end|>")
-        self._never_drawn = torch.tensor([tokenizer.special(name) for name in SUPPRESSED_TOKENS], device=model.device)
-        self._newest = torch.zeros(self.slots, dtype=torch.long, device=model.device)
-        """the token drawn last in each slot"""
+        self._suppressed = torch.tensor([tokenizer.special(name) for name in SUPPRESSED_TOKENS], device=model.device)
+        self._last_tokens = torch.zeros(self.slots, dtype=torch.long, device=model.device)  # sampled last, by slot
         self._runner: ModelRunner | None = None
-        self._sampler: tuple[list[Request], Sampler] = ([], Sampler([], [], 0, self._never_drawn))
-        self._drawn: Drawn | None = None
-        self._tools = ThreadPoolExecutor(max_workers=4, thread_name_prefix="tool")
+        self._sampler: tuple[list[Request], Sampler] = ([], Sampler([], [], 0, self._suppressed))
+        self._unread: SamplerOutput | None = None
+        self._tool_threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="tool")
         self._generated_tokens = 0
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: SamplingParams | Sequence[SamplingParams]
     ) -> list[Completion]:
-        """Complete every prompt, in their order. Raises UserError if a prompt does not fit the context.
+        """Complete all prompts and return the completions in the same order. Raises UserError if a prompt is too long.
 
-        Waits for tools at every step: who is in the batch with whom then never depends on how long a tool takes.
+        Waits for tools in every step, so that the composition of batches does not depend on their timing.
         """
         samplings = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
         requests = [self._request(prompt, own) for prompt, own in zip(prompts, samplings, strict=True)]
@@ -116,21 +101,21 @@ class Engine:
         return [request.completion for request in requests]
 
     def submit(self, prompt: Sequence[int], sampling: SamplingParams) -> Request:
-        """Queue a prompt; `step` writes on.
-
-        Raises UserError if it leaves no room for an answer in the context, QueueFullError if the queue is full.
-        """
+        """Queue a prompt. Raises UserError if it fills the context."""
         request = self._request(prompt, sampling)
-        self.scheduler.submit(request)
+        self.scheduler.waiting.append(request)
         return request
+
+    def cancel(self, request: Request) -> None:
+        """Remove a request from the batch or the queue."""
+        self.scheduler.release(request)
 
     @property
     def busy(self) -> bool:
-        """Whether there is something to write: call `step`."""
+        """True while requests are running or waiting: call `step`."""
         return bool(self.scheduler.waiting or self.scheduler.running)
 
     def stats(self) -> EngineStats:
-        """How busy the engine is, and what it has done."""
         scheduler = self.scheduler
         return EngineStats(
             running=len(scheduler.running),
@@ -143,118 +128,112 @@ class Engine:
             prefix_hits=scheduler.prefix_hits,
         )
 
-    def cancel(self, request: Request) -> None:
-        """Stop writing a reply; it leaves the batch at once."""
-        self.scheduler.release(request)
-
     def reset(self) -> None:
-        """Free the KV cache and the copies of the weights; the next step makes them again.
+        """Free the KV cache and the copies of the weights; the next step creates them again.
 
-        To be called when the model's weights have changed, or its memory is wanted. Only while not `busy`.
+        Call it after changing the model's weights, or to free memory. Only while not `busy`.
         """
-        self._runner = self._drawn = None
+        self._runner = self._unread = None
         self.scheduler.reset()
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Every running request gets on by one token, or by a stretch of its prompt; waiting ones join the batch."""
-        self._take_tool_outputs()
+        """Admit waiting requests, then advance each running one by one token or by one chunk of its prompt."""
+        self._append_tool_outputs()
         if self._runner is None:
-            cache = KVCache(self.model, self.slots)
-            self._runner = ModelRunner(self.model, cache, self.tokenizer.vocab_size, self.half_weights)
+            self._runner = ModelRunner(self.model, KVCache(self.model, self.slots), self.tokenizer.vocab_size)
         chunks = self.scheduler.schedule()
-        earlier, self._drawn = self._drawn, self._launch(self._runner, chunks) if chunks else None
-        if earlier:
-            self._read(earlier)
-        if self._drawn and not self.reads_late:
-            self._read(self._drawn)
-            self._drawn = None
-        if not chunks and not earlier:
+        previous, self._unread = self._unread, self._launch(self._runner, chunks) if chunks else None
+        if previous:
+            self._process(previous)
+        if self._unread and not self.is_async:
+            self._process(self._unread)
+            self._unread = None
+        if not chunks and not previous:
             concurrent.futures.wait(self._tool_calls(), TOOL_WAIT_SECONDS, concurrent.futures.FIRST_COMPLETED)
 
     def _request(self, prompt: Sequence[int], sampling: SamplingParams) -> Request:
-        context = self.model.config.sequence_len
-        if not 0 < len(prompt) < context:
-            raise UserError(
-                f"the prompt has {len(prompt)} tokens and the model's context is {context}: make it shorter"
-            )
-        decoder = Detokenizer(self.tokenizer, sampling.stop) if sampling.stop else None
-        return Request(prompt, sampling, context, decoder)
+        max_length = self.model.config.sequence_len
+        if not 0 < len(prompt) < max_length:
+            raise UserError(f"the prompt has {len(prompt)} tokens, the model's context is {max_length}: shorten it")
+        detokenizer = Detokenizer(self.tokenizer, sampling.stop) if sampling.stop else None
+        return Request(prompt, sampling, max_length, detokenizer)
 
     def _copy_slot(self, source: int, target: int, length: int) -> None:
         if length:
             assert self._runner is not None
             self._runner.cache.copy(source, target, length)
 
-    def _launch(self, runner: ModelRunner, chunks: list[Chunk]) -> Drawn | None:
-        """Have the device read the chunks, and draw a token for each request that has no more to read."""
-        hidden = runner.hidden(self._tokens(chunks), spans_of(chunks))
-        last_rows = list(itertools.accumulate(chunk.count for chunk in chunks))
-        drawing = [(chunk.request, row - 1) for chunk, row in zip(chunks, last_rows, strict=True) if chunk.draws]
-        joined = any(chunk.count > 1 for chunk in chunks)
+    def _launch(self, runner: ModelRunner, chunks: list[Chunk]) -> SamplerOutput | None:
+        """Run the model on the chunks and sample a token for each request with no uncomputed tokens left."""
+        hidden = runner.hidden(self._input_tokens(chunks), spans_of(chunks))
+        ends = list(itertools.accumulate(chunk.count for chunk in chunks))
+        sampled = [(chunk.request, end - 1) for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
+        has_prefill = any(chunk.count > 1 for chunk in chunks)
         for chunk in chunks:
-            chunk.request.computed += chunk.count
-        if not drawing:
+            chunk.request.num_computed += chunk.count
+        if not sampled:
             return None
-        requests = [request for request, _ in drawing]
-        if len(requests) < last_rows[-1]:
-            hidden = hidden[on_device([row for _, row in drawing], hidden.device)]
-        sampler = self._sampler_for(requests, joined)
+        requests = [request for request, _ in sampled]
+        if len(requests) < ends[-1]:
+            hidden = hidden[on_device([row for _, row in sampled], hidden.device)]
+        sampler = self._sampler_for(requests, has_prefill)
         logits = runner.logits(hidden)
-        tokens = sampler.draw(logits, [request.next_draw() for request in requests])
-        places = [len(request.tokens) + request.in_flight for request in requests]
+        tokens = sampler.sample(logits, [request.next_uniform() for request in requests])
+        indices = [len(request.tokens) + request.num_in_flight for request in requests]
         for request in requests:
-            request.in_flight += 1
-        if self.reads_late:
-            self._newest.index_copy_(0, self._slots(requests), tokens)
+            request.num_in_flight += 1
+        if self.is_async:
+            self._last_tokens.index_copy_(0, self._slot_ids(requests), tokens)
         results = (tokens, *sampler.logprobs(logits, tokens)) if sampler.logprob_rows else (tokens,)
-        return Drawn.sent_to_host(requests, places, results, sampler.logprob_rows)
+        return SamplerOutput.copy_to_host(requests, indices, sampler.logprob_rows, results)
 
-    def _tokens(self, chunks: list[Chunk]) -> Tensor:
-        """The chunks' tokens one after the other; those that the host does not know yet come from the device."""
+    def _input_tokens(self, chunks: list[Chunk]) -> Tensor:
+        """Concatenate the chunks' tokens, (N,). Tokens that the host has not read yet are filled in on the device."""
         tokens: list[int] = []
-        unknown_rows: list[int] = []
+        in_flight_rows: list[int] = []
         in_flight: list[Request] = []
         for chunk in chunks:
             tokens += chunk.request.tokens[chunk.start : chunk.start + chunk.count]
             if chunk.start + chunk.count > len(chunk.request.tokens):
-                unknown_rows.append(len(tokens))
+                in_flight_rows.append(len(tokens))
                 in_flight.append(chunk.request)
                 tokens.append(0)
-        sent = on_device(tokens, self.model.device)
+        inputs = on_device(tokens, self.model.device)
         if in_flight:
-            sent.index_copy_(0, on_device(unknown_rows, sent.device), self._newest[self._slots(in_flight)])
-        return sent
+            rows = on_device(in_flight_rows, inputs.device)
+            inputs.index_copy_(0, rows, self._last_tokens[self._slot_ids(in_flight)])
+        return inputs
 
-    def _slots(self, requests: list[Request]) -> Tensor:
+    def _slot_ids(self, requests: list[Request]) -> Tensor:
         return on_device([request.slot for request in requests if request.slot is not None], self.model.device)
 
-    def _sampler_for(self, requests: list[Request], joined: bool) -> Sampler:
-        """The sampler of a batch: that of the step before if the batch is the same, and has been given no tokens."""
+    def _sampler_for(self, requests: list[Request], has_prefill: bool) -> Sampler:
+        """Return the previous step's sampler if the batch is the same and no request was given tokens since."""
         batch, sampler = self._sampler
-        if joined or batch != requests:
-            held = [request.tokens for request in requests]
+        if has_prefill or batch != requests:
+            tokens = [request.tokens for request in requests]
             samplings = [request.sampling for request in requests]
-            sampler = Sampler(samplings, held, self.tokenizer.vocab_size, self._never_drawn)
-            in_flight = [row for row, request in enumerate(requests) if request.in_flight]
-            if sampler.penalised and in_flight:
-                sampler.mark(in_flight, self._newest[self._slots([requests[row] for row in in_flight])])
+            sampler = Sampler(samplings, tokens, self.tokenizer.vocab_size, self._suppressed)
+            in_flight = [row for row, request in enumerate(requests) if request.num_in_flight]
+            if sampler.has_penalty and in_flight:
+                slots = self._slot_ids([requests[row] for row in in_flight])
+                sampler.mark_seen(in_flight, self._last_tokens[slots])
             self._sampler = (requests, sampler)
         return sampler
 
-    def _read(self, drawn: Drawn) -> None:
-        """Append what was drawn to its requests, those excepted that have ended or been given other tokens since."""
-        logprobs = drawn.logprobs()
-        for row, (request, place, token) in enumerate(zip(drawn.requests, drawn.places, drawn.tokens(), strict=True)):
-            if request.slot is None or request.tool_call or place != len(request.tokens):
+    def _process(self, output: SamplerOutput) -> None:
+        """Append sampled tokens to their requests, except those that ended or were given other tokens since."""
+        for request, index, token, logprob in output.read():
+            if request.slot is None or request.tool_call or index != len(request.tokens):
                 continue
-            request.in_flight -= 1
-            self._append(request, token, sampled=True, logprob=logprobs.get(row))
+            request.num_in_flight -= 1
+            self._append(request, token, sampled=True, logprob=logprob)
             if request.completion.finish_reason:
                 self.scheduler.release(request)
 
     def _append(self, request: Request, token: int, *, sampled: bool, logprob: TokenLogprob | None = None) -> None:
-        """Add a token to a reply: see whether that ends it, and call the tool at the end of a call."""
+        """Add a token to a completion, check whether that ends it, and start the tool at the end of a call."""
         completion = request.completion
         request.tokens.append(token)
         completion.tokens.append(token)
@@ -262,37 +241,34 @@ class Engine:
         self._generated_tokens += 1
         if request.sampling.logprobs is not None:
             completion.logprobs.append(logprob)
-        if request.decoder:
-            request.decoder.feed(token)
-        if token in self._end_ids or (request.decoder and request.decoder.stopped):
+        if request.detokenizer:
+            request.detokenizer.feed(token)
+        if token in self._end_ids or (request.detokenizer and request.detokenizer.stopped):
             completion.finish_reason = "stop"
-        elif len(request.tokens) >= request.limit:
+        elif len(request.tokens) >= request.max_length:
             completion.finish_reason = "length"
         elif token == self._python_start:
-            request.code = []
-        elif token == self._python_end and request.code is not None:
-            self._call_tool(request, self.tokenizer.decode(request.code))
-            request.code = None
-        elif request.code is not None:
-            request.code.append(token)
-
-    def _call_tool(self, request: Request, code: str) -> None:
-        if self.tool is not None:
-            request.tool_call = self._tools.submit(self.tool.run, code)
-            request.in_flight = 0  # a token drawn meanwhile is not wanted: the tool's output comes next
+            request.tool_code = []
+        elif token == self._python_end and request.tool_code is not None:
+            if self.tool is not None:
+                request.tool_call = self._tool_threads.submit(self.tool.run, self.tokenizer.decode(request.tool_code))
+                request.num_in_flight = 0  # discard a token sampled meanwhile: the tool's output comes next
+            request.tool_code = None
+        elif request.tool_code is not None:
+            request.tool_code.append(token)
 
     def _tool_calls(self) -> list[Future[str]]:
         return [request.tool_call for request in self.scheduler.running.values() if request.tool_call]
 
-    def _take_tool_outputs(self) -> None:
-        """Continue the requests whose tools have finished with what these said."""
+    def _append_tool_outputs(self) -> None:
+        """Append the output of finished tool calls to their requests."""
         for request in list(self.scheduler.running.values()):
             if request.tool_call is None or not request.tool_call.done():
                 continue
             output = self.tokenizer.encode(request.tool_call.result())
             request.tool_call = None
-            opening, closing = (self.tokenizer.special(name) for name in ("<|output_start|>", "<|output_end|>"))
-            for token in (opening, *output, closing):
+            start, end = (self.tokenizer.special(name) for name in ("<|output_start|>", "<|output_end|>"))
+            for token in (start, *output, end):
                 self._append(request, token, sampled=False)
                 if request.completion.finish_reason:
                     self.scheduler.release(request)
@@ -300,7 +276,7 @@ class Engine:
 
 
 def spans_of(chunks: Sequence[Chunk]) -> list[Span]:
-    """The chunks as the model runner takes them: single tokens in neighbouring slots together."""
+    """Convert chunks to the model runner's spans; single tokens in adjacent slots share one span."""
     spans: list[Span] = []
     first_row = 0
     for chunk in chunks:

@@ -1,7 +1,6 @@
-"""Keys and values of the sequences being written, and of those written before, one slot each."""
+"""The KV cache: one slot per sequence."""
 
 import math
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,13 +10,13 @@ from nanochat.errors import UserError
 from nanochat.model.gpt import GPT
 from nanochat.runtime import free_memory
 
-SHARE_OF_FREE_MEMORY = 0.25
+FREE_MEMORY_FRACTION = 0.25
 
 
 class KVCache:
-    """`slots` sequences of at most a context, in the model's compute dtype.
+    """Keys and values of `slots` sequences of at most the model's context length, in its compute dtype.
 
-    keys, values: (n_layer, slots, n_kv_head, context, head_dim). On a CPU the memory is taken as slots fill.
+    keys, values: (n_layer, slots, n_kv_head, length, head_dim). On a CPU, memory is allocated as slots fill.
     """
 
     def __init__(self, model: GPT, slots: int) -> None:
@@ -28,7 +27,6 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all slots."""
         return self.keys.nbytes + self.values.nbytes
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -38,34 +36,23 @@ class KVCache:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros, since attention multiplies what it masks by 0, which no NaN survives; numpy's take memory when written."""
+    # Zeros because attention multiplies masked values by 0, and 0 x NaN is NaN. numpy's zeros are allocated on write.
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
-def affordable_slots(model: GPT, wanted: int, budget_gb: float | None) -> int:
-    """How many slots, at most `wanted`, fit in `budget_gb` gigabytes; by default in a quarter of the free memory.
+def num_slots(model: GPT, wanted: int, budget_gb: float | None) -> int:
+    """Return how many slots fit in `budget_gb` (default: a quarter of the free memory), at most `wanted`.
 
-    Raises UserError if the budget does not hold one context.
+    Raises UserError if the budget does not hold one sequence.
     """
     config = model.config
-    values = 2 * config.n_layer * config.n_kv_head * config.head_dim * config.sequence_len
-    slot_bytes = values * model.compute_dtype.itemsize
+    elements = 2 * config.n_layer * config.n_kv_head * config.head_dim * config.sequence_len
+    slot_bytes = elements * model.compute_dtype.itemsize
     if budget_gb is None:
-        return min(wanted, max(1, int(SHARE_OF_FREE_MEMORY * free_memory(model.device) / slot_bytes)))
+        return min(wanted, max(1, int(FREE_MEMORY_FRACTION * free_memory(model.device) / slot_bytes)))
     slots = min(wanted, int(budget_gb * 1e9 / slot_bytes))
     if slots < 1:
-        raise UserError(f"--kv-cache-gb {budget_gb} cannot be: one context of this model takes {slot_bytes / 1e9:.3g}")
+        raise UserError(f"--kv-cache-gb must be at least {slot_bytes / 1e9:.3g} (one sequence), got {budget_gb}")
     return slots
-
-
-@dataclass
-class Slot:
-    """What a slot holds, so that a prompt that begins alike need not be computed again."""
-
-    index: int
-    tokens: list[int] = field(default_factory=list)
-    """the tokens whose keys and values are there, while no request uses the slot"""
-    last_used: int = 0
-    """when its last request left: a count that goes up"""

@@ -1,8 +1,8 @@
-"""The model as the engine runs it: a step's tokens of all requests in one row, with the KV cache.
+"""The model's forward pass for the engine, with a KV cache and ragged batches.
 
-The arithmetic is that of nanochat.model.gpt, with fewer operations: on a CPU each costs some 5 us to call, of which a
-token at depth 4 needs a hundred. Tokens of several sequences, prompts and single tokens alike, go through the matrices
-together, without padding; attention alone looks at them sequence by sequence.
+Same arithmetic as nanochat.model.gpt with fewer operations: on a CPU each operation costs about 5 us to call, and one
+token at depth 4 takes about a hundred. The tokens of all sequences, prefill and decode, go through the matrices in one
+batch without padding; only attention runs per sequence.
 """
 
 import platform
@@ -18,50 +18,40 @@ from nanochat.model.cpu_kernels import RMS_NORM_EPS, blocked_attention, in_block
 from nanochat.model.gpt import GPT, LOGIT_SOFTCAP
 
 TRANSPOSED_ROWS = range(16, 128)
-"""Numbers of rows for which MKL is faster at W x^T than at x W^T: 70 us against 108 for 16 rows and 1,024 outputs."""
-HALF_ROWS = 32
-"""Up to so many rows, a product with fp16 weights is faster than with fp32: it reads half as much memory."""
+"""Batch sizes for which MKL computes W x^T faster than x W^T: 70 us against 108 us for 16 rows and 1,024 outputs."""
 
 _ROOT_EPS = torch.tensor(RMS_NORM_EPS).sqrt()
 
 
 @dataclass(frozen=True)
 class Span:
-    """Some tokens of one sequence, or one token each of several in neighbouring slots."""
+    """New tokens of one sequence, or one new token each of several sequences in adjacent slots."""
 
-    first_row: int
-    """where their tokens begin among those of the step"""
+    first_row: int  # row of the first token in the step's batch
     first_slot: int
-    starts: tuple[int, ...]
-    """tokens that each slot holds already"""
-    count: int
-    """new tokens in each slot"""
+    starts: tuple[int, ...]  # tokens already in each slot
+    count: int  # new tokens per slot
 
     @property
     def rows(self) -> int:
-        """Tokens in all."""
         return len(self.starts) * self.count
 
 
 class Matrix:
-    """A weight matrix, (out, in), in the layouts that are fast for one row and for many."""
+    """A weight matrix, (out, in), in the memory layout that is fastest for the batch size."""
 
-    def __init__(self, weight: Tensor, *, half: bool = False, largest: bool = False) -> None:
-        """half: round it to fp16 for few rows, see Engine. largest: the head of a small model, by far."""
+    def __init__(self, weight: Tensor, *, pack: bool = False) -> None:
+        """pack: convert to oneDNN's layout where that is faster: on x86, for the large output head."""
         self.weight = weight
-        plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and platform.machine() == "x86_64"
-        self.half = self.packed = None
-        if half and plain and "fbgemm" in torch.backends.quantized.supported_engines:
-            self.half = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), None)
-        if largest and plain and torch.backends.mkldnn.is_available():
-            # At 8,192 outputs, 256 inputs and two cores, 1 and 16 rows take 0.14 and 0.53 ms; by F.linear, 0.22 and
-            # 1.4 ms. The two operations are those that torch.compile's own CPU code calls.
+        self.packed = None
+        is_x86_fp32 = weight.device.type == "cpu" and weight.dtype == torch.float32 and platform.machine() == "x86_64"
+        if pack and is_x86_fp32 and torch.backends.mkldnn.is_available():
+            # 8,192 outputs, 256 inputs, two cores: 1 and 16 rows take 0.14 and 0.53 ms; with F.linear 0.22 and 1.4 ms.
+            # torch.compile's CPU code calls the same two operations.
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x W^T. x: (N, in) -> (N, out)."""
-        if self.half is not None and x.size(0) <= HALF_ROWS:
-            return torch.ops.quantized.linear_dynamic_fp16(x.contiguous(), self.half)
         if self.packed is not None:
             return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.packed, None, "none", [], "")
         if _transposed(x):
@@ -70,8 +60,6 @@ class Matrix:
 
     def added(self, x: Tensor, y: Tensor) -> Tensor:
         """x + y W^T. x: (N, out), y: (N, in) -> (N, out)."""
-        if self.half is not None and y.size(0) <= HALF_ROWS:
-            return x + self(y)
         if _transposed(y):
             return torch.addmm(x.t(), self.weight, y.t()).t()
         return torch.addmm(x, y, self.weight.t())
@@ -79,7 +67,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Layer:
-    """The matrices of a block, in the compute dtype."""
+    """Matrices of one block, in the compute dtype."""
 
     qkv: Matrix
     output: Matrix
@@ -87,40 +75,38 @@ class Layer:
     fc2: Matrix
 
     @classmethod
-    def of(cls, block: nn.Module, dtype: torch.dtype, half: bool) -> "Layer":
-        """Those of a block of the model."""
+    def of(cls, block: nn.Module, dtype: torch.dtype) -> "Layer":
         weights = {name: weight.detach() for name, weight in block.named_parameters()}
         qkv = torch.cat([weights[f"self_attn.{name}_proj.weight"] for name in "qkv"])
         others = (weights[name] for name in ("self_attn.o_proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"))
-        return cls(*(Matrix(weight.to(dtype), half=half) for weight in (qkv, *others)))
+        return cls(*(Matrix(weight.to(dtype)) for weight in (qkv, *others)))
 
 
 class ModelRunner:
-    """Runs a model's weights as they are now: after a change, make another."""
+    """Runs a snapshot of the model's weights: create a new runner after changing them."""
 
-    def __init__(self, model: GPT, cache: KVCache, vocab_size: int, half_weights: bool = False) -> None:
-        """`vocab_size`: rows of the head that are tokens; what lies above only pads the matrix."""
+    def __init__(self, model: GPT, cache: KVCache, vocab_size: int) -> None:
+        """vocab_size: tokens of the tokenizer; the head's remaining rows are padding."""
         self.cache = cache
         self.config = config = model.config
         self.device, dtype = model.device, model.compute_dtype
         self.n_rotated = config.n_head + config.n_kv_head
         self.embedding = model.embed_tokens.weight.detach().to(dtype)
-        self.layers = [Layer.of(block, dtype, half_weights) for block in model.layers]
-        head = model.lm_head.weight.detach()[:vocab_size].to(dtype)
-        self.head = Matrix(head, half=half_weights, largest=True)
-        # x cos + (x with its halves exchanged) sin is what pointwise.rotate_and_norm turns by, in three operations
+        self.layers = [Layer.of(block, dtype) for block in model.layers]
+        self.head = Matrix(model.lm_head.weight.detach()[:vocab_size].to(dtype), pack=True)
+        # Rotary embedding in three operations: x cos + (x with its halves swapped) sin.
         self.cos = torch.cat((model.cos, model.cos), dim=1).to(dtype).unsqueeze(1)
         self.sin = torch.cat((model.sin, -model.sin), dim=1).to(dtype).unsqueeze(1)
-        # one row for each slot, head and position
+        # (slots x n_kv_head x length, head_dim) per layer
         self.flat_keys = cache.keys.view(config.n_layer, -1, config.head_dim).unbind(0)
         self.flat_values = cache.values.view(config.n_layer, -1, config.head_dim).unbind(0)
         kv_heads = torch.arange(config.n_kv_head, device=self.device)
         self.head_offset = kv_heads * self.cache.length
 
     def hidden(self, tokens: Tensor, spans: Sequence[Span]) -> Tensor:
-        """What the head reads, (N, C). tokens: (N,), those of the spans one after the other; N is what they add up to.
+        """Return the final hidden states, (N, C), and append keys and values to the spans' slots.
 
-        Fills the spans' slots from `starts` on.
+        tokens: (N,), the spans' tokens concatenated.
         """
         config, cache = self.config, self.cache
         positions, slots = self._places(spans)
@@ -142,11 +128,11 @@ class ModelRunner:
         return rms_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits before the soft cap. hidden: (N, C) -> (N, vocabulary) in fp32."""
+        """Return logits before the soft cap in fp32. hidden: (N, C) -> (N, vocab_size)."""
         return self.head(hidden).float()
 
     def _places(self, spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
-        """Position and slot of every new token, (N,) each."""
+        """Return position and slot of each new token, (N,) each."""
         positions: list[int] = []
         slots: list[int] = []
         for span in spans:
@@ -156,12 +142,12 @@ class ModelRunner:
         return on_device(positions, self.device), on_device(slots, self.device)
 
     def _mask(self, span: Span) -> Tensor | None:
-        """What to add to attention scores, (sequences, 1, count, length); None where every key may be seen."""
+        """Return the additive attention mask, (sequences, 1, count, length), or None if none is needed."""
         start, count = max(span.starts), span.count
         if (count == 1 and min(span.starts) == start) or (start == 0 and len(span.starts) == 1):
-            return None  # of a prompt's beginning, too: it is simply causal
+            return None  # every key is visible, or plain causal attention from the start of a prompt
         if in_blocks(span.count, self.device, self.embedding.dtype, training=False):
-            return None  # it brings its own
+            return None  # blocked_attention masks by itself
         keys = torch.arange(start + count, device=self.device)
         first = on_device(span.starts, self.device)[:, None, None]
         hidden = keys > first + torch.arange(count, device=self.device)[:, None]
@@ -175,7 +161,7 @@ class ModelRunner:
         return _View(span, keys, values, self._mask(span))
 
     def _attend(self, layer: int, query: Tensor, view: "_View") -> Tensor:
-        """Attention of a span's tokens, (rows, n_head * head_dim). query: (N, n_head, head_dim)."""
+        """Return attention of a span's tokens, (rows, n_head * head_dim). query: (N, n_head, head_dim)."""
         span = view.span
         query = query[span.first_row : span.first_row + span.rows]
         query = query.unsqueeze(2) if span.count == 1 else query.transpose(0, 1).unsqueeze(0)
@@ -195,28 +181,27 @@ class ModelRunner:
 
 @dataclass(frozen=True)
 class _View:
-    """What a span's tokens look at."""
+    """Keys and values visible to a span."""
 
     span: Span
-    keys: tuple[Tensor, ...]
-    """(sequences, n_kv_head, length, head_dim) for each layer"""
+    keys: tuple[Tensor, ...]  # per layer: (sequences, n_kv_head, length, head_dim)
     values: tuple[Tensor, ...]
     mask: Tensor | None
 
 
 def on_device(values: Sequence[float], device: torch.device) -> Tensor:
-    """A tensor of numbers, sent without waiting for what the device is doing."""
+    """Convert numbers to a tensor on the device without synchronizing with it."""
     tensor = torch.tensor(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def soft_cap(logits: Tensor) -> Tensor:
-    """Logits as the model means them, between -15 and 15."""
+    """Limit logits to (-15, 15), as the model does."""
     return LOGIT_SOFTCAP * torch.tanh(logits / LOGIT_SOFTCAP)
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """As gpt.rms_norm. On a CPU, F.rms_norm is made of nine operations, 13 us for a row of 256; these take 8."""
+    """Same as gpt.rms_norm. On a CPU, F.rms_norm runs nine operations, 13 us for a row of 256; these take 8 us."""
     if x.is_cuda:
         return F.rms_norm(x, (x.size(-1),), eps=RMS_NORM_EPS)
     root_mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(x.size(-1) ** -0.5)

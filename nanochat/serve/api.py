@@ -12,14 +12,13 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from nanochat.inference import chat
-from nanochat.inference.request import QueueFullError
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.serve.completions import ChatWriter, Json, TextWriter, Writer, event, usage_of
 from nanochat.serve.context import fit
 from nanochat.serve.engine_process import Piece
 from nanochat.serve.metrics import Metrics
 from nanochat.serve.model_registry import ModelCard
-from nanochat.serve.pool import Pool
+from nanochat.serve.pool import Pool, QueueFullError
 from nanochat.serve.protocol import (
     ApiError,
     ChatRequest,

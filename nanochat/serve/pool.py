@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 
 from nanochat.errors import UserError
-from nanochat.inference.request import QueueFullError
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.serve.engine_process import Loader
 from nanochat.serve.model_registry import ModelCard, ModelRegistry
@@ -14,6 +13,14 @@ from nanochat.serve.worker import Answer, Start, Worker, in_process
 SECONDS_OF_A_REPLY = 2.0
 """assumed until some have been written"""
 LONGEST_RETRY_AFTER = 60.0
+
+
+class QueueFullError(Exception):
+    """The queue is full: try again after `retry_after` seconds."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(f"too many requests are waiting: try again in {retry_after:.0f} s")
+        self.retry_after = retry_after
 
 
 class Pool:
@@ -79,7 +86,7 @@ class Pool:
         if len(prompts) > most:
             raise UserError(f"{len(prompts)} replies at once are too many (n of each prompt): at most {most} fit")
         if len(prompts) > most - self.under_way:
-            raise QueueFullError(self.waiting, self._retry_after())
+            raise QueueFullError(self._retry_after())
         have_it = [worker for worker in self.workers if worker.wanted == card]
         worker = min(have_it or self.workers, key=lambda worker: len(worker.answers))
         idle = [worker for worker in self.workers if not worker.answers]

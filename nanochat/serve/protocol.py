@@ -119,7 +119,7 @@ class SamplingRequest(BaseModel):
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         seed = secrets.randbits(63) if self.seed is None else self.seed % 2**63
         first = dataclasses.replace(defaults, **asked, stop=stop, seed=seed)
-        return [first.sibling(i) for i in range(self.n or 1)]
+        return [first.child(i) for i in range(self.n or 1)]
 
 
 class ChatRequest(SamplingRequest):

@@ -9,7 +9,7 @@ import torch
 
 from nanochat.errors import UserError
 from nanochat.inference.engine import SUPPRESSED_TOKENS, Engine
-from nanochat.inference.request import QueueFullError, Request
+from nanochat.inference.request import Request
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
@@ -58,7 +58,7 @@ def engine_for(
 ) -> Engine:
     """`late`: drawn tokens are read a step later, as on a GPU."""
     engine = Engine(model_for(tokenizer), tokenizer, tool, max_batch_size)
-    engine.reads_late = late
+    engine.is_async = late
     return engine
 
 
@@ -184,20 +184,6 @@ def test_a_waiting_request_can_be_cancelled(tokenizer: Tokenizer) -> None:
     engine.cancel(second)
     finish(engine)
     assert first.completion.tokens and not second.completion.tokens
-
-
-def test_a_full_queue_refuses_and_says_when_to_come_back(tokenizer: Tokenizer) -> None:
-    engine = Engine(model_for(tokenizer), tokenizer, max_batch_size=1, max_waiting=2)
-    for _ in range(2):
-        engine.submit([5, 6], SamplingParams(max_tokens=3))
-    with pytest.raises(QueueFullError) as refusal:
-        engine.submit([5, 6], SamplingParams(max_tokens=3))
-    assert refusal.value.retry_after >= 1
-    engine.step()
-    engine.submit([5, 6], SamplingParams(max_tokens=3))  # one of them has left the queue
-    assert (
-        len(engine.generate([[7, 8]] * 5, SamplingParams(max_tokens=3))) == 5
-    )  # whoever waits for the end may bring many
 
 
 def test_slots_keep_to_the_memory_budget(tokenizer: Tokenizer) -> None:

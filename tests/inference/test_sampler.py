@@ -16,7 +16,7 @@ NONE = torch.tensor([], dtype=torch.long)
 def draw(logits: torch.Tensor, samplings: list[SamplingParams]) -> list[int]:
     """One token each. logits: (N, V)."""
     sampler = Sampler(samplings, [[]] * len(samplings), logits.size(1), NONE)
-    return sampler.draw(logits.clone(), uniform([s.seed for s in samplings], [0] * len(samplings)).tolist()).tolist()
+    return sampler.sample(logits.clone(), uniform([s.seed for s in samplings], [0] * len(samplings)).tolist()).tolist()
 
 
 @pytest.mark.parametrize("top_k", [None, 4])
@@ -82,7 +82,7 @@ def test_the_highest_draw_is_a_token_that_may_be_drawn() -> None:
         (SamplingParams(top_k=None, min_p=0.1), 1),
         (SamplingParams(top_k=None, top_p=0.5), 0),
     ):
-        tokens = Sampler([kind], [[]], 4, NONE).draw(logits.clone(), [1 - 2**-53])
+        tokens = Sampler([kind], [[]], 4, NONE).sample(logits.clone(), [1 - 2**-53])
         assert tokens.item() <= last
 
 
@@ -107,15 +107,15 @@ def test_uniform_draws_are_uniform_and_repeat() -> None:
         {"logprobs": 21},
     ],
 )
-def test_impossible_sampling_is_refused(wrong: dict) -> None:
-    with pytest.raises(UserError, match="cannot be"):
+def test_sampling_params_out_of_range_are_rejected(wrong: dict) -> None:
+    with pytest.raises(UserError, match="must be"):
         SamplingParams(**wrong)
 
 
-def test_siblings_differ_and_the_first_is_oneself() -> None:
+def test_child_seeds_differ_and_child_0_is_unchanged() -> None:
     sampling = SamplingParams(seed=7)
-    assert sampling.sibling(0) == sampling
+    assert sampling.child(0) == sampling
     assert (
-        len({sampling.sibling(i).seed for i in range(50)} | {SamplingParams(seed=8).sibling(i).seed for i in range(50)})
+        len({sampling.child(i).seed for i in range(50)} | {SamplingParams(seed=8).child(i).seed for i in range(50)})
         == 100
     )

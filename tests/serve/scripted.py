@@ -89,11 +89,11 @@ class ScriptedEngine:
                 continue
             completion = request.completion
             completion.tokens.append(token)
-            assert request.decoder
-            request.decoder.feed(token)
+            assert request.detokenizer
+            request.detokenizer.feed(token)
             if (most := request.sampling.logprobs) is not None:
                 completion.logprobs.append(TokenLogprob(token, -0.5, ((token, -0.5), (0, -2.0))[:most]))
-            if token == self.tokenizer.special("<|assistant_end|>") or request.decoder.stopped:
+            if token == self.tokenizer.special("<|assistant_end|>") or request.detokenizer.stopped:
                 completion.finish_reason = "stop"
             elif len(completion.tokens) == request.sampling.max_tokens:
                 completion.finish_reason = "length"
