@@ -46,10 +46,10 @@ def main(options: DoctorOptions) -> None:
 def thorough_checks(depth: int) -> list[Check]:
     """All there is; some seconds, on a GPU up to a minute."""
     from nanochat.spark import surroundings  # torch takes seconds to load, which the fast part has not
-    from scripts.plan import planned_disk
+    from nanochat.spark.disk import disk_space
 
     def room() -> Check:
-        return surroundings.room(planned_disk(depth).total, f"depth {depth}")
+        return surroundings.room(disk_space(depth).total, f"depth {depth}")
 
     gpus = host.gpus()
     return hardware_checks(gpus) + run_checks(

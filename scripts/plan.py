@@ -1,4 +1,4 @@
-"""What a model takes, before it is begun: data, disk, memory, hours and energy on several machines.
+"""Estimate what a model takes before training it: data, disk, memory, hours and energy.
 
 ./nanochat.sh plan --depth 20
 ./nanochat.sh plan --depth 26 --hosts 2
@@ -10,94 +10,84 @@ from dataclasses import dataclass
 import torch
 
 from nanochat import cli, host, paths
-from nanochat.data.shards import DATASETS, shards_for_depth
-from nanochat.dist import World
 from nanochat.model.gpt import GPTConfig
-from nanochat.runtime import Runtime, has_unified_memory
-from nanochat.spark import replan
+from nanochat.runtime import has_unified_memory
+from nanochat.spark.disk import default_config, disk_space
 from nanochat.spark.needs import training_bytes
-from nanochat.spark.plan import Disk, disk, flops_per_token, machines, stages
-from nanochat.spark.plan_table import count, gigabytes, stage_table
-from nanochat.spark.tariff import Tariff
+from nanochat.spark.plan import (
+    PLAN_FILE,
+    Tariff,
+    flops_per_token,
+    format_count,
+    machines,
+    read_plan,
+    stage_table,
+    stages_from,
+)
 from nanochat.train.options import PretrainOptions, check_range
-from nanochat.train.scaling import scale_options
-from scripts.prepare import PrepareOptions
+from nanochat.train.scaling import default_batch_size
+from nanochat.units import format_bytes
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass
 class PlanOptions:
-    """Tell what a model of some depth takes. NANOCHAT_PRICE_PER_KWH=0.30 adds the cost.
+    """Estimate what a model takes.
 
-    NANOCHAT_WATTS=100 says what a Spark draws.
+    NANOCHAT_WATTS=100 sets the power of one Spark, NANOCHAT_PRICE_PER_KWH=0.30 the price of energy.
     """
 
     depth: int = 20
     """layers, as in pretrain.sh"""
     hosts: int = 2
-    """DGX Sparks that work together, in the second column"""
+    """DGX Sparks that train together, in the second column"""
 
     def __post_init__(self) -> None:
         check_range("hosts", self.hosts, 1)
 
 
 def main(options: PlanOptions) -> None:
-    prepare, pretrain = PrepareOptions(depth=options.depth), PretrainOptions(depth=options.depth)
-    config = GPTConfig.from_depth(options.depth, prepare.vocab_size, pretrain.max_seq_len)
-    gpu = Runtime(torch.device("cuda"), torch.bfloat16, World(0, 1))
-    pretrain = scale_options(pretrain, config, gpu)
-    assert pretrain.total_batch_size and pretrain.num_iterations
-    tokens = pretrain.total_batch_size * pretrain.num_iterations
+    config = default_config(options.depth)
+    tokens = PretrainOptions.target_param_data_ratio * config.num_parameters
+    batch = default_batch_size(tokens, config.sequence_len)
+    steps = max(1, round(tokens / batch))
+    disk = disk_space(options.depth)
     print(
-        f"depth {options.depth}: {count(config.num_parameters)} parameters, {count(tokens)} tokens, "
-        f"{tokens * flops_per_token(config):.1e} operations\n"
-        f"steps     {pretrain.num_iterations:,} of {pretrain.total_batch_size:,} tokens"
+        f"depth {options.depth}: {format_count(config.num_parameters)} parameters, "
+        f"{format_count(steps * batch)} tokens, {steps * batch * flops_per_token(config):.1e} operations\n"
+        f"steps     {steps:,} of {batch:,} tokens\n"
+        f"download  {format_bytes(disk.download)}: {disk.num_shards} shards of text, and the tasks\n"
+        f"disk      {format_bytes(disk.total)}: text {format_bytes(disk.text)}, tokens {format_bytes(disk.tokens)}, "
+        f"checkpoints {format_bytes(disk.checkpoints)}\n"
+        f"          ({format_bytes(disk.checkpoint)} each)\n"
+        f"{memory_lines(config)}\n"
     )
-    room = planned_disk(options.depth)
-    print(
-        f"download  {gigabytes(room.download)}: {room.num_shards} shards of text, and the tasks\n"
-        f"disk      {gigabytes(room.total)}: text {gigabytes(room.text)}, tokens {gigabytes(room.tokens)}, "
-        f"checkpoints {gigabytes(room.checkpoints)}\n"
-        f"          ({gigabytes(room.checkpoint)} each)"
-    )
-    print(memory_line(config))
-    print()
     tariff = Tariff.from_environment()
-    compared = machines(options.hosts, tariff.watts)
-    plan = replan.read(paths.checkpoints_dir("base") / f"d{options.depth}" / replan.FILE)
-    if plan:
-        compared = [plan.machine, *compared[:3]]
-    print("\n".join(stage_table(stages(config, tokens), compared, tariff.price_per_kwh)))
-    print()
-    for machine in compared:
+    columns = machines(options.hosts, tariff.watts)
+    if measured := read_plan(paths.checkpoints_dir("base") / f"d{options.depth}" / PLAN_FILE):
+        columns.insert(0, measured.machine)
+    print(*stage_table(stages_from("base", config, steps * batch), columns, tariff.price_per_kwh), "", sep="\n")
+    for machine in columns:
         for source in machine.sources:
             print(textwrap.fill(f"{machine.name}: {source}", 80, subsequent_indent="  ", break_on_hyphens=False))
     print(
-        "Validation, checkpoints and downloads come on top. Midtraining: tokens as\n"
-        "published for such a mixture; SFT and RL: assumed. After 20 steps a run tells\n"
-        "its own figures."
+        "Not included: validation, checkpoints, downloads. Midtraining's tokens are as\n"
+        "published for a similar mixture; those of SFT and RL are assumed. After 20\n"
+        "steps a run prints an estimate from its own speed."
     )
 
 
-def planned_disk(depth: int) -> Disk:
-    """Room for everything that a model of `depth` makes with the options left as they are."""
-    prepare, pretrain = PrepareOptions(depth=depth), PretrainOptions(depth=depth)
-    shards = min(shards_for_depth(depth, prepare.vocab_size), DATASETS[prepare.dataset].num_shards)
-    config = GPTConfig.from_depth(depth, prepare.vocab_size, pretrain.max_seq_len)
-    return disk(config, shards, pretrain.keep_last)
-
-
-def memory_line(config: GPTConfig) -> str:
-    """Memory at most, by --device-batch-size; what this machine has."""
+def memory_lines(config: GPTConfig) -> str:
+    """Maximum memory by --device-batch-size, and the memory of this machine."""
     shared = has_unified_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     sizes = "  ".join(f"{rows}: {training_bytes(config, rows, shared=shared) / 1e9:.0f}" for rows in BATCH_SIZES)
     here = ""
     if not shared:
         here = f"; this GPU has {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB"
-    elif there := host.memory():
-        here = f"; this machine has {there.total / 1e9:.0f} GB"
-    return f"memory    GB at most, by --device-batch-size{here}\n          {sizes}"
+    elif memory := host.memory():
+        here = f"; this machine has {memory.total / 1e9:.0f} GB"
+    return f"memory    max GB by --device-batch-size{here}\n          {sizes}"
 
 
 if __name__ == "__main__":

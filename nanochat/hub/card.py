@@ -16,9 +16,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from nanochat.data.shards import DATASETS
 from nanochat.eval.results import centered_mean, centered_mean_error
 from nanochat.model.gpt import GPTConfig
-from nanochat.report.energy import Tariff, kilowatt_hours
 from nanochat.report.history import Stage
 from nanochat.report.plots import BITS_PER_BYTE, LOSS, draw_curves
+from nanochat.spark.plan import Tariff
 from nanochat.stages import STAGES
 from nanochat.train import checkpoint
 from nanochat.train.checkpoint import Checkpoint
@@ -203,7 +203,7 @@ def _facts(found: Checkpoint, stages: Sequence[Stage], publisher: Publisher) -> 
 def _training(stages: Sequence[Stage]) -> dict[str, Any]:
     """The part of the card about how it came to be."""
     tariff = Tariff.from_environment()
-    energies = [kilowatt_hours(stage, tariff) for stage in stages]
+    energies = [stage.kwh(tariff) for stage in stages]
     lines = [
         {
             "source": stage.source,

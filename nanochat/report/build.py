@@ -15,7 +15,7 @@ from nanochat.errors import UserError
 from nanochat.report.document import document
 from nanochat.report.history import Stage, newest_stages
 from nanochat.report.plots import CURVES, draw_curves, draw_scores
-from nanochat.spark.tariff import Tariff
+from nanochat.spark.plan import Tariff
 
 PLOTS_FOLDER = "plots"
 DOTS_PER_INCH = 120

@@ -3,18 +3,16 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from statistics import mean, median
 
 from nanochat import paths
 from nanochat.data.manifest import MANIFEST_FILE
 from nanochat.eval.results import TaskScore, centered_mean, centered_mean_error
-from nanochat.report.energy import kilowatt_hours, planned_kilowatt_hours
 from nanochat.report.history import Stage
-from nanochat.spark.tariff import Tariff
+from nanochat.spark.plan import Tariff
 from nanochat.units import format_duration
 
-SOURCES = {"pretrain": "base", "midtrain": "mid", "sft": "sft", "rl": "rl"}
-"""The stages as a plan calls them, and as they are called here."""
 NAMES = {"base": "pretraining", "mid": "midtraining", "sft": "supervised fine-tuning", "rl": "reinforcement learning"}
 CAPTIONS = {
     "loss": "Loss on what is learned. The thin line is each step, the thick one a moving average.",
@@ -65,7 +63,7 @@ def _opening(stages: Sequence[Stage]) -> str:
 
 
 def _stages(stages: Sequence[Stage], tariff: Tariff) -> str:
-    energy = [kilowatt_hours(stage, tariff) for stage in stages]
+    energy = [stage.kwh(tariff) for stage in stages]
 
     def total(values: Sequence[float | None]) -> float | None:
         return None if None in values else sum(value for value in values if value is not None)
@@ -96,39 +94,42 @@ def _stages(stages: Sequence[Stage], tariff: Tariff) -> str:
     notes = ["Tokens a second and MFU are medians over the steps; time is wall time, loading and evaluating included."]
     if left_out := [f"{n:.0f} in {stage.source}" for stage in stages if (n := stage.last("skipped_steps"))]:
         notes.append(f"Steps left out because the loss or its gradient was not finite: {', '.join(left_out)}.")
-    notes.append(tariff.explanation())
+    if tariff.watts is None:
+        notes.append("Measured energy is that of the GPUs only; set NANOCHAT_WATTS for the whole machine.")
+    else:
+        notes.append(f"Energy is the time at {tariff.watts:g} W per machine, from NANOCHAT_WATTS.")
     return f"## Stages\n\n{_table(headings, rows)}\n\n{' '.join(notes)}"
 
 
 def _plan(stages: Sequence[Stage], tariff: Tariff) -> str:
-    """What the first stage that could say so said of itself and those after it, beside what they took."""
+    """The estimate of the first stage that made one, next to the time and energy that its stages took."""
     planner = next((stage for stage in stages if stage.plan), None)
     if planner is None or planner.plan is None:
         return ""
-    plan, by_source, rows = planner.plan, {stage.source: stage for stage in stages}, []
-    for planned in plan.stages:
-        source = SOURCES[planned.name]
-        stage, since = by_source.get(source), plan.step if source == planner.source else 0
-        took, used = "", None
+    plan, machine = planner.plan, planner.plan.machine
+    if tariff.watts is not None:
+        machine = replace(machine, watts=tariff.watts * planner.facts.get("machines", 1))
+    by_source, rows = {stage.source: stage for stage in stages}, []
+    for work in plan.work:
+        stage, start = by_source.get(work.name), plan.step if work.name == planner.source else 0
+        taken, used = "", None
         if stage:
-            before = stage.until(since)
-            took = format_duration(stage.seconds - before.seconds)
-            took += "" if stage.is_finished else f" until step {stage.step:,}"
-            used = kilowatt_hours(stage, tariff)
-            used = None if used is None else used - (kilowatt_hours(before, tariff) or 0.0)
-        kwh = planned_kilowatt_hours(planned, planner.facts.get("machines", 1), tariff)
+            before = stage.until(start)
+            taken = format_duration(stage.seconds - before.seconds)
+            taken += "" if stage.is_finished else f" until step {stage.step:,}"
+            used = stage.kwh(tariff)
+            used = None if used is None else used - (before.kwh(tariff) or 0.0)
         rows.append(
             (
-                f"{source} after step {since:,}" if since else source,
-                format_duration(planned.hours * 3600),
-                took,
-                _figure(kwh, "{:.3g} kWh"),
+                f"{work.name} after step {start:,}" if start else work.name,
+                format_duration(machine.hours(work) * 3600),
+                taken,
+                _figure(machine.kwh(work), "{:.3g} kWh"),
                 _figure(used, "{:.3g} kWh"),
             )
         )
     table = _table(("stage", "planned", "taken", "energy planned", "energy used"), rows)
-    told = f"After step {plan.step:,}, {planner.source} had {plan.machine.sources[0]}. What was planned from that:"
-    return f"### Plan\n\n{told}\n\n{table}"
+    return f"### Plan\n\nEstimated by {planner.source} after step {plan.step:,}, {machine.sources[0]}.\n\n{table}"
 
 
 def _machine(stages: Sequence[Stage]) -> str:

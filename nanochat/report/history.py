@@ -9,8 +9,7 @@ from typing import Any
 
 from nanochat import paths
 from nanochat.eval.results import StageEvalConfig, StageResult, TaskScore, saved_result
-from nanochat.spark import replan
-from nanochat.spark.replan import Plan
+from nanochat.spark.plan import PLAN_FILE, Plan, Tariff, read_plan
 from nanochat.stages import STAGES
 from nanochat.telemetry.run_log import FACTS_FILE, METRICS_FILE, SAMPLES_FILE, read_steps
 from nanochat.train.checkpoint import META_FILE, Checkpoint, checkpoints
@@ -57,6 +56,13 @@ class Stage:
     def seconds(self) -> float:
         """Wall time, loading and evaluating included, over all resumes."""
         return float(self.rows[-1]["seconds"]) if self.rows else 0.0
+
+    def kwh(self, tariff: Tariff) -> float | None:
+        """Energy used: NANOCHAT_WATTS of every machine, else as measured by the main machine's GPUs, else None."""
+        if tariff.watts is not None:
+            return tariff.watts * self.facts.get("machines", 1) * self.seconds / 3.6e6
+        joules = self.last("energy_j")
+        return None if joules is None else joules / 3.6e6
 
     def until(self, step: int) -> "Stage":
         """The stage as it was after `step`."""
@@ -112,7 +118,7 @@ def read_stage(folder: Path) -> Stage | None:
     if not facts:
         return None
     logged_at = log.stat().st_mtime if log.exists() else 0.0
-    samples, plan = read_steps(folder / SAMPLES_FILE), replan.read(folder / replan.FILE)
+    samples, plan = read_steps(folder / SAMPLES_FILE), read_plan(folder / PLAN_FILE)
     return Stage(facts, read_steps(log), samples, checkpoint, logged_at, plan)
 
 

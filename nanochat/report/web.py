@@ -11,7 +11,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from nanochat.errors import UserError
 from nanochat.report import build
-from nanochat.spark.tariff import Tariff
+from nanochat.spark.plan import Tariff
 
 REFRESH_SECONDS = 20
 """between two loads of the page"""

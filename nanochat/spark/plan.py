@@ -1,163 +1,251 @@
-"""What a model will take before it is begun: work, time, energy, memory and disk, stage by stage.
+"""Estimates time and energy of every training stage, before a run and again after its first 20 steps.
 
-Work follows from the shape of the model; how fast a machine does it from figures that others measured and that are
-named, until this machine has been measured itself.
+The work follows from the shape of the model. Speeds are published figures of other people's runs, each with its
+source, until a run has measured its own machine (MeasuredPlan).
 """
 
-from dataclasses import dataclass
+import contextlib
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
+from nanochat.atomic import atomic_write
+from nanochat.errors import UserError
 from nanochat.model.gpt import GPT, GPTConfig
-from nanochat.runtime import DATASHEET_TFLOPS
-from nanochat.spark.compute import BANDWIDTH_GBPS
-from nanochat.train.memory import checkpoint_bytes
+from nanochat.stages import STAGES
+from nanochat.units import format_duration
 
-SHARD_BYTES = 100e6
-"""A shard of text as published, about (comments of nanochat's speedrun.sh)."""
-TOKEN_BYTES = 2
-CHARS_PER_SHARD, CHARS_PER_TOKEN = 250e6, 4.8
+PLAN_FILE = "plan.json"
 MID_TOKENS = 446e6
 """Conversations of one epoch: 851 steps of 524,288 tokens for 856K of them, as published for the same data sets under
 a vocabulary of 32,768 (github.com/lakshmankolasani/lakshmankolasani.github.io, dgx-spark-nanochat-training)."""
-TASK_BYTES = 600e6 + MID_TOKENS * (TOKEN_BYTES + 1)
-"""Data sets of the later stages, and the token files of midtraining, which have a mask, about."""
-SFT_ROWS, SFT_ROW_TOKENS = 23_000, 1000
-"""A row's tokens, padding included: assumed."""
-RL_STEPS, RL_REPLIES, RL_REPLY_TOKENS, RL_PROMPT_TOKENS = 200, 256, 256, 128
-"""Replies count at their longest; prompts are GSM8K's, about."""
-DECODE_SHARE = 0.5
-"""Of the memory bandwidth, while replies are written: assumed."""
-DECODE_BATCH = 128
-LINK_EFFICIENCY = 0.97
-SPARK_WATTS = 120
-BYTES_PER_WEIGHT_READ = 8
-"""A weight is read in fp32, and written and read again in bf16."""
+SFT_TOKENS = 23_000 * 1000
+"""Rows times tokens per row, padding included: assumed."""
+RL_REPLIES, RL_REPLY_TOKENS, RL_PROMPT_TOKENS = 200 * 256, 256, 128
+"""Replies of 200 steps at their maximum length, to prompts of GSM8K's typical length."""
+DECODE_BATCH, BYTES_PER_WEIGHT_READ = 128, 8
+"""Replies written at once (assumed), and bytes moved per weight and step: read in fp32, written and read in bf16."""
+SPARK_FLOPS, SPARK_DECODE_BANDWIDTH = 0.40 * 125e12, 0.5 * 273e9
+"""FLOP/s in training, and bytes/s while decoding (half of the datasheet's: assumed)."""
+SPARK_WATTS, LINK_EFFICIENCY = 120.0, 0.97
+MEASURED_STEPS, SKIPPED_STEPS = 20, 3
+"""Steps before a run re-estimates, and how many of them do not count because they compile."""
+MIN_SECONDS_LEFT = 3600.0
+"""A run that ends sooner prints no estimate."""
 
 
 @dataclass(frozen=True)
-class Stage:
+class Tariff:
+    """Power and price of electricity from the environment; None if not set."""
+
+    watts: float | None = None
+    """of a whole machine; GPUs measure only their own"""
+    price_per_kwh: float | None = None
+    """in the user's currency"""
+
+    @classmethod
+    def from_environment(cls) -> "Tariff":
+        """Read NANOCHAT_WATTS and NANOCHAT_PRICE_PER_KWH. Raises UserError if one is not a number."""
+        return cls(_number("NANOCHAT_WATTS"), _number("NANOCHAT_PRICE_PER_KWH"))
+
+
+def _number(variable: str) -> float | None:
+    text = os.environ.get(variable)
+    try:
+        return float(text) if text else None
+    except ValueError:
+        raise UserError(f'{variable} must be a number such as {variable}=0.3, got "{text}"') from None
+
+
+@dataclass(frozen=True)
+class StageWork:
     """The work of one stage."""
 
     name: str
+    """base, mid, sft or rl"""
     tokens: float
-    """trained on, or passed through the model"""
+    """that pass through the model"""
     flops: float
-    decode_bytes: float = 0.0
-    """read from memory to write replies"""
+    """of training; in RL, writing replies counts as what a GB10 could compute in that time"""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """How fast something trains, and what it draws."""
+    """Speed and power of one or several machines in training."""
 
     name: str
     flops: float
-    """FLOP/s reached in training"""
-    bandwidth: float
-    """bytes/s reached while replies are written"""
+    """FLOP/s in training"""
     watts: float | None
-    """None where nobody knows"""
+    """None if unknown"""
     sources: tuple[str, ...]
     """where the figures are from"""
 
-    def hours(self, stage: Stage) -> float:
-        """How long a stage takes, validation and checkpoints left out."""
-        return (stage.flops / self.flops + stage.decode_bytes / self.bandwidth) / 3600
+    def hours(self, *work: StageWork) -> float:
+        """Estimate the time of stages, validation and checkpoints not included."""
+        return sum(stage.flops for stage in work) / self.flops / 3600
 
-    def kwh(self, stage: Stage) -> float | None:
-        """Energy of a stage."""
-        return None if self.watts is None else self.hours(stage) * self.watts / 1000
-
-
-def known(name: str, chip: str, count: float, mfu: float, watts: float, *sources: str) -> Machine:
-    """A machine with `count` times a chip of the datasheets, of whose bf16 peak it reaches the share `mfu`."""
-    bandwidth = BANDWIDTH_GBPS[chip] * 1e9 * count * DECODE_SHARE
-    return Machine(name, DATASHEET_TFLOPS[chip] * 1e12 * count * mfu, bandwidth, watts, sources)
+    def kwh(self, *work: StageWork) -> float | None:
+        """Estimate the energy of stages; None if the power is unknown."""
+        return None if self.watts is None else self.hours(*work) * self.watts / 1000
 
 
 def machines(hosts: int, watts: float | None = None) -> list[Machine]:
-    """One Spark, `hosts` of them, one H100, eight; `watts`: what a Spark draws, if the user knows better."""
-    efficiency = LINK_EFFICIENCY if hosts > 1 else 1.0
-    source = f"{SPARK_WATTS} W for the whole machine: github.com/jasonacox/dgx-spark"
+    """One Spark and `hosts` of them. `watts`: power of one Spark, if the user measured it."""
+    link = LINK_EFFICIENCY if hosts > 1 else 1.0
+    mfu = (
+        "MFU 40%: d20's 11.2B tokens in 9 days, github.com/jasonacox/dgx-spark (38% at d12: "
+        "lakshmankolasani.github.io, 8.95e17 operations in 316.5 minutes)"
+    )
+    power = f"{SPARK_WATTS:g} W for the whole machine: github.com/jasonacox/dgx-spark"
     if watts is not None:
-        source = f"{watts:g} W for the whole machine, as NANOCHAT_WATTS says"
-    spark_watts = SPARK_WATTS if watts is None else watts
+        power = f"{watts:g} W for the whole machine, from NANOCHAT_WATTS"
+    watts = SPARK_WATTS if watts is None else watts
+    scaling = f"{hosts} times one, times {link:.0%} for the link: assumed; reported for two at d24"
     return [
-        known(
-            "GB10", "GB10", 1, 0.40, spark_watts,
-            "MFU 40%: d20's 11.2B tokens in 9 days, github.com/jasonacox/dgx-spark (38% at d12: "
-            "lakshmankolasani.github.io, 8.95e17 operations in 316.5 minutes)",
-            source,
-        ),
-        known(
-            f"{hosts} x GB10", "GB10", hosts * efficiency, 0.40, spark_watts * hosts,
-            f"{hosts} times one, times {efficiency:.0%} for the link: assumed; reported for two at d24",
-        ),
-        known(
-            "H100", "H100", 1, 0.51, 1275,
-            "MFU 51%: nanochat's run1000.sh, d32 on 8 x H100, 1.574 s for 524,288 tokens; one alone: assumed",
-            "1,275 W: an eighth of a DGX H100's most, 10.2 kW (datasheet)",
-        ),
-        known("8 x H100", "H100", 8, 0.51, 10_200, "MFU as for H100; 10.2 kW: DGX H100's most (datasheet)"),
-    ]  # fmt: skip
+        Machine("GB10", SPARK_FLOPS, watts, (mfu, power)),
+        Machine(f"{hosts} x GB10", SPARK_FLOPS * hosts * link, watts * hosts, (scaling,)),
+    ]
 
 
 def flops_per_token(config: GPTConfig) -> float:
-    """Operations to train on one token; of a model that exists as a shape only."""
+    """FLOPs to train on one token, without allocating the model."""
     with torch.device("meta"):
         return GPT(config).flops_per_token()
 
 
-def stages(config: GPTConfig, base_tokens: float) -> list[Stage]:
-    """The work of all stages. A pass without learning (RL's prompts and replies as they are written) is a third."""
+def stages_from(name: str, config: GPTConfig, tokens: float) -> list[StageWork]:
+    """The work of the stage `name`, which has `tokens` left to train on, and of all later stages."""
     per_token = flops_per_token(config)
-    read = RL_STEPS * RL_REPLIES * (RL_PROMPT_TOKENS + RL_REPLY_TOKENS)
-    decode_steps = RL_STEPS * RL_REPLY_TOKENS * RL_REPLIES / DECODE_BATCH
-    kv_bytes = 2 * 2 * config.n_layer * config.n_kv_head * config.head_dim  # keys and values in bf16, of one token
-    per_decode_step = BYTES_PER_WEIGHT_READ * config.num_parameters + DECODE_BATCH * kv_bytes * (
-        RL_PROMPT_TOKENS + RL_REPLY_TOKENS / 2
-    )
-    sft_tokens = SFT_ROWS * SFT_ROW_TOKENS
-    return [
-        Stage("pretrain", base_tokens, base_tokens * per_token),
-        Stage("midtrain", MID_TOKENS, MID_TOKENS * per_token),
-        Stage("sft", sft_tokens, sft_tokens * per_token),
-        Stage("rl", read, read * per_token * 4 / 3, decode_steps * per_decode_step),
-    ]
+    per_stage = {"mid": MID_TOKENS, "sft": SFT_TOKENS, name: tokens}
+    work = [StageWork(stage, count, count * per_token) for stage, count in per_stage.items() if stage != "rl"]
+    rl_tokens = RL_REPLIES * (RL_PROMPT_TOKENS + RL_REPLY_TOKENS)
+    kv_bytes = 2 * 2 * config.n_layer * config.n_kv_head * config.head_dim  # keys and values of one token in bf16
+    context_bytes = DECODE_BATCH * kv_bytes * (RL_PROMPT_TOKENS + RL_REPLY_TOKENS / 2)
+    bytes_per_decode_step = BYTES_PER_WEIGHT_READ * config.num_parameters + context_bytes
+    decode_seconds = RL_REPLIES / DECODE_BATCH * RL_REPLY_TOKENS * bytes_per_decode_step / SPARK_DECODE_BANDWIDTH
+    # RL also passes everything through the model without learning, for a third of the FLOPs.
+    work.append(StageWork("rl", rl_tokens, rl_tokens * per_token * 4 / 3 + decode_seconds * SPARK_FLOPS))
+    order = list(STAGES)
+    work.sort(key=lambda stage: order.index(stage.name))
+    return [stage for stage in work if order.index(stage.name) >= order.index(name)]
+
+
+def stage_table(work: Sequence[StageWork], columns: Sequence[Machine], price_per_kwh: float | None) -> list[str]:
+    """Lines with time and energy per stage and machine, the totals, and their cost if there is a price."""
+
+    def row(name: str, tokens: str, cells: Sequence[str]) -> str:
+        return f"{name:<13}{tokens:>6}" + "".join(f"{cell:>15}" for cell in cells)
+
+    def cell(machine: Machine, *work: StageWork) -> str:
+        time, kwh = format_duration(3600 * machine.hours(*work)), machine.kwh(*work)
+        return (
+            time if kwh is None else f"{time} {'<0.1' if kwh < 0.1 else format(kwh, '.1f' if kwh < 10 else ',.0f'):>4}"
+        )
+
+    lines = [row("", "tokens", [m.name if m.watts is None else f"{m.name}, kWh" for m in columns])]
+    lines += [row(stage.name, format_count(stage.tokens), [cell(m, stage) for m in columns]) for stage in work]
+    lines.append(row("total", "", [cell(m, *work) for m in columns]))
+    if price_per_kwh is not None:
+        costs = [None if kwh is None else kwh * price_per_kwh for kwh in (m.kwh(*work) for m in columns)]
+        lines.append(row(f"at {price_per_kwh:g}/kWh", "", ["?" if c is None else f"{c:,.2f}" for c in costs]))
+    return lines
+
+
+def format_count(number: float) -> str:
+    """`11.2B`, `446M`, `23M`."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if number >= 0.9995 * size:  # 999.9M rounds to 1,000M: print 1B
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
 
 
 @dataclass(frozen=True)
-class Disk:
-    """Room that a model takes, in bytes."""
+class Plan:
+    """An estimate that a run made from its own first steps."""
 
-    num_shards: int
-    text: float
-    tokens: float
-    tasks: float
-    checkpoint: float
-    checkpoints: float
-    """of all stages, two kept of each and a third while it is written"""
-
-    @property
-    def download(self) -> float:
-        """What comes over the network."""
-        return self.text + self.tasks
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return self.text + self.tokens + self.tasks + self.checkpoints
+    machine: Machine
+    """as measured"""
+    step: int
+    """after which it was made"""
+    work: tuple[StageWork, ...]
+    """the rest of the run's own stage, and the later ones"""
 
 
-def disk(config: GPTConfig, num_shards: int, keep_last: int) -> Disk:
-    """Room for text, tokens and the checkpoints of the four stages."""
-    checkpoint = checkpoint_bytes(config)
-    return Disk(
-        num_shards=num_shards,
-        text=num_shards * SHARD_BYTES,
-        tokens=num_shards * CHARS_PER_SHARD / CHARS_PER_TOKEN * TOKEN_BYTES,
-        tasks=TASK_BYTES,
-        checkpoint=checkpoint,
-        checkpoints=(4 * keep_last + 1) * checkpoint,
-    )
+class MeasuredPlan:
+    """Collects the first steps of a run, then estimates once how long the rest takes."""
+
+    def __init__(self, source: str, config: GPTConfig, num_iterations: int, folder: Path) -> None:
+        """`source`: the stage; `folder`: where the run keeps its files. Raises UserError if the tariff is invalid."""
+        self._tariff = Tariff.from_environment()
+        self._source = source
+        self._config = config
+        self._num_iterations = num_iterations
+        self._file = folder / PLAN_FILE
+        self._steps: list[Mapping[str, float]] = []
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        """Record the metrics of one step; return lines to print after the 20th of a long pretraining or midtraining."""
+        if step == 1:
+            self._file.unlink(missing_ok=True)  # of an earlier run that was killed before its first checkpoint
+        # The steps of SFT and RL differ too much from each other.
+        if self._source not in ("base", "mid") or len(self._steps) >= MEASURED_STEPS:
+            return []
+        self._steps.append(metrics)
+        if len(self._steps) < MEASURED_STEPS:
+            return []
+        tokens_left = (self._num_iterations - step) * self._median("tokens")
+        if tokens_left / self._median("tokens_per_second") < MIN_SECONDS_LEFT:
+            return []
+        machine = self._machine()
+        work = stages_from(self._source, self._config, tokens_left)
+        save_plan(self._file, Plan(machine, step, tuple(work)), self._median("mfu"))
+        table = stage_table(work, [machine], self._tariff.price_per_kwh)
+        return [machine.sources[0], "estimate for the rest at that speed:", *table]
+
+    def _machine(self) -> Machine:
+        watts, power = None, ""
+        if self._tariff.watts is not None:
+            watts = self._tariff.watts * int(os.environ.get("GROUP_WORLD_SIZE", "1"))  # machines, set by torchrun
+            power = f", {self._tariff.watts:,.0f} W per machine, from NANOCHAT_WATTS"
+        elif any("gpu_power_w" in metrics for metrics in self._steps):
+            watts = self._median("gpu_power_w")
+            power = f", {watts:,.0f} W (GPU only)"
+        flops = self._median("flops_per_second")
+        source = (
+            f"measured over {MEASURED_STEPS - SKIPPED_STEPS} steps: {self._median('tokens_per_second'):,.0f} tokens/s, "
+            f"mfu {self._median('mfu'):.3f}{power}"
+        )
+        return Machine("here", flops, watts, (source,))
+
+    def _median(self, key: str) -> float:
+        return statistics.median(metrics[key] for metrics in self._steps[SKIPPED_STEPS:] if key in metrics)
+
+
+def save_plan(path: Path, plan: Plan, mfu: float) -> None:
+    """Write plan.json for the report and ./nanochat.sh plan. A full disk is not an error: the table is printed."""
+    machine = plan.machine
+    stages = [{**asdict(work), "hours": machine.hours(work), "kwh": machine.kwh(work)} for work in plan.work]
+    kept = {
+        "flops": machine.flops, "watts": machine.watts, "mfu": mfu,
+        "source": machine.sources[0], "step": plan.step, "stages": stages,
+    }  # fmt: skip
+    with contextlib.suppress(OSError), atomic_write(path, "w") as file:
+        file.write(json.dumps(kept, indent=2) + "\n")
+
+
+def read_plan(path: Path) -> Plan | None:
+    """The plan that a run kept; None if there is none or the file is damaged."""
+    try:
+        kept = json.loads(path.read_text())
+        watts = None if kept["watts"] is None else float(kept["watts"])
+        machine = Machine("here", float(kept["flops"]), watts, (str(kept["source"]),))
+        work = (StageWork(str(s["name"]), float(s["tokens"]), float(s["flops"])) for s in kept["stages"])
+        return Plan(machine, int(kept["step"]), tuple(work)) if machine.flops > 0 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -20,8 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nanochat.errors import UserError
 from nanochat.telemetry.console import LOG_FILE, LogFile, Terminal
+from nanochat.telemetry.sensors import MachineWatch
 from nanochat.telemetry.trackers import Tracker
-from nanochat.telemetry.watch import MachineWatch
 from nanochat.units import format_duration
 
 if TYPE_CHECKING:

@@ -1,15 +1,29 @@
-"""What a model will take."""
+"""The plan of a model before its run, and from the first steps of the run."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
 from nanochat.model.gpt import GPT, GPTConfig
-from nanochat.spark.plan import Machine, Stage, disk, flops_per_token, machines, stages
-from nanochat.spark.plan_table import count, duration, stage_table
+from nanochat.spark import disk
+from nanochat.spark.plan import (
+    MEASURED_STEPS,
+    PLAN_FILE,
+    Machine,
+    MeasuredPlan,
+    StageWork,
+    flops_per_token,
+    format_count,
+    machines,
+    read_plan,
+    stage_table,
+    stages_from,
+)
 from nanochat.train.memory import checkpoint_bytes
 from nanochat.train.optim import MuonAdamW, OptimizerOptions
-from scripts import plan
+from scripts import plan, prepare
 
 D20 = GPTConfig.from_depth(20, 65_536, 2048)
 BASE_TOKENS = 20.0 * D20.num_parameters
@@ -26,31 +40,43 @@ def test_a_checkpoint_has_the_size_of_the_tensors_in_it() -> None:
     assert checkpoint_bytes(model.config) == sum(tensor.nbytes for tensor in state.values())
 
 
-def test_the_published_runs_come_out_as_published() -> None:
-    """d20 in nine days on a Spark; d32 at 1.574 s for 524,288 tokens on eight H100."""
-    one, _, _, eight = machines(2)
-    assert one.hours(stages(D20, BASE_TOKENS)[0]) == pytest.approx(9 * 24, rel=0.02)
-    d32 = GPTConfig.from_depth(32, 65_536, 2048)
-    assert eight.flops / flops_per_token(d32) == pytest.approx(524_288 / 1.574, rel=0.01)
+def test_the_published_run_comes_out_as_published() -> None:
+    """d20 in nine days on a Spark."""
+    (base, *_), (one, _) = stages_from("base", D20, BASE_TOKENS), machines(2)
+    assert one.hours(base) == pytest.approx(9 * 24, rel=0.02)
+
+
+def test_writing_replies_takes_as_long_as_reading_the_weights_and_the_context_for_every_token() -> None:
+    rl = stages_from("rl", D20, 0)[-1]
+    (spark, _) = machines(1)
+    context = 128 * (2 * 2 * D20.n_layer * D20.n_kv_head * D20.head_dim) * (128 + 256 / 2)
+    seconds = 200 * 256 / 128 * 256 * (8 * D20.num_parameters + context) / (273e9 / 2)
+    learning = rl.tokens * flops_per_token(D20) * 4 / 3 / spark.flops
+    assert rl.tokens == 200 * 256 * (128 + 256)
+    assert spark.hours(rl) * 3600 == pytest.approx(seconds + learning)
 
 
 def test_more_sparks_take_less_time_and_about_the_same_energy() -> None:
-    (one, two, *_), (work, *_) = machines(2), stages(D20, BASE_TOKENS)
+    (one, two), (work, *_) = machines(2), stages_from("base", D20, BASE_TOKENS)
     assert two.hours(work) == pytest.approx(one.hours(work) / 2 / 0.97)
     assert two.kwh(work) == pytest.approx((one.kwh(work) or 0) / 0.97)
 
 
 def test_energy_is_power_times_time_and_nothing_where_power_is_unknown() -> None:
-    work = Stage("pretrain", 1.0, 3.6e18)
-    assert Machine("a", 1e15, 1e9, 500, ()).kwh(work) == pytest.approx(0.5)
-    assert Machine("a", 1e15, 1e9, None, ()).kwh(work) is None
+    work = StageWork("base", 1.0, 3.6e18)
+    assert Machine("a", 1e15, 500, ()).kwh(work) == pytest.approx(0.5)
+    assert Machine("a", 1e15, None, ()).kwh(work) is None
 
 
 def test_the_disk_holds_text_tokens_and_two_checkpoints_of_each_stage_and_one_more() -> None:
-    room = disk(D20, num_shards=240, keep_last=2)
-    assert room.text == pytest.approx(24e9)
-    assert room.checkpoints == 9 * room.checkpoint
-    assert room.total == pytest.approx(room.text + room.tokens + room.tasks + room.checkpoints)
+    space = disk.disk_space(20)
+    assert space.num_shards == 240 and space.text == pytest.approx(24e9)
+    assert space.checkpoints == 9 * space.checkpoint == 9 * checkpoint_bytes(D20)
+    assert space.total == pytest.approx(space.download + space.tokens + space.checkpoints)
+
+
+def test_the_vocabulary_is_that_of_prepare() -> None:
+    assert prepare.PrepareOptions().vocab_size == disk.VOCAB_SIZE
 
 
 def test_plan_fits_80_columns_and_names_where_each_figure_is_from(
@@ -61,34 +87,107 @@ def test_plan_fits_80_columns_and_names_where_each_figure_is_from(
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 80
     assert "561M parameters, 11.2B tokens" in said and "21,400 of 524,288" in said and "240 shards" in said
-    assert all(f"{name}: " in said for name in ("GB10", "2 x GB10", "H100", "8 x H100"))
-    together = re.search(r"together +[\d.]+ d +(\d+)", said)
-    cost = re.search(r"at 0.5 a kWh +([\d.]+)", said)
-    assert together and cost and float(cost[1]) == pytest.approx(float(together[1]) / 2, abs=0.3)
+    assert all(f"{name}: " in said for name in ("GB10", "2 x GB10"))
+    total = re.search(r"total +\w+ +(\d+)", said)
+    cost = re.search(r"at 0.5/kWh +([\d.]+)", said)
+    assert total and cost and float(cost[1]) == pytest.approx(float(total[1]) / 2, abs=0.3)
 
 
 @pytest.mark.parametrize(("number", "text"), [(560_988_160, "561M"), (11.2e9, "11.2B"), (999.9e6, "1B"), (12, "12")])
 def test_counts_are_short(number: float, text: str) -> None:
-    assert count(number) == text
-
-
-@pytest.mark.parametrize(("hours", "text"), [(217.7, "9.1 d"), (8.65, "8.7 h"), (0.45, "27 min"), (0.005, "18 s")])
-def test_durations_are_short(hours: float, text: str) -> None:
-    assert duration(hours) == text
+    assert format_count(number) == text
 
 
 def test_the_table_has_a_line_for_each_stage_and_their_sum() -> None:
-    lines = stage_table(stages(D20, BASE_TOKENS), machines(2), None)
-    assert [line.split()[0] for line in lines[1:]] == ["pretrain", "midtrain", "sft", "rl", "together"]
+    lines = stage_table(stages_from("base", D20, BASE_TOKENS), machines(2), None)
+    assert [line.split()[0] for line in lines[1:]] == ["base", "mid", "sft", "rl", "total"]
 
 
 def test_one_machine_has_no_link_and_the_user_s_watts_win() -> None:
-    one, same, *_ = machines(1, 100)
+    one, same = machines(1, 100)
     assert (one.flops, one.watts) == (same.flops, same.watts) and one.watts == 100
 
 
 @pytest.mark.parametrize("depth", [8, 32])
 def test_the_columns_stand_apart(depth: int) -> None:
     config = GPTConfig.from_depth(depth, 65_536, 2048)
-    for line in stage_table(stages(config, 20.0 * config.num_parameters), machines(2), None):
-        assert all(line[at : at + 2] == "  " for at in (19, 34, 49, 64))
+    for line in stage_table(stages_from("base", config, 20.0 * config.num_parameters), machines(2), None):
+        assert all(line[at : at + 2] == "  " for at in (19, 34))
+
+
+CONFIG = D20
+STEP = {
+    "tokens": 524_288,
+    "tokens_per_second": 13_000.0,
+    "flops_per_second": 13_000.0 * flops_per_token(CONFIG),
+    "mfu": 0.36,
+    "gpu_power_w": 95.0,
+}
+
+
+def take_steps(plan: MeasuredPlan, first: int = 1, **changes: float) -> list[list[str]]:
+    slow = {**STEP, "tokens_per_second": 100.0, "flops_per_second": 1e12, "mfu": 0.01}  # it compiles
+    steps = [slow] * 2 + [{**STEP, **changes}] * 40
+    return [plan.step(first + i, metrics) for i, metrics in enumerate(steps)]
+
+
+def test_after_twenty_steps_the_rest_is_told_once_at_the_speed_measured(tmp_path: Path) -> None:
+    said = take_steps(MeasuredPlan("base", CONFIG, 21_400, tmp_path))
+    assert [i + 1 for i, lines in enumerate(said) if lines] == [MEASURED_STEPS]
+    told, *table = said[MEASURED_STEPS - 1]
+    assert "13,000 tokens/s" in told and "mfu 0.360" in told and "95 W" in told
+    assert [line.split()[0] for line in table[2:]] == ["base", "mid", "sft", "rl", "total"]
+    hours = json.loads((tmp_path / PLAN_FILE).read_text())["stages"][0]["hours"]
+    assert hours == pytest.approx((21_400 - 20) * 524_288 / 13_000 / 3600)
+
+
+def test_a_later_stage_has_only_what_comes_after_it(tmp_path: Path) -> None:
+    (lines,) = [lines for lines in take_steps(MeasuredPlan("mid", CONFIG, 850, tmp_path)) if lines]
+    assert [line.split()[0] for line in lines[3:]] == ["mid", "sft", "rl", "total"]
+
+
+@pytest.mark.parametrize(("source", "steps"), [("base", 60), ("rl", 20_000)])
+def test_a_short_run_and_one_whose_steps_differ_are_not_planned(source: str, steps: int, tmp_path: Path) -> None:
+    assert not any(take_steps(MeasuredPlan(source, CONFIG, steps, tmp_path)))
+    assert not (tmp_path / PLAN_FILE).exists()
+
+
+def test_plan_reads_what_a_run_kept(tmp_path: Path) -> None:
+    take_steps(MeasuredPlan("base", CONFIG, 21_400, tmp_path))
+    plan = read_plan(tmp_path / PLAN_FILE)
+    assert plan is not None and plan.step == MEASURED_STEPS
+    assert plan.machine.flops == pytest.approx(13_000 * flops_per_token(CONFIG)) and plan.machine.watts == 95
+    assert [work.name for work in plan.work] == ["base", "mid", "sft", "rl"]
+    (tmp_path / PLAN_FILE).write_text("{")
+    assert read_plan(tmp_path / PLAN_FILE) is None
+
+
+def test_a_run_that_begins_has_no_plan_of_one_before_it(tmp_path: Path) -> None:
+    take_steps(MeasuredPlan("base", CONFIG, 21_400, tmp_path))
+    MeasuredPlan("base", CONFIG, 21_400, tmp_path).step(21, STEP)  # a resume
+    assert read_plan(tmp_path / PLAN_FILE)
+    MeasuredPlan("base", CONFIG, 60, tmp_path).step(1, STEP)
+    assert not (tmp_path / PLAN_FILE).exists()
+
+
+def test_where_no_power_is_measured_the_user_s_word_counts_for_each_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = {name: figure for name, figure in STEP.items() if name != "gpu_power_w"}
+    monkeypatch.setenv("NANOCHAT_WATTS", "60")
+    kwh = []
+    for count in (1, 2):
+        monkeypatch.setenv("GROUP_WORLD_SIZE", str(count))  # as torchrun sets it
+        plan = MeasuredPlan("base", CONFIG, 21_400, tmp_path)
+        lines = [plan.step(i + 1, without) for i in range(MEASURED_STEPS)][-1]
+        assert "60 W per machine" in lines[0]
+        kept = read_plan(tmp_path / PLAN_FILE)
+        assert kept
+        kwh.append(kept.machine.kwh(*kept.work) or 0.0)
+    assert kwh[1] == pytest.approx(2 * kwh[0])
+
+
+def test_a_plan_whose_figures_are_no_numbers_is_not_read(tmp_path: Path) -> None:
+    plan = {"flops": "fast", "watts": None, "source": "here"}
+    (tmp_path / PLAN_FILE).write_text(json.dumps(plan))
+    assert read_plan(tmp_path / PLAN_FILE) is None
