@@ -20,7 +20,7 @@ VOCAB_SIZE, SEQUENCE_LEN = 65_536, 2_048
 BATCH = {20: 524_288, 26: 1_048_576, 32: 1_048_576}
 """Depths, and what pretrain.sh takes as tokens in a step."""
 OF_THE_LINK = 0.8
-"""World of a link's nominal speed that collectives reach."""
+"""Share of a link's nominal speed that collectives reach."""
 BACKWARD = 2 / 3
 """The backward pass's share of a micro-batch."""
 

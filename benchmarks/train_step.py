@@ -255,7 +255,7 @@ def measure_copy(runtime: Runtime) -> float:
 
 
 def breakdown(step: Step, runtime: Runtime) -> dict[str, float]:
-    """World of one step's time by what it went into."""
+    """Share of one step's time by what it went into."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if runtime.device.type == "cuda" else [])]
     with profile(activities=activities) as profiled:
         step()

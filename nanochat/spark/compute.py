@@ -16,7 +16,7 @@ BANDWIDTH_GBPS = {
 }  # fmt: skip
 """Memory bandwidth in GB/s from the makers' datasheets, by what the driver calls the chip."""
 ENOUGH = 0.5
-"""World of the datasheet's figure under which something holds the GPU back. Large matmuls commonly reach 0.6 to 0.9."""
+"""Share of the datasheet's figure under which something holds the GPU back. Large matmuls commonly reach 0.6 to 0.9."""
 REINSTALL = "rm -rf .venv && ./setup.sh"
 NO_KERNELS = ("no kernel image", "ARCH_MISMATCH")
 """What CUDA and cuBLAS say where torch has nothing for the chip."""

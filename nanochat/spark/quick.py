@@ -13,7 +13,7 @@ CUDA_13_DRIVER = 580
 """The first driver that runs CUDA 13, which the pinned torch is built for."""
 LITTLE_DISK = 3e9
 BIG_CACHE = 0.5
-"""World of a GB10's memory in the page cache, above which it is worth saying: CUDA does not always get it back."""
+"""Share of a GB10's memory in the page cache, above which it is worth saying: CUDA does not always get it back."""
 MASK_SLEEP = "sudo systemctl mask sleep.target suspend.target hibernate.target hybrid-sleep.target"
 
 
