@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat.model.cpu_kernels import rms_norm, rotate_and_norm
-from nanochat.model.gpt import GPT, Attention, AttentionCache, Block, GPTConfig, Linear
+from nanochat.model.gpt import GPT, Attention, AttentionCache, Block, GPTConfig, Linear, rms_norm, rotate_and_norm
 from nanochat.train.optim import MuonAdamW, OptimizerOptions
 
 GATE_CHANNELS = 32
@@ -182,7 +181,9 @@ class AblationGPT(GPT):
             is_causal = True
         elif query.size(2) > 1:
             mask = band(query.size(2), key.size(2), window, x.device)
-        y = F.scaled_dot_product_attention(query, key, value, mask, is_causal=is_causal, enable_gqa=attention.grouped)
+        y = F.scaled_dot_product_attention(
+            query, key, value, mask, is_causal=is_causal, enable_gqa=query.size(1) != key.size(1)
+        )
         return attention.o_proj(y.transpose(1, 2).reshape(x.shape))
 
 

@@ -13,8 +13,7 @@ from transformers.utils import logging
 
 from nanochat.errors import UserError
 from nanochat.inference.sampling_params import CHAT_SAMPLING
-from nanochat.model.cpu_kernels import RMS_NORM_EPS
-from nanochat.model.gpt import GPT, LOGIT_SOFTCAP, GPTConfig
+from nanochat.model.gpt import GPT, LOGIT_SOFTCAP, RMS_NORM_EPS, GPTConfig
 from nanochat.tokenizer import Tokenizer
 
 ARCHITECTURE = "NanoChatForCausalLM"

@@ -14,13 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanochat.inference.kv_cache import KVCache
-from nanochat.model.cpu_kernels import RMS_NORM_EPS, blocked_attention, in_blocks
-from nanochat.model.gpt import GPT, LOGIT_SOFTCAP
+from nanochat.model.cpu_kernels import blocked_attention, use_blocked_attention
+from nanochat.model.gpt import GPT, rms_norm, squared_relu
 
 TRANSPOSED_ROWS = range(16, 128)
 """Batch sizes for which MKL computes W x^T faster than x W^T: 70 us against 108 us for 16 rows and 1,024 outputs."""
-
-_ROOT_EPS = torch.tensor(RMS_NORM_EPS).sqrt()
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ class ModelRunner:
             self.flat_values[number].index_copy_(0, places, value.reshape(-1, head_dim))
             attended = [self._attend(number, query, view) for view in views]
             x = layer.output.added(x, attended[0] if len(attended) == 1 else torch.cat(attended))
-            x = layer.fc2.added(x, squared_relu_(layer.fc1(rms_norm(x))))
+            x = layer.fc2.added(x, squared_relu(layer.fc1(rms_norm(x))))
         return rms_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -146,7 +144,7 @@ class ModelRunner:
         start, count = max(span.starts), span.count
         if (count == 1 and min(span.starts) == start) or (start == 0 and len(span.starts) == 1):
             return None  # every key is visible, or plain causal attention from the start of a prompt
-        if in_blocks(span.count, self.device, self.embedding.dtype, training=False):
+        if use_blocked_attention(span.count, self.device, self.embedding.dtype, training=False):
             return None  # blocked_attention masks by itself
         keys = torch.arange(start + count, device=self.device)
         first = on_device(span.starts, self.device)[:, None, None]
@@ -165,7 +163,7 @@ class ModelRunner:
         span = view.span
         query = query[span.first_row : span.first_row + span.rows]
         query = query.unsqueeze(2) if span.count == 1 else query.transpose(0, 1).unsqueeze(0)
-        if in_blocks(span.count, self.device, self.embedding.dtype, training=False):
+        if use_blocked_attention(span.count, self.device, self.embedding.dtype, training=False):
             attended = blocked_attention(query, view.keys[layer], view.values[layer])
         else:
             attended = F.scaled_dot_product_attention(
@@ -193,25 +191,6 @@ def on_device(values: Sequence[float], device: torch.device) -> Tensor:
     """Convert numbers to a tensor on the device without synchronizing with it."""
     tensor = torch.tensor(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def soft_cap(logits: Tensor) -> Tensor:
-    """Limit logits to (-15, 15), as the model does."""
-    return LOGIT_SOFTCAP * torch.tanh(logits / LOGIT_SOFTCAP)
-
-
-def rms_norm(x: Tensor) -> Tensor:
-    """Same as gpt.rms_norm. On a CPU, F.rms_norm runs nine operations, 13 us for a row of 256; these take 8 us."""
-    if x.is_cuda:
-        return F.rms_norm(x, (x.size(-1),), eps=RMS_NORM_EPS)
-    root_mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(x.size(-1) ** -0.5)
-    return x / torch.hypot(root_mean_square, _ROOT_EPS.to(x.dtype))
-
-
-def squared_relu_(x: Tensor) -> Tensor:
-    """max(x, 0)^2, in place."""
-    x = F.relu_(x)
-    return x.mul_(x)
 
 
 def _transposed(x: Tensor) -> bool:

@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nanochat.inference.model_runner import on_device, soft_cap
+from nanochat.inference.model_runner import on_device
 from nanochat.inference.request import Request, TokenLogprob
 from nanochat.inference.sampling_params import GREEDY_BELOW, SamplingParams
+from nanochat.model.gpt import soft_cap
 
 Method = Literal["greedy", "top", "all"]
 MAX_UNIFORM = 1 - 2**-23

@@ -1,76 +1,77 @@
-"""RMSNorm, rotary positions and the squared ReLU, with their gradients written out where autograd's are slow.
+"""Faster RMSNorm, rotary positions, squared ReLU and causal attention for CPUs, with hand-written gradients.
 
-On a CPU torch puts F.rms_norm and what autograd makes of a rotation together from a dozen passes over memory; written
-out they take three to six. What torch.compile sees, and a GPU, which compiles as a rule, have the plain expressions.
+On a CPU, F.rms_norm and autograd's backward of a rotation are a dozen passes over memory; written out they are three to
+six. nanochat.model.gpt has the plain expressions, which GPUs and torch.compile use.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RMS_NORM_EPS = 1.1920929e-07
+QUERY_BLOCK = {torch.float32: 128, torch.bfloat16: 256}
+"""Queries per attention block: their scores stay in the cache and few masked scores are computed. bfloat16 products are
+so fast that fewer, larger ones win."""
+MAX_BFLOAT16_ROW = 512
+"""Row length up to which blocked attention is faster than torch's in bfloat16."""
+
+_MASK = {dtype: torch.full((size, size), -torch.inf, dtype=dtype).triu(1) for dtype, size in QUERY_BLOCK.items()}
 
 
-def rms_norm(x: Tensor) -> Tensor:
-    """x over its root mean square along the last dimension; there are no weights."""
-    if _written_out(x):
-        return _RMSNorm.apply(x)
-    return F.rms_norm(x, (x.size(-1),), eps=RMS_NORM_EPS)
-
-
-def rotate_and_norm(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the halves of each head by position, and norm it. (B, T, H, D) -> (B, H, T, D).
-
-    cos, sin: (B or 1, T, 1, D / 2).
-    """
-    if _written_out(x):
-        return _RMSNorm.apply(_Rotary.apply(x, cos, sin))
-    first, second = x.chunk(2, dim=-1)
-    return rms_norm(torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)).transpose(1, 2)
-
-
-def squared_relu(x: Tensor) -> Tensor:
-    """max(x, 0)^2."""
-    return _SquaredReLU.apply(x)
-
-
-def _written_out(x: Tensor) -> bool:
+def enabled(x: Tensor) -> bool:
+    """True if these kernels are faster than the plain expressions: on a CPU, unless torch.compile fuses those."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """x divided by its root mean square along the last dimension."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _RMSNorm.apply(x, eps)
+    return torch.mul(x, _inverse_rms(x, eps), out=torch.empty_like(x))
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    # In at least fp32: rounding it to bfloat16 would scale a whole row by up to 0.4%.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).mul_(x.size(-1) ** -0.5)
+    return rms.square_().add_(eps).rsqrt_()
 
 
 class _RMSNorm(torch.autograd.Function):
     """Forward and backward of (4, 512, 256) in bfloat16 on two AMX cores: 0.8 ms; by F.rms_norm 2.0 ms."""
 
     @staticmethod
-    def forward(ctx, x):  # type: ignore[no-untyped-def]  # as torch calls it
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        root_mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).mul_(x.size(-1) ** -0.5)
-        scale = root_mean_square.square_().add_(RMS_NORM_EPS).rsqrt_()
-        normed = torch.mul(x, scale, out=torch.empty_like(x))  # of a scale in bfloat16 all of a row would be off
+    def forward(ctx, x, eps):  # type: ignore[no-untyped-def]  # torch's signature
+        scale = _inverse_rms(x, eps)
+        normed = torch.mul(x, scale, out=torch.empty_like(x))
         ctx.save_for_backward(normed, scale.to(x.dtype))
         return normed
 
     @staticmethod
-    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # as torch calls it
+    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # torch's signature
         normed, scale = ctx.saved_tensors
         along = (grad_output * normed).sum(dim=-1, keepdim=True).mul_(-1 / normed.size(-1))
-        return torch.addcmul(grad_output, normed, along).mul_(scale)
+        return torch.addcmul(grad_output, normed, along).mul_(scale), None
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions. x: (B, T, H, D); cos, sin: (1 or B, T, 1, D / 2) -> (B, H, T, D), contiguous."""
+    return _Rotary.apply(x, cos, sin)
 
 
 class _Rotary(torch.autograd.Function):
-    """What comes out lies head by head, as attention in blocks wants it; the gradient token by token, as the matrices
-    do."""
+    """The output is laid out head by head, as blocked attention reads it; the gradient token by token, as the matrix
+    products do."""
 
     @staticmethod
-    def forward(ctx, x, cos, sin):  # type: ignore[no-untyped-def]  # as torch calls it
+    def forward(ctx, x, cos, sin):  # type: ignore[no-untyped-def]  # torch's signature
         ctx.save_for_backward(cos, sin)
-        batch, count, heads, size = x.shape
-        rotated = x.new_empty(batch, heads, count, size)
+        batch, length, heads, size = x.shape
+        rotated = x.new_empty(batch, heads, length, size)
         _rotate(x, cos, sin, out=rotated.transpose(1, 2))
         return rotated
 
     @staticmethod
-    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # as torch calls it
+    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # torch's signature
         cos, sin = ctx.saved_tensors
         grad = grad_output.transpose(1, 2)
         return _rotate(grad, cos, -sin, out=grad.new_empty(grad.shape)), None, None
@@ -83,42 +84,43 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
     return out
 
 
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)^2."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _SquaredReLU.apply(x)
+    rectified = F.relu(x)
+    return rectified.mul_(rectified)
+
+
 class _SquaredReLU(torch.autograd.Function):
     """The backward of autograd's pow took 18% of a CPU step at depth 4."""
 
     @staticmethod
-    def forward(ctx, x):  # type: ignore[no-untyped-def]  # as torch calls it
+    def forward(ctx, x):  # type: ignore[no-untyped-def]  # torch's signature
         rectified = F.relu(x)
         ctx.save_for_backward(rectified)
         return rectified * rectified
 
     @staticmethod
-    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # as torch calls it
+    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # torch's signature
         (rectified,) = ctx.saved_tensors
         return (grad_output * rectified).mul_(2)
 
 
-QUERY_BLOCK = {torch.float32: 128, torch.bfloat16: 256}
-"""Queries in a block: their scores stay in the processor's cache, and keys that they may not see cost little. Products
-in bfloat16 are so fast that fewer and larger ones win."""
-MOST_IN_BFLOAT16 = 512
-"""Tokens of a row up to which blocks are faster in bfloat16."""
-
-_HIDDEN = {dtype: torch.full((count, count), -torch.inf, dtype=dtype).triu(1) for dtype, count in QUERY_BLOCK.items()}
-"""What hides from each query of a block the later ones."""
-
-
-def in_blocks(count: int, device: torch.device, dtype: torch.dtype, *, training: bool) -> bool:
-    """Whether `count` tokens at once are faster in blocks than by torch's scaled_dot_product_attention."""
+def use_blocked_attention(length: int, device: torch.device, dtype: torch.dtype, *, training: bool) -> bool:
+    """True if `blocked_attention` of `length` new tokens is faster than torch's scaled_dot_product_attention."""
     if device.type != "cpu":
         return False
     if dtype == torch.bfloat16:
-        return training and count <= MOST_IN_BFLOAT16
-    return dtype == torch.float32 and count > QUERY_BLOCK[dtype]
+        return training and length <= MAX_BFLOAT16_ROW
+    return dtype == torch.float32 and length > QUERY_BLOCK[dtype]
 
 
 def blocked_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of each sequence's T newest of L tokens to themselves and to all before them.
+    """Causal attention of the T newest of L tokens, by matrix products over blocks of queries.
+
+    torch's kernel computes all scores and masks half of them; here most of those are skipped. At depth 4 and rows of
+    512 tokens a training step spends a third less time on attention.
 
     query: (B, H, T, D); keys, values: (B, H_kv, L, D) -> (B, H, T, D), all in fp32 or all in bfloat16.
     """
@@ -130,55 +132,55 @@ def blocked_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 def _blocks(count: int, length: int, dtype: torch.dtype) -> list[tuple[slice, slice]]:
-    """Of the newest `count` of `length` tokens, the queries of each block and the keys that some of them may see."""
+    """Slices of the newest `count` of `length` tokens, each with the slice of keys that it attends to."""
     size = QUERY_BLOCK[dtype]
-    ends = [(first, min(first + size, count)) for first in range(0, count, size)]
-    return [(slice(first, last), slice(0, length - count + last)) for first, last in ends]
+    ends = [(start, min(start + size, count)) for start in range(0, count, size)]
+    return [(slice(start, end), slice(0, length - count + end)) for start, end in ends]
 
 
-def kept_weights(longest: int, device: torch.device, dtype: torch.dtype) -> float:
-    """Numbers that a head keeps of each token for the backward pass, besides query, key and value, in rows of up to
-    `longest` tokens: the most, which is of the longest that go in blocks."""
-    count = min(longest, MOST_IN_BFLOAT16) if dtype == torch.bfloat16 else longest
-    if not in_blocks(count, device, dtype, training=True):
+def saved_attention_weights(row_len: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Attention weights per head and token that blocked attention keeps for the backward pass, for rows of up to
+    `row_len` tokens."""
+    longest = min(row_len, MAX_BFLOAT16_ROW) if dtype == torch.bfloat16 else row_len
+    if not use_blocked_attention(longest, device, dtype, training=True):
         return 0.0
-    return sum((rows.stop - rows.start) * seen.stop for rows, seen in _blocks(count, count, dtype)) / count
+    return sum((rows.stop - rows.start) * keys.stop for rows, keys in _blocks(longest, longest, dtype)) / longest
 
 
-def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """scale x (a b) without a pass for the scale. baddbmm does not read what it would add to."""
+def _scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    # baddbmm applies the scale without another pass; with beta=0 it does not read its first argument.
     return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scale)
 
 
 class _BlockedAttention(torch.autograd.Function):
-    """Of (N, T, D) to (N, L, D), where N counts the heads of all sequences."""
+    """query: (N, T, D); keys, values: (N, L, D), where N counts the heads of all sequences."""
 
     @staticmethod
-    def forward(ctx, query, keys, values):  # type: ignore[no-untyped-def]  # as torch calls it
-        attended = torch.empty_like(query)
+    def forward(ctx, query, keys, values):  # type: ignore[no-untyped-def]  # torch's signature
+        output = torch.empty_like(query)
         scale, dtype = query.size(2) ** -0.5, query.dtype
-        kept = []
+        saved = []
         for rows, seen in _blocks(query.size(1), keys.size(1), dtype):
-            scores = _product(query[:, rows], keys[:, seen].mT, scale)
+            scores = _scaled_product(query[:, rows], keys[:, seen].mT, scale)
             count = scores.size(1)
-            scores[:, :, -count:] += _HIDDEN[dtype][:count, :count]
+            scores[:, :, -count:] += _MASK[dtype][:count, :count]
             weights = scores.softmax(dim=-1)
-            attended[:, rows] = weights @ values[:, seen]
+            output[:, rows] = weights @ values[:, seen]
             if any(ctx.needs_input_grad):
-                kept.append(weights)
-        ctx.save_for_backward(query, keys, values, *kept)
-        return attended
+                saved.append(weights)
+        ctx.save_for_backward(query, keys, values, *saved)
+        return output
 
     @staticmethod
-    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # as torch calls it
-        query, keys, values, *kept = ctx.saved_tensors
+    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # torch's signature
+        query, keys, values, *saved = ctx.saved_tensors
         scale, dtype = query.size(2) ** -0.5, query.dtype
         query_grad, keys_grad, values_grad = torch.empty_like(query), torch.zeros_like(keys), torch.zeros_like(values)
-        for (rows, seen), weights in zip(_blocks(query.size(1), keys.size(1), dtype), kept, strict=True):
+        for (rows, seen), weights in zip(_blocks(query.size(1), keys.size(1), dtype), saved, strict=True):
             grad = grad_output[:, rows]
             values_grad[:, seen] += weights.mT @ grad
-            slope = grad @ values[:, seen].mT
-            scores_grad = torch.ops.aten._softmax_backward_data(slope, weights, -1, dtype)
-            query_grad[:, rows] = _product(scores_grad, keys[:, seen], scale)
-            keys_grad[:, seen] += _product(scores_grad.mT, query[:, rows], scale)
+            weights_grad = grad @ values[:, seen].mT
+            scores_grad = torch.ops.aten._softmax_backward_data(weights_grad, weights, -1, dtype)
+            query_grad[:, rows] = _scaled_product(scores_grad, keys[:, seen], scale)
+            keys_grad[:, seen] += _scaled_product(scores_grad.mT, query[:, rows], scale)
         return query_grad, keys_grad, values_grad

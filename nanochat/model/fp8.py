@@ -1,9 +1,8 @@
-"""A matrix product and its gradients in 8-bit floating point, with torch's own scaled product.
+"""Linear layers in FP8, forward and backward, with torch._scaled_mm.
 
-Activations and weights have 3 bits of mantissa (e4m3); gradients have 2, for a wider range (e5m2), as
-https://arxiv.org/abs/2209.05433 proposes. Sums are fp32. Each tensor is scaled by one number, chosen each time from the
-largest that it holds, as in the tensorwise recipe of https://github.com/pytorch/ao (torchao.float8). Here that number
-is a power of two: then scaling rounds nothing, in bfloat16 neither, and a float is as precise at one scale as at any.
+Activations and weights are e4m3 (3 bits of mantissa), gradients e5m2 (2 bits, wider range), as in
+https://arxiv.org/abs/2209.05433; sums are fp32. Scaling is dynamic and per tensor, as in the tensorwise recipe of
+torchao.float8 (https://github.com/pytorch/ao), but by powers of two, so that scaling itself rounds nothing.
 """
 
 from typing import NamedTuple
@@ -13,35 +12,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MULTIPLE = 16
-"""On CUDA, torch._scaled_mm wants what it sums over, and the width of its result, to be a multiple of this."""
-LEAST_PEAK = 1e-30
-"""Where a tensor's largest number is taken to be, if it is less: zeros have no scale of their own."""
+"""torch._scaled_mm on CUDA wants the inner dimension and the width of the result to be multiples of this."""
+MIN_AMAX = 1e-30
+"""Lower bound for the largest absolute value of a tensor, so that zeros get a finite scale."""
 
 
 class Scaled(NamedTuple):
-    """A matrix in FP8: `numbers` times `unit`."""
+    """A matrix in FP8: `values` times `scale`."""
 
-    numbers: Tensor
-    """(M, K), row by row in memory"""
-    unit: Tensor
+    values: Tensor
+    """(M, K), row-major"""
+    scale: Tensor
     """a scalar in fp32"""
 
     @classmethod
     def of(cls, x: Tensor, dtype: torch.dtype) -> "Scaled":
-        """x rounded to an FP8 dtype. What is not finite in x makes the unit or the numbers NaN or infinite."""
-        peak = torch.linalg.vector_norm(x, float("inf"), dtype=torch.float32).clamp(min=LEAST_PEAK)
-        scale = torch.exp2(torch.floor(torch.log2(torch.finfo(dtype).max / peak)))
+        """Quantize x. Non-finite values in x make the scale or the values non-finite."""
+        amax = torch.linalg.vector_norm(x, float("inf"), dtype=torch.float32).clamp(min=MIN_AMAX)
+        scale = torch.exp2(torch.floor(torch.log2(torch.finfo(dtype).max / amax)))
         return cls((x * scale).to(dtype, memory_format=torch.contiguous_format), scale.reciprocal())
 
     def transposed(self) -> "Scaled":
-        """Its transpose, laid out anew. One unit for all of the matrix is what allows that without rounding again."""
-        return Scaled(self.numbers.t().contiguous(), self.unit)
+        """The transpose, row-major. The scale is per tensor, so this does not round again."""
+        return Scaled(self.values.t().contiguous(), self.scale)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x W^T, its gradients also in FP8. x: (..., in); weight: (out, in) in fp32 -> (..., out) in the dtype of x.
 
-    in and out are multiples of 16. Rows of zeros make up for a number of rows that is not.
+    in and out must be multiples of 16; the number of rows is padded to one with zeros.
     """
     rows = x.flatten(0, -2)
     missing = -rows.size(0) % MULTIPLE
@@ -50,20 +49,20 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _product(a: Scaled, b: Scaled, dtype: torch.dtype) -> Tensor:
-    """a b^T. a: (M, K), b: (N, K) -> (M, N). Both lie along K: before Blackwell, FP8 hardware knows no other layout."""
-    return torch._scaled_mm(a.numbers, b.numbers.t(), a.unit, b.unit, out_dtype=dtype)
+    """a b^T. a: (M, K), b: (N, K) -> (M, N). Both are K-contiguous (TN), the only FP8 layout before Blackwell."""
+    return torch._scaled_mm(a.values, b.values.t(), a.scale, b.scale, out_dtype=dtype)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight):  # type: ignore[no-untyped-def]  # as torch calls it
+    def forward(ctx, x, weight):  # type: ignore[no-untyped-def]  # torch's signature
         x8, weight8 = Scaled.of(x, torch.float8_e4m3fn), Scaled.of(weight, torch.float8_e4m3fn)
         ctx.save_for_backward(*x8, *weight8)
         ctx.dtypes = x.dtype, weight.dtype
         return _product(x8, weight8, x.dtype)
 
     @staticmethod
-    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # as torch calls it
+    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # torch's signature
         saved = ctx.saved_tensors
         x8, weight8 = Scaled(*saved[:2]), Scaled(*saved[2:])
         grad8 = Scaled.of(grad_output, torch.float8_e5m2)

@@ -1,8 +1,8 @@
-"""The model: the nanochat architecture as transformers knows it (NanoChatForCausalLM).
+"""The model: the nanochat architecture, NanoChatForCausalLM in transformers.
 
-Token embedding, RMSNorm without weights, pre-norm blocks with rotary positions, QK-norm after the rotation,
+Token embedding, RMSNorm without gains, pre-norm blocks with rotary positions, QK-norm after the rotation,
 grouped-query attention, a squared-ReLU MLP of four times the width, no biases, an untied head with soft-capped
-logits. The parameters bear the names that transformers gives them, so an export is a copy.
+logits. Parameters have the names that transformers gives them, so an export is a copy.
 """
 
 from collections.abc import Callable
@@ -14,27 +14,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanochat.errors import UserError
-from nanochat.model import fp8
-from nanochat.model.cpu_kernels import blocked_attention, in_blocks, rms_norm, rotate_and_norm, squared_relu
+from nanochat.model import cpu_kernels, fp8
 from nanochat.model.loss import linear_cross_entropy, token_losses
 
 ARCHITECTURE = "nanochat-1"
-"""Named in every checkpoint; another name means other tensors or other arithmetic."""
+"""Stored in every checkpoint; another name means other tensors or other arithmetic."""
 
 WIDTH_PER_DEPTH = 64
 MAX_HEAD_DIM = 128
 VOCAB_MULTIPLE = 64
 LOGIT_SOFTCAP = 15.0
+RMS_NORM_EPS = 1.1920929e-07
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a model."""
+    """Shape of a model."""
 
     vocab_size: int
     """rows of embedding and head, a multiple of 64"""
     sequence_len: int = 2048
-    """longest context in tokens, training row and KV cache alike"""
+    """context length in tokens, of training rows and KV cache"""
     n_layer: int = 20
     n_head: int = 10
     n_kv_head: int = 10
@@ -43,14 +43,14 @@ class GPTConfig:
 
     @classmethod
     def from_depth(cls, depth: int, vocab_size: int, sequence_len: int) -> "GPTConfig":
-        """The shape that `depth`, the one dial, stands for: width 64 x depth, heads of 128 or the next that fit.
+        """The shape for `depth`, the one dial: width 64 x depth, heads of 128 or the next size that divides the width.
 
-        Raises UserError if there is no model of that depth or context.
+        Raises UserError if depth or context length is out of range.
         """
         if not 1 <= depth <= 128:
-            raise UserError(f"--depth {depth} cannot be: the nearest that can is {min(max(depth, 1), 128)}")
+            raise UserError(f"--depth must be between 1 and 128, got {depth}")
         if sequence_len < 16:
-            raise UserError(f"--max-seq-len {sequence_len} cannot be: the nearest that can is 16")
+            raise UserError(f"--max-seq-len must be at least 16, got {sequence_len}")
         width = WIDTH_PER_DEPTH * depth
         # Kernels want head sizes that are multiples of 8: depth 17 gets 17 heads of 64, not 16 of 68.
         n_head = next(
@@ -63,7 +63,7 @@ class GPTConfig:
 
     @property
     def num_parameters(self) -> int:
-        """All parameters of such a model, embedding and head included."""
+        """All parameters, embedding and head included."""
         kv = 2 * self.n_kv_head * self.head_dim
         return self.n_layer * self.n_embd * (10 * self.n_embd + kv) + 2 * self.vocab_size * self.n_embd
 
@@ -74,27 +74,64 @@ class GPTConfig:
 
 
 class AttentionCache(Protocol):
-    """What `GPT.forward` asks of a KV cache (nanochat.inference.kv_cache has the one)."""
+    """The part of a KV cache that `GPT.forward` uses."""
 
     positions: Tensor
     """(B, T) position of each new token in its sequence"""
 
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keep the new key and value, (B, H_kv, T, D); return all keys, all values and the attention mask."""
+        """Store the new key and value, (B, H_kv, T, D); return all keys, all values and the attention mask."""
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """x divided by its root mean square along the last dimension; no gains."""
+    if cpu_kernels.enabled(x):
+        return cpu_kernels.rms_norm(x, RMS_NORM_EPS)
+    return F.rms_norm(x, (x.size(-1),), eps=RMS_NORM_EPS)
+
+
+def rotate_and_norm(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply rotary positions to each head, then RMSNorm. x: (B, T, H, D); cos, sin: (1 or B, T, 1, D / 2).
+
+    Returns (B, H, T, D).
+    """
+    if cpu_kernels.enabled(x):
+        return rms_norm(cpu_kernels.rotate(x, cos, sin))
+    first, second = x.chunk(2, dim=-1)
+    rotated = torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
+    return rms_norm(rotated).transpose(1, 2)
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal attention. query: (B, H, T, D); key, value: (B, H_kv, T, D) -> (B, H, T, D)."""
+    if cpu_kernels.use_blocked_attention(query.size(2), query.device, query.dtype, training=torch.is_grad_enabled()):
+        return cpu_kernels.blocked_attention(query, key, value)
+    grouped = query.size(1) != key.size(1)
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)^2."""
+    return cpu_kernels.squared_relu(x) if cpu_kernels.enabled(x) else F.relu(x).square()
+
+
+def soft_cap(logits: Tensor) -> Tensor:
+    """Logits squashed into (-15, 15). In fp32: tanh loses precision in bfloat16."""
+    return LOGIT_SOFTCAP * torch.tanh(logits.float() / LOGIT_SOFTCAP)
 
 
 class Linear(nn.Linear):
-    """A matrix without bias, kept in fp32 and used in the dtype of what comes in."""
+    """A matrix without bias, stored in fp32 and applied in the dtype of its input."""
 
-    trains_in_fp8 = False
-    """whether it multiplies in FP8 where gradients are recorded, that is, in training and nowhere else"""
+    fp8_training = False
+    """multiply in FP8 while gradients are recorded"""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in_features) -> (..., out_features), in the dtype of x."""
-        if self.trains_in_fp8 and torch.is_grad_enabled():
+        if self.fp8_training and torch.is_grad_enabled():
             return fp8.linear(x, self.weight)
         return F.linear(x, self.weight.to(x.dtype))
 
@@ -106,7 +143,6 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
-        self.grouped = config.n_kv_head != config.n_head
         self.q_proj = Linear(config.n_embd, config.n_head * self.head_dim)
         self.k_proj = Linear(config.n_embd, config.n_kv_head * self.head_dim)
         self.v_proj = Linear(config.n_embd, config.n_kv_head * self.head_dim)
@@ -118,13 +154,12 @@ class Attention(nn.Module):
         query = rotate_and_norm(self.q_proj(x).view(heads), cos, sin)
         key = rotate_and_norm(self.k_proj(x).view(heads), cos, sin)
         value = self.v_proj(x).view(heads).transpose(1, 2)
-        if cache is not None:
-            key, value, mask = cache.update(self.layer, key, value)
-            y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=self.grouped)
-        elif in_blocks(x.size(1), x.device, x.dtype, training=torch.is_grad_enabled()):
-            y = blocked_attention(query, key, value)
+        if cache is None:
+            y = causal_attention(query, key, value)
         else:
-            y = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=self.grouped)
+            key, value, mask = cache.update(self.layer, key, value)
+            grouped = query.size(1) != key.size(1)
+            y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
         return self.o_proj(y.transpose(1, 2).reshape(x.shape))
 
 
@@ -156,7 +191,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The whole model. Weights are fp32; the activations have `compute_dtype`."""
+    """The whole model. Weights are fp32, activations have `compute_dtype`."""
 
     cos: Tensor
     sin: Tensor
@@ -178,10 +213,10 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Fill the parameters from torch's current random state.
+        """Initialize the parameters from torch's current random state.
 
-        Matrices: normal with std sqrt(min(1, out / in) / in) (https://arxiv.org/abs/2310.17813); what writes to the
-        residual stream and the head start at zero, so that the first loss is log(vocabulary) exactly.
+        Matrices: normal with std sqrt(min(1, out / in) / in) (https://arxiv.org/abs/2310.17813). The projections into
+        the residual stream and the head start at zero, so the first loss is exactly log(vocab_size).
         """
         nn.init.normal_(self.embed_tokens.weight)
         nn.init.zeros_(self.lm_head.weight)
@@ -194,9 +229,9 @@ class GPT(nn.Module):
                     nn.init.normal_(weight, std=(min(1.0, fan_out / fan_in) / fan_in) ** 0.5)
 
     def compile_training(self) -> None:
-        """Compile what `loss` runs. Evaluation and decoding, whose shapes vary, stay as they are: no recompilation.
+        """Compile what `loss` runs. Evaluation and decoding, whose shapes vary, stay eager and never recompile.
 
-        On a CPU one block is compiled and serves all: at depth 4 the first step is taken after 21 s instead of 32.
+        On a CPU one block is compiled for all layers: at depth 4 the first step ends after 21 s instead of 32.
         """
         if self.device.type == "cpu":
             self._compiled_block = torch.compile(Block.forward, dynamic=False)
@@ -204,35 +239,33 @@ class GPT(nn.Module):
             self._compiled_hidden = torch.compile(self.hidden, dynamic=False)
 
     def train_in_fp8(self) -> None:
-        """Let the matrices inside the blocks multiply in FP8 in `loss`. What records no gradients stays as it is."""
+        """Multiply the matrices inside the blocks in FP8 in `loss`, not in evaluation and decoding."""
         for module in self.layers.modules():
             if isinstance(module, Linear):
-                module.trains_in_fp8 = True
+                module.fp8_training = True
 
     @property
     def is_compiled(self) -> bool:
-        """Whether `loss` runs compiled."""
+        """True if `loss` runs compiled."""
         return bool(self._compiled_hidden or self._compiled_block)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.embed_tokens.weight.device
 
     def flops_per_token(self, row_len: int | None = None, trained_share: float = 1.0) -> float:
-        """Floating-point operations to train on one token: 6 a matrix parameter, 12 T C a layer for attention.
+        """Training FLOPs per token: 6 per matrix parameter, plus 12 T C per layer for attention (T = `row_len`).
 
-        T is `row_len`, or the whole context. The head has work only where there is a target: the `trained_share`.
-
-        The convention of PaLM's appendix B (https://arxiv.org/abs/2204.02311): the attention matrix counts in full,
-        the embedding not at all.
+        The head only computes the `trained_share` of positions that have a target. By the convention of PaLM's
+        appendix B (https://arxiv.org/abs/2204.02311) the attention matrix counts in full and the embedding does not.
         """
         head = self.lm_head.weight.numel()
         matrices = self.config.num_parameters - self.embed_tokens.weight.numel() - (1 - trained_share) * head
         return 6 * matrices + 12 * self.config.n_layer * self.config.n_embd * (row_len or self.config.sequence_len)
 
     def hidden(self, tokens: Tensor, cache: AttentionCache | None = None) -> Tensor:
-        """What the head reads. tokens: (B, T) -> (B, T, C) in the compute dtype. Raises ValueError past the context."""
+        """Final hidden states. tokens: (B, T) -> (B, T, C) in the compute dtype. Raises ValueError past the context."""
         if cache is None:
             if tokens.size(1) > self.config.sequence_len:
                 raise ValueError(f"{tokens.size(1)} tokens exceed the context of {self.config.sequence_len}")
@@ -249,11 +282,11 @@ class GPT(nn.Module):
         return rms_norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits in fp32, soft-capped. hidden: (..., C) -> (..., V)."""
-        return LOGIT_SOFTCAP * torch.tanh(self.lm_head(hidden).float() / LOGIT_SOFTCAP)
+        """Soft-capped logits in fp32. hidden: (..., C) -> (..., V)."""
+        return soft_cap(self.lm_head(hidden))
 
     def forward(self, tokens: Tensor, cache: AttentionCache | None = None) -> Tensor:
-        """Logits of every position. tokens: (B, T) -> (B, T, V) in fp32."""
+        """Logits at every position. tokens: (B, T) -> (B, T, V) in fp32."""
         return self.head(self.hidden(tokens, cache))
 
     def loss(
@@ -261,7 +294,7 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Sum over tokens of weight x cross-entropy, a scalar. tokens, targets, token_weights: (B, T).
 
-        trained: (N,) flattened positions, all that have a target, to spare the head the others.
+        trained: (N,) flattened positions of all targets that are not IGNORE; the head computes only these.
         """
         hidden = (self._compiled_hidden or self.hidden)(tokens).flatten(0, 1)
         targets = targets.flatten()
@@ -274,6 +307,6 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of each token in nats, 0 where the target is loss.IGNORE. (B, T), (B, T) -> (B, T)."""
+        """Cross-entropy of each token in nats, 0 for targets of loss.IGNORE. (B, T), (B, T) -> (B, T)."""
         hidden = self.hidden(tokens).flatten(0, 1)
         return token_losses(hidden, self.lm_head.weight, targets.flatten(), LOGIT_SOFTCAP).view_as(targets)

@@ -1,10 +1,9 @@
-"""Cross-entropy of a linear head, without ever holding all the logits.
+"""Fused linear cross-entropy: head, soft-cap and loss without materializing all logits.
 
-At a vocabulary of 65,536 the logits of one micro-batch of 32 x 2,048 tokens would be 17 GB in fp32, and on a CPU
-they fall out of the cache between each elementwise pass over them. So the head, the soft-cap and the cross-entropy
-are computed for a slice of rows at a time, and the slice's gradients at once with it: three matmuls a slice, as
-autograd would do, with nothing kept for the backward pass but the two gradients. The idea is that of Liger Kernel
-(https://arxiv.org/abs/2410.10989) and Cut Cross-Entropy (https://arxiv.org/abs/2411.09009).
+At a vocabulary of 65,536 the logits of a micro-batch of 32 x 2,048 tokens would be 17 GB in fp32, and on a CPU they
+fall out of the cache between elementwise passes. So the loss of a slice of rows is computed together with its
+gradients: three matmuls per slice, as in autograd, and only the two gradients are kept for the backward pass. As in
+Liger Kernel (https://arxiv.org/abs/2410.10989) and Cut Cross-Entropy (https://arxiv.org/abs/2411.09009).
 """
 
 import functools
@@ -16,15 +15,15 @@ from torch import Tensor
 Exponentials = Callable[[Tensor, float, bool], Tensor]
 
 IGNORE = -1
-"""The target of a position that is not trained on."""
+"""Target of a position that is not trained on."""
 
 SLICE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
-"""Logits in one slice, whose rows multiply at once: 8 MB in bfloat16 on a CPU, 0.5 GB on a GPU. With fewer, adding up
-the head's gradient costs more: it is passed over once a slice."""
+"""Logits per slice, computed in one matmul: 8 MB in bfloat16 on a CPU, 0.5 GB on a GPU. Smaller slices cost more,
+since each adds one pass over the head's gradient."""
 PIECE_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}
-"""Logits of a slice that are worked on in fp32 at once: 1 MB on a CPU, to stay near a core from pass to pass."""
+"""Logits of a slice processed in fp32 at once: 1 MB on a CPU, to stay in a core's cache from pass to pass."""
 PIECE_BUFFERS = 2
-"""Tensors of a piece in fp32 that there are at once, where nothing fuses the passes over it."""
+"""fp32 tensors per piece alive at once when the elementwise passes are not fused."""
 
 
 def linear_cross_entropy(
@@ -38,9 +37,9 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Sum over tokens of token_weight x cross-entropy, a scalar in fp32.
 
-    hidden: (N, C) in the compute dtype; weight: (V, C); targets: (N,), IGNORE where a position is not trained on;
-    token_weights: (N,) or None for ones. Logits are capped softly, softcap * tanh(logits / softcap), in fp32.
-    `compiled`: let torch.compile make one pass over the logits of the several; a GPU gains by it, a CPU loses.
+    hidden: (N, C) in the compute dtype; weight: (V, C); targets: (N,), may be IGNORE; token_weights: (N,) or None for
+    ones. Logits are soft-capped in fp32: softcap * tanh(logits / softcap). `compiled`: fuse the elementwise passes
+    with torch.compile, faster on a GPU and slower on a CPU.
     """
     exponentials = _compiled_exponentials() if compiled else _exponentials
     return _LinearCrossEntropy.apply(hidden, weight, targets, token_weights, softcap, exponentials)
@@ -48,7 +47,7 @@ def linear_cross_entropy(
 
 @torch.no_grad()
 def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
-    """Cross-entropy of each token in nats, (N,) in fp32, 0 where the target is IGNORE. No gradients."""
+    """Cross-entropy of each token in nats, (N,) in fp32, 0 for targets of IGNORE. No gradients."""
     losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
     work = _Workspace(hidden, weight, softcap, _exponentials)
     for rows in work.slices():
@@ -57,31 +56,30 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float
 
 
 def workspace_bytes(count: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Memory that the logits of `count` tokens take, however many they are."""
+    """Bytes of logits that the loss of `count` tokens holds at once."""
     rows = _rows_of(SLICE_ELEMENTS, count, vocab_size, device)
     piece_rows = _rows_of(PIECE_ELEMENTS, rows, vocab_size, device)
     return vocab_size * (rows * dtype.itemsize + piece_rows * PIECE_BUFFERS * 4)
 
 
 def _rows_of(elements: dict[str, int], count: int, vocab_size: int, device: torch.device) -> int:
-    """Of `count` rows, those that have no more than so many elements; one at least."""
+    """Rows out of `count` that stay within the element limit, at least 1."""
     return max(1, min(count, elements.get(device.type, elements["cuda"]) // vocab_size))
 
 
 def _exponentials(raw: Tensor, softcap: float, leave_slopes: bool) -> Tensor:
-    """The sums of exp(softcap * tanh(raw)) over each row, (N,) in fp32. raw: (N, V), logits over the soft-cap.
+    """Row sums of exp(softcap * tanh(raw)), (N,) in fp32. raw: (N, V), logits divided by the soft-cap.
 
-    With `leave_slopes`, raw becomes exp(softcap * tanh(raw)) x (1 - tanh(raw)^2).
+    With `leave_slopes`, raw is overwritten with exp(softcap * tanh(raw)) x (1 - tanh(raw)^2).
     """
-    # What takes time here is passing over the logits, so there are as few passes as can be. Logits are within the cap,
-    # so exp needs no maximum taken off first: e^15 times any vocabulary is far inside fp32. In bfloat16 the tanh would
-    # lose precision.
+    # Passes over the logits dominate, so there are as few as possible. Capped logits need no maximum subtracted before
+    # exp: e^15 times any vocabulary size fits fp32. In bfloat16 the tanh would lose precision.
     capped = raw.float().tanh_()
     exponential = (capped * softcap).exp_()
-    normalisers = exponential.sum(dim=1)
+    normalizers = exponential.sum(dim=1)
     if leave_slopes:
         raw.copy_(torch.ops.aten.tanh_backward.grad_input(exponential, capped, grad_input=exponential))
-    return normalisers
+    return normalizers
 
 
 @functools.cache
@@ -90,8 +88,8 @@ def _compiled_exponentials() -> Exponentials:
 
 
 class _Workspace:
-    """The head in the compute dtype, and memory for one slice of logits that every slice is computed in: a fresh 8 MB
-    from the system cost a CPU up to ten times what a pass over them does."""
+    """The head in the compute dtype and one buffer of logits that all slices reuse: allocating 8 MB anew costs a CPU up
+    to ten times as much as a pass over them."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, softcap: float, exponentials: Exponentials) -> None:
         self.head = weight.to(hidden.dtype)
@@ -103,30 +101,30 @@ class _Workspace:
         self.piece_rows = _rows_of(PIECE_ELEMENTS, self.raw.size(0), vocab, hidden.device)
 
     def slices(self) -> Iterator[slice]:
-        """All rows, in slices."""
+        """Slices that cover all rows."""
         return _cut(self.count, self.raw.size(0))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The logits of a slice over the soft-cap, in the compute dtype; the next slice's overwrite them."""
-        # addmm for its factor, which costs no pass over the logits; what it would add to is not read.
+        """Logits of one slice divided by the soft-cap, in the compute dtype, in the shared buffer."""
+        # addmm applies the factor without another pass; with beta=0 it does not read its first argument.
         return torch.addmm(
             hidden.new_empty(()), hidden, self.head.T, beta=0, alpha=1 / self.softcap, out=self.raw[: hidden.size(0)]
         )
 
     def losses(self, raw: Tensor, targets: Tensor, *, leave_slopes: bool = False) -> tuple[Tensor, Tensor]:
-        """Cross-entropy (N,) of a slice's `logits` and their normalisers (N,), in fp32; targets: (N,).
+        """Cross-entropy (N,) of a slice's `logits` and their normalizers (N,), in fp32; targets: (N,).
 
-        With `leave_slopes` the logits become d(cross-entropy) / d(logit before the cap) x normaliser.
+        With `leave_slopes`, `raw` is overwritten with d(cross-entropy) / d(logit before the cap) x normalizer.
         """
         targeted = torch.arange(raw.size(0), device=raw.device), targets
         capped = raw[targeted].float().tanh_()
-        normalisers = torch.empty_like(capped)
+        normalizers = torch.empty_like(capped)
         for piece in _cut(raw.size(0), self.piece_rows):
-            normalisers[piece] = self.exponentials(raw[piece], self.softcap, leave_slopes)
-        if leave_slopes:  # (exp - normaliser x one_hot) x (1 - tanh^2)
-            at_target = ((self.softcap * capped).exp_() - normalisers) * (1 - capped.square())
-            raw[targeted] = at_target.to(raw.dtype)  # scatter_ takes a CPU 300 times as long
-        return normalisers.log() - self.softcap * capped, normalisers
+            normalizers[piece] = self.exponentials(raw[piece], self.softcap, leave_slopes)
+        if leave_slopes:  # (exp - normalizer x one_hot) x (1 - tanh^2)
+            at_target = ((self.softcap * capped).exp_() - normalizers) * (1 - capped.square())
+            raw[targeted] = at_target.to(raw.dtype)  # scatter_ is 300 times slower on a CPU
+        return normalizers.log() - self.softcap * capped, normalizers
 
 
 def _cut(count: int, size: int) -> Iterator[slice]:
@@ -135,7 +133,7 @@ def _cut(count: int, size: int) -> Iterator[slice]:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, token_weights, softcap, exponentials):  # type: ignore[no-untyped-def]  # as torch calls it
+    def forward(ctx, hidden, weight, targets, token_weights, softcap, exponentials):  # type: ignore[no-untyped-def]  # torch's signature
         work = _Workspace(hidden, weight, softcap, exponentials)
         wants_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         hidden_grad = torch.empty_like(hidden if wants_gradient else hidden[:0])
@@ -143,15 +141,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for rows in work.slices():
             logits = work.logits(hidden[rows])
-            losses, normalisers = work.losses(logits, targets[rows].clamp(min=0), leave_slopes=wants_gradient)
+            losses, normalizers = work.losses(logits, targets[rows].clamp(min=0), leave_slopes=wants_gradient)
             scale = (targets[rows] != IGNORE).float()
             if token_weights is not None:
                 scale *= token_weights[rows]
             total += (losses * scale).sum()
             if not wants_gradient:
                 continue
-            # What is the same for all of a row is multiplied in where rows are short, on the far side of the products.
-            row_scale = (scale / normalisers).unsqueeze(1)
+            # Per-row factors are applied on the C-wide side of the products, which is shorter than the vocabulary.
+            row_scale = (scale / normalizers).unsqueeze(1)
             hidden_grad[rows] = (logits @ work.head).mul_(row_scale)
             scaled_hidden = (hidden[rows] * row_scale).to(hidden.dtype)
             if logits.dtype == torch.float32:
@@ -163,7 +161,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # as torch calls it
+    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # torch's signature
         hidden_grad, weight_grad = ctx.saved_tensors
         return (
             (hidden_grad.float() * grad_output).to(hidden_grad.dtype),

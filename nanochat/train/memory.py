@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from nanochat.errors import UserError
-from nanochat.model.cpu_kernels import kept_weights
+from nanochat.model.cpu_kernels import saved_attention_weights
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.model.loss import workspace_bytes
 from nanochat.runtime import free_memory
@@ -88,7 +88,7 @@ def needs(model: GPT, optimizer: MuonAdamW, rows: int, *, shared: bool) -> Needs
     tokens = rows * config.sequence_len
     logits = workspace_bytes(tokens, config.vocab_size, model.compute_dtype, model.device)
     per_layer = ACTIVATIONS_PER_LAYER["cpu" if model.device.type == "cpu" else "cuda"]
-    in_attention = config.n_head * kept_weights(config.sequence_len, model.device, model.compute_dtype)
+    in_attention = config.n_head * saved_attention_weights(config.sequence_len, model.device, model.compute_dtype)
     kept = (config.n_layer * (per_layer * config.n_embd + in_attention) + ACTIVATIONS_BESIDES * config.n_embd) * tokens
     gaps = 1 + HEAP_GAPS if model.device.type == "cpu" else 1
     casts = (config.num_parameters - head) * itemsize if model.compute_dtype != torch.float32 else 0

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from nanochat.inference.kv_cache import KVCache
-from nanochat.inference.model_runner import ModelRunner, Span, soft_cap
+from nanochat.inference.model_runner import ModelRunner, Span
+from nanochat.model.gpt import soft_cap
 from tests.conftest import random_model
 
 SHAPES = [{}, {"n_head": 4, "n_kv_head": 2, "n_embd": 128}, {"depth": 5}]

@@ -67,10 +67,10 @@ def test_the_model_trains_with_it_as_without(monkeypatch: pytest.MonkeyPatch) ->
         model.loss(tokens, tokens).backward()
         return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
-    assert cpu_kernels.in_blocks(192, tokens.device, torch.float32, training=True)
+    assert cpu_kernels.use_blocked_attention(192, tokens.device, torch.float32, training=True)
     in_blocks = gradients()
     monkeypatch.setitem(cpu_kernels.QUERY_BLOCK, torch.float32, 192)  # longer rows only
-    assert not cpu_kernels.in_blocks(192, tokens.device, torch.float32, training=True)
+    assert not cpu_kernels.use_blocked_attention(192, tokens.device, torch.float32, training=True)
     for gradient, expected in zip(in_blocks, gradients(), strict=True):
         torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-3)
 
@@ -84,5 +84,5 @@ def test_where_blocks_are_faster() -> None:
         (torch.bfloat16, True, {1: True, 512: True, 513: False}),
     ):
         for count, expected in counts.items():
-            assert cpu_kernels.in_blocks(count, cpu, dtype, training=training) == expected
-            assert not cpu_kernels.in_blocks(count, torch.device("cuda"), dtype, training=training)
+            assert cpu_kernels.use_blocked_attention(count, cpu, dtype, training=training) == expected
+            assert not cpu_kernels.use_blocked_attention(count, torch.device("cuda"), dtype, training=training)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.model.cpu_kernels import RMS_NORM_EPS, rms_norm, rotate_and_norm, squared_relu
+from nanochat.model.gpt import RMS_NORM_EPS, rms_norm, rotate_and_norm, squared_relu
 
 ANGLES = torch.outer(torch.arange(5.0), torch.arange(1, 5) / 3)[None, :, None]
 

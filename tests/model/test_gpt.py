@@ -10,8 +10,8 @@ from transformers import NanoChatConfig, NanoChatForCausalLM
 
 from nanochat.data.batches import Batch
 from nanochat.errors import UserError
-from nanochat.model.cpu_kernels import RMS_NORM_EPS, in_blocks
-from nanochat.model.gpt import GPT, LOGIT_SOFTCAP, GPTConfig
+from nanochat.model.cpu_kernels import use_blocked_attention
+from nanochat.model.gpt import GPT, LOGIT_SOFTCAP, RMS_NORM_EPS, GPTConfig
 from nanochat.model.loss import IGNORE
 from tests.conftest import random_model
 
@@ -67,8 +67,8 @@ def test_vocabulary_is_padded() -> None:
 
 
 @pytest.mark.parametrize(("depth", "context"), [(0, 64), (-3, 64), (1000, 64), (2, 3)])
-def test_impossible_shapes_are_refused_with_the_nearest(depth: int, context: int) -> None:
-    with pytest.raises(UserError, match="the nearest that can is"):
+def test_shapes_out_of_range_are_refused(depth: int, context: int) -> None:
+    with pytest.raises(UserError, match=rf"--(depth|max-seq-len) must be .* got {depth if depth != 2 else context}"):
         GPTConfig.from_depth(depth, 512, context)
 
 
@@ -102,7 +102,7 @@ def test_one_compiled_block_serves_all_and_gives_the_same_gradients(
     model = random_model(depth=3, sequence_len=count)
     model.compute_dtype = dtype
     tokens = torch.randint(512, (2, count))
-    assert in_blocks(count, model.device, dtype, training=True)
+    assert use_blocked_attention(count, model.device, dtype, training=True)
     model.loss(tokens, tokens).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nanochat import paths
 from nanochat.dist import World
-from nanochat.model.cpu_kernels import kept_weights
+from nanochat.model.cpu_kernels import saved_attention_weights
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import free_memory, is_out_of_memory
 from nanochat.tokenizer import Tokenizer
@@ -77,8 +77,16 @@ def test_activations_are_what_autograd_keeps(depth: int, compute_dtype: torch.dt
 
 def test_rows_shorter_than_the_context_may_keep_more() -> None:
     cpu = torch.device("cpu")
-    assert kept_weights(2048, cpu, torch.bfloat16) == kept_weights(512, cpu, torch.bfloat16) == (256 + 512) / 2
-    assert kept_weights(2048, torch.device("cuda"), torch.bfloat16) == kept_weights(128, cpu, torch.float32) == 0
+    assert (
+        saved_attention_weights(2048, cpu, torch.bfloat16)
+        == saved_attention_weights(512, cpu, torch.bfloat16)
+        == (256 + 512) / 2
+    )
+    assert (
+        saved_attention_weights(2048, torch.device("cuda"), torch.bfloat16)
+        == saved_attention_weights(128, cpu, torch.float32)
+        == 0
+    )
 
 
 @pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])
