@@ -20,8 +20,8 @@ import torch
 from nanochat import cli, host
 from nanochat.errors import UserError
 from nanochat.runtime import Runtime, cpu_name
+from nanochat.spark.gpu import hardware_checks
 from nanochat.train.saving import commit
-from scripts.doctor import hardware_checks
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks/results"
 STEP = "benchmarks.train_step"

@@ -1,4 +1,4 @@
-"""What the doctor finds: one line each, ok, warning or failed, with the command that mends it."""
+"""Findings of ./nanochat.sh doctor and cluster: ok, warning or failed, with the command that fixes it."""
 
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
@@ -8,43 +8,43 @@ from typing import Literal
 from rich.console import Console
 from rich.text import Text
 
-COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
+COLORS = {"ok": "green", "warning": "yellow", "failed": "red"}
 MARGIN = 21
-"""Columns before a line's text: status and name."""
+"""Columns of status and name."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at."""
+    """One finding."""
 
     name: str
     status: Literal["ok", "warning", "failed"]
     text: str
-    mend: str = ""
-    """the command, or the sentence, that mends it"""
+    fix: str = ""
+    """a command or a sentence"""
 
 
 def run_checks(checks: Mapping[str, Callable[[], Check | None]]) -> list[Check]:
-    """What each check finds; None where there is nothing to look at. A check that breaks is itself a finding."""
+    """Run all checks; those that do not apply return None. An exception in a check becomes a warning."""
     found = []
     for name, check in checks.items():
         try:
             result = check()
-        except Exception as error:  # whatever it is: the doctor must not stop a run
-            result = Check(name, "warning", f"could not be looked at ({type(error).__name__}: {error})")
+        except Exception as error:  # the doctor must not stop a run
+            result = Check(name, "warning", f"check failed ({type(error).__name__}: {error})")
         if result:
             found.append(result)
     return found
 
 
 def print_checks(console: Console, checks: Iterable[Check]) -> None:
-    """A line for each, wrapped to the console, with what mends it below."""
+    """Print one line per check, wrapped to the console, with its fix below."""
     for check in checks:
         width = max(console.width - MARGIN, 20)
         first, *rest = textwrap.wrap(check.text, width, break_on_hyphens=False) or [""]
-        head = Text(f"{check.status:<8}", COLOURS[check.status]) + Text(f"{check.name:<{MARGIN - 8}}{first}")
-        console.print(head, soft_wrap=True)
-        for line in rest:
-            console.print(Text(" " * MARGIN + line), soft_wrap=True)
-        if check.mend:  # unbroken, so that it can be copied
-            console.print(Text(f"{' ' * MARGIN}{check.mend}", "bold"), soft_wrap=True)
+        head = Text(f"{check.status:<8}", COLORS[check.status]) + Text(f"{check.name:<{MARGIN - 8}}{first}")
+        lines = [head, *(Text(" " * MARGIN + line) for line in rest)]
+        if check.fix:  # one line, so that it can be copied
+            lines.append(Text(" " * MARGIN + check.fix, "bold"))
+        for line in lines:
+            console.print(line, soft_wrap=True)

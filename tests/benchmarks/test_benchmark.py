@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from nanochat import host
+from nanochat.spark.gpu import hardware_checks
 from scripts import benchmark
-from scripts.doctor import hardware_checks
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -14,8 +14,8 @@ import pytest
 
 from nanochat.data.manifest import HubFile, Manifest
 from nanochat.errors import UserError
-from nanochat.spark import links
-from nanochat.spark.cluster import SSH, Port, command_on, judge_bandwidth, judge_link, shared_networks
+from nanochat.spark import ports
+from nanochat.spark.cluster import SSH, Port, check_bandwidth, check_link, command_on, shared_networks
 from nanochat.train import agreement
 from scripts import cluster
 from tests.machine import FakeMachine
@@ -32,7 +32,7 @@ def there(port: Port) -> Port:
 
 
 def statuses(*ports: Port) -> dict[str, str]:
-    return {check.name: check.status for check in judge_link(list(ports), [there(port) for port in ports])}
+    return {check.name: check.status for check in check_link(list(ports), [there(port) for port in ports])}
 
 
 def test_both_halves_with_large_frames_are_right() -> None:
@@ -41,15 +41,15 @@ def test_both_halves_with_large_frames_are_right() -> None:
 
 def test_one_half_alone_and_small_frames_are_told_with_what_to_do() -> None:
     small = replace(HALF_A, mtu=1500)
-    link, mtu = judge_link([small], [there(small)])
-    assert link.status == "warning" and "one half" in link.text and "enP2p1s0" in link.mend
-    assert mtu.status == "warning" and "enp1s0f0np0 (1500)" in mtu.text and "mtu 9000" in mtu.mend
+    link, mtu = check_link([small], [there(small)])
+    assert link.status == "warning" and "one half" in link.text and "enP2p1s0" in link.fix
+    assert mtu.status == "warning" and "enp1s0f0np0 (1500)" in mtu.text and "mtu 9000" in mtu.fix
 
 
 def test_a_link_without_rdma_or_none_at_all() -> None:
     assert statuses(SLOW) == {"link": "warning"}
     assert statuses(replace(HALF_A, active=False)) == {"link": "failed"}
-    (check,) = judge_link([HALF_A], [there(HALF_B)])  # cabled crosswise: no subnet in common
+    (check,) = check_link([HALF_A], [there(HALF_B)])  # cabled crosswise: no subnet in common
     assert check.status == "failed"
 
 
@@ -58,10 +58,10 @@ def test_rdma_comes_before_the_slow_network() -> None:
     assert [a.interface for a, _ in pairs] == ["enp1s0f0np0", "enP7s7"]
 
 
-@pytest.mark.parametrize(("speed", "words"), [(22.5, ""), (11.0, "one half"), (3.0, "not on RoCE")])
+@pytest.mark.parametrize(("speed", "words"), [(22.5, ""), (11.0, "one half"), (3.0, "does not use RoCE")])
 def test_bandwidth_is_judged_by_what_two_sparks_reach(speed: float, words: str) -> None:
-    check = judge_bandwidth(speed, over_rdma=True)
-    assert check.status == ("warning" if words else "ok") and words in check.mend
+    check = check_bandwidth(speed, over_rdma=True)
+    assert check.status == ("warning" if words else "ok") and words in check.fix
 
 
 def test_ports_are_read_from_the_system(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,8 +77,8 @@ def test_ports_are_read_from_the_system(machine: FakeMachine, monkeypatch: pytes
     machine.write("sys/class/net/enp1s0f0np0/speed", "100000\n")
     shown = [{"ifname": "enp1s0f0np0", "addr_info": [{"local": "192.168.100.1", "prefixlen": 24}]}]
     machine.command("ip", f"echo '{json.dumps(shown)}'")
-    monkeypatch.setattr(links, "ROOT", machine.root)
-    up, down = links.facts()["ports"]
+    monkeypatch.setattr(ports, "ROOT", machine.root)
+    up, down = ports.ports()
     assert Port(**up) == HALF_A
     assert (down["device"], down["active"], down["address"]) == ("rocep1s0f1", False, "")
 
@@ -122,13 +122,13 @@ def test_sync_copies_what_a_run_reads_and_makes_the_venv(base_dir: Path) -> None
 def test_a_host_that_cannot_be_asked_is_named(machine: FakeMachine) -> None:
     machine.command("ssh", "echo 'ssh: connect to host spark-b port 22: No route to host' >&2; exit 255")
     checks = {check.status: check for check in cluster.check("localhost", "spark-b")}
-    assert "spark-b cannot be asked: ssh: connect to host" in checks["failed"].text
-    assert checks["failed"].mend == "ssh-copy-id spark-b"
+    assert "spark-b: ssh: connect to host" in checks["failed"].text
+    assert checks["failed"].fix == "ssh-copy-id spark-b"
 
 
 @pytest.mark.parametrize("hosts", [(), ("a",), ("a", "b", "c")])
 def test_check_takes_two_hosts(hosts: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match="name the two machines"):
+    with pytest.raises(UserError, match="two hosts"):
         cluster.main(cluster.ClusterOptions("check", hosts))
 
 
@@ -200,7 +200,7 @@ def test_all_reduce_is_measured_between_two_hosts_over_ssh(two_hosts: list[str],
     assert result.returncode == 0, result.stdout + result.stderr
     said = " ".join(result.stdout.split())
     assert f"({NEAR}/24)" in said and f"({FAR}/24), without RDMA: slow" in said
-    assert "GB/s, over TCP" in said
+    assert "GB/s over TCP" in said
 
 
 @pytest.mark.slow
@@ -229,13 +229,13 @@ def test_sync_spares_what_the_other_machine_has_of_its_own(
         f'while [ "$1" != spark-b ]; do shift; done; shift; eval "$(echo "$*" | sed "s#{base_dir}#{other}#g")"',
     )
     prepared(base_dir)
-    assert cluster.what_it_has_of_its_own("spark-b", base_dir) == []  # it has nothing yet
+    assert cluster.differing_files("spark-b", base_dir) == []  # it has nothing yet
     other.mkdir()
     subprocess.run(cluster.sync_commands("spark-b", base_dir)[-2], check=True)
     assert difference(base_dir, other) is None
-    assert cluster.what_it_has_of_its_own("spark-b", base_dir) == []
+    assert cluster.differing_files("spark-b", base_dir) == []
     (other / "tokenizer/vocab.txt").write_text("b\n")
-    assert cluster.what_it_has_of_its_own("spark-b", base_dir) == ["tokenizer"]
-    with pytest.raises(UserError, match=r"another tokenizer than this machine.*--force"):
+    assert cluster.differing_files("spark-b", base_dir) == ["tokenizer"]
+    with pytest.raises(UserError, match=r"tokenizer.*--force"):
         cluster.main(cluster.ClusterOptions("sync", ("spark-b",)))
     assert (other / "tokenizer/vocab.txt").read_text() == "b\n"

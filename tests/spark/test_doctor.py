@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from rich.console import Console
 
-from nanochat.spark import compute, quick, surroundings
+from nanochat import host
+from nanochat.runtime import DATASHEET_TFLOPS, datasheet
+from nanochat.spark import gpu, system
 from nanochat.spark.checks import Check, print_checks, run_checks
 from scripts import doctor
 from tests.machine import GB10, FakeMachine
@@ -31,7 +34,7 @@ def spark(machine: FakeMachine, base_dir: Path) -> FakeMachine:
 
 
 def found(name: str) -> Check:
-    return {check.name: check for check in quick.quick_checks()}[name]
+    return {check.name: check for check in system.quick_checks()}[name]
 
 
 def test_a_spark_that_is_well(spark: FakeMachine) -> None:
@@ -43,7 +46,7 @@ def test_a_spark_that_is_well(spark: FakeMachine) -> None:
 def test_a_driver_too_old_for_cuda_13(spark: FakeMachine) -> None:
     spark.gpu(GB10.replace("580.95.05", "570.124.06"))
     check = found("GPU")
-    assert check.status == "failed" and "too old for CUDA 13" in check.text and check.mend
+    assert check.status == "failed" and "too old for CUDA 13" in check.text and check.fix
 
 
 def test_a_gpu_without_a_driver_is_not_taken_for_none(spark: FakeMachine) -> None:
@@ -57,7 +60,7 @@ def test_a_gpu_without_a_driver_is_not_taken_for_none(spark: FakeMachine) -> Non
 def test_a_gpu_held_back_by_heat(spark: FakeMachine) -> None:
     spark.gpu(GB10[: GB10.rindex(",")] + ", 0x0000000000000040")
     check = found("clocks")
-    assert check.status == "warning" and "too hot" in check.mend
+    assert check.status == "warning" and "too hot" in check.fix
 
 
 def test_a_page_cache_that_the_gpu_may_not_get(spark: FakeMachine) -> None:
@@ -65,20 +68,20 @@ def test_a_page_cache_that_the_gpu_may_not_get(spark: FakeMachine) -> None:
     meminfo = (spark.root / "proc/meminfo").read_text()
     spark.write("proc/meminfo", meminfo.replace("60000000", "80000000"))
     assert found("memory").status == "warning"
-    assert "drop_caches" in found("memory").mend
+    assert "drop_caches" in found("memory").fix
     spark.command("nvidia-smi", "exit 9")
     assert found("memory").status == "ok"  # only on unified memory
 
 
 def test_a_desktop_that_may_suspend_the_machine(spark: FakeMachine) -> None:
-    assert (found("suspend").status, found("suspend").mend) == ("warning", quick.MASK_SLEEP)
+    assert (found("suspend").status, found("suspend").fix) == ("warning", system.MASK_SLEEP)
     spark.command("systemd-inhibit")
-    assert found("suspend").status == "ok" and "holds it awake" in found("suspend").text
+    assert found("suspend").status == "ok" and "during a run" in found("suspend").text
     spark.command("systemd-inhibit", "exit 1")
     target = spark.root / "etc/systemd/system/suspend.target"
     target.parent.mkdir(parents=True)
     target.symlink_to("/dev/null")
-    assert found("suspend").text == "masked: it stays awake"
+    assert found("suspend").text == "masked"
 
 
 def test_a_server_without_a_desktop_stays_awake(spark: FakeMachine) -> None:
@@ -89,49 +92,49 @@ def test_a_server_without_a_desktop_stays_awake(spark: FakeMachine) -> None:
 
 
 def test_triton_needs_cuda_13_s_ptxas_on_a_gb10(spark: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus = doctor.host.gpus()
+    gpus = host.gpus()
     monkeypatch.setenv("TRITON_PTXAS_PATH", str(spark.root / "ptxas"))
-    assert (check := surroundings.toolkit(gpus)) and check.status == "warning" and check.mend == "./setup.sh"
+    assert (check := system.toolkit(gpus)) and check.status == "warning" and check.fix == "./setup.sh"
     spark.write("ptxas", "")
-    assert (check := surroundings.toolkit(gpus)) and check.status == "ok"
-    assert surroundings.toolkit([]) is None
+    assert (check := system.toolkit(gpus)) and check.status == "ok"
+    assert system.toolkit([]) is None
 
 
 def test_swap_in_use(spark: FakeMachine) -> None:
-    assert (check := surroundings.swap()) and check.status == "ok"
+    assert (check := system.swap()) and check.status == "ok"
     spark.write("proc/meminfo", "MemTotal: 8 kB\nMemAvailable: 4 kB\nSwapTotal: 16000000 kB\nSwapFree: 2000000 kB\n")
-    assert (check := surroundings.swap()) and check.status == "warning" and "13.4 of 15 GiB" in check.text
+    assert (check := system.swap()) and check.status == "warning" and "13.4 GiB of 15.3 GiB" in check.text
 
 
 def test_a_disk_too_small_for_the_depth_planned(base_dir: Path) -> None:
-    assert surroundings.room(1e18, "depth 32").status == "warning"
-    assert surroundings.room(1e3, "depth 2").status == "ok"
+    assert system.disk(1e18, "depth 32").status == "warning"
+    assert system.disk(1e3, "depth 2").status == "ok"
 
 
 def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surroundings.constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(surroundings.constants, "HF_HUB_OFFLINE", False)
-    check = surroundings.network()
-    assert check.status == "warning" and check.mend == "curl -I http://127.0.0.1:9"
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    check = system.network()
+    assert check.status == "warning" and check.fix == "curl -I http://127.0.0.1:9"
 
 
 def test_a_clock_that_nobody_sets(machine: FakeMachine) -> None:
     machine.command("timedatectl", "echo no")
-    assert surroundings.clock().status == "warning"
+    assert system.clock().status == "warning"
 
 
 @pytest.mark.parametrize(("measured", "status"), [(90, "ok"), (40, "warning")])
 def test_a_speed_is_compared_with_the_datasheet(measured: float, status: str) -> None:
-    expected = compute.datasheet(compute.DATASHEET_TFLOPS, "NVIDIA GB10")
+    expected = datasheet(DATASHEET_TFLOPS, "NVIDIA GB10")
     assert expected == 125
-    assert compute.datasheet(compute.DATASHEET_TFLOPS, "NVIDIA RTX A1000") is None
-    assert compute.datasheet(compute.DATASHEET_TFLOPS, "NVIDIA A100-SXM4-80GB") == 312
-    check = compute.against_datasheet("matmul bf16", measured, "TFLOP/s", expected)
+    assert datasheet(DATASHEET_TFLOPS, "NVIDIA RTX A1000") is None
+    assert datasheet(DATASHEET_TFLOPS, "NVIDIA A100-SXM4-80GB") == 312
+    check = gpu.compare("matmul bf16", measured, "TFLOP/s", expected)
     assert check.status == status and f"{measured / 125:.0%} of the datasheet's 125" in check.text
 
 
 def test_every_chip_of_the_datasheets_has_a_bandwidth() -> None:
-    assert compute.BANDWIDTH_GBPS.keys() == compute.DATASHEET_TFLOPS.keys()
+    assert gpu.BANDWIDTH_GBPS.keys() == DATASHEET_TFLOPS.keys()
 
 
 @pytest.mark.parametrize(
@@ -145,21 +148,21 @@ def test_a_gpu_that_cannot_run_it_is_told_with_what_mends_it(error: Exception, s
     def fails() -> Check:
         raise error
 
-    check = compute.tried("matmul bf16", fails)
+    check = gpu.explain_errors("matmul bf16", fails)
     assert check.status == status and words in check.text
-    assert check.mend == (compute.REINSTALL if status == "failed" else "nvidia-smi    # names them")
+    assert check.fix == (gpu.REINSTALL if status == "failed" else "nvidia-smi    # lists them")
 
 
 @pytest.mark.gpu
 def test_the_gpu_s_kernels_run() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
-    checks = (compute.build, compute.matmul, compute.bandwidth, compute.attention, compute.triton_kernel)
+    checks = (gpu.build, gpu.matmul, gpu.copy, gpu.attention, gpu.triton_kernel)
     assert [check.text for check in (check() for check in checks) if check.status == "failed"] == []
 
 
 def test_a_check_that_breaks_is_a_finding_and_no_end() -> None:
-    (check,) = run_checks({"disk": lambda: surroundings.room(float("nan"), "x") and 1 / 0})  # type: ignore[dict-item,return-value]  # broken on purpose
+    (check,) = run_checks({"disk": lambda: system.swap() and 1 / 0})  # type: ignore[dict-item,return-value]  # broken on purpose
     assert (check.name, check.status) == ("disk", "warning") and "ZeroDivisionError" in check.text
 
 
@@ -167,9 +170,9 @@ def test_lines_fit_the_screen_and_commands_stay_whole() -> None:
     out = io.StringIO()
     command = "nvidia-smi -q -d PERFORMANCE,POWER    # " + "and look " * 10
     print_checks(Console(file=out, width=80), [Check("memory", "warning", "word " * 40, command)])
-    *text, mend = out.getvalue().splitlines()
+    *text, fix = out.getvalue().splitlines()
     assert max(map(len, text)) <= 80 and text[0].startswith("warning memory ")
-    assert mend.strip() == command.strip()
+    assert fix.strip() == command.strip()
 
 
 def test_json_is_one_object(
@@ -179,7 +182,7 @@ def test_json_is_one_object(
     doctor.main(doctor.DoctorOptions(fast=True, json=True))
     checks = json.loads(capsys.readouterr().out)["checks"]
     assert [check["name"] for check in checks] == ["suspend"]  # the fast part says only what is wrong
-    assert checks[0].keys() == {"name", "status", "text", "mend"}
+    assert checks[0].keys() == {"name", "status", "text", "fix"}
 
 
 def test_the_fast_part_loads_no_torch_and_takes_no_time(spark: FakeMachine) -> None:
