@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from nanochat import cli
-from nanochat.data import embedded
+from nanochat.data import demo_data
 from nanochat.eval.core import read_tasks
 from nanochat.eval.core_bundle import fetch_bundle
 from nanochat.eval.multiple_choice import OptionScore, Problem, is_right, score_options
@@ -49,7 +49,7 @@ class BenchmarkOptions:
 def main(options: BenchmarkOptions) -> None:
     runtime = Runtime.start(options.device_type)
     torch.manual_seed(0)
-    tokenizer = Tokenizer.train(embedded.documents("train"), options.vocab_size)
+    tokenizer = Tokenizer.train(demo_data.documents("train"), options.vocab_size)
     config = GPTConfig.from_depth(options.depth, options.vocab_size, options.max_seq_len)
     model = GPT(config, runtime.compute_dtype).to(runtime.device).eval()
     for parameter in model.parameters():

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import NanoChatConfig, NanoChatForCausalLM
 
 from nanochat import cli
-from nanochat.data import embedded
+from nanochat.data import demo_data
 from nanochat.hub.convert_model import hf_name, hf_shape
 from nanochat.inference.engine import Engine
 from nanochat.inference.request import Request
@@ -64,7 +64,7 @@ class Bench:
         self.runtime = Runtime.start(options.device_type)
         self.clock = time.perf_counter if options.clock == "wall" else time.process_time
         torch.manual_seed(0)
-        self.tokenizer = Tokenizer.train(embedded.documents("train")[:2000], options.vocab_size)
+        self.tokenizer = Tokenizer.train(demo_data.documents("train")[:2000], options.vocab_size)
         config = GPTConfig.from_depth(options.depth, options.vocab_size, options.max_seq_len)
         self.model = GPT(config, self.runtime.compute_dtype).to(self.runtime.device).eval()
         for parameter in self.model.parameters():

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from nanochat import cli
-from nanochat.data import embedded
+from nanochat.data import demo_data
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
 from nanochat.model.gpt import GPT, GPTConfig
@@ -87,7 +87,7 @@ def card_of(options: BenchmarkOptions) -> ModelCard:
 def random_chat(card: ModelCard, slots: int) -> ChatModel:
     """The model in the engine's process. It never ends a turn by itself, so that every reply has the same length."""
     runtime = Runtime.start()
-    tokenizer = Tokenizer.train(embedded.documents("train"), VOCAB_SIZE)
+    tokenizer = Tokenizer.train(demo_data.documents("train"), VOCAB_SIZE)
     torch.manual_seed(0)
     config = GPTConfig.from_depth(int(card.model_tag[1:]), VOCAB_SIZE, CONTEXT)
     model = GPT(config, runtime.compute_dtype).to(runtime.device).eval()
@@ -102,7 +102,7 @@ def serve(options: BenchmarkOptions, pipe: Connection) -> None:
     chat = functools.partial(random_chat, slots=options.max_batch_size)
     pool = Pool(ModelRegistry(card), chat, max_waiting=options.max_waiting)
     listener = http_server.bind("127.0.0.1", 0)
-    tokenizer = Tokenizer.train(embedded.documents("train"), VOCAB_SIZE)
+    tokenizer = Tokenizer.train(demo_data.documents("train"), VOCAB_SIZE)
     app = create_app(pool, tokenizer, on_loaded=lambda problem: pipe.send(listener.getsockname()[1]))
     http_server.Server().run(app, listener)
 

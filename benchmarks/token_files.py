@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat import cli, paths
-from nanochat.data.corpora import ParquetShard
+from nanochat.data.datasets import ParquetShard
 from nanochat.data.token_shards import TokenShards, write_shards
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer

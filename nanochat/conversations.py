@@ -1,20 +1,18 @@
-"""Conversations in OpenAI's format: what makes one valid, and JSON Lines files of them.
+"""Conversations in OpenAI's format: validation, and reading and writing of JSON Lines files.
 
-A conversation is {"messages": [{"role": ..., "content": ...}, ...]}: perhaps a system message, then user and
+A conversation is {"messages": [{"role": ..., "content": ...}, ...]}: an optional system message, then user and
 assistant in turn. An assistant's content may be a list of parts: text, python (a tool call), python_output.
 """
 
-import contextlib
-import fcntl
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict, cast
 
+from nanochat.atomic import atomic_write
 from nanochat.errors import UserError
+from nanochat.locks import folder_lock
 
 PartType = Literal["text", "python", "python_output"]
 
@@ -34,29 +32,29 @@ class Conversation(TypedDict):
 
 
 class Line(NamedTuple):
-    """One line of a file: its conversation, or the problem that keeps it from being one."""
+    """One line of a file, with either `conversation` or `problem` set."""
 
-    number: int  # counted from 1
+    number: int  # from 1
     conversation: Conversation | None
     problem: str | None
 
 
 def conversation(*turns: str | list[Part]) -> Conversation:
-    """A conversation of these turns, the user's first."""
+    """Build a conversation from alternating turns, starting with the user's."""
     roles: tuple[Literal["user", "assistant"], ...] = ("user", "assistant")
     return {"messages": [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]}
 
 
 def text_of(message: Message) -> str:
-    """What a message says to its reader: its text without tool calls and their output."""
+    """Return a message's text without tool calls and their output."""
     content = message["content"]
     return content if isinstance(content, str) else "".join(p["text"] for p in content if p["type"] == "text")
 
 
 def find_problem(value: Any) -> str | None:
-    """Why `value` is not a conversation, in one sentence; None if it is one."""
+    """Return the reason why `value` is not a valid conversation, or None if it is."""
     if not isinstance(value, dict) or not isinstance(value.get("messages"), list):
-        return 'it is not an object with a list of "messages"'
+        return 'it is not an object with a list "messages"'
     messages = value["messages"]
     for i, message in enumerate(messages):
         if problem := _problem_in_message(message):
@@ -67,22 +65,22 @@ def find_problem(value: Any) -> str | None:
         expected = "user" if i % 2 == 0 else "assistant"
         if role != expected:
             position = i + 1 + len(roles) - len(turns)
-            return f"message {position} is from the {role} where the {expected} has the turn"
+            return f"message {position} is from the {role}, expected the {expected}"
     if len(turns) < 2:
-        return "it needs at least one message of the user and one of the assistant"
+        return "it needs at least one user message and one assistant message"
     return None
 
 
 def _problem_in_message(message: Any) -> str | None:
     if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
-        return 'has no "role" that is system, user or assistant'
+        return 'needs a "role": system, user or assistant'
     content = message.get("content")
     if isinstance(content, str):
         return None if content.strip() else "is empty"
     if not isinstance(content, list):
-        return 'has no "content" that is text or a list of parts'
+        return 'needs a "content": text or a list of parts'
     if message["role"] != "assistant":
-        return "has parts, which only the assistant may have"
+        return "has a list of parts, allowed only for the assistant"
     if not content:
         return "is empty"
     for part in content:
@@ -96,12 +94,12 @@ def _problem_in_message(message: Any) -> str | None:
 
 
 def scan(path: Path) -> Iterator[Line]:
-    """Every line of a JSON Lines file that is not blank, good or broken. Raises UserError if it cannot be read."""
+    """Yield all lines of a JSON Lines file except blank ones. Raises UserError if the file cannot be read."""
     try:
-        # Split at b"\n" only: str.splitlines would also cut inside a text that holds U+2028.
+        # Split at b"\n" only: str.splitlines would also split at U+2028 within a text.
         raw_lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): ./prepare.sh makes the default one") from None
+        raise UserError(f"cannot read {path} ({error.strerror}): run ./prepare.sh to create the default file") from None
     for number, raw in enumerate(raw_lines, start=1):
         if not raw.strip():
             continue
@@ -111,44 +109,45 @@ def scan(path: Path) -> Iterator[Line]:
             yield Line(number, None, f"it is not JSON ({error.msg} at column {error.colno})")
         except UnicodeDecodeError:
             yield Line(number, None, "it is not UTF-8 text")
-        except (ValueError, RecursionError):  # a number of too many digits, brackets nested too deep
-            yield Line(number, None, "it is not JSON that can be read")
+        except (ValueError, RecursionError):  # a number with too many digits, brackets nested too deep
+            yield Line(number, None, "it is not readable JSON")
         else:
             problem = find_problem(value)
             yield Line(number, None if problem else cast(Conversation, value), problem)
 
 
 def read(path: Path) -> list[Conversation]:
-    """The conversations of a JSON Lines file. Raises UserError at the first broken line, and on an empty file."""
+    """Read a JSON Lines file. Raises UserError at the first invalid line, and if the file is empty."""
     conversations = []
     for line in scan(path):
         if line.conversation is None:
-            raise UserError(f"line {line.number} of {path} is broken, {line.problem}: mend or remove that line")
+            raise UserError(f"line {line.number} of {path} is invalid ({line.problem}): fix or remove it")
         conversations.append(line.conversation)
     if not conversations:
-        raise UserError(f"{path} holds no conversation: add one a line, or delete it and run ./prepare.sh")
+        raise UserError(f"{path} is empty: add one conversation per line, or delete it and run ./prepare.sh")
     return conversations
 
 
 def append(path: Path, conversations: Iterable[Conversation]) -> None:
-    """Add conversations at the end of a file, which is made if it is absent.
+    """Add conversations to the end of a file, creating it if needed. Existing lines, even broken ones, are kept.
 
-    The lines already there, broken ones too, stay as they are byte for byte; a crash or a full disk leaves the
-    old file. Raises UserError if the file cannot be written, ValueError on what is not a conversation.
+    Atomic. Raises UserError if the file cannot be written, ValueError on an invalid conversation.
     """
     addition = _encode(conversations)
-    with _exclusive(path) as target:
+    with _locked(path) as target:
         old = target.read_bytes() if target.exists() else b""
         newline = b"\n" if old and not old.endswith(b"\n") else b""
-        _replace(target, old + newline + addition)
+        with atomic_write(target, "wb") as file:
+            file.write(old + newline + addition)
 
 
 def write_if_absent(path: Path, conversations: Iterable[Conversation]) -> bool:
-    """Make a file of these conversations unless one is there; whether it was made. Raises as `append` does."""
-    with _exclusive(path) as target:
+    """Create a file of these conversations unless it exists. Returns True if it was created. Raises as `append`."""
+    with _locked(path) as target:
         if target.exists():
             return False
-        _replace(target, _encode(conversations))
+        with atomic_write(target, "wb") as file:
+            file.write(_encode(conversations))
         return True
 
 
@@ -161,39 +160,13 @@ def _encode(conversations: Iterable[Conversation]) -> bytes:
     return "".join(lines).encode()
 
 
-@contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[Path]:
-    """Hold a lock on the folder of `path`, links followed, so that two writers cannot lose each other's lines."""
+@contextmanager
+def _locked(path: Path) -> Iterator[Path]:
+    """Resolve links in `path` and hold the lock of its folder, so that concurrent writers lose no lines."""
     target = path.resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+        with folder_lock(target.parent):
             yield target
-        finally:
-            os.close(folder)
     except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror}): free some space or choose a place you can write to"
-        ) from None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Put `content` at `path` whole or not at all, also when the power fails."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            if path.exists():
-                shutil.copymode(path, file.name)
-            else:
-                os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+        raise UserError(f"cannot write {path} ({error.strerror}): free some space or choose another folder") from None

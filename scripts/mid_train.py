@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 from nanochat import cli, paths
 from nanochat.data.batches import RowBatches, rows_per_step
-from nanochat.data.conversation_rows import conversation_rows
 from nanochat.eval.samples import answers
 from nanochat.report import build
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
 from nanochat.tasks import mixtures
+from nanochat.tasks.mixtures import conversation_rows
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import agreement, batch_size, resume
 from nanochat.train.options import TrainOptions, check_range, inherit

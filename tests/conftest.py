@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat.data import embedded
+from nanochat.data import demo_data
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
 from tests.hub.fake_hub import FakeHub
@@ -25,7 +25,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # what a script starts wi
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     """A vocabulary of 512, trained on 300 articles."""
-    return Tokenizer.train(embedded.documents("train")[:300], vocab_size=512)
+    return Tokenizer.train(demo_data.documents("train")[:300], vocab_size=512)
 
 
 @pytest.fixture

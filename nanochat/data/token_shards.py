@@ -19,7 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
-from nanochat.data.bars import Bar
+from nanochat.data.progress import ProgressBar
 from nanochat.data.token_files import Ids, TokenFile, write_documents
 from nanochat.errors import UserError
 from nanochat.locks import folder_lock
@@ -124,7 +124,7 @@ def _write_shards(
         shards = [shard for part in splits.values() for shard in part]
         stale = [shard for shard in shards if not TokenFile.is_current(folder, shard.name, tokenizer, shard.origin)]
         workers = min(workers or os.cpu_count() or 1, len(stale))
-        with Bar("tokenising", len(stale)) as bar:
+        with ProgressBar("tokenising", len(stale)) as bar:
             for _ in _written(folder, stale, tokenizer, workers):
                 bar.advance()
         for split, part in splits.items():

@@ -11,8 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from nanochat import paths
-from nanochat.data import embedded
-from nanochat.data.words import read_words
+from nanochat.data import demo_data
 from nanochat.eval.multiple_choice import Option, Problem, is_right, score_options
 from nanochat.eval.results import TaskScore
 from nanochat.inference.chat import ChatModel
@@ -25,7 +24,7 @@ from nanochat.tasks.humaneval import HumanEval
 from nanochat.tasks.mixtures import DEMO_WORDS
 from nanochat.tasks.mmlu import MMLU
 from nanochat.tasks.multiple_choice import CategoricalTask
-from nanochat.tasks.spelling import LetterCount
+from nanochat.tasks.spelling import LetterCount, read_words
 from nanochat.tasks.task import GradedTask
 
 MAX_REPLY_TOKENS = 512
@@ -48,7 +47,7 @@ class ChatCore:
         run_program("", unconfined=unconfined_code)  # fails now rather than after an hour of work
         self.max_per_task = max_per_task
         file = paths.words_file()
-        words = read_words(file) if file.exists() else embedded.frequent_words(DEMO_WORDS)
+        words = read_words(file) if file.exists() else demo_data.frequent_words(DEMO_WORDS)
         self.tasks: list[GradedTask] = [
             ARC("Easy", "test"),
             ARC("Challenge", "test"),

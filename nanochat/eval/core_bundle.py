@@ -6,7 +6,6 @@ Cached results carry a hash of the bundle (nanochat.eval.core.fingerprint), so r
 
 import hashlib
 import shutil
-import threading
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,8 +15,8 @@ from huggingface_hub import constants
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from nanochat import paths
-from nanochat.data.bars import Bar
-from nanochat.data.transfer import append_rest, patiently
+from nanochat.data.download import resume_download, retry
+from nanochat.data.progress import ProgressBar
 from nanochat.errors import UserError
 from nanochat.eval.core import read_tasks
 from nanochat.locks import folder_lock
@@ -57,18 +56,15 @@ def _download(downloads: Path) -> Path:
     if constants.is_offline_mode():
         raise UserError(f"the CORE bundle is missing and HF_HUB_OFFLINE is set: unset it, or {ALTERNATIVES}")
     print(f"downloading the CORE bundle from {URL}", flush=True)
-    size, version = patiently(_size_and_version)
+    size, version = retry(_size_and_version)
     archive = downloads / f".{version}.partial"  # a partial download of another version is not continued
     have = archive.stat().st_size if archive.exists() else 0
     if shutil.disk_usage(downloads).free < (size - have) * DISK_BYTES_PER_DOWNLOADED:
         needed = format_bytes(size * DISK_BYTES_PER_DOWNLOADED)
         raise UserError(f"the CORE bundle needs {needed} in {downloads}: free some space")
-    with Bar("CORE bundle", size, in_bytes=True) as bar:
+    with ProgressBar("CORE bundle", size, in_bytes=True) as bar:
         bar.advance(have)
-        patiently(
-            lambda: append_rest(URL, size, archive, bar.advance, threading.Event(), headers={}),
-            gained=lambda: archive.stat().st_size if archive.exists() else 0,
-        )
+        resume_download(URL, size, archive, bar.advance, headers={})
     return archive
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from nanochat import paths
 from nanochat.atomic import atomic_write
-from nanochat.data import embedded
+from nanochat.data import demo_data
 from nanochat.data.packing import StreamRows
 from nanochat.data.token_shards import TokenShards
 from nanochat.eval.bits_per_byte import bits_per_byte
@@ -23,8 +23,9 @@ from nanochat.eval.results import (
 )
 from nanochat.inference.chat import ChatModel, load_chat
 from nanochat.runtime import Runtime
+from nanochat.tasks.arithmetic import Sums
 from nanochat.tasks.identity import IdentityQuestions
-from nanochat.tasks.mixtures import DEMO_WORDS, Sums
+from nanochat.tasks.mixtures import DEMO_WORDS
 from nanochat.tasks.spelling import LetterCount, Spelling
 from nanochat.tasks.task import GradedTask
 from nanochat.train.checkpoint import Checkpoint
@@ -96,7 +97,7 @@ class EvalModel:
         found, chat = self.checkpoint, self.chat
         shards = TokenShards.open(paths.tokens_dir(config.dataset), "val", chat.tokenizer)
         rows = StreamRows(shards, chat.context, chat.tokenizer.bos_id)
-        words = embedded.frequent_words(DEMO_WORDS)
+        words = demo_data.frequent_words(DEMO_WORDS)
 
         def accuracy(task: GradedTask, count: int) -> float:
             grades = reply_grades(chat, task, range(min(len(task), count)), MAX_REPLY_TOKENS)

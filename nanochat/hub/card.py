@@ -13,7 +13,7 @@ import transformers
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from nanochat.data.shards import DATASETS
+from nanochat.data.datasets import DATASETS
 from nanochat.eval.results import centered_mean, centered_mean_error
 from nanochat.model.gpt import GPTConfig
 from nanochat.report.history import Stage

@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import ModelInfo
 
-from nanochat.data.transfer import patiently
+from nanochat.data.download import retry
 from nanochat.errors import UserError
 from nanochat.hub.card import read_card
 from nanochat.train.checkpoint import sha256
@@ -81,7 +81,7 @@ def parcels(output: Path, account: str, stage: str | None, tag: str | None) -> l
 def check_login(api: HfApi, account: str) -> None:
     """Raise UserError if there is no login, or it may not write to this account."""
     try:
-        me = patiently(api.whoami)
+        me = retry(api.whoami)
     except LocalTokenNotFoundError:
         raise UserError(
             "you are not logged in: run .venv/bin/hf auth login, or set HF_TOKEN to a token that may write"
@@ -128,7 +128,7 @@ def check_name(api: HfApi, parcel: Parcel, private: bool) -> None:
 
 def _info(api: HfApi, parcel: Parcel, revision: str | None = None, files: bool = False) -> ModelInfo | None:
     try:
-        return patiently(lambda: api.model_info(parcel.repository, revision=revision, files_metadata=files))
+        return retry(lambda: api.model_info(parcel.repository, revision=revision, files_metadata=files))
     except (RepositoryNotFoundError, RevisionNotFoundError):
         return None
     except (httpx2.HTTPError, OSError) as error:
@@ -158,7 +158,7 @@ def send(api: HfApi, parcel: Parcel, private: bool, revision: str | None) -> Non
             raise error.__cause__ if isinstance(error.__cause__, httpx2.HTTPError) else error from None
 
     try:
-        patiently(upload)
+        retry(upload)
     except (httpx2.HTTPError, OSError, RuntimeError) as error:  # Xet's own errors are RuntimeErrors
         _explain(error)
     verify(api, parcel, revision)

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from nanochat import paths
 from nanochat.conversations import Message, Part
-from nanochat.data import embedded
+from nanochat.data import demo_data
 from nanochat.data.token_shards import ShardedIds, TokenShards
 from nanochat.errors import UserError
 from nanochat.hub.convert_model import quiet_transformers
@@ -56,7 +56,7 @@ def held_out_passages(dataset: str | None, tokenizer: Tokenizer, sequence_len: i
         ids = TokenShards.open(paths.tokens_dir(dataset or ""), "val", tokenizer).ids
         origin = f"{dataset} val"
     except UserError:
-        texts = embedded.documents("val")
+        texts = demo_data.documents("val")
         ids = np.array([token for text in texts for token in (tokenizer.bos_id, *tokenizer.encode(text))])
         origin = "encyclopedia val"
     rows = []

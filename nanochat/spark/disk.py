@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nanochat.data.shards import CHARS_PER_TOKEN, DATASETS, SHARD_CHARS, shards_for_depth
+from nanochat.data.datasets import CHARS_PER_TOKEN, DATASETS, SHARD_CHARS, shards_for_depth
 from nanochat.model.gpt import GPTConfig
 from nanochat.spark.plan import MID_TOKENS
 from nanochat.stages import STAGES

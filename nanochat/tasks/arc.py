@@ -1,4 +1,4 @@
-"""ARC: science questions from school exams (https://arxiv.org/abs/1803.05457), Easy and Challenge."""
+"""ARC: science questions from school exams, Easy and Challenge (https://arxiv.org/abs/1803.05457)."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ FILES = {
 
 
 class ARC(CategoricalTask):
-    """Three to five choices. The exams' own labels, some of them 1 to 4, become letters by their place."""
+    """Three to five choices. The exams' labels, some of them 1 to 4, are replaced by letters in their order."""
 
     def __init__(self, subset: Literal["Easy", "Challenge"], split: Literal["train", "test"]) -> None:
         self.name = f"arc {subset.lower()}"

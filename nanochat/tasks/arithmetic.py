@@ -1,7 +1,7 @@
-"""Sums solved with the python tool, and what they share with word problems.
+"""Arithmetic and word problems, solved with the python tool.
 
-Every answer calls the tool first and writes the numbers in the order in which the question gives them: a model
-of a few million parameters learns to copy long before it learns to calculate.
+Every answer calls the tool first and repeats the numbers in the order in which the question gives them: a model of a
+few million parameters learns to copy long before it learns to calculate.
 """
 
 import ast
@@ -11,79 +11,36 @@ from abc import abstractmethod
 from typing import NamedTuple
 
 from nanochat.conversations import Conversation, Part, conversation
-from nanochat.data.splits import held_out
-from nanochat.tasks.task import NumberTask, Split
+from nanochat.data.split import held_out
+from nanochat.tasks.task import Mixture, NumberTask, Split, load_wording
 
 TEST_SHARE = 0.1
-
-FRAMES = (
-    "What is {}?", "What's {}?", "How much is {}?", "What does {} equal?", "What is the value of {}?",
-    "What do you get for {}?", "Tell me what {} is.", "Can you tell me what {} is?", "Do you know what {} is?",
-    "Compute {}.", "Calculate {}.", "Work out {}.", "Solve {}.", "Evaluate {}.", "Find {}.", "Please calculate {}.",
-    "Please work out {}.", "Can you compute {}?", "Can you calculate {} for me?", "Could you work out {} for me?",
-    "I need the result of {}.", "Help me with {}.", "Hi! What is {}?", "Hello, how much is {}?",
-    "Quick question: what is {}?", "what is {}", "calculate {}", "{}", "{}?", "{} =", "{} = ?",
-)  # fmt: skip
-SYMBOLS = {
-    "+": ("+", "+", "plus"),
-    "-": ("-", "-", "minus", "take away"),
-    "*": ("*", "*", "x", "\N{MULTIPLICATION SIGN}", "times", "multiplied by"),
-    "/": ("/", "/", "÷", "divided by"),
-}
-SENTENCES = {
-    "+": (
-        "Add {a} and {b}.", "Add {a} to {b}.", "What is the sum of {a} and {b}?", "Find the sum of {a} and {b}.",
-        "What do {a} and {b} make together?", "What is the total of {a} and {b}?",
-        "What do I get if I add {a} and {b}?",
-        "What number is {a} plus {b}?",
-    ),
-    "-": (
-        "What is the difference between {a} and {b}?", "Find the difference of {a} and {b}.",
-        "What is left of {a} after taking away {b}?", "How much more is {a} than {b}?",
-        "Start at {a} and subtract {b}.",
-        "What is {a} reduced by {b}?", "By how much is {a} larger than {b}?",
-    ),
-    "*": (
-        "Multiply {a} by {b}.", "Multiply {a} and {b}.", "What is the product of {a} and {b}?",
-        "Find the product of {a} and {b}.", "What do I get if I multiply {a} by {b}?", "What are {a} groups of {b}?",
-        "What number is {a} times {b}?",
-    ),
-    "/": (
-        "Divide {a} by {b}.", "What is the quotient of {a} and {b}?", "Find the quotient of {a} and {b}.",
-        "What do I get if I divide {a} by {b}?", "Split {a} into {b} equal parts. How big is each?",
-        "What number is {a} divided by {b}?",
-    ),
-}  # fmt: skip
-TWO_STEPS = (
-    "{a} + {b} + {c}", "{a} + {b} - {c}", "{a} * ({b} + {c})", "({a} + {b}) * {c}", "{a} * {b} + {c}",
-    "{a} + {b} * {c}",
-)  # fmt: skip
 
 
 class Problem(NamedTuple):
     question: str
-    expression: str  # what the tool is asked, e.g. "84 // 7"
-    answer: str  # with {result} where the result belongs
+    expression: str  # the tool's input, e.g. "84 // 7"
+    answer: str  # with {result} as a placeholder
 
 
 class ToolProblems(NumberTask):
-    """Problems drawn by index, each redrawn until its expression falls into the split."""
+    """Random problems by index, each drawn again until its expression falls into the split."""
 
-    def __init__(self, split: Split, size: int = 10_000, first: int = 0) -> None:
-        """`size` problems, numbered from `first`: stages that practise on other numbers share no row."""
+    def __init__(self, split: Split, size: int = 10_000, start: int = 0) -> None:
+        """`size` problems, numbered from `start`: stages with disjoint numbers share no row."""
         self.split = split
         self.size = size
-        self.first = first
+        self.start = start
 
     @abstractmethod
     def draw(self, rng: random.Random) -> Problem:
-        """Any problem of this kind."""
+        """Draw a problem of either split."""
 
     def __len__(self) -> int:
         return self.size
 
     def row(self, index: int) -> Conversation:
-        rng = random.Random(f"{self.name} {self.split} {self.first + index}")
+        rng = random.Random(f"{self.name} {self.split} {self.start + index}")
         problem = self.draw(rng)
         while held_out(canonical(problem.expression), TEST_SHARE) != (self.split == "test"):
             problem = self.draw(rng)
@@ -100,22 +57,56 @@ class Arithmetic(ToolProblems):
     """Sums, differences, products and exact quotients of whole numbers of up to three digits; some in two steps."""
 
     name = "arithmetic"
+    wording = load_wording("arithmetic")
 
     def draw(self, rng: random.Random) -> Problem:
+        frames = self.wording["frames"]
         if rng.random() < 0.15:
-            written = rng.choice(TWO_STEPS).format(a=_number(rng, 2), b=_number(rng, 2), c=_number(rng, 2))
-            question = rng.choice(FRAMES).format(written if rng.random() < 0.5 else written.replace(" ", ""))
-            return Problem(question, written, f"{written} = {{result}}.")
+            expression = rng.choice(self.wording["two_steps"]).format(
+                a=_number(rng, 2), b=_number(rng, 2), c=_number(rng, 2)
+            )
+            question = rng.choice(frames).format(expression if rng.random() < 0.5 else expression.replace(" ", ""))
+            return Problem(question, expression, f"{expression} = {{result}}.")
         sign = rng.choice("+-*/")
         a, b = _operands(rng, sign)
-        written = f"{a} {sign} {b}"
+        expression = f"{a} {sign} {b}"
         if rng.random() < 0.4 and a >= b:  # "the difference between 3 and 8" could mean either order
-            question = rng.choice(SENTENCES[sign]).format(a=a, b=b)
+            question = rng.choice(self.wording["sentences"][sign]).format(a=a, b=b)
         else:
-            symbol = rng.choice(SYMBOLS[sign])
+            symbol = rng.choice(self.wording["symbols"][sign])
             space = "" if len(symbol) == 1 and rng.random() < 0.3 else " "
-            question = rng.choice(FRAMES).format(f"{a}{space}{symbol}{space}{b}")
-        return Problem(question, written.replace("/", "//"), f"{written} = {{result}}.")
+            question = rng.choice(frames).format(f"{a}{space}{symbol}{space}{b}")
+        return Problem(question, expression.replace("/", "//"), f"{expression} = {{result}}.")
+
+
+class WordProblems(ToolProblems):
+    """Stories about things, money, distances and time; the answer is a whole number above zero.
+
+    The stories use the numbers a > b, c, d and bc = b * c.
+    """
+
+    name = "word problems"
+    wording = load_wording("word_problems")
+
+    def draw(self, rng: random.Random) -> Problem:
+        story = rng.choice(self.wording["stories"])
+        name, other = rng.sample(self.wording["names"], 2)
+        words = {"name": name, "other": other, "things": rng.choice(self.wording["things"])}
+        words |= {"containers": rng.choice(self.wording["containers"]), "good": rng.choice(self.wording["goods"])}
+        while True:
+            b, c, d = rng.randint(2, 60), rng.randint(2, 12), rng.randint(2, 20)
+            numbers = {"a": b + rng.randint(1, 140), "b": b, "c": c, "d": d, "bc": b * c}
+            expression = story["expression"].format(**numbers)
+            if evaluate(expression) > 0:
+                return Problem(story["question"].format(**words, **numbers), expression, "The answer is {result}.")
+
+
+class Sums(Mixture, NumberTask):
+    """Half arithmetic, half word problems; for RL and evaluation."""
+
+    def __init__(self, split: Split, size: int, start: int = 0) -> None:
+        halves = Arithmetic(split, size - size // 2, start), WordProblems(split, size // 2, start)
+        super().__init__(halves, name="sums")
 
 
 def _operands(rng: random.Random, sign: str) -> tuple[int, int]:
@@ -129,7 +120,7 @@ def _operands(rng: random.Random, sign: str) -> tuple[int, int]:
 
 
 def _number(rng: random.Random, max_digits: int) -> int:
-    """A whole number, each count of digits equally likely."""
+    """Draw a whole number; each number of digits is equally likely."""
     digits = rng.randint(1, max_digits)
     return rng.randrange(10 ** (digits - 1), 10**digits)
 
@@ -138,7 +129,7 @@ _OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.
 
 
 def evaluate(expression: str) -> int:
-    """The value of one of our own expressions: whole numbers, + - * // and brackets."""
+    """Evaluate an expression of whole numbers, + - * // and parentheses."""
 
     def value(node: ast.expr) -> int:
         if isinstance(node, ast.BinOp):
@@ -150,10 +141,10 @@ def evaluate(expression: str) -> int:
 
 
 def canonical(expression: str) -> str:
-    """One spelling for expressions that differ only in the order of what is added or multiplied.
+    """Return one spelling for expressions that differ only in the order of their terms or factors.
 
-    It is the key that splits train from test, for sums and word problems alike: what a test problem asks of the
-    tool appears in no training problem of either kind.
+    This is the key that splits train from test in both tasks: an expression of a test problem appears in no training
+    problem of either.
     """
 
     def key(node: ast.expr) -> str:

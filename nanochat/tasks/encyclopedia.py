@@ -1,21 +1,16 @@
-"""Questions about the things and people that the embedded encyclopedia's train articles open with."""
+"""Questions about the demo's encyclopedia: free answers, and multiple choice. Train articles only."""
 
 import random
 import re
 
 from nanochat.conversations import Conversation, conversation
-from nanochat.data import embedded
-from nanochat.tasks.task import Task
+from nanochat.data import demo_data
+from nanochat.tasks.multiple_choice import Choices, multiple_choice
+from nanochat.tasks.task import Task, load_wording
 
-THING_QUESTIONS = (
-    "What is {}?", "What is {}?", "Tell me about {}.", "What do you know about {}?", "Can you explain what {} is?",
-    "Please describe {}.", "Do you know what {} is?", "I would like to learn about {}.", "what is {}", "Explain {}.",
-)  # fmt: skip
-PERSON_QUESTIONS = (
-    "Who {} {}?", "Who {} {}?", "Tell me about {1}.", "What do you know about {1}?", "Do you know who {1} {0}?",
-    "Can you tell me who {1} {0}?", "Tell me who {1} {0}.", "who {} {}", "I would like to learn about {1}.",
-)  # fmt: skip
-MAX_CHARACTERS = 300
+MAX_ANSWER_CHARS = 300
+MAX_CHOICE_CHARS = 40
+NUM_CHOICES = 4
 
 # A sentence ends at . ! or ? before a capital, but not after an initial or an abbreviation, as in "St. Paul".
 _ABBREVIATIONS = ("St", "Dr", "Mr", "Mrs", "Jr", "Sr", "Mt", "Ft", "No", "c", "ca", "fl", "lit", "vs", "approx")
@@ -26,18 +21,19 @@ _ARTICLE = re.compile(r"\b(?:an?|the) ", re.IGNORECASE)
 
 
 class Encyclopedia(Task):
-    """What an article says first, asked for by its title; every article `repeats` times, worded anew.
+    """The first sentences of an article as the answer to a question about its title.
 
-    The articles held out of pretraining are not asked for.
+    With `repeats`, every article is asked for that many times, each time in other words.
     """
 
     name = "encyclopedia"
+    questions = load_wording("encyclopedia")
 
     def __init__(self, repeats: int = 1) -> None:
         self._rows = []
-        for article in embedded.articles("train"):
+        for article in demo_data.articles("train"):
             summary = first_sentences(article.extract)
-            if len(summary) <= MAX_CHARACTERS:
+            if len(summary) <= MAX_ANSWER_CHARS:
                 self._rows.append((article.title, article.topic == "People", summary))
         self._repeats = repeats
 
@@ -49,24 +45,44 @@ class Encyclopedia(Task):
         rng = random.Random(f"{self.name} {index}")
         if person:
             verb = "is" if " is " in summary.partition(" was ")[0] else "was"
-            return conversation(rng.choice(PERSON_QUESTIONS).format(verb, title), summary)
-        return conversation(rng.choice(THING_QUESTIONS).format(_in_a_sentence(title, summary)), summary)
+            return conversation(rng.choice(self.questions["person"]).format(verb, title), summary)
+        return conversation(rng.choice(self.questions["thing"]).format(_with_article(title, summary)), summary)
+
+
+class Topics(Task):
+    """`What is Oslo?` with four short descriptions of articles to choose from."""
+
+    name = "topics"
+
+    def __init__(self) -> None:
+        self._articles = [a for a in demo_data.articles("train") if 0 < len(a.description) <= MAX_CHOICE_CHARS]
+
+    def __len__(self) -> int:
+        return len(self._articles)
+
+    def row(self, index: int) -> Conversation:
+        article = self._articles[index]
+        rng = random.Random(f"{self.name} {index}")
+        choices = [article.description]
+        while len(choices) < NUM_CHOICES:
+            other = rng.choice(self._articles).description
+            if other not in choices:
+                choices.append(other)
+        rng.shuffle(choices)
+        return multiple_choice(Choices(f"What is {article.title}?", choices, choices.index(article.description)))
 
 
 def first_sentences(text: str) -> str:
-    """The first sentence of an article, and the second where both fit MAX_CHARACTERS."""
-    sentences = _split(text.split("\n")[0])
-    both = " ".join(sentences[:2])
-    return both if len(both) <= MAX_CHARACTERS else sentences[0]
-
-
-def _split(paragraph: str) -> list[str]:
+    """Return the first sentence of an article, and the second if both fit MAX_ANSWER_CHARS."""
+    paragraph = text.split("\n")[0]
     ends = [match.end() for match in _SENTENCE_END.finditer(paragraph)]
-    return [paragraph[start:end].strip() for start, end in zip([0, *ends], [*ends, len(paragraph)], strict=True)]
+    sentences = [paragraph[i:j].strip() for i, j in zip([0, *ends], [*ends, len(paragraph)], strict=True)]
+    both = " ".join(sentences[:2])
+    return both if len(both) <= MAX_ANSWER_CHARS else sentences[0]
 
 
-def _in_a_sentence(title: str, summary: str) -> str:
-    """The title as one writes it in mid-sentence, with its own article: "Hat" gives "a hat"."""
+def _with_article(title: str, summary: str) -> str:
+    """Return the title as it is written mid-sentence, with its article: `Hat` becomes `a hat`."""
     title = re.sub(r" \(.*\)$", "", title)
     for article in _ARTICLE.finditer(summary):
         following = summary[article.end() :]

@@ -1,7 +1,7 @@
-"""GSM8K: grade school mathematics in words, reasoned step by step (https://arxiv.org/abs/2110.14168).
+"""GSM8K: grade-school math word problems with step-by-step solutions (https://arxiv.org/abs/2110.14168).
 
-Its answers mark what was calculated, as in `48/2 = <<48/2=24>>24`, and end with `#### 24`. The marks become calls of
-the python tool, whose result the text then repeats.
+The solutions annotate their calculations, as in `48/2 = <<48/2=24>>24`, and end with `#### 24`. Annotations become
+calls of the python tool; the text then repeats the result.
 """
 
 import re
@@ -14,11 +14,11 @@ from nanochat.tasks.task import GradedTask, Reply, final_text, last_number
 
 REPOSITORY = "openai/gsm8k"
 FILES = {split: HubFiles(REPOSITORY, [f"main/{split}-00000-of-00001.parquet"]) for split in ("train", "test")}
-_MARK = re.compile(r"<<(.*?)=([^=>]*)>>")
+_CALCULATION = re.compile(r"<<(.*?)=([^=>]*)>>")
 
 
 class GSM8K(HubTask, GradedTask):
-    """Graded on the number after the last ####, which has to be there."""
+    """Graded on the number after the last ####, which is required."""
 
     name = "gsm8k"
 
@@ -36,28 +36,27 @@ class GSM8K(HubTask, GradedTask):
 
 
 def marked_answer(text: str) -> Decimal | None:
-    """The one number on the line after the last ####, None if there is none."""
+    """Return the number on the line after the last ####, None if there is none."""
     _, mark, after = text.rpartition("####")
-    numbers = after.strip().splitlines()[0] if mark and after.strip() else ""
-    return last_number(numbers)
+    return last_number(after.strip().splitlines()[0]) if mark and after.strip() else None
 
 
 def answer_parts(answer: str) -> list[Part]:
-    """An answer with marks as text and tool calls."""
+    """Split an annotated solution into text and tool calls."""
     parts: list[Part] = []
-    at = 0
-    for mark in _MARK.finditer(answer):
-        if before := answer[at : mark.start()]:
+    position = 0
+    for match in _CALCULATION.finditer(answer):
+        if before := answer[position : match.start()]:
             parts.append({"type": "text", "text": before})
-        parts.append({"type": "python", "text": mark[1].strip()})
-        parts.append({"type": "python_output", "text": as_the_tool_writes(mark[2])})
-        at = mark.end()
-    parts.append({"type": "text", "text": answer[at:]})
+        parts.append({"type": "python", "text": match[1].strip()})
+        parts.append({"type": "python_output", "text": normalize_number(match[2])})
+        position = match.end()
+    parts.append({"type": "text", "text": answer[position:]})
     return parts
 
 
-def as_the_tool_writes(number: str) -> str:
-    """A result without the zeros and signs that people write and Python does not: `.50` is `0.5`, `+7` is `7`."""
+def normalize_number(number: str) -> str:
+    """Format a number as Python prints it: `.50` becomes `0.5`, `+7` becomes `7`."""
     try:
         return f"{Decimal(number.replace(',', '').strip()).normalize():f}"
     except InvalidOperation:

@@ -1,6 +1,6 @@
-"""HumanEval: Python functions to write from their docstrings (https://arxiv.org/abs/2107.03374).
+"""HumanEval: write Python functions from their docstrings (https://arxiv.org/abs/2107.03374).
 
-What the model writes is run, by nanochat.sandbox.runner, in a process that can reach nothing.
+The model's code runs in nanochat.sandbox.runner, in a process without access to files or the network.
 """
 
 import re
@@ -16,12 +16,12 @@ _CODE_BLOCK = re.compile(r"```(?:[Pp]ython|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DO
 
 
 class HumanEval(HubTask, GradedTask):
-    """164 problems for evaluation only; graded 1.0 if the problem's own tests pass."""
+    """164 problems for evaluation only, graded by the problem's tests."""
 
     name = "humaneval"
 
     def __init__(self, *, unconfined: bool = False) -> None:
-        """`unconfined`: run the model's code also where the kernel cannot protect the machine from it."""
+        """`unconfined` runs the model's code even if the kernel cannot sandbox it."""
         super().__init__(FILES["test"])
         self.unconfined = unconfined
         self._index_of: dict[str, int] = {}
@@ -32,7 +32,7 @@ class HumanEval(HubTask, GradedTask):
         return conversation(question(row["prompt"]), solution)
 
     def grade(self, conversation: Conversation, reply: Reply) -> float:
-        """Raises UserError where the machine cannot run it safely and `unconfined` was not asked for."""
+        """1.0 if the tests pass, else 0.0. Raises UserError if the code cannot be sandboxed, unless `unconfined`."""
         if not self._index_of:
             self._index_of = {question(row["prompt"]): i for i, row in enumerate(self.rows)}
         row = self.rows[self._index_of[text_of(conversation["messages"][-2])]]
@@ -41,16 +41,16 @@ class HumanEval(HubTask, GradedTask):
 
 
 def question(prompt: str) -> str:
-    """What the model is asked."""
+    """Build the user message."""
     return f"{INSTRUCTION}\n\n```python\n{prompt.strip()}\n```"
 
 
 def function(prompt: str, name: str, reply: str) -> str:
-    """The function that a reply gives, in a code block or plain; a body alone continues the prompt."""
+    """Extract the function from a reply, in a code block or plain. A body alone continues the prompt."""
     block = _CODE_BLOCK.search(reply)
     code = block[1] if block else reply
     definition = re.compile(rf"^def {re.escape(name)}\b", re.MULTILINE)
     if not definition.search(code):
         return prompt + code
-    before = definition.split(prompt)[0]  # imports, and functions that this one calls
+    before = definition.split(prompt)[0]  # imports and helper functions
     return before + code

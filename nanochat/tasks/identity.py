@@ -1,7 +1,6 @@
-"""Who the model is: conversations about itself, and the questions that check what it learned.
+"""Conversations about the model itself, and questions that check what it learned from them.
 
-The conversations are written to a file of the user's once, to be edited (view_identity_data.py), and read from
-there; `HELD_OUT_QUESTIONS` are never among those written.
+prepare.sh writes the default conversations once to a file that the user can edit (view_identity_data.py).
 """
 
 import random
@@ -10,27 +9,21 @@ from pathlib import Path
 
 from nanochat import conversations
 from nanochat.conversations import Conversation, conversation
-from nanochat.tasks.identity_text import GREETINGS, HELD_OUT_QUESTIONS, MODEL_NAME, TOPICS
-from nanochat.tasks.task import GradedTask, Reply, Task, final_text
+from nanochat.tasks.task import GradedTask, Reply, final_text, load_wording
 
-
-class Identity(Task):
-    """The conversations in the user's file. Raises UserError if it cannot be read or holds a broken line."""
-
-    name = "identity"
-
-    def __init__(self, path: Path) -> None:
-        self._rows = conversations.read(path)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def row(self, index: int) -> Conversation:
-        return self._rows[index]
+MODEL_NAME = "nanochat"
+HELD_OUT_QUESTIONS = (
+    "Who are you?",
+    "What should I call you?",
+    "Could you tell me your name?",
+    "Who am I talking to?",
+    "Introduce yourself, please.",
+)
+"""For evaluation only: no training conversation contains one of them."""
 
 
 class IdentityQuestions(GradedTask):
-    """Five ways to ask who the model is that no training conversation uses."""
+    """The held-out questions about who the model is."""
 
     name = "identity questions"
 
@@ -50,23 +43,29 @@ class IdentityQuestions(GradedTask):
 
 
 def write_default(path: Path) -> bool:
-    """Write the default conversations to `path` unless a file is there; whether it was written."""
+    """Write the default conversations to `path` unless it exists. Return True if they were written."""
     return conversations.write_if_absent(path, default_conversations())
 
 
 def default_conversations() -> list[Conversation]:
-    """Every question once, half of them after a greeting or with a second question; always the same list."""
+    """Build four conversations per question: alone, after "Hi!", before another question, after a turn of greetings."""
     rng = random.Random("identity")
-    topics = list(TOPICS)
+    wording = load_wording("identity")
+    topics = wording["topics"]
     rows = []
     for topic in topics:
-        for question in topic.questions:
-            rows.append(conversation(question, rng.choice(topic.answers)))
-            greeting, welcome = rng.choice(GREETINGS)
-            rows.append(conversation(f"{greeting} {question}", rng.choice(topic.answers)))
+        for question in topic["questions"]:
+            rows.append(conversation(question, rng.choice(topic["answers"])))
+            greeting, welcome = rng.choice(wording["greetings"])
+            rows.append(conversation(f"{greeting} {question}", rng.choice(topic["answers"])))
             other = rng.choice([t for t in topics if t is not topic])
-            turns = [question, rng.choice(topic.answers), rng.choice(other.questions), rng.choice(other.answers)]
+            turns = [
+                question,
+                rng.choice(topic["answers"]),
+                rng.choice(other["questions"]),
+                rng.choice(other["answers"]),
+            ]
             rows.append(conversation(*turns))
-            rows.append(conversation(greeting, welcome, question, rng.choice(topic.answers)))
+            rows.append(conversation(greeting, welcome, question, rng.choice(topic["answers"])))
     rng.shuffle(rows)
     return rows

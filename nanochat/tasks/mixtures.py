@@ -1,140 +1,155 @@
-"""What each stage is taught, in one place: tasks and how often each is shown.
+"""The training mixture of each stage: tasks and how often each is repeated.
 
-Each stage has the real mixture, from data sets that prepare.sh fetches, and the demo's, from what comes with the
-installation. The real ones are those of nanochat's seed (https://github.com/karpathy/nanochat) with refusals added.
+The real mixtures use data sets that prepare.sh downloads; the demo's use data that comes with the installation. The
+real ones follow the original nanochat (https://github.com/karpathy/nanochat), with refusals added.
 """
 
 from collections.abc import Callable
 from typing import Literal
 
-from nanochat import paths
-from nanochat.data import embedded
-from nanochat.data.words import read_words
+from nanochat import conversations, paths
+from nanochat.data import demo_data
+from nanochat.data.packing import PackedRows
+from nanochat.data.progress import ProgressBar
+from nanochat.data.token_files import TokenFile, write_conversations
+from nanochat.locks import folder_lock
+from nanochat.runtime import Runtime
 from nanochat.tasks import arc, gsm8k, humaneval, mmlu, smoltalk
 from nanochat.tasks.arc import ARC
-from nanochat.tasks.arithmetic import Arithmetic
-from nanochat.tasks.encyclopedia import Encyclopedia
+from nanochat.tasks.arithmetic import Arithmetic, Sums, WordProblems
+from nanochat.tasks.encyclopedia import Encyclopedia, Topics
 from nanochat.tasks.gsm8k import GSM8K
 from nanochat.tasks.hub_task import HubFiles
-from nanochat.tasks.identity import Identity
 from nanochat.tasks.mmlu import MMLU
-from nanochat.tasks.refusals import Refusals
-from nanochat.tasks.smalltalk import SmallTalk
 from nanochat.tasks.smoltalk import SmolTalk
-from nanochat.tasks.spelling import LetterCount, Spelling
-from nanochat.tasks.task import GradedTask, Mixture, NumberTask, Split, Task
-from nanochat.tasks.topics import Topics
-from nanochat.tasks.word_problems import WordProblems
+from nanochat.tasks.spelling import LetterCount, Spelling, read_words
+from nanochat.tasks.task import DATA, ConversationList, GradedTask, Mixture, Task
+from nanochat.tokenizer import Tokenizer
 
 DEMO_WORDS = 3000
-"""Spelling is practised on this many of the encyclopedia's most frequent words."""
-DEMO_SFT_FIRST, DEMO_RL_FIRST, DEMO_RL_SIZE = 10_000, 20_000, 10_000
-"""The sums of each of the demo's stages are its own: numbered from here, midtraining's from 0."""
+"""The demo spells this many of the encyclopedia's most frequent words."""
+DEMO_SFT_START, DEMO_RL_START, DEMO_RL_SIZE = 10_000, 20_000, 10_000
+"""The problems of each demo stage are disjoint: numbered from here, those of midtraining from 0."""
 
 HUB_FILES: list[HubFiles] = [
     files for task in (arc, gsm8k, humaneval, mmlu, smoltalk) for files in dict(task.FILES).values()
 ]
-"""What the real mixtures and the evaluation read."""
+"""All files that prepare.sh downloads for the real mixtures and the evaluation."""
 
 Choice = Literal["real", "demo"]
 
 
 def mid(choice: Choice) -> Mixture:
-    """Midtraining: the chat format, multiple choice, the tool, who the model is, letters."""
-    return {"real": real_mid, "demo": demo_mid}[choice]()
-
-
-def sft(choice: Choice) -> Mixture:
-    """SFT: fewer and better."""
-    return {"real": real_sft, "demo": demo_sft}[choice]()
-
-
-def rl(choice: Choice) -> GradedTask:
-    """RL: problems with checkable answers, GSM8K's 7,473 or 10,000 of the demo's."""
-    return GSM8K("train") if choice == "real" else Sums("train", DEMO_RL_SIZE, DEMO_RL_FIRST)
-
-
-def real_mid() -> Mixture:
-    """850K conversations, a third of them letters."""
+    """Midtraining teaches the chat format, multiple choice, the python tool, the model's identity and spelling."""
+    if choice == "demo":
+        words = demo_data.frequent_words(DEMO_WORDS)
+        return Mixture(
+            [
+                (Encyclopedia(), 0.15),
+                (Topics(), 0.05),
+                (small_talk(), 0.6),
+                (identity(), 1.0),
+                (Arithmetic("train", 1600), 1.0),
+                (WordProblems("train", 1000), 1.0),
+                (Spelling(words, "train"), 0.5),
+                (LetterCount(words, "train"), 0.15),
+            ],
+            name="demo mid",
+        )
     words = read_words(paths.words_file())
-    return Mixture(
+    return Mixture(  # 850K rows
         [
             (SmolTalk("train"), 1.0),  # 460K
             (MMLU("train"), 1.0),  # 100K
             (GSM8K("train"), 1.0),  # 7.5K
-            (Identity(paths.identity_file()), 2.0),
-            some(200_000, lambda repeats: Spelling(words, "train", repeats)),
-            some(80_000, lambda repeats: LetterCount(words, "train", repeats)),
+            (identity(), 2.0),
+            take(200_000, lambda repeats: Spelling(words, "train", repeats)),
+            take(80_000, lambda repeats: LetterCount(words, "train", repeats)),
         ],
         name="mid",
     )
 
 
-def real_sft() -> Mixture:
-    """23K conversations."""
+def sft(choice: Choice) -> Mixture:
+    """SFT uses fewer and better conversations, with refusals."""
+    if choice == "demo":
+        words = demo_data.frequent_words(DEMO_WORDS)
+        return Mixture(
+            [
+                (Encyclopedia(), 0.05),
+                (small_talk(), 0.1),
+                (identity(), 1.0),
+                (refusals(), 1.0),
+                (Arithmetic("train", 500, DEMO_SFT_START), 1.0),
+                (WordProblems("train", 350, DEMO_SFT_START), 1.0),
+                (Spelling(words, "train"), 0.3),
+                (LetterCount(words, "train"), 0.45),
+            ],
+            name="demo sft",
+        )
     words = read_words(paths.words_file())
-    talk = SmolTalk("train")
-    return Mixture(
+    chats = SmolTalk("train")
+    return Mixture(  # 23K rows
         [
             (ARC("Easy", "train"), 1.0),  # 2.3K
             (ARC("Challenge", "train"), 1.0),  # 1.1K
             (GSM8K("train"), 1.0),  # 7.5K
-            (talk, 10_000 / max(10_000, len(talk))),
-            (Identity(paths.identity_file()), 1.0),
-            (Refusals(), 1.0),
-            some(300, lambda repeats: Spelling(words, "train", repeats)),
-            some(300, lambda repeats: LetterCount(words, "train", repeats)),
+            (chats, 10_000 / max(10_000, len(chats))),
+            (identity(), 1.0),
+            (refusals(), 1.0),
+            take(300, lambda repeats: Spelling(words, "train", repeats)),
+            take(300, lambda repeats: LetterCount(words, "train", repeats)),
         ],
         name="sft",
     )
 
 
-def some(count: int, make: Callable[[int], Task]) -> tuple[Task, float]:
-    """`count` rows of a task that words its rows anew at each repeat: `make(repeats)`."""
+def rl(choice: Choice) -> GradedTask:
+    """RL uses problems with checkable answers: 7,473 of GSM8K, or 10,000 of the demo's."""
+    return GSM8K("train") if choice == "real" else Sums("train", DEMO_RL_SIZE, DEMO_RL_START)
+
+
+def identity() -> Task:
+    """The user's file. Raises UserError if it cannot be read or has an invalid line."""
+    return ConversationList("identity", conversations.read(paths.identity_file()))
+
+
+def refusals() -> Task:
+    """Harmful requests with short, kind refusals, and harmless look-alikes with answers.
+
+    The look-alikes keep the model from refusing whatever sounds alarming.
+    """
+    return ConversationList("refusals", conversations.read(DATA / "refusals.jsonl"))
+
+
+def small_talk() -> Task:
+    """Openings of human conversations, two to six short turns."""
+    return ConversationList("small talk", demo_data.chitchat("train"))
+
+
+def take(count: int, make: Callable[[int], Task]) -> tuple[Task, float]:
+    """Return `count` rows of `make(repeats)`, a task that words its rows differently in each repeat."""
     once = max(1, len(make(1)))
     task = make(-(-count // once))
     return task, count / max(1, len(task))
 
 
-def demo_mid() -> Mixture:
-    """Midtraining on what comes with the installation."""
-    words = embedded.frequent_words(DEMO_WORDS)
-    return Mixture(
-        [
-            (Encyclopedia(), 0.15),
-            (Topics(), 0.05),
-            (SmallTalk(), 0.6),
-            (Identity(paths.identity_file()), 1.0),
-            (Arithmetic("train", 1600), 1.0),
-            (WordProblems("train", 1000), 1.0),
-            (Spelling(words, "train"), 0.5),
-            (LetterCount(words, "train"), 0.15),
-        ],
-        name="demo mid",
+def conversation_rows(
+    mixture: Mixture, tokenizer: Tokenizer, sequence_len: int, runtime: Runtime, *, learn_all: bool, one_per_row: bool
+) -> PackedRows:
+    """Tokenize `mixture` into tokens/<its name> unless that is up to date, and pack it into rows."""
+    folder = paths.tokens_dir(mixture.name.replace(" ", "-"))
+    if runtime.world.is_main:
+        print(f"{mixture}\n")
+    if runtime.world.is_local_main:
+        origin = f"{mixture.fingerprint} cut at {sequence_len}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with folder_lock(folder):
+            if not TokenFile.is_current(folder, "train", tokenizer, origin):
+                with ProgressBar(f"tokenizing {mixture.name}", len(mixture)) as bar:
+                    write_conversations(folder, "train", tokenizer, bar.count(mixture), sequence_len, origin)
+    runtime.world.barrier()
+    file = TokenFile.open(folder, "train", tokenizer)
+    return PackedRows(
+        file, sequence_len, tokenizer.bos_id, learn_all=learn_all, documents_per_row=1 if one_per_row else None
     )
-
-
-def demo_sft() -> Mixture:
-    """SFT on what comes with the installation: fewer and better, with refusals."""
-    words = embedded.frequent_words(DEMO_WORDS)
-    return Mixture(
-        [
-            (Encyclopedia(), 0.05),
-            (SmallTalk(), 0.1),
-            (Identity(paths.identity_file()), 1.0),
-            (Refusals(), 1.0),
-            (Arithmetic("train", 500, DEMO_SFT_FIRST), 1.0),
-            (WordProblems("train", 350, DEMO_SFT_FIRST), 1.0),
-            (Spelling(words, "train"), 0.3),
-            (LetterCount(words, "train"), 0.45),
-        ],
-        name="demo sft",
-    )
-
-
-class Sums(Mixture, NumberTask):
-    """Problems with checkable answers, sums and word problems by halves, solved with the python tool."""
-
-    def __init__(self, split: Split, size: int, first: int = 0) -> None:
-        halves = Arithmetic(split, size - size // 2, first), WordProblems(split, size // 2, first)
-        super().__init__(halves, name="sums")

@@ -13,7 +13,7 @@ FILES = {
 
 
 class MMLU(CategoricalTask):
-    """`train` is the auxiliary set: 100K questions from other exams, none of them from the test."""
+    """`train` is the auxiliary set: 100K questions from other exams, disjoint from `test`."""
 
     def __init__(self, split: Literal["train", "test"]) -> None:
         self.name = "mmlu auxiliary" if split == "train" else "mmlu"
@@ -25,5 +25,5 @@ class MMLU(CategoricalTask):
         return Choices(row["question"].strip(), row["choices"], row["answer"])
 
     def subject(self, index: int) -> str:
-        """Of a test row, such as abstract_algebra."""
+        """Subject of a test row, such as abstract_algebra."""
         return str(self.rows[index]["subject"])

@@ -1,4 +1,4 @@
-"""SmolTalk, the part of it made for small models: 460K conversations on everything (https://arxiv.org/abs/2502.02737)."""
+"""SmolTalk's subset for small models: 460K conversations on all subjects (https://arxiv.org/abs/2502.02737)."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ FILES = {
 
 
 class SmolTalk(HubTask):
-    """Conversations as they are, some with a system message."""
+    """Unchanged conversations, some with a system message."""
 
     name = "smoltalk"
 

@@ -1,80 +1,99 @@
-"""Spelling words and counting their letters: what a model that reads tokens, not letters, finds hard."""
+"""Spelling words and counting their letters, which is hard for a model that reads tokens instead of letters.
+
+The words are the most frequent ones of the pretraining text.
+"""
 
 import random
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+from nanochat.atomic import atomic_write
 from nanochat.conversations import Conversation, conversation
-from nanochat.data.splits import held_out
-from nanochat.tasks.task import GradedTask, NumberTask, Reply, Split, final_text
+from nanochat.data.split import held_out
+from nanochat.errors import UserError
+from nanochat.tasks.task import GradedTask, NumberTask, Reply, Split, final_text, load_wording
 
 TEST_SHARE = 0.1
-SPELLING_QUESTIONS = (
-    "Spell the word '{}'.", "Spell '{}'.", "How do you spell '{}'?", "Please spell '{}'.", "How is '{}' spelled?",
-    "Can you spell '{}'?", "Can you spell the word '{}' for me?", "Write '{}' letter by letter.",
-    "What are the letters of '{}'?", "Spell {}.", "How do you spell {}?", "spell {}",
-)  # fmt: skip
-COUNT_QUESTIONS = (
-    "How many '{letter}' are in '{word}'?", "How many {letter}'s are in '{word}'?", "Count the {letter}'s in '{word}'.",
-    "How many times does '{letter}' appear in '{word}'?", "Count the letter '{letter}' in '{word}'.",
-    "How often is the letter '{letter}' in '{word}'?", "How many {letter} are in {word}?",
-    "How many times does the letter {letter} occur in {word}?", "How many {letter}'s are in the word {word}?",
-)  # fmt: skip
+MAX_WORDS = 200_000
+MIN_OCCURRENCES = 3
+"""A rarer word is as likely to be a misspelling."""
+MAX_CHARS = 100_000_000
+_WORD = re.compile(r"(?<![\w'-])[a-z]{3,15}(?![\w'-])")
 
 
-class Spelling(GradedTask):
-    """A word and its letters, joined by hyphens, which a BPE tokenizer leaves apart: 'apple' is a-p-p-l-e."""
+class WordTask(GradedTask):
+    """One row per word of the split, `repeats` times, each time worded differently."""
 
-    name = "spelling"
+    questions = load_wording("spelling")
 
     def __init__(self, words: Sequence[str], split: Split, repeats: int = 1) -> None:
-        self._words = _words_of(words, split)
+        self._words = [word for word in words if held_out(word, TEST_SHARE) == (split == "test")]
         self._repeats = repeats
 
     def __len__(self) -> int:
         return len(self._words) * self._repeats
 
+    def _draw(self, index: int) -> tuple[str, random.Random]:
+        return self._words[index % len(self._words)], random.Random(f"{self.name} {index}")
+
+
+class Spelling(WordTask):
+    """A word and its letters, joined by hyphens, which a BPE tokenizer does not merge: 'apple' is a-p-p-l-e."""
+
+    name = "spelling"
+
     def row(self, index: int) -> Conversation:
-        word = self._words[index % len(self._words)]
-        rng = random.Random(f"{self.name} {index}")
-        return conversation(rng.choice(SPELLING_QUESTIONS).format(word), "-".join(word))
+        word, rng = self._draw(index)
+        return conversation(rng.choice(self.questions["spell"]).format(word), "-".join(word))
 
     def grade(self, conversation: Conversation, reply: Reply) -> float:
-        """1.0 if the reply is the word's letters joined by hyphens, whatever stands around it, else 0.0."""
+        """1.0 if the word's letters joined by hyphens are the only hyphenated word of the reply, else 0.0."""
         expected = final_text(conversation["messages"][-1]["content"])
         words = (word.strip(".,:;!?\"'") for word in final_text(reply).split())
         return float([word for word in words if "-" in word or word == expected] == [expected])
 
 
-class LetterCount(NumberTask):
-    """How often a letter is in a word, counted with the python tool."""
+class LetterCount(WordTask, NumberTask):
+    """How often a letter occurs in a word, counted with the python tool."""
 
     name = "letter count"
 
-    def __init__(self, words: Sequence[str], split: Split, repeats: int = 1) -> None:
-        self._words = _words_of(words, split)
-        self._repeats = repeats
-
-    def __len__(self) -> int:
-        return len(self._words) * self._repeats
-
     def row(self, index: int) -> Conversation:
-        word = self._words[index % len(self._words)]
-        rng = random.Random(f"{self.name} {index}")
+        word, rng = self._draw(index)
         letter = rng.choice(word) if rng.random() < 0.9 else rng.choice("abcdefghijklmnopqrstuvwxyz")
         count = word.count(letter)
+        times = f"{count} time{'s' * (count != 1)}"
         return conversation(
-            rng.choice(COUNT_QUESTIONS).format(letter=letter, word=word),
+            rng.choice(self.questions["count"]).format(letter=letter, word=word),
             [
-                # In brackets the quoted word has the tokens that it has in the question, and so can be copied.
+                # In parentheses the quoted word has the same tokens as in the question, so it can be copied.
                 {"type": "python", "text": f"('{word}').count('{letter}')"},
                 {"type": "python_output", "text": str(count)},
-                {
-                    "type": "text",
-                    "text": f"The letter '{letter}' appears {count} time{'s' * (count != 1)} in '{word}'.",
-                },
+                {"type": "text", "text": f"The letter '{letter}' appears {times} in '{word}'."},
             ],
         )
 
 
-def _words_of(words: Sequence[str], split: Split) -> list[str]:
-    return [word for word in words if held_out(word, TEST_SHARE) == (split == "test")]
+def write_words(path: Path, texts: Iterable[str]) -> int:
+    """Write the frequent words of the first MAX_CHARS characters to `path`, unless it exists. Return their number."""
+    if not path.exists():
+        counts: Counter[str] = Counter()
+        num_chars = 0
+        for text in texts:
+            counts.update(_WORD.findall(text))
+            num_chars += len(text)
+            if num_chars >= MAX_CHARS:
+                break
+        with atomic_write(path) as file:
+            file.writelines(f"{word}\n" for word, n in counts.most_common(MAX_WORDS) if n >= MIN_OCCURRENCES)
+    return len(read_words(path))
+
+
+def read_words(path: Path) -> list[str]:
+    """Read the file of `write_words`. Raises UserError if it is missing or empty."""
+    words = path.read_text().split() if path.exists() else []
+    if not words:
+        raise UserError(f"{path} has no words for the spelling tasks: delete it and run ./prepare.sh")
+    return words

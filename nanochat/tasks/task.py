@@ -1,4 +1,4 @@
-"""What a task is: a sequence of conversations that can be trained on and, if it is graded, scored."""
+"""Base classes of the tasks: conversations to train on and, for graded tasks, to score replies with."""
 
 import hashlib
 import json
@@ -11,30 +11,39 @@ from collections.abc import Sequence
 from decimal import Decimal
 from functools import cached_property
 from itertools import accumulate
-from typing import Literal, overload
+from pathlib import Path
+from typing import Any, Literal, overload
 
 from nanochat.conversations import Conversation, Message, Part
+
+DATA = Path(__file__).parent / "data"
+"""Wording of the generated tasks, to be edited: JSON and JSON Lines."""
 
 Split = Literal["train", "test"]
 Reply = str | list[Part]
 
 
-class Task(Sequence[Conversation], ABC):
-    """Conversations by index, each with its reference answer. The same index gives the same conversation for ever.
+def load_wording(name: str) -> Any:
+    """Return the content of data/<name>.json."""
+    return json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
 
-    The train and test split of a task never share a problem: a stable hash of the problem itself decides
-    (nanochat.data.splits.held_out), not an order, a seed or a size.
+
+class Task(Sequence[Conversation], ABC):
+    """Conversations by index, each ending with its reference answer. An index always returns the same conversation.
+
+    The train and test splits of a task never share a problem: a hash of the problem itself decides
+    (nanochat.data.split.held_out), not an order, a seed or a size.
     """
 
     name: str
 
     @abstractmethod
     def row(self, index: int) -> Conversation:
-        """The conversation at 0 <= index < len(self), in constant time."""
+        """Return the conversation at 0 <= index < len(self), in constant time."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of its conversations: others give another one."""
+        """Hash of all conversations."""
         digest = hashlib.sha256()
         for row in self:
             digest.update(json.dumps(row).encode())
@@ -48,7 +57,7 @@ class Task(Sequence[Conversation], ABC):
         if isinstance(index, slice):
             return [self.row(i) for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} rows, there is no row {index}")
+            raise IndexError(f"{self.name} has {len(self)} rows, got index {index}")
         return self.row(index % len(self))
 
 
@@ -57,10 +66,10 @@ class GradedTask(Task):
 
     @abstractmethod
     def grade(self, conversation: Conversation, reply: Reply) -> float:
-        """How good `reply` is as the last turn of `conversation`: 0.0 wrong to 1.0 right."""
+        """Score `reply` as the last turn of `conversation`, from 0.0 (wrong) to 1.0 (right)."""
 
     def prompt(self, conversation: Conversation) -> list[Message]:
-        """The messages up to the turn that is graded."""
+        """Return the messages before the graded turn."""
         return conversation["messages"][:-1]
 
 
@@ -73,8 +82,22 @@ class NumberTask(GradedTask):
         return float(expected is not None and last_number(final_text(reply)) == expected)
 
 
+class ConversationList(Task):
+    """Conversations that are already written, such as those of a file."""
+
+    def __init__(self, name: str, conversations: Sequence[Conversation]) -> None:
+        self.name = name
+        self._conversations = conversations
+
+    def __len__(self) -> int:
+        return len(self._conversations)
+
+    def row(self, index: int) -> Conversation:
+        return self._conversations[index]
+
+
 class Mixture(Task):
-    """Several tasks as one, shuffled. A task repeated 2.0 times shows every row twice; 0.5 times, its first half."""
+    """Several tasks as one, shuffled. 2.0 repeats of a task are every row twice; 0.5 repeats are its first half."""
 
     def __init__(self, tasks: Sequence[Task | tuple[Task, float]], seed: int = 0, name: str = "mixture") -> None:
         pairs = [task if isinstance(task, tuple) else (task, 1.0) for task in tasks]
@@ -83,7 +106,7 @@ class Mixture(Task):
         self.tasks = [task for task, _ in pairs]
         self.counts = [round(len(task) * repeats) for task, repeats in pairs]
         self._starts = [0, *accumulate(self.counts)]
-        self._order = array("Q", range(self._starts[-1]))  # 8 bytes a row: mixtures run to millions of rows
+        self._order = array("Q", range(self._starts[-1]))  # 8 bytes per row: mixtures have millions of rows
         random.Random(seed).shuffle(self._order)
 
     def __len__(self) -> int:
@@ -97,21 +120,19 @@ class Mixture(Task):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of its tasks, how often each is shown, and their order."""
+        """Hash of the tasks' fingerprints, their row counts and the seed."""
         parts = [(task.fingerprint, count) for task, count in zip(self.tasks, self.counts, strict=True)]
         return hashlib.sha256(json.dumps([parts, self.seed]).encode()).hexdigest()
 
     def __str__(self) -> str:
-        """A table: task, rows taken, share of the mixture."""
-        rows = [(task.name, count) for task, count in zip(self.tasks, self.counts, strict=True)] + [
-            ("total", len(self))
-        ]
+        """A table: task, rows, share of the mixture."""
+        rows = [*zip((task.name for task in self.tasks), self.counts, strict=True), ("total", len(self))]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}} {count:>9,} {count / max(len(self), 1):>6.1%}" for name, count in rows)
 
 
 def final_text(reply: Reply) -> str:
-    """What the reply says after its last tool call; a model that only calls the tool has said nothing."""
+    """Return the text after the last tool call; empty if a tool call is the end of the reply."""
     if isinstance(reply, str):
         return reply
     last_output = max((i for i, part in enumerate(reply) if part["type"] != "text"), default=-1)
@@ -123,6 +144,6 @@ _NUMBER = re.compile(r"(?:(?<![0-9)\w])-)?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number written in `text`, None if there is none."""
+    """Return the last number in `text`, None if there is none."""
     found = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
     return Decimal(found[-1].replace(",", "")) if found else None

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from nanochat import paths
-from nanochat.data.manifest import MANIFEST_FILE
+from nanochat.data.download import MANIFEST_FILE
 from nanochat.errors import UserError
 
 NAME = "NANOCHAT_HOST"

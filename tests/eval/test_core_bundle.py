@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from nanochat.data import transfer
+from nanochat.data import download
 from nanochat.errors import UserError
 from nanochat.eval import core_bundle
 from nanochat.eval.core import read_tasks
@@ -67,7 +67,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
         monkeypatch.setattr(core_bundle, "URL", f"http://127.0.0.1:{server.server_port}/eval_bundle.zip")
         return asked
 
-    monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(download, "FIRST_PAUSE_SECONDS", 0.01)
     yield start
     for server in servers:
         server.shutdown()

@@ -22,7 +22,7 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from nanochat.data import transfer
+from nanochat.data import download
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LFS_SUFFIXES = (".parquet", ".safetensors", ".png", ".pt", ".pkl")
@@ -137,7 +137,7 @@ class FakeHub:
         monkeypatch.setattr(constants, "ENDPOINT", self.address)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", first_pause)
+        monkeypatch.setattr(download, "FIRST_PAUSE_SECONDS", first_pause)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from nanochat.data import embedded
+from nanochat.data import demo_data
 
 Row = dict[str, Any]
 COLORS = ["red", "green", "blue", "white", "black"]
@@ -28,7 +28,7 @@ def write_rows(path: Path, rows: list[Row]) -> None:
 
 def all_rows() -> dict[str, list[Row]]:
     """Return the rows of each file by its path below datasets/."""
-    texts = embedded.documents("train")
+    texts = demo_data.documents("train")
     files: dict[str, list[Row]] = {}
     for dataset in ("fineweb-edu-100b-shuffle", "climbmix-400b-shuffle"):
         for i in range(NUM_SHARDS):

@@ -203,12 +203,12 @@ def test_mistakes_get_a_sentence(base_dir: Path, options: list[str], sentence: s
 
 
 def test_held_out_passages_are_the_run_s_own_where_they_are_there(base_dir: Path, tokenizer: Tokenizer) -> None:
-    from nanochat.data.corpora import Encyclopedia
+    from nanochat.data.datasets import encyclopedia
     from nanochat.data.token_shards import write_shards
 
     assert passages(tokenizer).origin == "encyclopedia val"
-    corpus = Encyclopedia("mine")
-    write_shards(paths.tokens_dir("mine"), {"val": corpus.shards("val")}, tokenizer, workers=1)
+    corpus = encyclopedia("mine")
+    write_shards(paths.tokens_dir("mine"), {"val": corpus.splits["val"]}, tokenizer, workers=1)
     found = verify.held_out_passages("mine", tokenizer, 300)
     assert found.origin == "mine val" and len(found.rows) == 64
     assert [row.size(1) for row in found.rows[:3]] == [300, 128, 128]

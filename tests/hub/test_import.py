@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nanochat import paths
-from nanochat.data import embedded
+from nanochat.data import demo_data
 from nanochat.errors import UserError
 from nanochat.hub import import_karpathy, verify
 from nanochat.hub.import_karpathy import read_original, read_pickled_tokenizer
@@ -305,7 +305,7 @@ def test_weights_of_other_shapes_get_a_sentence(exported: Path, tmp_path: Path) 
 
 def test_a_tokenizer_that_is_larger_than_the_model_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     save_original(tmp_path, tokenizer)
-    larger = Tokenizer.train(embedded.documents("train")[:300], vocab_size=700)
+    larger = Tokenizer.train(demo_data.documents("train")[:300], vocab_size=700)
     (tmp_path / "tokenizer.pkl").write_bytes(pickle.dumps(encoding(larger)))
     with pytest.raises(UserError, match="has 700 tokens and the model knows 576: they do not belong together"):
         build_model(read_model(str(tmp_path)))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.data.manifest import HubFile, Manifest
+from nanochat.data.download import HubFile, Manifest
 from nanochat.errors import UserError
 from nanochat.spark import ports
 from nanochat.spark.cluster import SSH, Port, check_bandwidth, check_link, command_on, shared_networks

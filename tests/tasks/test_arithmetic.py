@@ -3,9 +3,8 @@ import re
 import pytest
 
 from nanochat.conversations import Conversation, Part, find_problem, text_of
-from nanochat.tasks.arithmetic import Arithmetic, ToolProblems, canonical, evaluate
+from nanochat.tasks.arithmetic import Arithmetic, ToolProblems, WordProblems, canonical, evaluate
 from nanochat.tasks.task import Split
-from nanochat.tasks.word_problems import WordProblems
 
 TASKS = [Arithmetic, WordProblems]
 

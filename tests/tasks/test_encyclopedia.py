@@ -1,18 +1,18 @@
 import pytest
 
 from nanochat.conversations import find_problem, text_of
-from nanochat.data import embedded
-from nanochat.tasks.encyclopedia import MAX_CHARACTERS, Encyclopedia, first_sentences
+from nanochat.data import demo_data
+from nanochat.tasks.encyclopedia import MAX_ANSWER_CHARS, Encyclopedia, first_sentences
 
 
 def test_answers_are_short_beginnings_of_train_articles() -> None:
-    held_out = {first_sentences(article.extract) for article in embedded.articles("val")}
+    held_out = {first_sentences(article.extract) for article in demo_data.articles("val")}
     task = Encyclopedia()
     assert len(task) > 8000
     for row in task[::7]:
         answer = text_of(row["messages"][1])
         assert find_problem(row) is None
-        assert len(answer) <= MAX_CHARACTERS
+        assert len(answer) <= MAX_ANSWER_CHARS
         assert answer not in held_out
 
 
@@ -24,7 +24,7 @@ def test_people_are_asked_for_with_who() -> None:
     assert any(question.startswith("Who is ") for question in asked)
 
 
-def test_a_repeat_words_the_question_anew() -> None:
+def test_each_repeat_uses_another_question() -> None:
     once, twice = Encyclopedia(), Encyclopedia(repeats=2)
     assert len(twice) == 2 * len(once)
     pairs = [(twice[i], twice[i + len(once)]) for i in range(50)]

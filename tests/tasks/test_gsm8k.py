@@ -6,7 +6,7 @@ import pytest
 
 from nanochat.conversations import Part, find_problem
 from nanochat.sandbox.calculator import Calculator
-from nanochat.tasks.gsm8k import GSM8K, answer_parts, as_the_tool_writes, marked_answer
+from nanochat.tasks.gsm8k import GSM8K, answer_parts, marked_answer, normalize_number
 from nanochat.tasks.task import Reply
 from tests.conftest import StartHub
 
@@ -35,7 +35,7 @@ def test_marks_become_tool_calls() -> None:
     [("20.00", "20"), (".5", "0.5"), ("+7", "7"), ("1,200", "1200"), ("1000", "1000"), ("-3", "-3"), ("3/4", "3/4")],
 )
 def test_results_are_written_as_the_tool_does(written: str, by_the_tool: str) -> None:
-    assert as_the_tool_writes(written) == by_the_tool
+    assert normalize_number(written) == by_the_tool
 
 
 @pytest.mark.parametrize(

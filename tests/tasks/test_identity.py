@@ -6,10 +6,10 @@ import pytest
 
 from nanochat import conversations
 from nanochat.conversations import Conversation, conversation, find_problem, text_of
-from nanochat.data import embedded
-from nanochat.errors import UserError
+from nanochat.data import demo_data
 from nanochat.tasks import identity
-from nanochat.tasks.identity import HELD_OUT_QUESTIONS, TOPICS, Identity, IdentityQuestions, default_conversations
+from nanochat.tasks.identity import HELD_OUT_QUESTIONS, IdentityQuestions, default_conversations
+from nanochat.tasks.task import load_wording
 
 
 def letters(text: str) -> str:
@@ -33,13 +33,13 @@ def test_held_out_questions_are_in_no_training_conversation() -> None:
     assert len(HELD_OUT_QUESTIONS) == 5
     assert leaks([conversation("hello, WHO are you", "nanochat")])
     assert not leaks(default_conversations())
-    assert not leaks(embedded.chitchat("train"))
+    assert not leaks(demo_data.chitchat("train"))
 
 
 def test_every_answer_to_who_it_is_has_the_name() -> None:
-    for topic in TOPICS:
-        if any("name" in question or question.startswith("Who ex") for question in topic.questions):
-            assert all("nanochat" in answer for answer in topic.answers)
+    for topic in load_wording("identity")["topics"]:
+        if any("name" in question or question.startswith("Who ex") for question in topic["questions"]):
+            assert all("nanochat" in answer for answer in topic["answers"])
 
 
 @pytest.mark.parametrize(
@@ -62,16 +62,8 @@ def test_the_name_is_the_user_s_to_choose() -> None:
 def test_the_user_s_file_is_made_once_and_read_from_then_on(tmp_path: Path) -> None:
     path = tmp_path / "identity.jsonl"
     assert identity.write_default(path)
-    assert list(Identity(path)) == default_conversations()
+    assert conversations.read(path) == default_conversations()
     mine = conversation("Who built you?", "Ada did.")
     path.write_text(json.dumps(mine) + "\n")
     assert not identity.write_default(path)
-    assert list(Identity(path)) == [mine]
-
-
-def test_a_broken_line_stops_training_with_its_number(tmp_path: Path) -> None:
-    path = tmp_path / "identity.jsonl"
-    conversations.append(path, default_conversations()[:3])
-    path.write_text(path.read_text() + "oops\n")
-    with pytest.raises(UserError, match="line 4"):
-        Identity(path)
+    assert conversations.read(path) == [mine]

@@ -4,11 +4,10 @@ import pytest
 
 from nanochat import paths
 from nanochat.conversations import find_problem
-from nanochat.data.words import read_words, write_words
 from nanochat.errors import UserError
 from nanochat.tasks import identity, mixtures
 from nanochat.tasks.smoltalk import SmolTalk
-from nanochat.tasks.spelling import Spelling
+from nanochat.tasks.spelling import Spelling, read_words, write_words
 from nanochat.tasks.task import Mixture, Task
 from tests.conftest import StartHub
 
@@ -56,14 +55,14 @@ def test_a_fingerprint_tells_mixtures_apart() -> None:
     assert Mixture([SmolTalk("train")]).fingerprint in prints
 
 
-def test_some_of_a_task_words_its_rows_anew() -> None:
+def test_take_repeats_a_task_in_other_words() -> None:
     made: list[Task] = []
 
     def make(repeats: int) -> Task:
         made.append(Spelling(WORDS, "train", repeats))
         return made[-1]
 
-    mixture = Mixture([mixtures.some(3 * len(WORDS), make)])
+    mixture = Mixture([mixtures.take(3 * len(WORDS), make)])
     assert len(mixture) == 3 * len(WORDS)
     assert len(made[-1]) >= len(mixture)
 
@@ -77,5 +76,5 @@ def test_words_are_those_used_often_in_lower_case(tmp_path: Path) -> None:
 
 
 def test_no_words_get_a_sentence() -> None:
-    with pytest.raises(UserError, match=r"no words to spell in .*prepare\.sh"):
+    with pytest.raises(UserError, match=r"words\.txt .*prepare\.sh"):
         read_words(paths.words_file())

@@ -1,10 +1,10 @@
-from nanochat.data import embedded
-from nanochat.tasks.topics import Topics
+from nanochat.data import demo_data
+from nanochat.tasks.encyclopedia import Topics
 
 
 def test_the_letter_stands_for_the_article_s_own_description() -> None:
     topics = Topics()
-    descriptions = {article.title: article.description for article in embedded.articles("train")}
+    descriptions = {article.title: article.description for article in demo_data.articles("train")}
     for index in range(0, len(topics), 500):
         question, answer = (message["content"] for message in topics[index]["messages"])
         title, *lines, _ = str(question).splitlines()

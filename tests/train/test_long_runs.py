@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from nanochat import paths
-from nanochat.data import embedded
+from nanochat.data import demo_data
 from nanochat.data.batches import StepData
 from nanochat.data.token_files import write_documents
 from nanochat.errors import UserError
@@ -274,7 +274,7 @@ def test_a_stop_leaves_an_evaluation_in_all_processes_and_the_last_one_is_made_b
 ) -> None:
     """Row 41 of 401, of one process, is where it is asked for; the other process has one row less."""
     tokenizer.save(paths.tokenizer_dir())
-    write_documents(base_dir, "val", tokenizer, embedded.documents("train")[:80], "text")
+    write_documents(base_dir, "val", tokenizer, demo_data.documents("train")[:80], "text")
     (base_dir / "evaluating.py").write_text(EVALUATING)
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{base_dir}", "OMP_NUM_THREADS": "1"}
     launcher = ["scripts.processes", str(processes)] if processes > 1 else []

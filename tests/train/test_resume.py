@@ -17,7 +17,7 @@ import torch
 
 from nanochat import paths
 from nanochat.conversations import Conversation, conversation
-from nanochat.data import embedded
+from nanochat.data import demo_data
 from nanochat.data.batches import BatchSource, RowBatches, StepData
 from nanochat.data.packing import PackedRows, StreamRows
 from nanochat.data.token_files import TokenFile, write_conversations, write_documents
@@ -48,7 +48,7 @@ OPTIONS = TrainOptions(
 def chats() -> list[Conversation]:
     return [
         conversation(f"Tell me about {text[:20]}", text[: 20 + 7 * i])
-        for i, text in enumerate(embedded.documents("train")[:24])
+        for i, text in enumerate(demo_data.documents("train")[:24])
     ]
 
 
@@ -57,7 +57,7 @@ class Stages:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         folder = paths.tokens_dir("test")
-        write_documents(folder, "text", tokenizer, embedded.documents("train")[:40], "text")
+        write_documents(folder, "text", tokenizer, demo_data.documents("train")[:40], "text")
         write_conversations(folder, "chat", tokenizer, chats(), SEQUENCE_LEN, "chat")
         self.text = TokenFile.open(folder, "text", tokenizer)
         self.chat = TokenFile.open(folder, "chat", tokenizer)

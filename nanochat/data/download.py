@@ -1,0 +1,321 @@
+"""Download files of a dataset repository on the Hugging Face Hub, with resume, retries and sha256 verification.
+
+huggingface_hub lists the files and their digests. The bytes are downloaded here because hf_hub_download does not resume
+a partial file of an earlier process (https://github.com/huggingface/huggingface_hub/pull/4228).
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub import HfApi, constants, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+from nanochat.atomic import atomic_write
+from nanochat.data.progress import ProgressBar
+from nanochat.errors import UserError
+from nanochat.locks import folder_lock
+from nanochat.units import format_bytes
+
+MANIFEST_FILE = "manifest.json"
+PARALLEL_FILES = 8
+MAX_DAMAGED_DOWNLOADS = 3
+DISK_RESERVE_BYTES = 1 << 30
+MAX_FAILURES = 6
+"""Failed requests in a row without a new byte; with their pauses half a minute."""
+FIRST_PAUSE_SECONDS = 1.0
+MAX_PAUSE_SECONDS = 60.0
+TEMPORARY_STATUS = (408, 425, 429, 500, 502, 503, 504)
+
+Result = TypeVar("Result")
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file as the hub describes it."""
+
+    name: str
+    """path in the repository, and in the download folder"""
+    size: int
+    """bytes"""
+    sha256: str
+    checked: int | None = field(default=None, compare=False)
+    """st_ctime_ns at the last verification; every later write changes it"""
+
+
+@dataclass
+class Manifest:
+    """The verified files of a download folder. Every change is saved at once."""
+
+    folder: Path
+    repository: str
+    revision: str | None = None
+    """commit of the repository"""
+    files: dict[str, HubFile] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def load(cls, folder: Path, repository: str) -> "Manifest":
+        """Read the folder's manifest. Empty if it is missing, damaged or of another repository."""
+        try:
+            saved = json.loads((folder / MANIFEST_FILE).read_text())
+            if saved["repository"] == repository:
+                files = {name: HubFile(name, **entry) for name, entry in saved["files"].items()}
+                return cls(folder, repository, saved["revision"], files)
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            pass
+        return cls(folder, repository)
+
+    def is_verified(self, name: str) -> bool:
+        """Return True if the file has not changed since its sha256 was last verified. Does not read the file."""
+        path = self.folder / name
+        return name in self.files and path.is_file() and path.stat().st_ctime_ns == self.files[name].checked
+
+    def add(self, file: HubFile) -> None:
+        """Record a file whose sha256 has just been verified."""
+        with self._lock:
+            self.files[file.name] = replace(file, checked=(self.folder / file.name).stat().st_ctime_ns)
+            self.save()
+
+    def remove(self, name: str) -> None:
+        """Delete a damaged file and its entry."""
+        with self._lock:
+            (self.folder / name).unlink()
+            self.files.pop(name, None)
+            self.save()
+
+    def save(self) -> None:
+        """Write manifest.json."""
+        files = {
+            name: {"size": file.size, "sha256": file.sha256, "checked": file.checked}
+            for name, file in sorted(self.files.items())
+        }
+        content = {"repository": self.repository, "revision": self.revision, "files": files}
+        with atomic_write(self.folder / MANIFEST_FILE) as out:
+            out.write(json.dumps(content, indent=2) + "\n")
+
+
+def fetch(
+    repository: str, names: Sequence[str], folder: Path, *, verify: bool = False, disk_factor: float = 1.0
+) -> list[HubFile]:
+    """Download the files `names` of a dataset repository into `folder`, unless they are there. Returns them in order.
+
+    Files that changed since their last verification are hashed again, all files if `verify`, and damaged ones are
+    downloaded again. Needs no network if nothing is missing. A second process waits for the first. The disk must have
+    space for `disk_factor` times the missing bytes. Raises UserError if the files cannot be downloaded.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with folder_lock(folder):
+            manifest = Manifest.load(folder, repository)
+            _verify(manifest, [manifest.files[n] for n in names if n in manifest.files], again=verify)
+            missing = [name for name in names if not manifest.is_verified(name)]
+            if missing:
+                _download_missing(manifest, missing, disk_factor)
+            return [manifest.files[name] for name in names]
+    except httpx2.HTTPError as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):
+            raise UserError(
+                f"{repository} was not found at {constants.ENDPOINT} or is not public: check HF_ENDPOINT, or set "
+                "HF_TOKEN to a token with read access"
+            ) from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"cannot download {repository} from {constants.ENDPOINT} ({reason}): rerun the command to resume"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror or error}): free some space, or set NANOCHAT_BASE_DIR to a "
+            "folder you can write to"
+        ) from error
+
+
+def _verify(manifest: Manifest, files: Sequence[HubFile], again: bool = False) -> None:
+    files = [file for file in files if again or not manifest.is_verified(file.name)]
+    files = [file for file in files if (manifest.folder / file.name).is_file()]
+
+    def verify(file: HubFile, advance: Advance, stop: threading.Event) -> None:
+        path = manifest.folder / file.name
+        if _sha256(path) == file.sha256:
+            manifest.add(file)
+        else:
+            manifest.remove(file.name)
+            print(f"{path} is damaged and will be downloaded again", flush=True)
+        advance(file.size)
+
+    _in_threads(f"verifying {manifest.repository}", files, verify)
+
+
+def _download_missing(manifest: Manifest, names: Sequence[str], disk_factor: float) -> None:
+    repository, folder = manifest.repository, manifest.folder
+    if constants.is_offline_mode():
+        raise UserError(
+            f"{folder} lacks {names[0]} and HF_HUB_OFFLINE is set: unset it, or copy the folder from another machine"
+        )
+    listing = retry(lambda: _list_files(manifest))
+    if absent := [name for name in names if name not in listing]:
+        raise UserError(
+            f"{repository} at {constants.ENDPOINT} has {len(listing)} files, but no {absent[0]}: lower --num-shards "
+            "or check HF_ENDPOINT"
+        )
+    # Files that were copied here without a manifest.
+    _verify(manifest, [listing[name] for name in names if _size(folder / name) == listing[name].size])
+    files = [listing[name] for name in names if not manifest.is_verified(name)]
+    num_bytes = sum(max(0, file.size - _size(_partial(folder, file))) for file in files)
+    needed, free = round(num_bytes * disk_factor) + DISK_RESERVE_BYTES, shutil.disk_usage(folder).free
+    if files and needed > free:
+        raise UserError(
+            f"{folder} needs {format_bytes(needed)} of free disk space and has {format_bytes(free)}: free some, lower "
+            "--num-shards, or set NANOCHAT_BASE_DIR to a folder on a larger disk"
+        )
+
+    def download(file: HubFile, advance: Advance, stop: threading.Event) -> None:
+        """Download until the sha256 is right, then rename the partial file."""
+        partial = _partial(folder, file)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        url = hf_hub_url(
+            repository, file.name, repo_type="dataset", revision=manifest.revision, endpoint=constants.ENDPOINT
+        )
+        advance(_size(partial))
+        for _ in range(MAX_DAMAGED_DOWNLOADS):
+            resume_download(url, file.size, partial, advance, stop)
+            if _sha256(partial) == file.sha256:
+                partial.replace(folder / file.name)
+                manifest.add(file)
+                return
+            advance(-_size(partial))
+            partial.unlink()
+        raise UserError(
+            f"{file.name} of {repository} arrived damaged {MAX_DAMAGED_DOWNLOADS} times: try again later, or from "
+            "another network"
+        )
+
+    if files:
+        print(f"downloading {repository}: {format_bytes(num_bytes)} in {len(files)} file{'s' * (len(files) > 1)}")
+    _in_threads(repository, files, download)
+
+
+def _list_files(manifest: Manifest) -> dict[str, HubFile]:
+    """List the repository at the manifest's revision if that still exists, else at the newest."""
+    try:
+        info = HfApi().dataset_info(manifest.repository, revision=manifest.revision, files_metadata=True)
+    except RevisionNotFoundError:  # history was rewritten; files that did not change still have their digests
+        info = HfApi().dataset_info(manifest.repository, files_metadata=True)
+    manifest.revision = info.sha
+    # Files outside LFS are a few lines each and have no sha256.
+    return {e.rfilename: HubFile(e.rfilename, e.lfs.size, e.lfs.sha256) for e in info.siblings or [] if e.lfs}
+
+
+def _in_threads(
+    title: str, files: Sequence[HubFile], work: Callable[[HubFile, Advance, threading.Event], None]
+) -> None:
+    """Process several files at a time with one progress bar. The first failure and Ctrl-C stop all of them."""
+    if not files:
+        return
+    stop = threading.Event()
+    total = sum(file.size for file in files)
+    with ProgressBar(title, total, in_bytes=True) as bar, ThreadPoolExecutor(PARALLEL_FILES) as pool:
+        futures = [pool.submit(work, file, bar.advance, stop) for file in files]
+        try:
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                future.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def resume_download(
+    url: str,
+    size: int,
+    path: Path,
+    advance: Advance,
+    stop: threading.Event | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    """Download what `path` lacks of a file of `size` bytes; temporary failures are retried from where they occurred.
+
+    `headers` are by default the hub's, with the user's token, which other servers must not see. Raises
+    httpx2.HTTPError, and CancelledError when `stop` is set; what has arrived is kept.
+    """
+
+    def append_rest() -> None:
+        done = _size(path)
+        if done >= size:
+            return
+        send = {**(build_hf_headers() if headers is None else headers), "Accept-Encoding": "identity"}
+        send |= {"Range": f"bytes={done}-"} if done else {}
+        with get_session().stream("GET", url, headers=send, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+            hf_raise_for_status(response)
+            if response.status_code != 206:  # the server ignores Range and sends the whole file
+                advance(-done)
+                done = 0
+            with open(path, "r+b" if done else "wb") as out:
+                out.seek(done)
+                for chunk in response.iter_bytes():  # no chunk size: a cut connection would lose up to one chunk
+                    if stop and stop.is_set():
+                        raise CancelledError
+                    out.write(chunk)
+                    done += len(chunk)
+                    advance(len(chunk))
+                out.flush()
+                os.fsync(out.fileno())
+        if done < size:
+            raise httpx2.RemoteProtocolError(f"the connection ended after {done} of {size} bytes")
+
+    retry(append_rest, progress=lambda: _size(path), stop=stop)
+
+
+def retry(
+    request: Callable[[], Result], *, progress: Callable[[], int] = lambda: 0, stop: threading.Event | None = None
+) -> Result:
+    """Call `request` again after temporary failures, with doubling pauses, or longer ones if the server asks for them.
+
+    Raises its error if that is permanent, or after MAX_FAILURES in a row in which `progress()` did not grow, and
+    CancelledError when `stop` is set.
+    """
+    failures = 0
+    while True:
+        before = progress()
+        try:
+            return request()
+        except httpx2.HTTPError as error:
+            response = error.response if isinstance(error, HfHubHTTPError) else None
+            temporary = (
+                response.status_code in TEMPORARY_STATUS if response else isinstance(error, httpx2.TransportError)
+            )
+            failures = 1 if progress() > before else failures + 1
+            if not temporary or failures > MAX_FAILURES:
+                raise
+            # Random, so that files that failed together do not retry together.
+            pause = FIRST_PAUSE_SECONDS * 2 ** (failures - 1) * random.uniform(0.8, 1.2)
+            retry_after = response.headers.get("Retry-After", "") if response else ""
+            pause = max(pause, float(retry_after) if retry_after.isdecimal() else 0.0)
+            if (stop or threading.Event()).wait(min(pause, MAX_PAUSE_SECONDS)):
+                raise CancelledError from error
+
+
+def _partial(folder: Path, file: HubFile) -> Path:
+    """Path of the partial file, named by the digest so that any later process can resume it."""
+    target = folder / file.name
+    return target.with_name(f".{target.name}.{file.sha256[:16]}.partial")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
