@@ -1,0 +1,16 @@
+"""A model with random weights for benchmarks whose figures do not depend on training."""
+
+import torch
+
+from nanochat.model.gpt import GPT, GPTConfig
+from nanochat.runtime import Runtime
+
+
+def random_model(depth: int, vocab_size: int, sequence_len: int, runtime: Runtime, gain: float = 1.0) -> GPT:
+    """Build a model whose matrices are all normal with a standard deviation of `gain` / sqrt(columns)."""
+    torch.manual_seed(0)
+    config = GPTConfig.from_depth(depth, vocab_size, sequence_len)
+    model = GPT(config, runtime.compute_dtype).to(runtime.device).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=gain * parameter.size(1) ** -0.5)
+    return model
