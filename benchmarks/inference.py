@@ -1,10 +1,9 @@
-"""How fast the engine writes, beside transformers' generate on the same weights.
+"""Tokens/s of the inference engine and of transformers' generate with the same weights.
 
 python -m benchmarks.inference --depth 4 --vocab-size 8192
 """
 
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import transformers
 from torch import Tensor
 from transformers import NanoChatConfig, NanoChatForCausalLM
 
+from benchmarks.random_model import random_model
 from nanochat import cli
 from nanochat.data import demo_data
 from nanochat.hub.convert_model import hf_name, hf_shape
@@ -23,29 +23,31 @@ from nanochat.inference.engine import Engine
 from nanochat.inference.request import Request
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.model.gpt import GPT, GPTConfig
-from nanochat.runtime import Runtime, measure_matmul_flops
+from nanochat.runtime import Runtime, measure_matmul_flops, software
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.options import check_range
+
+NUM_PREFILLS = 4
 
 
 @dataclass
 class BenchmarkOptions:
-    """Time prefill and decoding of a model with random weights. Medians over repeats, taken in turn."""
+    """Time prefill and decoding with random weights. Figures are medians over repeats, measured in turn."""
 
     depth: int = 4
     vocab_size: int = 8192
     max_seq_len: int = 1024
     prompt_tokens: int = 64
-    """in the mean; the engine's differ in length"""
+    """mean length of a prompt"""
     new_tokens: int = 128
-    """written after each prompt; nothing ends a reply early"""
+    """per reply"""
     streams: int = 16
-    """requests at once in the batched figures"""
+    """concurrent requests in the batched figures"""
     prefill_prompt_tokens: int = 512
     temperature: float = 0.8
     top_k: int = 50
     clock: Literal["wall", "cpu"] = "wall"
-    """cpu: this process's processor time, which with OMP_NUM_THREADS=1 can be compared on a busy machine too"""
+    """cpu: CPU time of this process, which with OMP_NUM_THREADS=1 is comparable on a busy machine too"""
     repeats: int = 5
     device_type: str = "auto"
     json: bool = False
@@ -57,66 +59,66 @@ class BenchmarkOptions:
 
 
 class Bench:
-    """The model, the engine and the peer, and what is asked of them."""
+    """The engine and transformers' model with the same weights; each method measures one figure."""
 
     def __init__(self, options: BenchmarkOptions) -> None:
         self.options = options
         self.runtime = Runtime.start(options.device_type)
         self.clock = time.perf_counter if options.clock == "wall" else time.process_time
-        torch.manual_seed(0)
-        self.tokenizer = Tokenizer.train(demo_data.documents("train")[:2000], options.vocab_size)
-        config = GPTConfig.from_depth(options.depth, options.vocab_size, options.max_seq_len)
-        self.model = GPT(config, self.runtime.compute_dtype).to(self.runtime.device).eval()
-        for parameter in self.model.parameters():
-            torch.nn.init.normal_(parameter, std=0.5 * parameter.size(1) ** -0.5)
-        with torch.no_grad():  # a reply that ends early would spoil the count
+        tokenizer = Tokenizer.train(demo_data.documents("train")[:2000], options.vocab_size)
+        self.model = random_model(options.depth, options.vocab_size, options.max_seq_len, self.runtime, gain=0.5)
+        with torch.no_grad():  # so that no reply ends early
             for name in ("<|bos|>", "<|assistant_end|>", "<|python_end|>"):
-                self.model.lm_head.weight[self.tokenizer.special(name)] = 0
+                self.model.lm_head.weight[tokenizer.special(name)] = 0
         self.model.to(self.runtime.compute_dtype)
-        self.engine = Engine(self.model, self.tokenizer, max_batch_size=options.streams)
-        self.peer = peer_of(self.model)
+        self.engine = Engine(self.model, tokenizer, max_batch_size=options.streams)
+        self.transformers_model = convert_to_transformers(self.model)
         self.generator = torch.Generator().manual_seed(1)
         self._seed = 0
 
     def prompts(self, count: int, length: int) -> list[list[int]]:
-        """New random prompts: none has anything in common with another, so no prefix is reused."""
+        """New random prompts, which share no prefix that the engine could reuse."""
         return torch.randint(0, 256, (count, length), generator=self.generator).tolist()
 
     def sampling(self, max_tokens: int) -> SamplingParams:
-        """The sampling timed, with a new seed."""
+        """Sampling parameters with a new seed."""
         self._seed += 1
         return SamplingParams(max_tokens, self.options.temperature, self.options.top_k, self._seed)
 
-    def decode(self, streams: int) -> float:
-        """Tokens a second while `streams` requests write, from the first token of the last to the first end."""
-        engine = self.engine
-        length, count = self.options.prompt_tokens, self.options.new_tokens
-        # prompts of different lengths, half to one and a half times what was asked for
-        prompts = [self.prompts(1, length // 2 + length * (i + 1) // (streams + 1))[0] for i in range(streams)]
-        requests = [engine.submit(prompt, self.sampling(count)) for prompt in prompts]
+    def start_replies(self, prompts: list[list[int]]) -> list[Request]:
+        """Submit requests, and step until each has its first token."""
+        requests = [self.engine.submit(prompt, self.sampling(self.options.new_tokens)) for prompt in prompts]
         while not all(request.completion.tokens for request in requests):
-            engine.step()
+            self.engine.step()
         self.runtime.synchronize()
-        begun, before = self.clock(), written(requests)
+        return requests
+
+    def decode(self, streams: int) -> float:
+        """Tokens/s while all of `streams` requests decode."""
+        length = self.options.prompt_tokens
+        # prompts of half to one and a half times the mean length
+        lengths = (length // 2 + length * (i + 1) // (streams + 1) for i in range(streams))
+        requests = self.start_replies([self.prompts(1, length)[0] for length in lengths])
+        start, before = self.clock(), num_tokens(requests)
         while all(request.completion.finish_reason is None for request in requests):
-            engine.step()
+            self.engine.step()
         self.runtime.synchronize()
-        speed = (written(requests) - before) / (self.clock() - begun)
-        while engine.busy:
-            engine.step()
+        speed = (num_tokens(requests) - before) / (self.clock() - start)
+        while self.engine.busy:
+            self.engine.step()
         return speed
 
     @torch.inference_mode()
-    def peer_decode(self, streams: int) -> float:
-        """Tokens a second of transformers' generate: what 64 and more new tokens take beyond what one takes."""
+    def transformers_decode(self, streams: int) -> float:
+        """Tokens/s of transformers' generate, with the time until the first token subtracted."""
         prompts = torch.tensor(self.prompts(streams, self.options.prompt_tokens), device=self.runtime.device)
-        one, all_ = (self._peer_seconds(prompts, count) for count in (1, self.options.new_tokens))
-        return streams * (self.options.new_tokens - 1) / (all_ - one)
+        first, total = (self._generate_seconds(prompts, count) for count in (1, self.options.new_tokens))
+        return streams * (self.options.new_tokens - 1) / (total - first)
 
-    def _peer_seconds(self, prompts: Tensor, count: int) -> float:
+    def _generate_seconds(self, prompts: Tensor, count: int) -> float:
         self.runtime.synchronize()
-        begun = self.clock()
-        found = self.peer.generate(
+        start = self.clock()
+        output = self.transformers_model.generate(
             prompts,
             attention_mask=torch.ones_like(prompts),
             do_sample=self.options.temperature > 0,
@@ -127,106 +129,74 @@ class Bench:
             pad_token_id=0,
         )
         self.runtime.synchronize()
-        assert isinstance(found, Tensor) and found.size(1) == prompts.size(1) + count
-        return self.clock() - begun
+        assert output.size(1) == prompts.size(1) + count
+        return self.clock() - start
 
     def prefill(self) -> float:
-        """Prompt tokens a second, of one long prompt after another."""
-        length = self.options.prefill_prompt_tokens
-        prompts = self.prompts(4, length)
-        begun = self.clock()
-        for prompt in prompts:
-            self.engine.generate([prompt], self.sampling(1))
-        self.runtime.synchronize()
-        return len(prompts) * length / (self.clock() - begun)
+        """Prompt tokens/s of the engine, one long prompt at a time."""
+        return self._prefill_speed(lambda prompt: self.engine.generate([prompt], self.sampling(1)))
 
     @torch.inference_mode()
-    def peer_prefill(self) -> float:
-        """As `prefill`, by transformers."""
-        length = self.options.prefill_prompt_tokens
-        prompts = torch.tensor(self.prompts(4, length), device=self.runtime.device)
-        begun = self.clock()
-        for prompt in prompts:
-            self.peer(prompt[None], use_cache=True, logits_to_keep=1)
-        self.runtime.synchronize()
-        return len(prompts) * length / (self.clock() - begun)
+    def transformers_prefill(self) -> float:
+        """Prompt tokens/s of transformers' model."""
+        device = self.runtime.device
+        return self._prefill_speed(
+            lambda prompt: self.transformers_model(
+                torch.tensor([prompt], device=device), use_cache=True, logits_to_keep=1
+            )
+        )
 
-    def matmul_flops(self) -> float:
-        """FLOP/s of a large matmul, by the same clock."""
-        return measure_matmul_flops(self.runtime.device, self.runtime.compute_dtype, self.clock)
+    def _prefill_speed(self, run: Callable[[list[int]], object]) -> float:
+        prompts = self.prompts(NUM_PREFILLS, self.options.prefill_prompt_tokens)
+        start = self.clock()
+        for prompt in prompts:
+            run(prompt)
+        self.runtime.synchronize()
+        return NUM_PREFILLS * self.options.prefill_prompt_tokens / (self.clock() - start)
 
     def first_token_under_load(self) -> float:
-        """Seconds to the first token of one more request, while all other slots are writing."""
-        engine = self.engine
-        others = [
-            engine.submit(prompt, self.sampling(self.options.new_tokens))
-            for prompt in self.prompts(self.options.streams - 1, self.options.prompt_tokens)
-        ]
-        while not all(request.completion.tokens for request in others):
-            engine.step()
-        begun = self.clock()
-        request = engine.submit(self.prompts(1, self.options.prompt_tokens)[0], self.sampling(2))
-        while not request.completion.tokens:
-            engine.step()
-        seconds = self.clock() - begun
-        for other in [*others, request]:
-            engine.cancel(other)
-        return seconds
+        """Milliseconds to the first token of one more request while all other slots decode."""
+        others = self.start_replies(self.prompts(self.options.streams - 1, self.options.prompt_tokens))
+        start = self.clock()
+        requests = self.start_replies(self.prompts(1, self.options.prompt_tokens))
+        seconds = self.clock() - start
+        for request in [*others, *requests]:
+            self.engine.cancel(request)
+        return 1000 * seconds
 
-    def scheduler_share(self) -> float:
-        """The part of a step's time that the scheduler takes, with all slots writing."""
-        scheduler = self.engine.scheduler
-        schedule, spent = scheduler.schedule, 0.0
-
-        def timed() -> Any:
-            nonlocal spent
-            begun = self.clock()
-            chunks = schedule()
-            spent += self.clock() - begun
-            return chunks
-
-        scheduler.schedule = timed  # type: ignore[method-assign]  # a clock around it
-        begun = self.clock()
-        self.engine.generate(
-            self.prompts(2 * self.options.streams, self.options.prompt_tokens), self.sampling(self.options.new_tokens)
-        )
-        seconds = self.clock() - begun
-        scheduler.schedule = schedule  # type: ignore[method-assign]
-        return spent / seconds
+    def matmul_tflops(self) -> float:
+        """TFLOP/s of a large matmul, by the same clock."""
+        return measure_matmul_flops(self.runtime.device, self.runtime.compute_dtype, self.clock) / 1e12
 
 
-def peer_of(model: GPT) -> Any:
-    """transformers' model with the same weights."""
-    peer = NanoChatForCausalLM(NanoChatConfig(**hf_shape(model.config)))
-    peer.load_state_dict({hf_name(name): weight for name, weight in model.state_dict().items()})
-    return peer.eval().to(model.device, model.compute_dtype)
+def convert_to_transformers(model: GPT) -> Any:
+    converted = NanoChatForCausalLM(NanoChatConfig(**hf_shape(model.config)))
+    converted.load_state_dict({hf_name(name): weight for name, weight in model.state_dict().items()})
+    return converted.eval().to(model.device, model.compute_dtype)
 
 
-def written(requests: list[Request]) -> int:
-    """Tokens that requests have written in all."""
+def num_tokens(requests: list[Request]) -> int:
     return sum(len(request.completion.tokens) for request in requests)
 
 
 def prefill_flops(config: GPTConfig, length: int) -> float:
-    """Floating-point operations for each token of a prompt: the blocks' matrices, and attention to what came before."""
+    """FLOPs per prompt token: the matrices of the blocks, and attention to the preceding tokens."""
     matrices = config.num_parameters - 2 * config.vocab_size * config.n_embd
     return 2 * matrices + 2 * config.n_layer * config.n_embd * length
 
 
 def main(options: BenchmarkOptions) -> None:
     bench = Bench(options)
-    one, many = "1 stream, tok/s", f"{options.streams} streams, tok/s"
-    first = f"first token beside {options.streams - 1} streams, ms"
+    one, many = "1 stream, tokens/s", f"{options.streams} streams, tokens/s"
     figures: dict[str, Callable[[], float]] = {
         one: lambda: bench.decode(1),
-        f"transformers, {one}": lambda: bench.peer_decode(1),
+        f"transformers, {one}": lambda: bench.transformers_decode(1),
         many: lambda: bench.decode(options.streams),
-        f"transformers, {many}": lambda: bench.peer_decode(options.streams),
-        "prefill, tok/s": bench.prefill,
-        "transformers, prefill, tok/s": bench.peer_prefill,
-        first: lambda: 1000 * bench.first_token_under_load(),
-        "scheduler's share of the time, %": lambda: 100 * bench.scheduler_share(),
-        "matmul peak, TFLOP/s": lambda: bench.matmul_flops() / 1e12,
+        f"transformers, {many}": lambda: bench.transformers_decode(options.streams),
+        "prefill, tokens/s": bench.prefill,
+        "transformers, prefill, tokens/s": bench.transformers_prefill,
+        f"first token with {options.streams - 1} other streams, ms": bench.first_token_under_load,
+        "matmul peak, TFLOP/s": bench.matmul_tflops,
     }
     for figure in figures.values():
         figure()  # warm up
@@ -237,14 +207,11 @@ def main(options: BenchmarkOptions) -> None:
     medians = {name: statistics.median(values) for name, values in measured.items()}
     medians["1 stream, times transformers"] = medians[one] / medians[f"transformers, {one}"]
     medians[f"{options.streams} streams, times one"] = medians[many] / medians[one]
-    peak = medians["matmul peak, TFLOP/s"] * 1e12
-    flops = prefill_flops(bench.model.config, options.prefill_prompt_tokens)
-    medians["prefill, share of the matmul peak, %"] = 100 * medians["prefill, tok/s"] * flops / peak
+    flops = medians["prefill, tokens/s"] * prefill_flops(bench.model.config, options.prefill_prompt_tokens)
+    medians["prefill, share of the matmul peak, %"] = 100 * flops / (medians["matmul peak, TFLOP/s"] * 1e12)
     about = {
-        "model": f"d{options.depth}, vocabulary {bench.model.config.vocab_size}, {bench.runtime.describe()}, "
-        f"{options.clock} time",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}",
+        "model": f"d{options.depth}, vocabulary {options.vocab_size}, {bench.runtime.describe()}, {options.clock} time",
+        "versions": f"{software()}, transformers {transformers.__version__}",
     }
     if options.json:
         print(json.dumps({**about, "medians": medians, "runs": measured}))
