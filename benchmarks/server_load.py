@@ -32,7 +32,7 @@ from nanochat.sandbox.calculator import Calculator
 from nanochat.serve import http_server
 from nanochat.serve.app import create_app
 from nanochat.serve.model_registry import ModelCard, ModelRegistry
-from nanochat.serve.pool import Pool
+from nanochat.serve.pool import EnginePool
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.options import check_range
 
@@ -91,7 +91,7 @@ def serve(options: BenchmarkOptions, pipe: Connection) -> None:
     """Run the server and send its port when the model is loaded."""
     card = ModelCard("sft", f"d{options.depth}", 0, CONTEXT)
     load = functools.partial(load_model, slots=options.max_batch_size)
-    pool = Pool(ModelRegistry(card), load, max_waiting=options.max_waiting)
+    pool = EnginePool(ModelRegistry(card), load, max_waiting=options.max_waiting)
     listener = http_server.bind("127.0.0.1", 0)
     tokenizer = Tokenizer.train(demo_data.documents("train"), VOCAB_SIZE)
     app = create_app(pool, tokenizer, on_loaded=lambda problem: pipe.send(listener.getsockname()[1]))

@@ -1,4 +1,4 @@
-"""Talk to a model in the terminal: `./chat_cli.sh`, or python -m scripts.chat_cli -p "Who are you?" for one answer."""
+"""Chat in the terminal: `./chat_cli.sh`, or python -m scripts.chat_cli -p "Who are you?" for one answer."""
 
 import secrets
 import sys
@@ -19,33 +19,33 @@ from nanochat.train import checkpoint
 
 @dataclass
 class Options:
-    """Talk to the model in the terminal."""
+    """Chat with the model in the terminal."""
 
     prompt: Annotated[str | None, tyro.conf.arg(aliases=["-p"])] = None
-    """print one answer to this text and end; -: the text comes from stdin"""
+    """print one answer to this text and exit; -: read the text from stdin"""
     json: bool = False
-    """with -p: the answer and its figures as one line of JSON"""
+    """with -p: print the answer and its statistics as one line of JSON"""
     system: str | None = None
-    """tells the model how to behave"""
+    """system message"""
     source: str | None = None
-    """base, mid, sft or rl; by default the most advanced there is"""
+    """base, mid, sft or rl; default: the most advanced stage"""
     model_tag: str | None = None
-    """such as d20; by default the newest"""
+    """such as d20; default: the newest model"""
     step: int | None = None
-    """by default the last"""
+    """default: the last step"""
     temperature: float = CHAT_SAMPLING.temperature
-    """0 always takes the likeliest token"""
+    """0 is greedy"""
     top_k: int = CHAT_SAMPLING.top_k or 0
-    """sample among this many tokens; 0 for all"""
+    """sample from this many tokens; 0 for all"""
     max_tokens: int = CHAT_SAMPLING.max_tokens
-    """longest reply"""
+    """maximum length of the reply"""
     seed: int | None = None
-    """of the one answer that -p prints; by default another each time"""
+    """seed of the answer that -p prints; default: random"""
     device_type: str = "auto"
     """auto, cuda or cpu"""
 
 
-DEMO = Options(temperature=0.3)  # a model of few parameters is only sure of little
+DEMO = Options(temperature=0.3)  # small models need a low temperature
 
 
 def main(options: Options) -> None:
@@ -53,12 +53,12 @@ def main(options: Options) -> None:
         return load_chat(card.source, card.model_tag, card.step, options.device_type, max_batch_size=1)
 
     if options.json and options.prompt is None:
-        raise UserError("--json prints one answer: pass the question with -p TEXT, or -p - to read it from stdin")
+        raise UserError("--json requires -p TEXT, or -p - to read the question from stdin")
     read = keyboard(paths.base_dir() / "chat_history") if options.prompt is None else None
     prompt = sys.stdin.buffer.read().decode("utf-8", "replace") if options.prompt == "-" else options.prompt or ""
     if read is None and not prompt.strip():
-        raise UserError("there is no question: pass it with -p TEXT, or -p - to read it from stdin")
-    card = ModelCard.of(checkpoint.find(options.source, options.model_tag, options.step))
+        raise UserError("the prompt is empty: pass -p TEXT, or -p - to read it from stdin")
+    card = ModelCard.from_checkpoint(checkpoint.find(options.source, options.model_tag, options.step))
     sampling = SamplingParams(
         max_tokens=options.max_tokens,
         temperature=options.temperature,
@@ -67,7 +67,7 @@ def main(options: Options) -> None:
     )
     if read is None:
         if not options.json:
-            print(f"({card.description})", file=sys.stderr)  # stdout holds the answer alone
+            print(f"({card.description})", file=sys.stderr)  # only the answer goes to stdout
         answer_once(load(card), prompt, sampling, options.system, options.json)
     else:
         TerminalChat(

@@ -1,4 +1,4 @@
-"""Talk to a model in the browser: `./chat.sh`, or python -m scripts.chat_web --port 8000."""
+"""Serve the chat page and OpenAI's API: `./chat.sh`, or python -m scripts.chat_web --port 8000."""
 
 import functools
 import os
@@ -14,7 +14,7 @@ from nanochat.runtime import resolve_device_type
 from nanochat.serve import http_server
 from nanochat.serve.app import create_app
 from nanochat.serve.model_registry import ModelCard, ModelRegistry, trained_models
-from nanochat.serve.pool import Pool
+from nanochat.serve.pool import EnginePool
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import checkpoint
 from nanochat.train.options import check_range
@@ -25,71 +25,68 @@ class Options:
     """Serve the chat page and OpenAI's API."""
 
     source: str | None = None
-    """base, mid, sft or rl; by default the most advanced there is"""
+    """base, mid, sft or rl; default: the most advanced stage"""
     model_tag: str | None = None
-    """such as d20; by default the newest"""
+    """such as d20; default: the newest model"""
     step: int | None = None
-    """by default the last"""
+    """default: the last step"""
     host: str = "127.0.0.1"
-    """0.0.0.0 lets other machines in"""
+    """0.0.0.0 makes the server reachable from other machines"""
     port: int = 8000
     api_key: str | None = None
-    """what requests must bring; by default NANOCHAT_API_KEY, which other users of this machine cannot see"""
+    """key that requests must send; default: NANOCHAT_API_KEY, which other users of this machine cannot see"""
     allow_origin: list[str] = field(default_factory=list)
-    """pages of other servers that may use the API in a browser, such as https://example.org"""
+    """origins of other sites that may use the API in a browser, such as https://example.org"""
     temperature: float = CHAT_SAMPLING.temperature
-    """0 always takes the likeliest token"""
+    """0 is greedy"""
     top_k: int = CHAT_SAMPLING.top_k or 0
-    """sample among this many tokens; 0 for all"""
+    """sample from this many tokens; 0 for all"""
     max_tokens: int = CHAT_SAMPLING.max_tokens
-    """longest reply"""
+    """maximum length of a reply"""
     max_batch_size: int = 16
-    """replies written at once by each GPU"""
+    """replies generated at once per GPU"""
     max_waiting: int = 64
-    """replies that may wait for their turn; more are refused"""
+    """replies in the queue; further requests are rejected"""
     kv_cache_gb: float | None = None
-    """memory for the conversations being answered; by default a quarter of what is free"""
+    """memory for the KV cache; default: a quarter of the free memory"""
     device_type: str = "auto"
-    """auto, cuda or cpu; with several GPUs each has an engine"""
+    """auto, cuda or cpu; one engine per GPU"""
 
     def __post_init__(self) -> None:
         check_range("max_batch_size", self.max_batch_size, 1)
         check_range("max_waiting", self.max_waiting, 0)
 
 
-DEMO = Options(temperature=0.3)  # a model of few parameters is only sure of little
+DEMO = Options(temperature=0.3)  # small models need a low temperature
 
 
 def main(options: Options) -> None:
     listener = http_server.bind(options.host, options.port)
-    default = ModelCard.of(checkpoint.find(options.source, options.model_tag, options.step))
+    default = ModelCard.from_checkpoint(checkpoint.find(options.source, options.model_tag, options.step))
     device_type = resolve_device_type(options.device_type)
-    pool = Pool(
+    load = functools.partial(
+        load_model, device_type=device_type, max_batch_size=options.max_batch_size, kv_cache_gb=options.kv_cache_gb
+    )
+    pool = EnginePool(
         ModelRegistry(default, trained_models),
-        functools.partial(
-            load_card,
-            device_type=device_type,
-            max_batch_size=options.max_batch_size,
-            kv_cache_gb=options.kv_cache_gb,
-        ),
+        load,
         gpus=range(torch.cuda.device_count()) if device_type == "cuda" else [None],
         max_waiting=options.max_waiting,
     )
     api_key = options.api_key or os.environ.get("NANOCHAT_API_KEY") or None
     server = http_server.Server()
 
-    def on_loaded(problem: UserError | None) -> None:
-        if problem:
-            server.stop(problem)
+    def on_loaded(error: UserError | None) -> None:
+        if error:
+            server.stop(error)
             return
-        print(f"{default.description} talks at {http_server.url(listener, options.host)} (Ctrl-C stops)", flush=True)
+        url = http_server.url(listener, options.host)
+        print(f"Serving {default.description} at {url} (Ctrl-C to stop)", flush=True)
         if not http_server.is_loopback(listener):
-            print(f"on the network: {http_server.lan_address(listener) or 'an address of this machine'}", flush=True)
+            lan_url = http_server.lan_url(listener) or "this machine's address"
+            print(f"On the network: {lan_url}", flush=True)
             if not api_key:
-                print(
-                    "warning: whoever reaches this machine can talk to the model; --api-key asks for a key",
-                    flush=True,
-                )
+                print("warning: anyone on the network can use the model; set --api-key to require a key", flush=True)
 
     app = create_app(
         pool,
@@ -103,16 +100,9 @@ def main(options: Options) -> None:
     server.run(app, listener)
 
 
-def load_card(card: ModelCard, device_type: str, max_batch_size: int, kv_cache_gb: float | None) -> ChatModel:
-    """The model of a card, in the engine's process."""
-    return load_chat(
-        card.source,
-        card.model_tag,
-        card.step,
-        device_type,
-        max_batch_size=max_batch_size,
-        kv_cache_gb=kv_cache_gb,
-    )
+def load_model(card: ModelCard, device_type: str, max_batch_size: int, kv_cache_gb: float | None) -> ChatModel:
+    """Load a model in the engine process."""
+    return load_chat(card.source, card.model_tag, card.step, device_type, max_batch_size, kv_cache_gb)
 
 
 if __name__ == "__main__":

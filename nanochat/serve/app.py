@@ -1,4 +1,4 @@
-"""The web application: the chat page at /, OpenAI's API under /v1, and what tells how the server is."""
+"""The web application: the chat page at /, OpenAI's API under /v1, health and metrics."""
 
 import asyncio
 import contextlib
@@ -16,12 +16,12 @@ from starlette.middleware.cors import CORSMiddleware
 from nanochat.errors import UserError
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.serve import api
-from nanochat.serve.guard import Guard
-from nanochat.serve.metrics import Counted, Metrics
-from nanochat.serve.pool import Pool
+from nanochat.serve.engine_client import GenerationError
+from nanochat.serve.markdown import code_css, to_html
+from nanochat.serve.metrics import Metrics, MetricsMiddleware
+from nanochat.serve.middleware import SecurityMiddleware
+from nanochat.serve.pool import EnginePool
 from nanochat.serve.protocol import ApiError, RenderRequest, error_body
-from nanochat.serve.render import code_css, to_html
-from nanochat.serve.worker import GenerationError
 from nanochat.tokenizer import Tokenizer
 
 STATIC = Path(__file__).parent / "static"
@@ -29,76 +29,76 @@ MAX_BODY_BYTES = 1_000_000
 
 
 def create_app(
-    pool: Pool,
+    pool: EnginePool,
     tokenizer: Tokenizer,
     *,
     defaults: SamplingParams | None = None,
     allowed_hosts: list[str] | None = None,
     allowed_origins: list[str] | None = None,
     api_key: str | None = None,
-    on_loaded: Callable[[UserError | None], None] = lambda problem: None,
+    on_loaded: Callable[[UserError | None], None] = lambda error: None,
 ) -> FastAPI:
-    """The server. Its engines load the model when it starts and end with it.
+    """Create the application. Its engines start loading the model at startup and stop at shutdown.
 
-    defaults: sampling where a request does not say; its seed is not used, each request draws one.
-    allowed_hosts: names the browser may have called this server by; None allows all.
-    allowed_origins: pages of other servers that may use the API in a browser; by default none.
-    api_key: what every request must bring, but those for the page itself and for /health.
-    on_loaded: told once the engines have their model, or why they cannot have it.
+    defaults: sampling parameters that requests can override (the seed is always random).
+    allowed_hosts: accepted Host headers; None: all.
+    allowed_origins: CORS origins.
+    api_key: required by all routes but the page and /health.
+    on_loaded: called when the engines have loaded the model, or with the error.
     """
     metrics = Metrics(pool)
-    rendering = asyncio.Lock()
+    render_lock = asyncio.Lock()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async def watch() -> None:
+        async def report_loaded() -> None:
             try:
-                await pool.loaded()
+                await pool.wait_until_loaded()
             except UserError as error:
                 on_loaded(error)
             else:
                 on_loaded(None)
 
         pool.start()
-        watching = asyncio.create_task(watch())
+        task = asyncio.create_task(report_loaded())
         yield
-        watching.cancel()
+        task.cancel()
         await pool.close()
 
-    # FastAPI's own documentation pages load their script from another host, so they are off.
+    # FastAPI's documentation pages are off because they load scripts from another host.
     app = FastAPI(title="nanochat", docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.add_middleware(Guard, max_body_bytes=MAX_BODY_BYTES, allowed_hosts=allowed_hosts, api_key=api_key)
-    app.add_middleware(Counted, metrics=metrics)  # around the guard, whose own answers count too
+    app.add_middleware(SecurityMiddleware, max_body_bytes=MAX_BODY_BYTES, allowed_hosts=allowed_hosts, api_key=api_key)
+    app.add_middleware(MetricsMiddleware, metrics=metrics)  # outside, so that it counts rejected requests too
     if allowed_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=allowed_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["*"],  # OpenAI's client for browsers sends a dozen of its own
+            allow_headers=["*"],  # OpenAI's browser client sends a dozen headers
             expose_headers=[api.DROPPED_HEADER, "Retry-After"],
         )
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.include_router(api.routes(pool, tokenizer, defaults or SamplingParams(), metrics))
-    _speak_openai_errors(app)
+    _add_error_handlers(app)
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
 
     @app.get("/code.css", include_in_schema=False)
-    async def colours_of_code() -> Response:
+    async def syntax_colors() -> Response:
         return Response(code_css(), media_type="text/css")
 
     @app.post("/render")
     async def render(body: RenderRequest) -> dict[str, list[str]]:
-        """Markdown as HTML, for the page."""
-        async with rendering:  # one at a time: it is processor time, which the streams need too
+        """Convert Markdown to HTML for the page."""
+        async with render_lock:  # one at a time, to leave CPU time for the streams
             return {"html": await asyncio.to_thread(lambda: [to_html(text) for text in body.texts])}
 
     @app.get("/health")
     async def health(response: Response) -> dict[str, Any]:
-        """Whether the server is well and which model talks; status 503 while the model is being loaded."""
-        loaded = [worker.loaded for worker in pool.workers if worker.loaded]
+        """Return the server's status and model; status code 503 while the model is loading."""
+        loaded = [engine.loaded for engine in pool.engines if engine.loaded]
         if not loaded:
             response.status_code = 503
             return {"status": "loading", "ready": False}
@@ -113,30 +113,30 @@ def create_app(
 
     @app.get("/stats")
     async def stats() -> dict[str, Any]:
-        """Each engine: its model, how busy it is, what it has done since the model was loaded."""
+        """Return model, load and totals of each engine."""
         return api.stats(pool)
 
     @app.get("/metrics")
     async def prometheus() -> Response:
-        """The same and the replies' times, in Prometheus' text format."""
+        """Return metrics in Prometheus' text format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
     return app
 
 
-def _speak_openai_errors(app: FastAPI) -> None:
-    """Every refusal in OpenAI's shape, and none with status 422; Guard answers for what no route expected."""
+def _add_error_handlers(app: FastAPI) -> None:
+    """Convert all errors to OpenAI's format, except unexpected ones, which SecurityMiddleware handles."""
 
     @app.exception_handler(ApiError)
-    async def refused(request: Request, error: ApiError) -> JSONResponse:
+    async def api_error(request: Request, error: ApiError) -> JSONResponse:
         return JSONResponse(error.body, error.status, error.headers)
 
     @app.exception_handler(UserError)
-    async def unfit(request: Request, error: UserError) -> JSONResponse:
+    async def user_error(request: Request, error: UserError) -> JSONResponse:
         return JSONResponse(error_body(400, str(error)), 400)
 
     @app.exception_handler(GenerationError)
-    async def broken_down(request: Request, error: GenerationError) -> JSONResponse:
+    async def generation_error(request: Request, error: GenerationError) -> JSONResponse:
         return JSONResponse(error_body(500, str(error)), 500)
 
     @app.exception_handler(HTTPException)
@@ -144,8 +144,8 @@ def _speak_openai_errors(app: FastAPI) -> None:
         return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        # Only the place and the complaint: the value could be the user's text, or not be JSON at all.
+    async def invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
+        # Without the value, which can be the user's text, or not JSON at all.
         first = error.errors()[0]
         param = ".".join(str(step) for step in first["loc"][1:]) or None
         message = f"{param}: {first['msg']}" if param else first["msg"]

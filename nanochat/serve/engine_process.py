@@ -1,7 +1,7 @@
-"""The process that owns a model: it takes requests from a pipe and sends back what is written, step by step.
+"""The engine process: reads requests from a pipe, runs the engine and sends back its outputs.
 
-A process and not a thread, because decoding a small model is mostly Python: in one process with it, the event loop
-gets Python's lock only between two operations of the model, and the model waits for it in turn.
+A process and not a thread, because decoding with a small model is mostly Python: in a shared process, the event loop
+and the model would wait for each other's GIL.
 """
 
 import logging
@@ -10,8 +10,8 @@ import queue
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Literal, NamedTuple
 
@@ -27,133 +27,120 @@ from nanochat.runtime import release_memory
 from nanochat.serve.model_registry import ModelCard
 
 log = logging.getLogger(__name__)
-Loader = Callable[[ModelCard], ChatModel]
-BROKE_DOWN = "the model failed to answer"
+ModelLoader = Callable[[ModelCard], ChatModel]
+GENERATION_FAILED = "The model failed to generate a reply."
 
 
-class Load(NamedTuple):
-    """Talk with this model from here on; what was asked before is answered by the one before."""
+class LoadModel(NamedTuple):
+    """Replace the model, once all earlier requests are finished."""
 
     card: ModelCard
 
 
-class Submit(NamedTuple):
-    """Write a reply."""
-
+class AddRequest(NamedTuple):
     id: int
     prompt: list[int]
     sampling: SamplingParams
 
 
-class Cancel(NamedTuple):
-    """Nobody listens any more."""
-
+class AbortRequest(NamedTuple):
     id: int
 
 
-class Listening(NamedTuple):
-    """The process is up and empties its pipe from here on."""
+class EngineReady(NamedTuple):
+    """The process has started to read its pipe."""
 
 
-class Loaded(NamedTuple):
-    """The model is there; or it is not, and why."""
+class ModelLoaded(NamedTuple):
+    """A model was loaded, or failed to load."""
 
     card: ModelCard
     slots: int
-    """replies that it writes at once"""
-    problem: str | None = None
+    error: str | None = None
 
 
-class Piece(NamedTuple):
-    """What a step added to a reply."""
+class RequestOutput(NamedTuple):
+    """New output of one request since the last one."""
 
     id: int
-    deltas: list[Delta]
-    logprobs: list[list[TokenLogprob]]
-    """for each of `deltas`, those of its tokens"""
-    tokens: int
-    """written so far"""
+    deltas: Sequence[Delta] = ()
+    logprobs: Sequence[list[TokenLogprob]] = ()  # of each delta's tokens
+    num_tokens: int = 0  # generated so far
     finish_reason: Literal["stop", "length"] | None = None
-    error: str | None = None
-    """what went wrong, for the client; nothing follows"""
+    error: str | None = None  # message for the client; the request has failed
 
 
-class Progress(NamedTuple):
-    """What came of a step."""
+class StepOutputs(NamedTuple):
+    """Outputs of all requests in one step."""
 
-    pieces: list[Piece]
-    stats: EngineStats | None
-    """None while there is no model"""
+    outputs: list[RequestOutput]
+    stats: EngineStats | None  # None without a model
 
 
-Order = Load | Submit | Cancel
-Report = Listening | Loaded | Progress
+EngineRequest = LoadModel | AddRequest | AbortRequest
+EngineEvent = EngineReady | ModelLoaded | StepOutputs
 
 
 @dataclass
-class _Writing:
-    """A reply under way."""
+class _RequestState:
+    """A request in the engine and what has been sent of it."""
 
     id: int
     request: Request
-    decoder: Detokenizer
-    seen: int = 0
-    """tokens that have been decoded"""
+    detokenizer: Detokenizer
+    num_sent: int = 0
+    held: list[TokenLogprob] = field(default_factory=list)  # logprobs of text held back as a possible stop string
 
-    def __post_init__(self) -> None:
-        self._held: list[TokenLogprob] = []  # of text that is held back: it may become a stop string
-
-    def piece(self, special: set[int]) -> Piece | None:
-        """What has come since the last call."""
+    def output(self, special_ids: set[int]) -> RequestOutput | None:
+        """Return the output since the last call, None if there is none."""
         completion = self.request.completion
-        new, start = completion.tokens[self.seen :], self.seen
-        self.seen = len(completion.tokens)
+        start, self.num_sent = self.num_sent, len(completion.tokens)
         deltas: list[Delta] = []
         logprobs: list[list[TokenLogprob]] = []
 
-        def add(delta: Delta) -> None:
-            deltas.append(delta)
-            logprobs.append(self._held)
-            self._held = []
-
-        for i, token in enumerate(new, start):
-            delta = self.decoder.feed(token)
-            if completion.logprobs and (logprob := completion.logprobs[i]) and token not in special:
-                self._held.append(logprob)
+        def add(delta: Delta | None) -> None:
             if delta:
-                add(delta)
-        if completion.finish_reason and (rest := self.decoder.flush()):
-            add(rest)
+                deltas.append(delta)
+                logprobs.append(self.held)
+                self.held = []
+
+        for i in range(start, self.num_sent):
+            token = completion.tokens[i]
+            delta = self.detokenizer.feed(token)
+            if completion.logprobs and (logprob := completion.logprobs[i]) and token not in special_ids:
+                self.held.append(logprob)
+            add(delta)
+        if completion.finish_reason:
+            add(self.detokenizer.flush())
         if not deltas and not completion.finish_reason:
             return None
-        return Piece(self.id, deltas, logprobs, self.seen, completion.finish_reason)
+        return RequestOutput(self.id, deltas, logprobs, self.num_sent, completion.finish_reason)
 
 
 class EngineLoop:
-    """Takes orders and steps the engine while there is something to write."""
+    """Handles requests from the pipe and steps the engine while there is work."""
 
-    def __init__(self, connection: Connection, load: Loader) -> None:
+    def __init__(self, connection: Connection, load: ModelLoader) -> None:
         self.connection = connection
         self.load = load
         self.chat: ChatModel | None = None
-        self.problem = ""
-        """why there is no model"""
-        self.writing: dict[int, _Writing] = {}
-        self._arrived: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
-        self._orders: deque[Load | Submit] = deque()
+        self.load_error = ""
+        self.active: dict[int, _RequestState] = {}
+        self._received: queue.SimpleQueue[EngineRequest | None] = queue.SimpleQueue()
+        self._pending: deque[LoadModel | AddRequest] = deque()
 
     def run(self) -> None:
-        """Work until the pipe is closed, or until the GPU has failed: it answers nothing more in this process."""
-        threading.Thread(target=self._receive, name="orders", daemon=True).start()
+        """Run until the pipe is closed, or until the GPU fails, which requires a new process."""
+        threading.Thread(target=self._receive, name="requests", daemon=True).start()
         try:
-            self.connection.send(Listening())
-            while self._take_orders():
-                if self.writing:
+            self.connection.send(EngineReady())
+            while self._handle_requests():
+                if self.active:
                     self._step()
         except OSError:  # the server is gone
             pass
         except torch.AcceleratorError:
-            log.exception("the GPU has failed")
+            log.exception("the GPU failed")
         finally:
             try:
                 self._unload()
@@ -161,47 +148,47 @@ class EngineLoop:
                 self.connection.close()
 
     def _receive(self) -> None:
-        """Empty the pipe at all times: the server must never wait until a step is done to put an order in."""
+        # In a thread, so that a full pipe never makes the server wait for the end of a step.
         try:
             while True:
-                self._arrived.put(self.connection.recv())
+                self._received.put(self.connection.recv())
         except (EOFError, OSError):
-            self._arrived.put(None)
+            self._received.put(None)
 
-    def _take_orders(self) -> bool:
-        """Note what has arrived, waiting for it if there is nothing to do; False at the end."""
-        wait = not self.writing and not self._orders
-        while wait or not self._arrived.empty():
-            order = self._arrived.get()
+    def _handle_requests(self) -> bool:
+        """Handle received requests, waiting for one if the engine is idle. Return False when the pipe is closed."""
+        wait = not self.active and not self._pending
+        while wait or not self._received.empty():
+            request = self._received.get()
             wait = False
-            if order is None:
+            if request is None:
                 return False
-            if isinstance(order, Cancel):
-                self._cancel(order.id)
+            if isinstance(request, AbortRequest):
+                self._abort(request.id)
             else:
-                self._orders.append(order)
-        while self._orders and not (isinstance(self._orders[0], Load) and self.writing):
-            first = self._orders.popleft()
-            if isinstance(first, Load):
+                self._pending.append(request)
+        while self._pending and not (isinstance(self._pending[0], LoadModel) and self.active):
+            first = self._pending.popleft()
+            if isinstance(first, LoadModel):
                 self._load(first.card)
             else:
-                self._submit(first)
+                self._add(first)
         return True
 
     def _load(self, card: ModelCard) -> None:
         self._unload()
         try:
             self.chat = self.load(card)
-            self.problem = ""
+            self.load_error = ""
         except UserError as error:
-            self.problem = str(error)
+            self.load_error = str(error)
         except torch.AcceleratorError:
             raise
         except Exception:
-            log.exception("%s could not be loaded", card.description)
-            self.problem = f"{card.description} could not be loaded"
+            log.exception("cannot load %s", card.description)
+            self.load_error = f"cannot load {card.description}"
         slots = self.chat.engine.slots if self.chat else 0
-        self.connection.send(Loaded(card, slots, self.problem or None))
+        self.connection.send(ModelLoaded(card, slots, self.load_error or None))
 
     def _unload(self) -> None:
         if self.chat is not None:
@@ -211,24 +198,24 @@ class EngineLoop:
             self.chat = None
             release_memory()
 
-    def _submit(self, order: Submit) -> None:
-        problem = self.problem
+    def _add(self, request: AddRequest) -> None:
+        error = self.load_error
         if self.chat is not None:
             try:
-                request = self.chat.engine.submit(order.prompt, order.sampling)
-                decoder = Detokenizer(self.chat.tokenizer, order.sampling.stop)
-                self.writing[order.id] = _Writing(order.id, request, decoder)
+                engine_request = self.chat.engine.submit(request.prompt, request.sampling)
+                detokenizer = Detokenizer(self.chat.tokenizer, request.sampling.stop)
+                self.active[request.id] = _RequestState(request.id, engine_request, detokenizer)
                 return
-            except UserError as error:
-                problem = str(error)
-        self._fail([order.id], problem)
+            except UserError as refusal:
+                error = str(refusal)
+        self._send_outputs([RequestOutput(request.id, error=error)])
 
-    def _cancel(self, number: int) -> None:
-        self._orders = deque(order for order in self._orders if isinstance(order, Load) or order.id != number)
-        writing = self.writing.pop(number, None)
-        if writing and self.chat:
-            self.chat.engine.cancel(writing.request)
-            self._report([])
+    def _abort(self, id: int) -> None:
+        self._pending = deque(other for other in self._pending if isinstance(other, LoadModel) or other.id != id)
+        state = self.active.pop(id, None)
+        if state and self.chat:
+            self.chat.engine.cancel(state.request)
+            self._send_outputs([])
 
     def _step(self) -> None:
         assert self.chat is not None
@@ -239,44 +226,40 @@ class EngineLoop:
             raise
         except Exception:
             log.exception("generation failed")
-            for writing in self.writing.values():
-                engine.cancel(writing.request)
-            self._fail(list(self.writing), BROKE_DOWN)
-            self.writing.clear()
+            for state in self.active.values():
+                engine.cancel(state.request)
+            self._send_outputs([RequestOutput(id, error=GENERATION_FAILED) for id in self.active])
+            self.active.clear()
             return
-        special = set(self.chat.tokenizer.special_ids.values())
-        pieces = [piece for writing in self.writing.values() if (piece := self._piece(writing, special))]
-        for piece in pieces:
-            if piece.finish_reason or piece.error:
-                del self.writing[piece.id]
-        if pieces:
-            self._report(pieces)
+        special_ids = set(self.chat.tokenizer.special_ids.values())
+        outputs = [output for state in self.active.values() if (output := self._output(state, special_ids))]
+        for output in outputs:
+            if output.finish_reason or output.error:
+                del self.active[output.id]
+        if outputs:
+            self._send_outputs(outputs)
 
-    def _piece(self, writing: _Writing, special: set[int]) -> Piece | None:
-        """What a reply has new; one that cannot be read fails alone."""
+    def _output(self, state: _RequestState, special_ids: set[int]) -> RequestOutput | None:
         try:
-            return writing.piece(special)
-        except Exception:
-            log.exception("a reply cannot be read")
+            return state.output(special_ids)
+        except Exception:  # fail this request only
+            log.exception("detokenization failed")
             assert self.chat is not None
-            self.chat.engine.cancel(writing.request)
-            return Piece(writing.id, [], [], 0, error=BROKE_DOWN)
+            self.chat.engine.cancel(state.request)
+            return RequestOutput(state.id, error=GENERATION_FAILED)
 
-    def _fail(self, numbers: list[int], problem: str) -> None:
-        self._report([Piece(number, [], [], 0, error=problem) for number in numbers])
-
-    def _report(self, pieces: list[Piece]) -> None:
-        self.connection.send(Progress(pieces, self.chat.engine.stats() if self.chat else None))
+    def _send_outputs(self, outputs: list[RequestOutput]) -> None:
+        self.connection.send(StepOutputs(outputs, self.chat.engine.stats() if self.chat else None))
 
 
-def main(connection: Connection, load: Loader, gpu: int | None) -> None:
-    """The process's work; `gpu` is the one it may see, of those that the server may."""
-    # Ctrl-C goes to the whole group of processes; the server ends this one by closing the pipe.
+def main(connection: Connection, load: ModelLoader, gpu: int | None) -> None:
+    """Entry point of the process. gpu: the only GPU it uses, as an index into the server's visible GPUs."""
+    # Ctrl-C is sent to the whole process group; the server stops this process by closing the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if gpu is not None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
-    # On a CPU, a thread less than there are cores: the server needs one, and threads that wait for one another at every
-    # operation lose far more than a core when one of them does not run.
+    # On a CPU, leave one core to the server: threads that synchronize after every operation lose far more than one
+    # core's speed when one of them is not scheduled.
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))
     EngineLoop(connection, load).run()

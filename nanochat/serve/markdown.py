@@ -1,107 +1,59 @@
-"""Replies as Markdown on a terminal, while they are written."""
+"""Markdown to HTML for the chat page, with highlighted code and MathML formulas; safe for untrusted text.
 
-from itertools import dropwhile
+On the server and not in the browser, so that the page needs no third-party scripts. HTML in the text is escaped, links
+are restricted to safe schemes, and images, which would be fetched from other hosts, become links.
+"""
+
+import html
+from collections.abc import Sequence
 
 from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererProtocol
 from markdown_it.rules_inline import StateInline, emphasis
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.live import Live
-from rich.markdown import Markdown
-from rich.segment import Segment
+from markdown_it.token import Token
+from markdown_it.utils import EnvType, OptionsDict
+from math_core import LatexError, LatexToMathML
+from mdit_py_plugins.dollarmath import dollarmath_plugin
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_by_name
+from pygments.util import ClassNotFound
 
-from nanochat.serve.writers import ReplyWriter
-
-REDRAWS_A_SECOND = 8
-
-
-class MarkdownWriter(ReplyWriter):
-    """For a terminal: what is written is redrawn as it grows, a few times a second; tool calls are dim.
-
-    Only the last block, such as a paragraph or a list, is redrawn. Those before it are printed for good: a reply
-    longer than the screen scrolls as any text does, and stays in the terminal's history once.
-    """
-
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self.console = console
-        self.block = ""
-        self.live: Live | None = None
-
-    def write_text(self, text: str) -> None:
-        self.block += text
-        if self.live is None and self.block.strip():
-            self.live = Live(
-                get_renderable=lambda: render(self.block),
-                console=self.console,
-                refresh_per_second=REDRAWS_A_SECOND,
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
-                vertical_overflow="crop",
-            )
-            self.live.start()
-        if "\n" in text and (start := last_block(self.block)):
-            done, self.block = self.block[:start], self.block[start:]
-            self.console.print(render(done))  # above what is redrawn
-            self.console.print()
-
-    def write_step(self, line: str) -> None:
-        self.console.print(line, style="dim", markup=False, highlight=False)
-
-    def end_line(self) -> None:
-        if self.live is not None:
-            self.live.stop()
-            self.live = None
-        if self.block.strip():
-            self.console.print(render(self.block))
-        self.block = ""
+MAX_HIGHLIGHTED = 2000
+"""Characters per code block; longer ones are not highlighted because some lexers take quadratic time."""
+LANGUAGES = {
+    "bash", "c", "c++", "console", "cpp", "css", "diff", "go", "html", "java", "javascript", "js", "json", "kotlin",
+    "latex", "lua", "make", "php", "python", "py", "r", "ruby", "rust", "sh",
+    "shell", "sql", "swift", "tex", "toml", "ts", "typescript", "xml", "yaml",
+}  # fmt: skip
+MAX_FORMULA = 1000
+"""Characters per formula: math-core converts 3,000 nested braces, but overflows the stack at 10,000."""
+MAX_MARKDOWN = 20_000
+"""Characters per text; longer texts are shown as plain text because some Markdown rules take quadratic time."""
+LIGHT_STYLE, DARK_STYLE = "xcode", "github-dark"
+LINK_ATTRIBUTES = {"target": "_blank", "rel": "noopener noreferrer nofollow"}
 
 
-class Blocks(Markdown):
-    """rich's Markdown without the empty lines around some elements, and without the spaces that fill each line.
-
-    With the cursor at the right margin, the ^C that a terminal shows would begin a line of which rich knows nothing.
-    """
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        rendered = super().__rich_console__(console, options)
-        lines = [_trimmed(line) for line in Segment.split_lines(s for s in rendered if isinstance(s, Segment))]
-        while lines and not lines[-1]:
-            lines.pop()
-        for line in dropwhile(lambda line: not line, lines):
-            yield from line
-            yield Segment.line()
+def to_html(text: str) -> str:
+    """Convert Markdown to HTML. Works on incomplete text, such as an unclosed code block."""
+    return _MARKDOWN.render(text) if len(text) <= MAX_MARKDOWN else f"<pre>{html.escape(text)}</pre>"
 
 
-def _trimmed(line: list[Segment]) -> list[Segment]:
-    """A line without the spaces at its end, but for those with a background."""
-    while line and not (line[-1].style and line[-1].style.bgcolor):
-        *line, last = line
-        if text := last.text.rstrip():
-            return [*line, Segment(text, last.style)]
-    return line
+def code_css() -> str:
+    """Return the style sheet for highlighted code, light and dark."""
+    light, dark = (HtmlFormatter(style=style).get_style_defs("pre code") for style in (LIGHT_STYLE, DARK_STYLE))
+    return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\npre code {{ background: none }}\n"
 
 
-def render(text: str) -> Markdown:
-    """`text` for rich to print. The address of a link is shown: its words need not tell where it leads."""
-    markdown = Blocks("", hyperlinks=False)
-    markdown.parsed = _PARSER.parse(text)
-    for token in markdown.parsed:
-        for child in token.children or []:
-            if child.type == "softbreak":  # a model that begins a new line means it
-                child.type = "hardbreak"
-    return markdown
-
-
-def last_block(text: str) -> int:
-    """Where the last top-level block of `text` begins: those before it are complete, whatever comes."""
-    starts = [token.map[0] for token in _PARSER.parse(text) if token.level == 0 and token.map and token.nesting >= 0]
-    lines = text.split("\n")[: starts[-1] if starts else 0]
-    return sum(len(line) + 1 for line in lines)
+def create_parser() -> MarkdownIt:
+    """Create a parser for Markdown as models write it. Without HTML: the <int> of vector<int> is text."""
+    parser = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
+    parser.inline.ruler.at("emphasis", _emphasis)
+    return parser
 
 
 def _emphasis(state: StateInline, silent: bool) -> bool:
-    """CommonMark's *emphasis*, but never inside a word: models write 2*3*4 more often than half a word in italics."""
+    """CommonMark's emphasis, except inside words: models write 2*3*4 more often than partly italic words."""
     if state.src[state.pos] == "*":
         before = state.src[: state.pos].rstrip("*")[-1:]
         after = state.src[state.pos :].lstrip("*")[:1]
@@ -110,11 +62,58 @@ def _emphasis(state: StateInline, silent: bool) -> bool:
     return emphasis.tokenize(state, silent)
 
 
-def dialect() -> MarkdownIt:
-    """A parser of Markdown as models write it. Without HTML: the <int> of vector<int> is text."""
-    parser = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
-    parser.inline.ruler.at("emphasis", _emphasis)
-    return parser
+def _highlight(code: str, language: str, attributes: str) -> str:
+    if language.lower() not in LANGUAGES or len(code) > MAX_HIGHLIGHTED:
+        return ""  # markdown-it then escapes the code
+    try:
+        return highlight(code, get_lexer_by_name(language), HtmlFormatter(nowrap=True))
+    except ClassNotFound:
+        return ""
 
 
-_PARSER = dialect()
+def _formula(self: RendererProtocol, tokens: Sequence[Token], at: int, options: OptionsDict, env: EnvType) -> str:
+    token = tokens[at]
+    try:
+        if len(token.content) > MAX_FORMULA:
+            raise LatexError
+        return _MATH.convert_with_local_state(token.content, displaystyle="block" in token.type)
+    except LatexError:  # invalid or incomplete
+        return f"<code>{html.escape(token.content)}</code>"
+
+
+def _bracketed_formula(state: StateInline, silent: bool) -> bool:
+    """Parse LaTeX's \\( \\) and \\[ \\], which models write as often as dollars."""
+    opening = state.src[state.pos : state.pos + 2]
+    if opening not in ("\\(", "\\["):
+        return False
+    end = state.src.find("\\)" if opening == "\\(" else "\\]", state.pos + 2, state.pos + MAX_FORMULA)
+    if end < 0:
+        return False
+    if not silent:
+        token = state.push("math_inline" if opening == "\\(" else "math_block", "math", 0)
+        token.content = state.src[state.pos + 2 : end]
+    state.pos = end + 2
+    return True
+
+
+def _link(self: RendererProtocol, tokens: Sequence[Token], at: int, options: OptionsDict, env: EnvType) -> str:
+    tokens[at].attrs.update(LINK_ATTRIBUTES)
+    return self.renderToken(tokens, at, options, env)  # type: ignore[attr-defined]  # missing in the protocol
+
+
+def _image(self: RendererProtocol, tokens: Sequence[Token], at: int, options: OptionsDict, env: EnvType) -> str:
+    token = tokens[at]
+    attributes = {"href": token.attrs["src"], **LINK_ATTRIBUTES}
+    opening = " ".join(f'{name}="{html.escape(str(value))}"' for name, value in attributes.items())
+    return f"<a {opening}>{html.escape(token.content or str(token.attrs['src']))}</a>"
+
+
+_MATH = LatexToMathML()
+_MARKDOWN = create_parser()
+_MARKDOWN.options.update({"highlight": _highlight, "breaks": True})  # keep the model's line breaks
+_MARKDOWN.use(dollarmath_plugin, allow_space=False, allow_digits=False)  # "$5 and $10" is not a formula
+_MARKDOWN.inline.ruler.before("escape", "bracketed_formula", _bracketed_formula)
+for name in ("math_inline", "math_inline_double", "math_block", "math_block_label", "math_block_end"):
+    _MARKDOWN.add_render_rule(name, _formula)
+_MARKDOWN.add_render_rule("link_open", _link)
+_MARKDOWN.add_render_rule("image", _image)

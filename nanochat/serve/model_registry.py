@@ -1,4 +1,4 @@
-"""Which trained models there are to talk to."""
+"""The trained models that can be served."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,58 +13,53 @@ from nanochat.train.checkpoint import Checkpoint
 class ModelCard:
     """A trained model, without its weights."""
 
-    source: str
-    """base, mid, sft or rl"""
+    source: str  # base, mid, sft or rl
     model_tag: str
     step: int
-    context: int
-    """most tokens of conversation and reply together"""
-    created: int = 0
-    """seconds since 1970"""
+    context: int  # maximum tokens of conversation and reply together
+    created: int = 0  # Unix time
 
     @property
     def id(self) -> str:
-        """Its name in the API."""
+        """Name in the API."""
         return f"nanochat-{self.model_tag}-{self.source}"
 
     @property
     def description(self) -> str:
-        """For a person: `sft d4 step 300`."""
+        """Name for people: `sft d4 step 300`."""
         return f"{self.source} {self.model_tag} step {self.step}"
 
     @classmethod
-    def of(cls, found: Checkpoint) -> "ModelCard":
-        """The card of a checkpoint."""
+    def from_checkpoint(cls, found: Checkpoint) -> "ModelCard":
         context = found.meta["model_config"]["sequence_len"]
         return cls(found.source, found.tag, found.step, context, int(found.meta["saved_at"]))
 
 
 def trained_models() -> list[ModelCard]:
-    """The newest step of every model of every stage, the most advanced stage first."""
+    """List the newest step of every model of every stage, the most advanced stage first."""
     cards = []
     for source in reversed(STAGES):
         folder = paths.checkpoints_dir(source)
         tags = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
-        found = (checkpoint.newest(source, tag) for tag in tags)
-        cards += [ModelCard.of(one) for one in found if one]
+        cards += [ModelCard.from_checkpoint(found) for tag in tags if (found := checkpoint.newest(source, tag))]
     return cards
 
 
 class ModelRegistry:
-    """The models that may be asked for: the one the server was started with, and what has been trained besides."""
+    """The server's default model and all others that requests can name."""
 
-    def __init__(self, default: ModelCard, others: Callable[[], list[ModelCard]] = list) -> None:
-        """`others` is asked again each time, so that a stage that has just been trained_models is there."""
+    def __init__(self, default: ModelCard, list_models: Callable[[], list[ModelCard]] = list) -> None:
+        """list_models: called for each request, so that a newly trained model is available without a restart."""
         self.default = default
-        self._others = others
+        self.list_models = list_models
 
     def cards(self) -> list[ModelCard]:
-        """All of them, the most advanced first."""
-        cards = [self.default if card.id == self.default.id else card for card in self._others()]
+        """List all models, the most advanced first."""
+        cards = [self.default if card.id == self.default.id else card for card in self.list_models()]
         return cards if self.default in cards else [self.default, *cards]
 
     def find(self, name: str | None) -> ModelCard | None:
-        """The model of that name in the API; without a name, the default."""
+        """Return the model with this name, the default without one, or None."""
         if name in (None, "", self.default.id):
             return self.default
         return next((card for card in self.cards() if card.id == name), None)

@@ -1,109 +1,98 @@
-"""The engines of this machine, one a GPU: which of them answers a request, and when there are too many."""
+"""One engine per GPU: routes requests to engines and limits the queue."""
 
 import asyncio
-import time
 from collections.abc import Sequence
 
 from nanochat.errors import UserError
 from nanochat.inference.sampling_params import SamplingParams
-from nanochat.serve.engine_process import Loader
+from nanochat.serve.engine_client import EngineClient, ReplyStream, StartEngine, start_process
+from nanochat.serve.engine_process import ModelLoader
 from nanochat.serve.model_registry import ModelCard, ModelRegistry
-from nanochat.serve.worker import Answer, Start, Worker, in_process
 
-SECONDS_OF_A_REPLY = 2.0
-"""assumed until some have been written"""
-LONGEST_RETRY_AFTER = 60.0
+INITIAL_REPLY_SECONDS = 2.0
+MAX_RETRY_AFTER = 60.0
 
 
 class QueueFullError(Exception):
     """The queue is full: try again after `retry_after` seconds."""
 
     def __init__(self, retry_after: float) -> None:
-        super().__init__(f"too many requests are waiting: try again in {retry_after:.0f} s")
+        super().__init__("Too many requests are waiting, try again in a moment.")
         self.retry_after = retry_after
 
 
-class Pool:
-    """Engines, and the bounded number of requests that they work on or that wait for them."""
+class EnginePool:
+    """Engines and the requests running or waiting on them."""
 
     def __init__(
         self,
-        menu: ModelRegistry,
-        load: Loader,
+        registry: ModelRegistry,
+        load: ModelLoader,
         *,
         gpus: Sequence[int | None] = (None,),
         max_waiting: int = 64,
-        start: Start = in_process,
+        start: StartEngine = start_process,
     ) -> None:
-        """gpus: the GPU of each engine; None: the CPU, or the one GPU there is.
-        max_waiting: replies that may wait for a slot; more are refused.
-        """
-        self.menu = menu
+        """gpus: one engine for each; None: the CPU or the only GPU. max_waiting: replies queued in all."""
+        self.registry = registry
         self.max_waiting = max_waiting
-        self.workers = [Worker(load, gpu, start) for gpu in gpus]
-        self._seconds_of_a_reply = SECONDS_OF_A_REPLY
+        self.engines = [EngineClient(load, gpu, start) for gpu in gpus]
+        self._mean_reply_seconds = INITIAL_REPLY_SECONDS  # moving average
 
     def start(self) -> None:
-        """Begin to load the default model everywhere; call it in the event loop."""
-        for worker in self.workers:
-            worker.use(self.menu.default)
+        """Start loading the default model on every engine. Call it in the event loop."""
+        for engine in self.engines:
+            engine.use(self.registry.default)
 
-    async def loaded(self) -> None:
-        """Wait until every engine has its model. Raises UserError where it cannot be loaded."""
-        for worker in self.workers:
-            await worker.changed.wait()
-            if worker.problem:
-                raise UserError(worker.problem)
-
-    @property
-    def starting(self) -> bool:
-        """Whether no engine has had a model yet."""
-        return not any(worker.changed.is_set() for worker in self.workers)
+    async def wait_until_loaded(self) -> None:
+        """Wait until every engine has its model. Raises UserError if one cannot be loaded."""
+        for engine in self.engines:
+            await engine.load_finished.wait()
+            if engine.error:
+                raise UserError(engine.error)
 
     @property
-    def under_way(self) -> int:
-        """Replies being written or waiting."""
-        return sum(len(worker.answers) for worker in self.workers)
+    def is_loading(self) -> bool:
+        """True until the first engine is ready."""
+        return not any(engine.load_finished.is_set() for engine in self.engines)
+
+    @property
+    def unfinished(self) -> int:
+        """Replies running or waiting."""
+        return sum(len(engine.replies) for engine in self.engines)
 
     @property
     def running(self) -> int:
-        """Replies being written."""
-        return sum(min(len(worker.answers), worker.slots) for worker in self.workers)
+        return sum(min(len(engine.replies), engine.slots) for engine in self.engines)
 
     @property
     def waiting(self) -> int:
-        """Replies waiting for a slot."""
-        return self.under_way - self.running
+        return self.unfinished - self.running
 
-    def submit(self, card: ModelCard, prompts: Sequence[tuple[list[int], SamplingParams]]) -> Answer:
-        """Have the least busy engine write a reply to each prompt.
+    def submit(self, card: ModelCard, prompts: Sequence[tuple[list[int], SamplingParams]]) -> ReplyStream:
+        """Send the prompts to the least busy engine that has the model.
 
-        An engine that has the model already is preferred, unless all that have are full and another is idle. Where none
-        has, the least busy loads it once it has answered what came before; with one engine the models take turns in the
-        order of the requests. Raises QueueFullError if too many wait, UserError if so many replies can never fit.
+        If all engines with the model are full, an idle one loads it; if no engine has it, the least busy one loads it
+        after finishing its earlier requests. Raises QueueFullError, or UserError if so many replies never fit.
         """
-        most = sum(worker.slots for worker in self.workers) + self.max_waiting
-        if len(prompts) > most:
-            raise UserError(f"{len(prompts)} replies at once are too many (n of each prompt): at most {most} fit")
-        if len(prompts) > most - self.under_way:
-            raise QueueFullError(self._retry_after())
-        have_it = [worker for worker in self.workers if worker.wanted == card]
-        worker = min(have_it or self.workers, key=lambda worker: len(worker.answers))
-        idle = [worker for worker in self.workers if not worker.answers]
-        if idle and len(worker.answers) >= worker.slots:
-            worker = idle[0]
-        worker.use(card)
-        return worker.submit(prompts)
+        capacity = sum(engine.slots for engine in self.engines) + self.max_waiting
+        if len(prompts) > capacity:
+            raise UserError(f"n x prompts must be at most {capacity}, got {len(prompts)}")
+        if len(prompts) > capacity - self.unfinished:
+            # Replies leave the queue at this rate.
+            seconds = self._mean_reply_seconds / max(self.unfinished, 1)
+            raise QueueFullError(min(max(1.0, seconds), MAX_RETRY_AFTER))
+        with_model = [engine for engine in self.engines if engine.requested == card]
+        engine = min(with_model or self.engines, key=lambda engine: len(engine.replies))
+        idle = [engine for engine in self.engines if not engine.replies]
+        if idle and len(engine.replies) >= engine.slots:
+            engine = idle[0]
+        engine.use(card)
+        return engine.submit(prompts)
 
-    def finished(self, began: float) -> None:
-        """Note that a reply asked for at `began`, by time.monotonic(), is complete."""
-        self._seconds_of_a_reply += 0.1 * (time.monotonic() - began - self._seconds_of_a_reply)
+    def record_reply(self, seconds: float) -> None:
+        """Record how long a finished reply took, for the estimate in Retry-After."""
+        self._mean_reply_seconds += 0.1 * (seconds - self._mean_reply_seconds)
 
     async def close(self) -> None:
-        """End all engines."""
-        await asyncio.gather(*(worker.close() for worker in self.workers))
-
-    def _retry_after(self) -> float:
-        """Seconds until a place in the queue is likely to be free: replies leave it at this pace."""
-        pace = self._seconds_of_a_reply / max(self.under_way, 1)
-        return min(max(1.0, pace), LONGEST_RETRY_AFTER)
+        await asyncio.gather(*(engine.close() for engine in self.engines))

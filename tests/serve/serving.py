@@ -1,4 +1,4 @@
-"""A server over a real socket, around engines that follow a script or around real ones."""
+"""Runs a server on a real socket, with scripted or real engines."""
 
 import threading
 import time
@@ -12,17 +12,17 @@ import httpx
 
 from nanochat.serve import http_server
 from nanochat.serve.app import create_app
-from nanochat.serve.engine_process import EngineLoop, Loader
+from nanochat.serve.engine_client import StartEngine
+from nanochat.serve.engine_process import EngineLoop, ModelLoader
 from nanochat.serve.model_registry import ModelCard, ModelRegistry
-from nanochat.serve.pool import Pool
-from nanochat.serve.worker import Start
+from nanochat.serve.pool import EnginePool
 from nanochat.tokenizer import Tokenizer
 from tests.serve.scripted import CARD, ScriptedChatModel
 
 CHAT = "/v1/chat/completions"
 
 
-def in_thread(connection: Connection, load: Loader, gpu: int | None) -> threading.Thread:
+def in_thread(connection: Connection, load: ModelLoader, gpu: int | None) -> threading.Thread:
     """The engine's loop where a test can follow it."""
     thread = threading.Thread(target=EngineLoop(connection, load).run, daemon=True)
     thread.start()
@@ -34,25 +34,25 @@ class Served:
     """A server that is up."""
 
     client: httpx.Client
-    pool: Pool
+    pool: EnginePool
     url: str
 
 
 @contextmanager
 def serving(
-    load: Loader,
+    load: ModelLoader,
     tokenizer: Tokenizer,
     *,
     host: str = "127.0.0.1",
     cards: Sequence[ModelCard] = (CARD,),
     engines: int = 1,
     max_waiting: int = 64,
-    start: Start = in_thread,
+    start: StartEngine = in_thread,
     wait: bool = True,
     **options: Any,
 ) -> Iterator[Served]:
     listener = http_server.bind(host, 0)
-    pool = Pool(
+    pool = EnginePool(
         ModelRegistry(cards[0], lambda: list(cards)),
         load,
         gpus=[None] * engines,

@@ -1,4 +1,4 @@
-"""OpenAI's API and the first nanochat's, over a real socket: what is asked, what comes back, what is refused."""
+"""OpenAI's API over a real socket: requests, responses and errors."""
 
 import json
 from collections.abc import Iterator
@@ -321,16 +321,6 @@ def test_tokenize_counts_text_and_conversations(client: httpx.Client, tokenizer:
     assert client.post("/tokenize", json={}).status_code == 400
 
 
-def test_stream_of_the_first_nanochat(client: httpx.Client) -> None:
-    body = say("calculate", temperature=0.8, top_k=50, max_tokens=500)
-    with client.stream("POST", "/chat/completions", json=body) as response:
-        events = [json.loads(line.removeprefix("data: ")) for line in response.iter_lines() if line]
-    *tokens, done = events
-    assert done == {"done": True}
-    assert "".join(event["token"] for event in tokens) == "Let me see. It is 1665."
-    assert {event["gpu"] for event in tokens} == {0}
-
-
 def test_models_says_which_model_and_stage_talks(client: httpx.Client) -> None:
     (card,) = client.get("/v1/models").json()["data"]
     assert card == client.get(f"/v1/models/{card['id']}").json()
@@ -340,7 +330,7 @@ def test_models_says_which_model_and_stage_talks(client: httpx.Client) -> None:
     assert client.get("/v1/models/other").status_code == 404
 
 
-def test_a_menu_of_models_is_listed_and_answers_in_turn(tokenizer: Tokenizer) -> None:
+def test_all_models_are_listed_and_can_be_requested(tokenizer: Tokenizer) -> None:
     base = ModelCard("base", "d4", 9, CONTEXT)
     sft = ModelCard("sft", "d4", 300, CONTEXT)
     with scripted(tokenizer, cards=(sft, base)) as (served, model):

@@ -1,4 +1,4 @@
-"""The address the server takes, and what it says when it cannot have it."""
+"""Binding addresses, accepted Host headers, and errors."""
 
 import pytest
 

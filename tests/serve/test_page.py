@@ -309,11 +309,11 @@ def test_settings_go_with_the_next_message_and_stay(page: Page, both: tuple[Serv
     assert "be brief" in engine.tokenizer.decode(engine.prompts[-1])
 
 
-def test_another_model_of_the_menu_answers(page: Page, both: tuple[Served, ScriptedChatModel]) -> None:
+def test_switching_models(page: Page, both: tuple[Served, ScriptedChatModel]) -> None:
     page.get_by_label("Model and training stage").select_option("base d4 step 9")
     send(page, "hello")
     expect(replies(page).locator(".stats")).to_be_visible()
-    assert both[0].pool.workers[0].loaded == BASE
+    assert both[0].pool.engines[0].loaded == BASE
     page.reload()
     expect(page.get_by_label("Model and training stage")).to_have_value(BASE.id)
 
@@ -344,7 +344,7 @@ def test_every_control_has_a_name(page: Page) -> None:
 
 def test_error_is_told_and_the_next_message_works(page: Page) -> None:
     send(page, "fail")
-    expect(replies(page)).to_contain_text("the model failed to answer")
+    expect(replies(page)).to_contain_text("The model failed")
     send(page, "hello")
     expect(replies(page).locator(".text")).to_have_text(["hello"])
 

@@ -1,4 +1,4 @@
-"""The server around a real engine, in a process of its own, and the real openai client before it.
+"""The server with a real engine process, used by the real openai client.
 
 The model is small and its weights are random: it talks nonsense, but the same nonsense for the same seed.
 """
@@ -17,8 +17,8 @@ from openai.types.chat import ChatCompletionMessageParam
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
 from nanochat.sandbox.calculator import Calculator
+from nanochat.serve.engine_client import start_process
 from nanochat.serve.model_registry import ModelCard
-from nanochat.serve.worker import in_process
 from tests.conftest import random_model
 from tests.serve.scripted import small_tokenizer
 from tests.serve.serving import Served, serving, until
@@ -37,7 +37,7 @@ def load_small(card: ModelCard) -> ChatModel:
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     card = ModelCard("sft", "d1", 0, CONTEXT)
-    with serving(load_small, small_tokenizer(), cards=[card], start=in_process, api_key="key") as served:
+    with serving(load_small, small_tokenizer(), cards=[card], start=start_process, api_key="key") as served:
         yield served
 
 
@@ -106,11 +106,11 @@ def test_errors_are_the_clients_own(client: openai.OpenAI, served: Served) -> No
 
 
 def test_engine_that_dies_is_started_again(client: openai.OpenAI, served: Served) -> None:
-    (worker,) = served.pool.workers
+    (engine,) = served.pool.engines
     stream = client.chat.completions.create(model="", messages=HELLO, seed=2, stream=True, max_tokens=200)
     next(iter(stream))
-    process = worker._running
+    process = engine._process
     assert isinstance(process, SpawnProcess) and process.pid
     os.kill(process.pid, signal.SIGKILL)
-    until(lambda: worker._running is not process and worker.loaded)
+    until(lambda: engine._process is not process and engine.loaded)
     assert client.chat.completions.create(model="", messages=HELLO, max_tokens=3).choices

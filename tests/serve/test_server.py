@@ -1,4 +1,4 @@
-"""How the server behaves: under load, while it loads, when clients leave, and towards those it was not meant for."""
+"""The server under load, while loading, on client disconnects, and with unauthorized requests."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ import torch
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
 from nanochat.serve import engine_process, http_server
-from nanochat.serve.engine_process import Loader
+from nanochat.serve.engine_process import ModelLoader
 from nanochat.serve.model_registry import ModelCard
 from nanochat.tokenizer import Tokenizer
 from tests.serve.scripted import CARD, ScriptedChatModel
@@ -88,7 +88,7 @@ def test_client_that_leaves_frees_its_slot(both: Both, stream: bool) -> None:
     asyncio.run(leave())
     until(lambda: model.engine.cancelled)
     assert served.client.post(CHAT, json=say("hello")).status_code == 200
-    assert served.pool.under_way == 0
+    assert served.pool.unfinished == 0
 
 
 def test_client_that_leaves_the_queue_gives_up_its_place(both: Both) -> None:
@@ -110,7 +110,7 @@ def test_client_that_leaves_the_queue_gives_up_its_place(both: Both) -> None:
 
 
 def test_server_stops_while_a_reply_is_written(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "SECONDS_TO_FINISH", 0)
+    monkeypatch.setattr(http_server, "SHUTDOWN_SECONDS", 0)
     before = threading.active_count()
     with scripted(tokenizer) as (served, _):
         stream = served.client.stream("POST", CHAT, json=say("wait", stream=True))
@@ -151,7 +151,7 @@ def test_model_that_cannot_be_loaded_is_told(tokenizer: Tokenizer) -> None:
 def test_engine_that_dies_while_it_loads_is_started_by_the_next_request(tokenizer: Tokenizer) -> None:
     starts: list[int] = []
 
-    def start(connection: Connection, load: Loader, gpu: int | None) -> threading.Thread:
+    def start(connection: Connection, load: ModelLoader, gpu: int | None) -> threading.Thread:
         starts.append(len(starts))
         if len(starts) == 1:
             connection.close()
@@ -163,7 +163,7 @@ def test_engine_that_dies_while_it_loads_is_started_by_the_next_request(tokenize
         lambda card: ScriptedChatModel(tokenizer), tokenizer, start=start, wait=False, on_loaded=told.append
     ) as served:
         until(lambda: told)
-        assert "died while it loaded" in str(told[0])
+        assert "died while loading" in str(told[0])
         assert served.client.post(CHAT, json=say("hello")).status_code == 200
 
 
@@ -172,7 +172,7 @@ def test_engine_whose_gpu_fails_is_started_again_and_until_then_the_server_says_
     loads: list[ModelCard] = []
     pipes: list[Connection] = []
 
-    def start(connection: Connection, load: Loader, gpu: int | None) -> threading.Thread:
+    def start(connection: Connection, load: ModelLoader, gpu: int | None) -> threading.Thread:
         pipes.append(connection)
         return in_thread(connection, load, gpu)
 
@@ -226,17 +226,17 @@ def test_idle_engine_with_another_model_helps_a_full_one(tokenizer: Tokenizer) -
         return models[-1]
 
     with serving(load, tokenizer, cards=(CARD, other), engines=2) as served, ThreadPoolExecutor(2) as clients:
-        until(lambda: all(worker.loaded for worker in served.pool.workers))
+        until(lambda: all(engine.loaded for engine in served.pool.engines))
         assert served.client.post(CHAT, json=say("hello", model=other.id)).status_code == 200
         replies = [clients.submit(served.client.post, CHAT, json=say(f"wait {i}")) for i in range(2)]
-        until(lambda: [len(worker.answers) for worker in served.pool.workers] == [1, 1])
-        until(lambda: [worker.loaded for worker in served.pool.workers] == [CARD, CARD])
+        until(lambda: [len(engine.replies) for engine in served.pool.engines] == [1, 1])
+        until(lambda: [engine.loaded for engine in served.pool.engines] == [CARD, CARD])
         for model in models:
             model.engine.go.set()
         assert all(reply.result().status_code == 200 for reply in replies)
 
 
-def test_model_of_the_menu_that_cannot_be_loaded_fails_its_requests_only(tokenizer: Tokenizer) -> None:
+def test_model_that_cannot_be_loaded_fails_only_its_own_requests(tokenizer: Tokenizer) -> None:
     damaged = ModelCard("base", "d4", 9, 100)
 
     def load(card: ModelCard) -> ChatModel:
@@ -259,10 +259,10 @@ def test_requests_go_to_the_least_busy_engine(tokenizer: Tokenizer) -> None:
         return models[-1]
 
     with serving(load, tokenizer, engines=2) as served, ThreadPoolExecutor(6) as clients:
-        until(lambda: len(models) == 2 and all(worker.loaded for worker in served.pool.workers))
+        until(lambda: len(models) == 2 and all(engine.loaded for engine in served.pool.engines))
         replies = [clients.submit(served.client.post, CHAT, json=say(f"wait {i}")) for i in range(6)]
         until(lambda: served.pool.running == 6)
-        assert [len(worker.answers) for worker in served.pool.workers] == [3, 3]
+        assert [len(engine.replies) for engine in served.pool.engines] == [3, 3]
         stats = served.client.get("/stats").json()
         assert (stats["total_workers"], stats["busy_workers"], stats["available_workers"]) == (2, 2, 0)
         for model in models:
@@ -291,10 +291,10 @@ def test_bug_in_a_route_is_logged_told_in_openais_shape_and_counted(
 
     origin = {"origin": "https://friend.example"}
     with scripted(tokenizer, allowed_origins=["https://friend.example"]) as (served, _):
-        monkeypatch.setattr(served.pool.menu, "_others", unreadable)
+        monkeypatch.setattr(served.pool.registry, "list_models", unreadable)
         failed = served.client.get("/v1/models", headers=origin)
         assert failed.status_code == 500
-        told = {"message": "the server failed to answer", "type": "server_error", "param": None, "code": None}
+        told = {"message": "Internal server error.", "type": "server_error", "param": None, "code": None}
         assert failed.json() == {"error": told}
         assert failed.headers["x-content-type-options"] == "nosniff"
         assert failed.headers["access-control-allow-origin"] == "https://friend.example"
@@ -356,7 +356,7 @@ def test_api_key_is_asked_for_everywhere_but_at_the_page(tokenizer: Tokenizer) -
             assert served.client.get(path).status_code == 200
         for path in ("/v1/models", "/stats", "/metrics", "/openapi.json", "/nowhere", "/static/../stats"):
             assert served.client.get(path).status_code == 401
-        for path in (CHAT, "/v1/completions", "/chat/completions", "/tokenize", "/render"):
+        for path in (CHAT, "/v1/completions", "/tokenize", "/render"):
             refused = served.client.post(path, json={})
             assert refused.status_code == 401 and refused.json()["error"]["code"] == "invalid_api_key"
         key = {b"authorization": "Bearer sëcret".encode()}

@@ -1,4 +1,4 @@
-"""Markdown as HTML: what is drawn, and that nothing of the model's becomes markup, script or a request elsewhere."""
+"""Markdown to HTML: rendering, and that untrusted text yields no markup, script or request to other hosts."""
 
 from html.parser import HTMLParser
 
@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from nanochat.serve.render import code_css, to_html
+from nanochat.serve.markdown import code_css, to_html
 
 TAGS = """h1 h2 h3 h4 h5 h6 p br hr strong em s code pre span a ul ol li blockquote table thead tbody tr th td
     math mi mo mn ms mtext mrow mfrac msqrt mroot msub msup msubsup munder mover munderover mtable mtr mtd mspace

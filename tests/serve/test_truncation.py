@@ -1,12 +1,11 @@
-"""What is left out of a conversation that is longer than the context."""
+"""Truncation of conversations that are longer than the context."""
 
 from collections.abc import Sequence
 
 import pytest
 
 from nanochat.conversations import Message, text_of
-from nanochat.serve.context import fit
-from nanochat.serve.protocol import ApiError
+from nanochat.serve.protocol import ApiError, truncate_conversation
 
 
 def prompt_of(messages: Sequence[Message]) -> list[int]:
@@ -34,18 +33,18 @@ def brute_force(messages: Sequence[Message], context: int, room: int) -> int:
 @pytest.mark.parametrize("system", [0, 9])
 def test_as_few_of_the_oldest_exchanges_as_needed_are_dropped(context: int, system: int) -> None:
     messages = talk(5, 9, 20, 3, 1, 30, 8, 8, 10, system=system)
-    prompt, dropped = fit(prompt_of, messages, context, max_tokens=10)
+    prompt, dropped = truncate_conversation(prompt_of, messages, context, max_tokens=10)
     assert dropped == brute_force(messages, context, 10)
     assert len(prompt) == len(prompt_of(messages[: bool(system)])) + len(prompt_of(messages[bool(system) + dropped :]))
 
 
 def test_a_quarter_of_the_context_is_enough_room_for_a_long_reply() -> None:
-    assert fit(prompt_of, talk(10, 10, 50), 100, max_tokens=1000)[1] == 0
-    assert fit(prompt_of, talk(10, 14, 50), 100, max_tokens=1000)[1] == 2
+    assert truncate_conversation(prompt_of, talk(10, 10, 50), 100, max_tokens=1000)[1] == 0
+    assert truncate_conversation(prompt_of, talk(10, 14, 50), 100, max_tokens=1000)[1] == 2
 
 
 def test_last_message_stays_as_long_as_one_token_fits_after_it() -> None:
-    assert len(fit(prompt_of, talk(10, 10, 98), 100, max_tokens=50)[0]) == 99
+    assert len(truncate_conversation(prompt_of, talk(10, 10, 98), 100, max_tokens=50)[0]) == 99
     with pytest.raises(ApiError) as refused:
-        fit(prompt_of, talk(10, 10, 99), 100, max_tokens=50)
+        truncate_conversation(prompt_of, talk(10, 10, 99), 100, max_tokens=50)
     assert refused.value.status == 400 and refused.value.body["error"]["code"] == "context_length_exceeded"

@@ -1,0 +1,117 @@
+"""ASGI middleware: security headers, host and API key checks, and a limit on the size of requests."""
+
+import hmac
+import logging
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nanochat.serve.protocol import error_body
+
+log = logging.getLogger(__name__)
+SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+PUBLIC_PATHS = ("/", "/health", "/code.css")
+"""Need no API key, as well as /static: the page has to load before it can ask for the key."""
+
+
+class SecurityMiddleware:
+    """Adds security headers; rejects large bodies, wrong API keys and unknown Host headers; answers failed requests.
+
+    Exceptions of routes are answered here with status 500: Starlette's own handler lies outside all middleware, so its
+    response would have no headers and not be counted in the metrics.
+
+    The Host check prevents DNS rebinding: a web page whose domain suddenly resolves to 127.0.0.1 could otherwise use
+    the API from the browser.
+    """
+
+    def __init__(
+        self, app: ASGIApp, max_body_bytes: int, allowed_hosts: list[str] | None = None, api_key: str | None = None
+    ) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+        self.allowed_hosts = allowed_hosts
+        self.api_key = api_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        rejection = self._rejection(scope["path"], Headers(scope=scope))
+        if rejection is not None:
+            await rejection(scope, receive, send_with_headers)
+            return
+        try:
+            await self.app(scope, _LimitedReceive(receive, self.max_body_bytes), send_with_headers)
+        except _BodyTooLargeError:
+            await self._body_too_large()(scope, receive, send_with_headers)
+        except Exception:
+            if started:  # too late for another response: the connection is closed
+                raise
+            log.exception("%s %s failed", scope["method"], getattr(scope.get("route"), "path", "a request"))
+            await JSONResponse(error_body(500, "Internal server error."), 500)(scope, receive, send_with_headers)
+
+    def _rejection(self, path: str, headers: Headers) -> JSONResponse | None:
+        if self.allowed_hosts is not None and _host_name(headers.get("host", "")) not in self.allowed_hosts:
+            message = "Host header not allowed: start the server with --host to make it reachable under other names."
+            return JSONResponse(error_body(400, message), 400)
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self.max_body_bytes:
+            return self._body_too_large()
+        if self.api_key is not None and path not in PUBLIC_PATHS and not path.startswith("/static/"):
+            given = headers.get("authorization", "").removeprefix("Bearer ")
+            # In constant time, so that response times do not reveal the key.
+            if not hmac.compare_digest(given.encode("latin-1"), self.api_key.encode()):
+                body = error_body(401, "Missing or incorrect API key.", code="invalid_api_key")
+                return JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
+        return None
+
+    def _body_too_large(self) -> JSONResponse:
+        return JSONResponse(error_body(413, f"The request body is larger than {self.max_body_bytes} bytes."), 413)
+
+
+class _BodyTooLargeError(BaseException):
+    """Not an Exception, so that it passes through the application without being handled by a route."""
+
+
+class _LimitedReceive:
+    """Limits the size of the body, also if the client sent no Content-Length."""
+
+    def __init__(self, receive: Receive, max_bytes: int) -> None:
+        self.receive = receive
+        self.bytes_left = max_bytes
+
+    async def __call__(self) -> MutableMapping[str, Any]:
+        message = await self.receive()
+        self.bytes_left -= len(message.get("body", b""))
+        if self.bytes_left < 0:
+            raise _BodyTooLargeError
+        return message
+
+
+def _host_name(host: str) -> str:
+    """Return the name in a Host header in lower case, without the port: `[::1]:8000` -> `[::1]`."""
+    return (host if host.endswith("]") else host.rpartition(":")[0] or host).lower()

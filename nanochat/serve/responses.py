@@ -1,0 +1,193 @@
+"""Response bodies of OpenAI's API, complete and streamed.
+
+Tool calls are not part of the text: they are in an additional field `nanochat`, which other clients ignore.
+"""
+
+import itertools
+import json
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from nanochat.conversations import Part
+from nanochat.inference.detokenizer import Delta
+from nanochat.inference.request import TokenLogprob
+from nanochat.serve.engine_process import RequestOutput
+from nanochat.serve.protocol import join_text
+from nanochat.tokenizer import Tokenizer
+
+Json = dict[str, Any]
+
+
+def sse_event(data: Json | str) -> str:
+    """Format a server-sent event."""
+    return f"data: {data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> Json:
+    """Build the usage object. Tool output counts as completion tokens because it uses up context."""
+    total = prompt_tokens + completion_tokens
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
+
+
+class Segment(NamedTuple):
+    """Consecutive text of one type, with the logprobs of its tokens."""
+
+    delta: Delta
+    logprobs: list[TokenLogprob]
+
+
+def segments(outputs: Iterable[RequestOutput]) -> Iterator[Segment]:
+    """Concatenate outputs, merging consecutive deltas of the same type."""
+    added = (Segment(*pair) for output in outputs for pair in zip(output.deltas, output.logprobs, strict=True))
+    for part_type, group in itertools.groupby(added, lambda segment: segment.delta.type):
+        members = list(group)
+        text = "".join(segment.delta.text for segment in members)
+        yield Segment(Delta(part_type, text), [entry for segment in members for entry in segment.logprobs])
+
+
+class ResponseBuilder(ABC):
+    """Builds the JSON objects of one response, which share an id and a creation time."""
+
+    id_prefix: str
+    object_type: str
+    chunk_type: str
+
+    def __init__(self, model: str, tokenizer: Tokenizer, num_replies: int, include_usage: bool) -> None:
+        """include_usage: OpenAI's stream option; all chunks but the last then have "usage": null."""
+        self.num_replies = num_replies
+        self.tokenizer = tokenizer
+        self.include_usage = include_usage
+        self._shared = {"id": f"{self.id_prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+
+    def opening_chunks(self) -> Iterable[Json]:
+        return ()
+
+    def chunks(self, index: int, output: RequestOutput) -> Iterable[Json]:
+        """Yield the chunks for one output of reply `index`."""
+        for segment in segments([output]):
+            if choice := self.choice_delta(index, segment):
+                yield self.chunk(index, choice)
+        if output.finish_reason:
+            yield self.chunk(index, self.final_choice(), output.finish_reason)
+
+    def chunk(self, index: int, choice: Json, finish_reason: str | None = None) -> Json:
+        choices = [{"index": index, **choice, "finish_reason": finish_reason}]
+        extra = {"usage": None} if self.include_usage else {}
+        return {**self._shared, "object": self.chunk_type, "choices": choices, **extra}
+
+    def usage_chunk(self, usage: Json) -> Json:
+        return {**self._shared, "object": self.chunk_type, "choices": [], "usage": usage}
+
+    def response(self, outputs: Sequence[list[RequestOutput]], usage: Json) -> Json:
+        """Build the complete response from the outputs of each reply."""
+        choices = []
+        for index, of_reply in enumerate(outputs):
+            choice = self.choice(index, list(segments(of_reply)))
+            choices.append({"index": index, **choice, "finish_reason": of_reply[-1].finish_reason})
+        return {**self._shared, "object": self.object_type, "choices": choices, "usage": usage}
+
+    @abstractmethod
+    def choice_delta(self, index: int, segment: Segment) -> Json | None:
+        """Build a streamed choice; None: nothing is sent for this segment."""
+
+    @abstractmethod
+    def final_choice(self) -> Json:
+        """Build the streamed choice that has the finish_reason."""
+
+    @abstractmethod
+    def choice(self, index: int, reply: list[Segment]) -> Json:
+        """Build a complete choice."""
+
+
+class ChatResponseBuilder(ResponseBuilder):
+    """For /v1/chat/completions."""
+
+    id_prefix = "chatcmpl"
+    object_type = "chat.completion"
+    chunk_type = "chat.completion.chunk"
+
+    def opening_chunks(self) -> Iterable[Json]:
+        for index in range(self.num_replies):
+            yield self.chunk(index, {"delta": {"role": "assistant", "content": ""}, "logprobs": None})
+
+    def choice_delta(self, index: int, segment: Segment) -> Json:
+        delta = segment.delta
+        if delta.type != "text":
+            return {"delta": {"nanochat": {"type": delta.type, "text": delta.text}}, "logprobs": None}
+        return {"delta": {"content": delta.text}, "logprobs": self._logprobs(segment.logprobs)}
+
+    def final_choice(self) -> Json:
+        return {"delta": {}, "logprobs": None}
+
+    def choice(self, index: int, reply: list[Segment]) -> Json:
+        parts: list[Part] = [{"type": segment.delta.type, "text": segment.delta.text} for segment in reply]
+        logprobs = [entry for segment in reply if segment.delta.type == "text" for entry in segment.logprobs]
+        message: Json = {"role": "assistant", "content": join_text(parts), "refusal": None}
+        if any(part["type"] != "text" for part in parts):
+            message["nanochat"] = {"parts": parts}
+        return {"message": message, "logprobs": self._logprobs(logprobs)}
+
+    def _logprobs(self, logprobs: list[TokenLogprob]) -> Json | None:
+        if not logprobs:
+            return None
+        content = [
+            {**self._entry(own.token, own.logprob), "top_logprobs": [self._entry(*other) for other in own.top]}
+            for own in logprobs
+        ]
+        return {"content": content, "refusal": None}
+
+    def _entry(self, token: int, logprob: float) -> Json:
+        raw = self.tokenizer.decode_bytes([token])
+        return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
+
+
+class TextResponseBuilder(ResponseBuilder):
+    """For /v1/completions."""
+
+    id_prefix = "cmpl"
+    object_type = chunk_type = "text_completion"
+
+    def __init__(self, model: str, tokenizer: Tokenizer, include_usage: bool, echo: Sequence[str]) -> None:
+        """echo: the text to repeat before each reply, empty for none."""
+        super().__init__(model, tokenizer, len(echo), include_usage)
+        self.echo = echo
+        self._num_characters = [len(text) for text in echo]  # of each reply so far
+
+    def opening_chunks(self) -> Iterable[Json]:
+        for index, text in enumerate(self.echo):
+            if text:
+                yield self.chunk(index, {"text": text, "logprobs": None})
+
+    def choice_delta(self, index: int, segment: Segment) -> Json | None:
+        if segment.delta.type != "text":
+            return None
+        offset = self._num_characters[index]
+        self._num_characters[index] += len(segment.delta.text)
+        return {"text": segment.delta.text, "logprobs": self._logprobs(segment.logprobs, offset)}
+
+    def final_choice(self) -> Json:
+        return {"text": "", "logprobs": None}
+
+    def choice(self, index: int, reply: list[Segment]) -> Json:
+        text, logprobs = self.echo[index], None
+        for segment in reply:
+            if choice := self.choice_delta(index, segment):
+                text += choice["text"]
+                own = choice["logprobs"]
+                logprobs = {name: logprobs[name] + own[name] for name in own} if logprobs and own else logprobs or own
+        return {"text": text, "logprobs": logprobs}
+
+    def _logprobs(self, logprobs: list[TokenLogprob], offset: int) -> Json | None:
+        """offset: of the first token in the reply's text, in characters."""
+        if not logprobs:
+            return None
+        texts = [self.tokenizer.decode([own.token]) for own in logprobs]
+        return {
+            "tokens": texts,
+            "token_logprobs": [own.logprob for own in logprobs],
+            "top_logprobs": [{self.tokenizer.decode([id]): value for id, value in own.top} for own in logprobs],
+            "text_offset": list(itertools.accumulate(map(len, texts[:-1]), initial=offset)),
+        }
