@@ -1,4 +1,4 @@
-"""The report as Markdown: what was trained, from what, on what, how it went, and what came of it."""
+"""The report as Markdown: model, stages, machine, results, curves, samples, data and options."""
 
 import json
 import time
@@ -11,28 +11,28 @@ from nanochat.data.download import MANIFEST_FILE
 from nanochat.eval.results import TaskScore, centered_mean, centered_mean_error
 from nanochat.report.history import Stage
 from nanochat.spark.plan import Tariff
+from nanochat.stages import STAGES
 from nanochat.units import format_duration
 
-NAMES = {"base": "pretraining", "mid": "midtraining", "sft": "supervised fine-tuning", "rl": "reinforcement learning"}
 CAPTIONS = {
-    "loss": "Loss on what is learned. The thin line is each step, the thick one a moving average.",
-    "bits-per-byte": "Bits per byte of text that is never learned from, comparable between tokenizers.",
-    "reward": "Right replies, how long replies are, and how many belonged to groups that were not all as good, "
-    "which are those that teach.",
-    "optimizer": "What all learning rates are multiplied with, and the norm of the gradient before clipping.",
-    "speed": "Tokens a second, and the share of the machine's peak arithmetic that they amount to.",
-    "stages": "What the chat model is tested on after each stage.",
+    "loss": "Training loss. The thin line is each step, the thick line a moving average.",
+    "bits-per-byte": "Bits per byte of held-out text, comparable between tokenizers.",
+    "reward": "Share of correct replies, length of replies, and share of replies in groups with different rewards, "
+    "the only ones with a gradient.",
+    "optimizer": "Multiplier of all learning rates, and the gradient norm before clipping.",
+    "speed": "Tokens per second, and their share of the machine's peak FLOP/s.",
+    "stages": "Scores of the chat model after each stage.",
     "CORE": "The 22 tasks of CORE.",
     "ChatCORE": "The six tasks of ChatCORE.",
 }
 """By plot."""
-MOST_SAMPLES = 4
-"""of each stage, from its first to its last"""
+MAX_SAMPLES = 4
+"""Per stage, from its first to its last."""
 Row = Sequence[str]
 
 
 def document(stages: Sequence[Stage], plots: Mapping[str, str], tariff: Tariff) -> str:
-    """The whole report. `plots`: by name, the path of the picture. `stages` are those of one model, base first."""
+    """The whole report on the `stages` of one model, base first. `plots`: path of each picture by name."""
     sections = [
         _opening(stages),
         _stages(stages, tariff),
@@ -51,13 +51,13 @@ def _opening(stages: Sequence[Stage]) -> str:
     last = stages[-1]
     shape = last.facts["model_config"]
     machines = dict.fromkeys(f"{stage.facts['machine']} ({stage.facts['software']})" for stage in stages)
-    going_on = "" if last.is_finished else f" Its {NAMES[last.source]} is at step {last.step:,}."
+    running = "" if last.is_finished else f" Its {STAGES[last.source].title} is at step {last.step:,}."
     return (
         f"# {last.facts['tag']}: {' → '.join(stage.source for stage in stages)}\n\n"
         f"A language model of {last.facts['num_parameters']:,} parameters: {shape['n_layer']} layers of "
         f"width {shape['n_embd']}, a context of {shape['sequence_len']:,} tokens, a vocabulary of "
-        f"{shape['vocab_size']:,}. It learned from {sum(stage.tokens for stage in stages):,} tokens in "
-        f"{format_duration(sum(stage.seconds for stage in stages))}.{going_on}\n\n"
+        f"{shape['vocab_size']:,}. It was trained on {sum(stage.tokens for stage in stages):,} tokens in "
+        f"{format_duration(sum(stage.seconds for stage in stages))}.{running}\n\n"
         f"Trained on {'; '.join(machines)}. Written on {time.strftime('%Y-%m-%d at %H:%M')}."
     )
 
@@ -65,35 +65,32 @@ def _opening(stages: Sequence[Stage]) -> str:
 def _stages(stages: Sequence[Stage], tariff: Tariff) -> str:
     energy = [stage.kwh(tariff) for stage in stages]
 
-    def total(values: Sequence[float | None]) -> float | None:
-        return None if None in values else sum(value for value in values if value is not None)
+    def energy_and_cost(kwh: float | None) -> Row:
+        cost = None if kwh is None or tariff.price_per_kwh is None else kwh * tariff.price_per_kwh
+        return _figure(kwh, "{:.3g} kWh"), _figure(cost, "{:.2f}")
 
-    def priced(kwh: float | None) -> str:
-        return "" if kwh is None or tariff.price_per_kwh is None else f"{kwh * tariff.price_per_kwh:.2f}"
-
-    rows = [
+    rows: list[Row] = [
         (
             stage.source,
             f"{stage.step:,} of {stage.facts['num_iterations']:,}",
             f"{stage.tokens:,}",
             format_duration(stage.seconds),
-            _figure(_typical(stage, "tokens_per_second"), "{:,.0f}"),
-            _figure(_typical(stage, "mfu"), "{:.1%}"),
+            _statistic(stage, "tokens_per_second", median, "{:,.0f}"),
+            _statistic(stage, "mfu", median, "{:.1%}"),
             _figure(stage.facts.get("peak_memory"), "{:.1f} GiB", 2**-30),
-            _figure(kwh, "{:.3g} kWh"),
-            priced(kwh),
+            *energy_and_cost(kwh),
         )
         for stage, kwh in zip(stages, energy, strict=True)
     ]
     if len(stages) > 1:
-        seconds, tokens = sum(stage.seconds for stage in stages), sum(stage.tokens for stage in stages)
-        together = total(energy)
-        kwh = _figure(together, "{:.3g} kWh")
-        rows.append(("together", "", f"{tokens:,}", format_duration(seconds), "", "", "", kwh, priced(together)))
+        tokens, seconds = sum(stage.tokens for stage in stages), sum(stage.seconds for stage in stages)
+        known = [kwh for kwh in energy if kwh is not None]
+        total = sum(known) if len(known) == len(stages) else None
+        rows.append(("total", "", f"{tokens:,}", format_duration(seconds), "", "", "", *energy_and_cost(total)))
     headings = ("stage", "steps", "tokens", "time", "tokens/s", "MFU", "memory", "energy", "cost")
-    notes = ["Tokens a second and MFU are medians over the steps; time is wall time, loading and evaluating included."]
-    if left_out := [f"{n:.0f} in {stage.source}" for stage in stages if (n := stage.last("skipped_steps"))]:
-        notes.append(f"Steps left out because the loss or its gradient was not finite: {', '.join(left_out)}.")
+    notes = ["Tokens/s and MFU are medians over the steps; time is wall time, loading and evaluation included."]
+    if skipped := [f"{n:.0f} in {stage.source}" for stage in stages if (n := stage.last("skipped_steps"))]:
+        notes.append(f"Steps skipped because of a non-finite loss or gradient: {', '.join(skipped)}.")
     if tariff.watts is None:
         notes.append("Measured energy is that of the GPUs only; set NANOCHAT_WATTS for the whole machine.")
     else:
@@ -133,33 +130,30 @@ def _plan(stages: Sequence[Stage], tariff: Tariff) -> str:
 
 
 def _machine(stages: Sequence[Stage]) -> str:
-    """How the machine was doing, as far as it could be measured."""
-
-    def extreme(stage: Stage, key: str, choose: Callable[[Sequence[float]], float]) -> float | None:
-        values = stage.series(key)[1]
-        return choose(values) if values else None
-
+    """Temperature, clock, power and memory, as far as measured."""
     rows = [
         (
             stage.source,
-            _figure(extreme(stage, "gpu_temperature_c", max), "{:.0f} °C"),
-            _figure(extreme(stage, "gpu_clock_mhz", min), "{:,.0f} MHz"),
-            _figure(extreme(stage, "gpu_power_w", mean), "{:.0f} W"),
-            _figure(extreme(stage, "memory_available_bytes", min), "{:.1f} GiB", 2**-30),
-            _figure(extreme(stage, "page_cache_bytes", max), "{:.1f} GiB", 2**-30),
+            _statistic(stage, "gpu_temperature_c", max, "{:.0f} °C"),
+            _statistic(stage, "gpu_clock_mhz", min, "{:,.0f} MHz"),
+            _statistic(stage, "gpu_power_w", mean, "{:.0f} W"),
+            _statistic(stage, "memory_available_bytes", min, "{:.1f} GiB", 2**-30),
+            _statistic(stage, "page_cache_bytes", max, "{:.1f} GiB", 2**-30),
         )
         for stage in stages
     ]
     if not any(any(row[1:]) for row in rows):
         return ""
-    headings = ("stage", "hottest", "slowest clock", "mean power", "least memory free", "most page cache")
-    return f"## The machine\n\n{_table(headings, rows)}"
+    headings = ("stage", "max temperature", "min clock", "mean power", "min available memory", "max page cache")
+    return f"## Machine\n\n{_table(headings, rows)}"
 
 
 def _results(stages: Sequence[Stage], plots: Mapping[str, str]) -> str:
     scores = {stage.source: stage.scores() for stage in stages}
+    bits_per_byte = {
+        stage.source: stage.stage_result.bits_per_byte if stage.stage_result else stage.last("bpb") for stage in stages
+    }
     parts = []
-    compression = [stage.stage_result.bits_per_byte if stage.stage_result else stage.last("bpb") for stage in stages]
     for name, title in (("stages", ""), ("CORE", "CORE"), ("ChatCORE", "ChatCORE")):
         measured = {source: of_stage[name] for source, of_stage in scores.items() if name in of_stage}
         if not measured:
@@ -168,34 +162,29 @@ def _results(stages: Sequence[Stage], plots: Mapping[str, str]) -> str:
         if title:
             means = (f"{centered_mean(s):.3f} ± {centered_mean_error(s):.3f}" for s in measured.values())
             rows.append((f"**{title}**", "", "0", *means))
-        elif any(compression):
-            by_source = dict(zip(scores, compression, strict=True))
-            rows.append(("bits per byte", "", "", *(_figure(by_source[source], "{:.3f}") for source in measured)))
+        elif any(bits_per_byte.values()):
+            rows.append(("bits per byte", "", "", *(_figure(bits_per_byte[source], "{:.3f}") for source in measured)))
         table = _table(("task", "problems", "guessing", *measured), rows)
         parts.append((f"### {title}\n\n" if title else "") + table + _picture(plots, name))
     if not parts:
-        return "## What it can do\n\nNot measured yet: ./eval.sh does that."
+        return "## Results\n\nNot evaluated yet: run ./eval.sh."
     note = (
-        "Each figure is the share that was right with its standard error, sqrt(p (1 - p) / n). CORE and ChatCORE are "
-        "means of scores centred on guessing."
+        "Accuracy with its standard error, sqrt(p (1 - p) / n). CORE and ChatCORE are means of scores rescaled so that "
+        "guessing is 0."
     )
-    return "\n\n".join(["## What it can do", note, *parts])
+    return "\n\n".join(["## Results", note, *parts])
 
 
-def _score_row(line: Sequence[TaskScore]) -> Row:
-    cells = (f"{score.accuracy:.1%} ± {100 * score.standard_error:.1f}" for score in line)
-    first = line[0]
-    return (
-        first.task.removeprefix("bigbench_").replace("_", " "),
-        f"{first.problems:,}",
-        f"{first.baseline:.0%}",
-        *cells,
-    )
+def _score_row(scores: Sequence[TaskScore]) -> Row:
+    first = scores[0]
+    cells = (f"{score.accuracy:.1%} ± {100 * score.standard_error:.1f}" for score in scores)
+    name = first.task.removeprefix("bigbench_").replace("_", " ")
+    return name, f"{first.problems:,}", f"{first.baseline:.0%}", *cells
 
 
 def _curves(plots: Mapping[str, str]) -> str:
     pictures = [_picture(plots, name) for name in ("loss", "bits-per-byte", "reward", "optimizer", "speed")]
-    return "## How it went" + "".join(pictures) if any(pictures) else ""
+    return "## Curves" + "".join(pictures) if any(pictures) else ""
 
 
 def _picture(plots: Mapping[str, str], name: str) -> str:
@@ -205,21 +194,21 @@ def _picture(plots: Mapping[str, str], name: str) -> str:
 def _samples(stages: Sequence[Stage]) -> str:
     parts = []
     for stage in stages:
-        count = min(MOST_SAMPLES, len(stage.samples))
+        count = min(MAX_SAMPLES, len(stage.samples))
         chosen = [stage.samples[round(i * (len(stage.samples) - 1) / max(count - 1, 1))] for i in range(count)]
         if chosen:
-            told = "\n\n".join("\n".join([f"step {row['step']:,}", *row["samples"]]) for row in chosen)
-            parts.append(f"### {stage.source}\n\n{_verbatim(told)}")
-    return "\n\n".join(["## What it wrote on the way", *parts]) if parts else ""
+            text = "\n\n".join("\n".join([f"step {row['step']:,}", *row["samples"]]) for row in chosen)
+            parts.append(f"### {stage.source}\n\n{_verbatim(text)}")
+    return "\n\n".join(["## Samples during training", *parts]) if parts else ""
 
 
 def _data(stages: Sequence[Stage]) -> str:
     parts = [f"### {stage.source}\n\n{_verbatim(stage.facts['learns'])}{_origin(stage)}" for stage in stages]
-    return "\n\n".join(["## What it learned from", *parts])
+    return "\n\n".join(["## Training data", *parts])
 
 
 def _origin(stage: Stage) -> str:
-    """Where a downloaded text is from, by its manifest."""
+    """Repository, revision and size of downloaded text, from its manifest."""
     manifest = paths.data_dir(str(stage.facts["options"].get("dataset"))) / MANIFEST_FILE
     try:
         kept = json.loads(manifest.read_text())
@@ -234,12 +223,12 @@ def _options(stages: Sequence[Stage]) -> str:
     names = sorted(set().union(*options))
     rows = [(f"`{name}`", *(_code(of_stage.get(name, "")) for of_stage in options)) for name in names]
     commits = ", ".join(dict.fromkeys(str(stage.facts.get("commit", "unknown")) for stage in stages))
-    return f"## Options\n\nThe code's commit: {commits}.\n\n" + _table(("option", *(s.source for s in stages)), rows)
+    return f"## Options\n\nCommit: {commits}.\n\n" + _table(("option", *(s.source for s in stages)), rows)
 
 
-def _typical(stage: Stage, key: str) -> float | None:
+def _statistic(stage: Stage, key: str, reduce: Callable[[Sequence[float]], float], form: str, unit: float = 1.0) -> str:
     values = stage.series(key)[1]
-    return median(values) if values else None
+    return _figure(reduce(values) if values else None, form, unit)
 
 
 def _figure(value: float | None, form: str, unit: float = 1.0) -> str:
@@ -247,7 +236,7 @@ def _figure(value: float | None, form: str, unit: float = 1.0) -> str:
 
 
 def _table(headings: Row, rows: Sequence[Row]) -> str:
-    """Without the columns that are empty throughout."""
+    """A Markdown table without its empty columns."""
     filled = [i for i in range(len(headings)) if i == 0 or any(row[i] for row in rows)]
     line: Callable[[Row], str] = lambda cells: f"| {' | '.join(cells[i] for i in filled)} |"  # noqa: E731
     rule = [":--", *["--:"] * (len(headings) - 1)]
@@ -255,13 +244,12 @@ def _table(headings: Row, rows: Sequence[Row]) -> str:
 
 
 def _code(value: object) -> str:
-    """An option's value in a cell."""
     text = "" if value is None else str(value).translate({ord("`"): "'", ord("|"): "/"})
     return f"`{text}`" if text else ""
 
 
 def _verbatim(text: str) -> str:
-    """A code block that nothing in `text` can end."""
+    """A code block with a fence longer than any in `text`."""
     fence = "```"
     while fence in text:
         fence += "`"

@@ -1,4 +1,4 @@
-"""What a model's stages left on disk: facts, metrics, samples and scores, from the newest stage back to its base."""
+"""Reads what the stages of a model left on disk: facts, metrics, samples and scores, from the base stage on."""
 
 import dataclasses
 import json
@@ -17,20 +17,20 @@ from nanochat.train.checkpoint import META_FILE, Checkpoint, checkpoints
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of one model, finished or going on."""
+    """One stage of one model, finished or running."""
 
     facts: dict[str, Any]
-    """what run.json says, and the checkpoint's meta.json if there is one"""
+    """run.json, and the checkpoint's meta.json if there is one"""
     rows: list[dict[str, Any]]
-    """of metrics.jsonl, one a step"""
+    """metrics.jsonl, one row per step"""
     samples: list[dict[str, Any]]
-    """of samples.jsonl: a step, and what the model wrote then"""
+    """samples.jsonl: a step, and the text that the model wrote then"""
     checkpoint: Checkpoint | None
-    """None where none is saved yet"""
+    """the newest; None before the first is saved"""
     logged_at: float
-    """when the last step was, in seconds since 1970"""
+    """time of the last step, in seconds since 1970"""
     plan: Plan | None = None
-    """what it said that it and the stages after it would take, if it was long enough to say so"""
+    """the run's estimate for itself and the later stages"""
 
     @property
     def source(self) -> str:
@@ -44,17 +44,17 @@ class Stage:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all steps that were planned are taken."""
+        """Whether all planned steps are taken."""
         return self.step >= self.facts["num_iterations"]
 
     @property
     def tokens(self) -> int:
-        """Learned from in this stage."""
+        """Tokens trained on in this stage."""
         return sum(row["tokens"] for row in self.rows)
 
     @property
     def seconds(self) -> float:
-        """Wall time, loading and evaluating included, over all resumes."""
+        """Wall time of all runs of this stage, loading and evaluation included."""
         return float(self.rows[-1]["seconds"]) if self.rows else 0.0
 
     def kwh(self, tariff: Tariff) -> float | None:
@@ -69,7 +69,7 @@ class Stage:
         return dataclasses.replace(self, rows=[row for row in self.rows if row["step"] <= step])
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
-        """The steps at which `key` was measured and is finite, and what it was."""
+        """Steps and finite values of a metric."""
         measured = [
             (row["step"], float(row[key]))
             for row in self.rows
@@ -78,89 +78,84 @@ class Stage:
         return [step for step, _ in measured], [value for _, value in measured]
 
     def last(self, key: str) -> float | None:
-        """What `key` was when it was last measured."""
+        """Last finite value of a metric."""
         values = self.series(key)[1]
         return values[-1] if values else None
 
     @property
     def stage_result(self) -> StageResult | None:
-        """Its line in the table of stages, if the checkpoint has been measured."""
+        """Line of the checkpoint in the table of stages, if it has been evaluated."""
         kept = saved_result(self.checkpoint, "") if self.checkpoint else None
         return StageResult(**kept[1]) if kept else None
 
     def scores(self) -> dict[str, list[TaskScore]]:
-        """By benchmark, what the checkpoint scored on its tasks, as far as it has been measured."""
+        """Task scores of the checkpoint by benchmark: stages, CORE and ChatCORE, as far as evaluated."""
         if self.checkpoint is None:
             return {}
         found: dict[str, list[TaskScore]] = {}
-        table = saved_result(self.checkpoint, "")
-        if table:
-            key, result = table
-            effort = StageEvalConfig(**{name: value for name, value in key.items() if name != "saved_at"})
-            found["stages"] = StageResult(**result).task_scores(effort)
+        if kept := saved_result(self.checkpoint, ""):
+            key, result = kept
+            config = StageEvalConfig(**{name: value for name, value in key.items() if name != "saved_at"})
+            found["stages"] = StageResult(**result).task_scores(config)
         for name in ("CORE", "ChatCORE"):
-            kept = saved_result(self.checkpoint, f"-{name.lower()}")
-            if kept:
+            if kept := saved_result(self.checkpoint, f"-{name.lower()}"):
                 found[name] = [TaskScore(**score) for score in kept[1]]
         return found
 
 
 def read_stage(folder: Path) -> Stage | None:
     """The stage whose checkpoints and logs are in `folder`; None if there are none."""
-    saved = checkpoints(folder)
-    checkpoint = saved[-1] if saved else None
+    checkpoint = saved[-1] if (saved := checkpoints(folder)) else None
     try:
         run: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         run = {}
     facts = {**(checkpoint.meta if checkpoint else {}), **run}
-    log = folder / METRICS_FILE
     if not facts:
         return None
-    logged_at = log.stat().st_mtime if log.exists() else 0.0
+    log = folder / METRICS_FILE
     samples, plan = read_steps(folder / SAMPLES_FILE), read_plan(folder / PLAN_FILE)
-    return Stage(facts, read_steps(log), samples, checkpoint, logged_at, plan)
+    return Stage(facts, read_steps(log), samples, checkpoint, _modified_at(log), plan)
 
 
 def newest_stages(model_tag: str | None = None) -> list[Stage]:
-    """The stage that was trained last, of any model or of `model_tag`, and before it those that it grew from.
+    """The stage that was trained last, of any model or of `model_tag`, preceded by its ancestors.
 
-    Empty if there is none; the base is missing where its checkpoint has been deleted since.
+    Empty if there is none; an ancestor whose checkpoint has been deleted ends the list.
     """
-    return _stages_of(newest_folder(model_tag))
+    return _stages_up_to(newest_folder(model_tag))
 
 
 def stages_until(found: Checkpoint) -> list[Stage]:
-    """The stage of a checkpoint as it was when that was saved, and before it those that it grew from."""
-    stages = _stages_of(found.folder.parent)
+    """The stage of a checkpoint as of that checkpoint, preceded by its ancestors."""
+    stages = _stages_up_to(found.folder.parent)
     if stages:
         facts = {**stages[-1].facts, **found.meta}
         stages[-1] = dataclasses.replace(stages[-1].until(found.step), facts=facts, checkpoint=found)
     return stages
 
 
-def _stages_of(current: Path | None) -> list[Stage]:
+def _stages_up_to(folder: Path | None) -> list[Stage]:
     stages: list[Stage] = []
-    while current and (stage := read_stage(current)):
+    while folder and (stage := read_stage(folder)):
         stages.insert(0, stage)
-        current = _parent_folder(stage)
+        folder = _parent_folder(stage)
     return stages
 
 
 def newest_folder(model_tag: str | None = None) -> Path | None:
-    """Where the stage is that logged a step last, or saved a checkpoint."""
-    newest: tuple[float, Path] | None = None
+    """The folder of the stage that last logged a step or saved a checkpoint."""
+    modified: dict[Path, float] = {}
     for source in STAGES:
         for folder in paths.checkpoints_dir(source).glob(model_tag or "*"):
             written = [*folder.glob(METRICS_FILE), *folder.glob(f"step_*/{META_FILE}")]
-            time = max((_written_at(file) for file in written), default=None)
-            if time is not None and (newest is None or time > newest[0]):
-                newest = (time, folder)
-    return newest[1] if newest else None
+            if written:
+                modified[folder] = max(map(_modified_at, written))
+    return max(modified, key=modified.__getitem__, default=None)
 
 
-def _written_at(file: Path) -> float:
-    """When a file was written; 0 if a run that goes on has pruned it meanwhile."""
+def _modified_at(file: Path) -> float:
+    """0 if the file does not exist, or a running stage has pruned it meanwhile."""
     try:
         return file.stat().st_mtime
     except FileNotFoundError:
@@ -168,7 +163,7 @@ def _written_at(file: Path) -> float:
 
 
 def _parent_folder(stage: Stage) -> Path | None:
-    """Where the checkpoint is that `stage` grew from, also if it has been set aside."""
+    """The folder of the checkpoint that `stage` started from, also if it has been set aside."""
     parent = stage.facts["parent"]
     if not parent:
         return None

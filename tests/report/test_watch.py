@@ -5,7 +5,7 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 from rich.console import Console
 
-from nanochat.report import live, web
+from nanochat.report import watch
 from nanochat.report.history import newest_stages
 
 
@@ -17,10 +17,10 @@ def test_the_screen_says_how_far_it_is_and_fits_80_columns(trained: Path) -> Non
         row["seconds"] = 10.0 * row["step"]
     console = Console(width=80)
     with console.capture() as capture:
-        console.print(live.screen(stages, mid.logged_at + 4))
+        console.print(watch.screen(stages, mid.logged_at + 4))
     lines = capture.get().splitlines()
     assert "base → mid  test on" in lines[0]
-    assert "step 3 of 103, the last one 4s ago, 16m40s left at 10.00 s a step" in lines
+    assert "step 3 of 103, last one 4s ago, 16m40s left at 10.00 s/step" in lines
     assert any(line.startswith("loss") and line.rstrip().endswith(f"{mid.rows[-1]['loss']:,.4g}") for line in lines)
     assert max(map(len, lines)) <= 80
 
@@ -28,25 +28,25 @@ def test_the_screen_says_how_far_it_is_and_fits_80_columns(trained: Path) -> Non
 def test_a_finished_run_is_said_to_be(trained: Path) -> None:
     console = Console(width=80)
     with console.capture() as capture:
-        console.print(live.screen(newest_stages(), 0.0))
+        console.print(watch.screen(newest_stages(), 0.0))
     assert "step 3 of 3, finished in" in capture.get()
 
 
 def test_a_curve_in_a_line() -> None:
-    assert live.sparkline([1.0, 2.0, 3.0, 8.0]) == "▁▂▃█"
-    assert live.sparkline([5.0, 5.0]) == "▁▁"
-    assert len(live.sparkline([float(i) for i in range(1000)])) <= live.CURVE_WIDTH
+    assert watch.sparkline([1.0, 2.0, 3.0, 8.0]) == "▁▂▃█"
+    assert watch.sparkline([5.0, 5.0]) == "▁▁"
+    assert len(watch.sparkline([float(i) for i in range(1000)])) <= watch.CURVE_WIDTH
 
 
 def test_the_page_loads_itself_anew_and_answers_to_no_other_name(trained: Path) -> None:
-    client = TestClient(web.create_app(None, ["localhost"]), base_url="http://localhost")
+    client = TestClient(watch.create_app(None, ["localhost"]), base_url="http://localhost")
     answer = client.get("/")
     assert answer.status_code == 200
-    assert '<meta http-equiv="refresh" content="20">' in answer.text and "Training loss" not in answer.text
+    assert '<meta http-equiv="refresh" content="20">' in answer.text and "Training loss, base" not in answer.text
     assert "base → mid" in answer.text
     assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
 
 
 def test_the_page_says_so_while_there_is_nothing(base_dir: Path) -> None:
-    client = TestClient(web.create_app(None, None))
+    client = TestClient(watch.create_app(None, None))
     assert "run ./pretrain.sh first" in client.get("/").text

@@ -1,0 +1,118 @@
+"""Shows a run in progress: a screen for the terminal, and the report as a page that stays up to date."""
+
+import html
+import threading
+import time
+from collections.abc import Sequence
+
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from nanochat.errors import UserError
+from nanochat.report import build
+from nanochat.report.history import Stage
+from nanochat.report.plots import downsample
+from nanochat.spark.plan import Tariff
+from nanochat.units import format_duration
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+CURVE_WIDTH = 48
+CURVES = {
+    "loss": "loss", "bpb": "bits per byte", "reward": "reward", "tokens_per_second": "tokens/s", "mfu": "MFU",
+    "gradient_norm": "gradient norm",
+}  # fmt: skip
+"""Curves on the screen, by key in metrics.jsonl."""
+RECENT_STEPS = 20
+"""Steps that the remaining time is estimated from."""
+REFRESH_SECONDS = 20
+MAX_CPU_SHARE = 0.05
+"""Share of one core that drawing the page may take from the run."""
+
+
+def screen(stages: Sequence[Stage], now: float) -> RenderableType:
+    """The last stage in at most 80 columns. `now`: time.time()."""
+    stage = stages[-1]
+    planned = stage.facts["num_iterations"]
+    curves = Table.grid(padding=(0, 2))
+    for key, title in CURVES.items():
+        values = stage.series(key)[1]
+        if values:
+            curves.add_row(title, Text(sparkline(values), style="cyan"), f"{values[-1]:,.4g}")
+    lines: list[RenderableType] = [
+        Text(f"{' → '.join(s.source for s in stages)}  {stage.facts['tag']} on {stage.facts['machine']}", style="bold"),
+        Text(f"step {stage.step:,} of {planned:,}, {_progress(stage, now)}"),
+        ProgressBar(total=planned, completed=stage.step, width=78),
+        Text(),
+        curves,
+    ]
+    if stage.samples:
+        lines += [Text(), Text(f"sample at step {stage.samples[-1]['step']:,}:")]
+        written = stage.samples[-1]["samples"]
+        lines += [Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in written]
+    return Group(*lines)
+
+
+def _progress(stage: Stage, now: float) -> str:
+    if stage.is_finished:
+        return f"finished in {format_duration(stage.seconds)}"
+    last = f"last one {format_duration(now - stage.logged_at)} ago"
+    recent = stage.rows[-RECENT_STEPS:]
+    if len(recent) < 2:
+        return last
+    per_step = (recent[-1]["seconds"] - recent[0]["seconds"]) / (len(recent) - 1)
+    left = per_step * (stage.facts["num_iterations"] - stage.step)
+    return f"{last}, {format_duration(left)} left at {per_step:.2f} s/step"
+
+
+def sparkline(values: Sequence[float], width: int = CURVE_WIDTH) -> str:
+    """A curve in one line of text, from its minimum (lowest block) to its maximum (full block)."""
+    means = downsample(range(len(values)), values, width)[1]
+    low, high = means.min(), means.max()
+    heights = (means - low) / (high - low or 1.0) * (len(BLOCKS) - 1)
+    return "".join(BLOCKS[round(float(height))] for height in heights)
+
+
+class LivePage:
+    """The current report, rebuilt on request, but not so often that it slows down the run."""
+
+    def __init__(self, model_tag: str | None) -> None:
+        """`model_tag`: by default the model that was trained last."""
+        self.model_tag = model_tag
+        self._lock = threading.Lock()
+        self._page = ""
+        self._fresh_until = 0.0
+
+    def html(self) -> str:
+        """Return the page, cached for 20 times as long as it took to draw."""
+        with self._lock:
+            start = time.monotonic()
+            if start >= self._fresh_until:
+                self._page = self._draw()
+                end = time.monotonic()
+                self._fresh_until = end + (end - start) / MAX_CPU_SHARE
+            return self._page
+
+    def _draw(self) -> str:
+        try:
+            stages = build.stages_to_report(self.model_tag)
+            return build.page(stages, build.draw(stages), Tariff.from_environment(), REFRESH_SECONDS)
+        except UserError as error:
+            return f'<meta http-equiv="refresh" content="{REFRESH_SECONDS}"><p>{html.escape(str(error))}</p>'
+
+
+def create_app(model_tag: str | None, allowed_hosts: Sequence[str] | None) -> FastAPI:
+    """A server of the live page. `allowed_hosts`: accepted Host headers, None for all."""
+    page = LivePage(model_tag)
+    app = FastAPI(openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts or ["*"])  # against DNS rebinding
+
+    @app.get("/")
+    def report() -> HTMLResponse:
+        return HTMLResponse(page.html(), headers={"Cache-Control": "no-cache"})
+
+    return app
