@@ -1,60 +1,66 @@
-"""How fast a recipe learns: held-out bits per byte against tokens and seconds, beside another recipe.
+"""Held-out bits per byte against tokens and seconds, for a training recipe and for another one.
 
 ./prepare.sh --vocab-size 8192 --num-shards 9
 python -m benchmarks.learning --depth 4
 
-A recipe is what may change while the model stays loadable elsewhere: batch size, schedule, learning rates, optimizer.
-Both start from the same weights and read the same text in the same order. They train by turns, from one evaluation to
-the next, so that whatever else the machine does falls on both.
+A recipe is everything that does not change the model's architecture: batch size, schedule, learning rates, optimizer.
+Both recipes start from the same weights and read the same text in the same order. They train in turn, one evaluation
+interval each, so that other load on the machine affects both.
 """
 
 import json
 import statistics
 import sys
+import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
 
-from benchmarks.training import Text, Training
-from nanochat import cli
-from nanochat.data.batches import rows_per_step
+from nanochat import cli, paths
+from nanochat.data.batches import rows_per_step, text_batches
+from nanochat.data.packing import StreamRows
+from nanochat.data.token_shards import TokenShards
+from nanochat.eval.bits_per_byte import bits_per_byte
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime, fast_rows, software
+from nanochat.tokenizer import Tokenizer
+from nanochat.train.gradients import StepGradients
 from nanochat.train.optim import MuonAdamW, OptimizerOptions
 from nanochat.train.options import PretrainOptions, TrainOptions, check_range
-from nanochat.train.scaling import default_batch_size
+from nanochat.train.scaling import default_batch_size, lr_multiplier
+
+EVAL_ROWS = 8
 
 
 @dataclass
 class Recipe:
-    """How to train. What is not given is what pretrain.sh does."""
+    """How to train; the defaults are those of pretrain.sh."""
 
     total_batch_size: int | None = None
-    """tokens in a step; by default it follows from --tokens"""
+    """tokens per step; by default derived from --tokens"""
     warmup_ratio: float = PretrainOptions.warmup_ratio
     """share of the steps in which learning rates rise from 0"""
     warmdown_ratio: float = PretrainOptions.warmdown_ratio
-    """share of the steps in which they fall to 0"""
+    """share of the steps in which learning rates fall to 0"""
     short_rows_ratio: float = PretrainOptions.short_rows_ratio
-    """share of the steps, the first ones, whose rows are a quarter of the context"""
+    """share of the steps, at the start, with rows of a quarter of the context"""
     grad_clip: float = PretrainOptions.grad_clip
-    """largest global norm of the gradient; 0: no clipping"""
+    """maximum global norm of the gradient; 0: no clipping"""
     float32: bool = False
-    """compute in float32 also where the processor multiplies bfloat16"""
+    """compute in float32 even if the processor multiplies bfloat16"""
     fp8: bool = False
-    """the matrices inside the blocks multiply in FP8; a CPU emulates it: its seconds mean nothing"""
+    """FP8 matmuls inside the blocks; a CPU emulates them, so its seconds mean nothing"""
     newton_schulz: bool = False
-    """Muon with its first polynomial, the same five times"""
+    """Muon with its original polynomial, applied five times"""
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
 
     def compute_dtype(self, runtime: Runtime) -> torch.dtype:
-        """What the activations have."""
         return torch.float32 if self.float32 else runtime.compute_dtype
 
 
 class NewtonSchulzMuon(MuonAdamW):
-    """Muon as it was first."""
+    """Muon with the polynomial of its first version."""
 
     polynomial = ((3.4445, -4.7750, 2.0315),) * 5
 
@@ -70,32 +76,32 @@ RECIPE_2025 = Recipe(
         matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004, weight_decay=0.0, adam_beta2=0.95
     ),
 )
-"""nanochat's first."""
+"""The recipe of the original nanochat."""
 
 
 @dataclass
 class BenchmarkOptions:
-    """Train a model by a recipe, and by another beside it."""
+    """Train a model with a recipe and, for comparison, with another one."""
 
     depth: int = 4
     max_seq_len: int = 512
     tokens: int = 3_276_800
-    """to train on"""
+    """training tokens"""
     seeds: tuple[int, ...] = (0,)
-    """of weights and order; the figures are means over them"""
+    """for weights and order of the text; figures are means over them"""
     dataset: str = "fineweb-edu"
     """text prepared by prepare.sh"""
     eval_tokens: int = 131_072
-    """of held-out text"""
+    """held-out tokens"""
     evaluations: int = 8
-    """spread over the training; its seconds leave them out"""
+    """number of evaluations; their time is not counted"""
     device_batch_size: int | None = None
-    """rows in one forward pass; by default as pretraining takes them"""
+    """rows per forward pass; by default as in pretraining"""
     device_type: str = "auto"
     against: Literal["2025", "without-fp8", "nothing"] = "2025"
-    """the recipe of 2025; this one but for --fp8"""
+    """2025: the recipe of the original nanochat; without-fp8: this recipe without --fp8"""
     json: bool = False
-    """print one object"""
+    """print one JSON object"""
     recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
@@ -104,45 +110,79 @@ class BenchmarkOptions:
 
 
 class Point(NamedTuple):
-    """How far a training is."""
+    """One evaluation during a training."""
 
     tokens: int
     seconds: float
-    """in training, without evaluations"""
+    """of training, without evaluations"""
     bits_per_byte: float
 
 
-def prepare(options: BenchmarkOptions, recipe: Recipe, text: Text, seed: int, runtime: Runtime) -> Training[GPT]:
-    """A training that has not begun; the weights of a seed are the same for every recipe."""
-    torch.manual_seed(seed)
-    config = GPTConfig.from_depth(options.depth, text.tokenizer.vocab_size, options.max_seq_len)
-    with torch.device(runtime.device):
-        model = GPT(config, recipe.compute_dtype(runtime))
-    if recipe.fp8:
-        model.train_in_fp8()
-    total_batch_size = recipe.total_batch_size or default_batch_size(options.tokens, options.max_seq_len)
-    rows_per_step(total_batch_size, options.max_seq_len, runtime.world)
-    return Training(
-        model,
-        (NewtonSchulzMuon if recipe.newton_schulz else MuonAdamW)(model, recipe.optimizer),
-        text,
-        TrainOptions(
+@dataclass(frozen=True)
+class Text:
+    """Rows of prepared text."""
+
+    tokenizer: Tokenizer
+    train: StreamRows
+    held_out: StreamRows
+
+    @classmethod
+    def open(cls, dataset: str, sequence_len: int) -> "Text":
+        """Raises UserError if the data set is not prepared."""
+        tokenizer = Tokenizer.load(paths.tokenizer_dir())
+        train, held_out = (
+            StreamRows(TokenShards.open(paths.tokens_dir(dataset), split, tokenizer), sequence_len, tokenizer.bos_id)
+            for split in ("train", "val")
+        )
+        return cls(tokenizer, train, held_out)
+
+
+class Training:
+    """A model trained with one recipe. Initial weights depend on the seed alone."""
+
+    def __init__(self, options: BenchmarkOptions, recipe: Recipe, text: Text, seed: int, runtime: Runtime) -> None:
+        torch.manual_seed(seed)
+        config = GPTConfig.from_depth(options.depth, text.tokenizer.vocab_size, options.max_seq_len)
+        with torch.device(runtime.device):
+            self.model = GPT(config, recipe.compute_dtype(runtime))
+        if recipe.fp8:
+            self.model.train_in_fp8()
+        self.text = text
+        self.runtime = runtime
+        self.schedule = TrainOptions(
             warmup_ratio=recipe.warmup_ratio, warmdown_ratio=recipe.warmdown_ratio, grad_clip=recipe.grad_clip
-        ),
-        total_batch_size=total_batch_size,
-        num_iterations=max(1, options.tokens // total_batch_size),
-        device_batch_size=options.device_batch_size
-        or fast_rows(options.max_seq_len, runtime.device, model.compute_dtype),
-        seed=seed,
-        runtime=runtime,
-        short_rows_ratio=recipe.short_rows_ratio,
-    )
+        )
+        self.optimizer = (NewtonSchulzMuon if recipe.newton_schulz else MuonAdamW)(self.model, recipe.optimizer)
+        self.gradients = StepGradients(self.model, self.optimizer, runtime, recipe.grad_clip)
+        self.total_batch_size = recipe.total_batch_size or default_batch_size(options.tokens, options.max_seq_len)
+        self.num_iterations = max(1, options.tokens // self.total_batch_size)
+        self.batches = text_batches(
+            text.train,
+            recipe.short_rows_ratio,
+            self.num_iterations,
+            rows_per_step=rows_per_step(self.total_batch_size, options.max_seq_len, runtime.world),
+            device_batch_size=options.device_batch_size
+            or fast_rows(options.max_seq_len, runtime.device, self.model.compute_dtype),
+            world=runtime.world,
+            seed=seed,
+        )
+        self.step = 0
+        self.seconds = 0.0
 
+    def train(self, until: int) -> None:
+        """Train up to step `until`."""
+        start = time.perf_counter()
+        while self.step < until:
+            self.gradients.compute(self.batches.step_data(self.step).batches, sys.maxsize)
+            self.optimizer.step(lr_multiplier(self.step, self.num_iterations, self.schedule))
+            self.step += 1
+        self.runtime.synchronize()
+        self.seconds += time.perf_counter() - start
 
-def point(training: Training[GPT], eval_tokens: int) -> Point:
-    """Where a training is."""
-    tokens = training.optimizer.steps * training.total_batch_size
-    return Point(tokens, training.seconds, training.bpb(eval_tokens))
+    def evaluate(self, num_tokens: int) -> Point:
+        """Measure bits per byte on the first `num_tokens` held-out tokens."""
+        bpb = bits_per_byte(self.model, self.text.tokenizer, self.text.held_out, EVAL_ROWS, num_tokens, self.runtime)
+        return Point(self.step * self.total_batch_size, self.seconds, bpb)
 
 
 def main(options: BenchmarkOptions) -> None:
@@ -154,41 +194,39 @@ def main(options: BenchmarkOptions) -> None:
     with Runtime.start(options.device_type) as runtime:
         text = Text.open(options.dataset, options.max_seq_len)
         dtypes = {name: str(recipe.compute_dtype(runtime)) for name, recipe in recipes.items()}
-        curves: dict[str, list[list[Point]]] = {name: [] for name in recipes}
-        for seed in options.seeds:
-            trainings = {name: prepare(options, recipe, text, seed, runtime) for name, recipe in recipes.items()}
-            for curve in curves.values():
-                curve.append([])
+        curves: dict[str, list[list[Point]]] = {name: [[] for _ in options.seeds] for name in recipes}
+        for number, seed in enumerate(options.seeds):
+            trainings = {name: Training(options, recipe, text, seed, runtime) for name, recipe in recipes.items()}
             for evaluation in range(1, options.evaluations + 1):
                 for name, training in trainings.items():
                     training.train(training.num_iterations * evaluation // options.evaluations)
-                    curves[name][-1].append(point(training, options.eval_tokens))
-                    print(f"seed {seed}, {name}: {describe(curves[name][-1][-1])}", file=sys.stderr, flush=True)
-        means = {name: mean_curve(list(seeds)) for name, seeds in curves.items()}
+                    point = training.evaluate(options.eval_tokens)
+                    curves[name][number].append(point)
+                    print(f"seed {seed}, {name}: {describe(point)}", file=sys.stderr, flush=True)
         if options.json:
-            known = {"machine": runtime.describe(), "software": software(), "dtypes": dtypes}
-            print(json.dumps({**known, "curves": curves}))
+            about = {"machine": runtime.describe(), "software": software(), "dtypes": dtypes}
+            print(json.dumps({**about, "curves": curves}))
         else:
             print(f"{runtime.describe()}; {software()}; {dtypes}; {asdict(options)}")
-            print(table(means))
+            print(table({name: mean_curve(seeds) for name, seeds in curves.items()}))
 
 
-def mean_curve(seeds: list[list[Point]]) -> list[Point]:
-    """Point by point over seeds."""
+def mean_curve(curves: list[list[Point]]) -> list[Point]:
+    """Average the curves of several seeds, point by point."""
     return [
-        Point(*(statistics.mean(values) for values in zip(*points, strict=True))) for points in zip(*seeds, strict=True)
+        Point(*(statistics.mean(values) for values in zip(*points, strict=True)))
+        for points in zip(*curves, strict=True)
     ]
 
 
 def describe(point: Point) -> str:
-    """For a person."""
     return f"{point.tokens:,} tokens, {point.seconds:,.0f} s, {point.bits_per_byte:.4f} bits/byte"
 
 
-def table(means: dict[str, list[Point]]) -> str:
-    """Markdown: a line an evaluation, two columns a recipe."""
-    ours, *others = means.values()
-    head = ["tokens", *(f"{name}, {unit}" for name in means for unit in ("s", "bits/byte"))]
+def table(curves: dict[str, list[Point]]) -> str:
+    """Format curves as a Markdown table: one row per evaluation, two columns per recipe."""
+    ours, *others = curves.values()
+    head = ["tokens", *(f"{name}, {unit}" for name in curves for unit in ("s", "bits/byte"))]
     lines = [head + ["lower by"] * len(others), ["---"] * (len(head) + len(others))]
     for point, *rest in zip(ours, *others, strict=True):
         cells = [f"{point.tokens:,.0f}"]
