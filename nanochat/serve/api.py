@@ -51,7 +51,7 @@ def routes(pool: EnginePool, tokenizer: Tokenizer, defaults: SamplingParams, met
     def find_model(name: str | None) -> ModelCard:
         card = pool.registry.find(name)
         if card is None:
-            message = f"The model {name!r} does not exist: GET /v1/models lists all models."
+            message = f"model {name!r} does not exist: GET /v1/models lists all models"
             raise ApiError(404, message, code="model_not_found", param="model")
         return card
 
@@ -67,7 +67,7 @@ def routes(pool: EnginePool, tokenizer: Tokenizer, defaults: SamplingParams, met
     ) -> Response:
         _check_logprobs([sampling for _, sampling in prompts], card.context)
         if pool.is_loading:
-            raise ApiError(503, "The model is loading.", code="loading", retry_after=LOADING_RETRY_AFTER)
+            raise ApiError(503, "the model is loading", code="loading", retry_after=LOADING_RETRY_AFTER)
         try:
             replies = pool.submit(card, prompts)
         except QueueFullError as error:

@@ -191,7 +191,7 @@ class EngineClient:
             self._connection.close()
             self._connection = None
         for id in list(self.replies):
-            self._deliver(RequestOutput(id, error="The engine has stopped."))
+            self._deliver(RequestOutput(id, error="the engine has stopped"))
 
     def _died(self) -> None:
         """Fail the replies of a process that died (most likely out of memory) and restart it."""

@@ -28,7 +28,7 @@ from nanochat.serve.model_registry import ModelCard
 
 log = logging.getLogger(__name__)
 ModelLoader = Callable[[ModelCard], ChatModel]
-GENERATION_FAILED = "The model failed to generate a reply."
+GENERATION_FAILED = "the model failed to generate a reply"
 
 
 class LoadModel(NamedTuple):

@@ -72,11 +72,11 @@ class SecurityMiddleware:
             if started:  # too late for another response: the connection is closed
                 raise
             log.exception("%s %s failed", scope["method"], getattr(scope.get("route"), "path", "a request"))
-            await JSONResponse(error_body(500, "Internal server error."), 500)(scope, receive, send_with_headers)
+            await JSONResponse(error_body(500, "internal server error"), 500)(scope, receive, send_with_headers)
 
     def _rejection(self, path: str, headers: Headers) -> JSONResponse | None:
         if self.allowed_hosts is not None and _host_name(headers.get("host", "")) not in self.allowed_hosts:
-            message = "Host header not allowed: start the server with --host to make it reachable under other names."
+            message = "Host header not allowed: start the server with --host to allow other names"
             return JSONResponse(error_body(400, message), 400)
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.max_body_bytes:
@@ -85,12 +85,12 @@ class SecurityMiddleware:
             given = headers.get("authorization", "").removeprefix("Bearer ")
             # In constant time, so that response times do not reveal the key.
             if not hmac.compare_digest(given.encode("latin-1"), self.api_key.encode()):
-                body = error_body(401, "Missing or incorrect API key.", code="invalid_api_key")
+                body = error_body(401, "missing or incorrect API key", code="invalid_api_key")
                 return JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
         return None
 
     def _body_too_large(self) -> JSONResponse:
-        return JSONResponse(error_body(413, f"The request body is larger than {self.max_body_bytes} bytes."), 413)
+        return JSONResponse(error_body(413, f"the request body must be at most {self.max_body_bytes} bytes"), 413)
 
 
 class _BodyTooLargeError(BaseException):

@@ -17,7 +17,7 @@ class QueueFullError(Exception):
     """The queue is full: try again after `retry_after` seconds."""
 
     def __init__(self, retry_after: float) -> None:
-        super().__init__("Too many requests are waiting, try again in a moment.")
+        super().__init__("too many requests are waiting: try again in a moment")
         self.retry_after = retry_after
 
 

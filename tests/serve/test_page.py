@@ -130,7 +130,7 @@ def test_reply_is_still_there_if_another_cannot_be_had(page: Page, both: tuple[S
     expect(replies(page).locator(".stats")).to_be_visible()
     page.evaluate("() => { window.fetch = async () => { throw new TypeError('gone'); }; }")
     replies(page).get_by_label("Regenerate").click()
-    expect(replies(page)).to_contain_text("The server cannot be reached.")
+    expect(replies(page)).to_contain_text("Cannot reach the server.")
     expect(replies(page)).to_contain_text("hello")
     page.reload()
     expect(replies(page).locator(".text")).to_have_text(["hello"])
@@ -154,9 +154,9 @@ def test_conversation_that_is_deleted_while_it_is_answered_stays_deleted(page: P
     rows = page.get_by_label("Conversations").get_by_role("listitem")
     rows.first.hover()
     page.get_by_label("Delete wait").click()
-    expect(rows).to_have_text(["Conversations are kept in this browser"])
+    expect(rows).to_have_text(["Conversations are stored in this browser"])
     page.reload()
-    expect(rows).to_have_text(["Conversations are kept in this browser"])
+    expect(rows).to_have_text(["Conversations are stored in this browser"])
 
 
 def test_conversation_is_there_after_a_reload(page: Page) -> None:
@@ -284,7 +284,7 @@ def test_conversations_are_exported_and_imported(page: Page, tmp_path: Path) -> 
     page.evaluate("localStorage.clear()")
     page.reload()
     rows = page.get_by_label("Conversations").get_by_role("listitem")
-    expect(rows).to_have_text(["Conversations are kept in this browser"])
+    expect(rows).to_have_text(["Conversations are stored in this browser"])
     page.get_by_label("File to import").set_input_files(path)
     rows.get_by_role("button", name="calculate", exact=True).click()
     expect(replies(page).locator(".text").last).to_have_text("It is 1665.")
@@ -292,7 +292,7 @@ def test_conversations_are_exported_and_imported(page: Page, tmp_path: Path) -> 
     page.once("dialog", lambda dialog: dialog.accept())
     with page.expect_event("dialog") as dialog:
         page.get_by_label("File to import").set_input_files(path)
-    assert "cannot be imported" in dialog.value.message
+    assert "Cannot import" in dialog.value.message
 
 
 def test_settings_go_with_the_next_message_and_stay(page: Page, both: tuple[Served, ScriptedChatModel]) -> None:
@@ -344,7 +344,7 @@ def test_every_control_has_a_name(page: Page) -> None:
 
 def test_error_is_told_and_the_next_message_works(page: Page) -> None:
     send(page, "fail")
-    expect(replies(page)).to_contain_text("The model failed")
+    expect(replies(page)).to_contain_text("the model failed")
     send(page, "hello")
     expect(replies(page).locator(".text")).to_have_text(["hello"])
 

@@ -294,7 +294,7 @@ def test_bug_in_a_route_is_logged_told_in_openais_shape_and_counted(
         monkeypatch.setattr(served.pool.registry, "list_models", unreadable)
         failed = served.client.get("/v1/models", headers=origin)
         assert failed.status_code == 500
-        told = {"message": "Internal server error.", "type": "server_error", "param": None, "code": None}
+        told = {"message": "internal server error", "type": "server_error", "param": None, "code": None}
         assert failed.json() == {"error": told}
         assert failed.headers["x-content-type-options"] == "nosniff"
         assert failed.headers["access-control-allow-origin"] == "https://friend.example"

@@ -1,9 +1,9 @@
-// Talks to the server: the models, a streamed reply, Markdown as HTML. Asks for the API key where the server wants one.
+// Client of the server's API: models, streamed replies, Markdown rendering. Prompts for the API key if required.
 
 const KEY = "nanochat:key";
 let askForKey = async () => null;
 
-// `ask(wrong)` shows a dialog and gives the key that was typed.
+// `ask(wrong)` shows a dialog and resolves to the key entered.
 export function onKeyNeeded(ask) {
   askForKey = ask;
 }
@@ -19,15 +19,15 @@ async function request(path, body, signal) {
     if (response.status !== 401) {
       const error = (await response.json().catch(() => null))?.error;
       if (error?.code !== "loading") {
-        throw new Error(error?.message ?? `The server answered with status ${response.status}.`);
+        throw new Error(error?.message ?? `The server returned status ${response.status}.`);
       }
       await new Promise((resolve) => setTimeout(resolve, 1000));
       signal?.throwIfAborted();
       continue;
     }
-    const typed = await askForKey(Boolean(key));
-    if (!typed) throw new Error("This server asks for its API key.");
-    localStorage.setItem(KEY, typed);
+    const entered = await askForKey(Boolean(key));
+    if (!entered) throw new Error("This server requires an API key.");
+    localStorage.setItem(KEY, entered);
   }
 }
 
@@ -35,12 +35,12 @@ export async function models() {
   return (await (await request("/v1/models")).json()).data;
 }
 
-// Safe HTML for each of the texts.
+// Converts Markdown texts to safe HTML.
 export async function render(texts) {
   return (await (await request("/render", { texts })).json()).html;
 }
 
-// Sends a conversation; gives {dropped} once, then {type, text} for each piece, then {reason} and {usage}.
+// Sends a conversation. Yields {dropped} once, then {type, text} for each delta, then {reason} and {usage}.
 export async function* reply(body, signal) {
   const response = await request(
     "/v1/chat/completions",
@@ -58,13 +58,13 @@ export async function* reply(body, signal) {
   }
 }
 
-// The JSON objects of a stream of server-sent events.
+// Parses a stream of server-sent events.
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
     const { value, done } = await reader.read();
-    if (done) throw new Error("The connection broke off.");
+    if (done) throw new Error("The connection was lost.");
     const blocks = (rest + value).split("\n\n");
     rest = blocks.pop();
     for (const block of blocks) {

@@ -1,4 +1,4 @@
-// The chat page: one conversation at a time, answered by the server and kept by store.js.
+// The chat page: shows one conversation, streams replies from the server, and saves both with store.js.
 
 import * as api from "./api.js";
 import * as settings from "./settings.js";
@@ -10,31 +10,31 @@ const element = (id) => document.getElementById(id);
 const composer = element("composer"), input = element("input"), send = element("send");
 const scroll = element("scroll"), messages = element("messages"), model = element("model");
 const OPEN = "nanochat:open", MODEL = "nanochat:model";
-const PAUSE = 1000; // milliseconds between two times that a reply is kept while it is written
+const SAVE_INTERVAL = 1000; // milliseconds between saves of a reply while it streams
 
 let chat = store.newConversation();
-let underWay = null; // {controller, store()} of the reply being written
+let activeReply = null; // {controller, store()} of the reply that is streaming
 
-// What the model reads: the messages without the figures that are shown with them.
+// The request's messages: without the statistics stored with them.
 function prompt() {
-  const said = chat.messages.map(({ role, content }) => ({ role, content }));
-  return settings.system() ? [{ role: "system", content: settings.system() }, ...said] : said;
+  const history = chat.messages.map(({ role, content }) => ({ role, content }));
+  return settings.system() ? [{ role: "system", content: settings.system() }, ...history] : history;
 }
 
-function keep() {
+function save() {
   try {
-    store.keep(chat);
+    store.saveConversation(chat);
     store.save(OPEN, chat.id);
     element("trouble").textContent = "";
   } catch {
-    element("trouble").textContent = "This browser has no room left to keep conversations: export and delete some.";
+    element("trouble").textContent = "The browser's storage is full: export and delete some conversations.";
   }
   sidebar.showCurrent(chat.id);
 }
 
 function ask(text) {
   stop();
-  if (chat.messages.at(-1)?.role === "user") rewind(chat.messages.length - 1); // it was never answered
+  if (chat.messages.at(-1)?.role === "user") truncate(chat.messages.length - 1); // unanswered
   chat.messages.push({ role: "user", content: text });
   showUser(chat.messages.length - 1);
   scroll.scrollTop = scroll.scrollHeight;
@@ -43,82 +43,81 @@ function ask(text) {
 
 function showUser(index) {
   const edit = (text) => {
-    rewind(index);
+    truncate(index);
     ask(text);
   };
   return new UserTurn(messages, chat.messages[index].content, { edit });
 }
 
 function showReply(index) {
-  const again = () => answer(cut(index));
-  return new ReplyTurn(messages, { again }, chat.messages[index]?.content);
+  const regenerate = () => answer(removeFrom(index));
+  return new ReplyTurn(messages, { regenerate }, chat.messages[index]?.content);
 }
 
-// Takes everything from message `index` on off the page and out of the conversation. Each message is one node.
-function cut(index) {
+// Removes all messages from `index` on from the page and the conversation. Each message is one node.
+function removeFrom(index) {
   stop();
-  underWay = null;
+  activeReply = null;
   while (messages.children.length > index) messages.lastChild.remove();
   return chat.messages.splice(index);
 }
 
-function rewind(index) {
-  cut(index);
-  keep();
+function truncate(index) {
+  removeFrom(index);
+  save();
 }
 
-// Writes the reply to the conversation, which ends with the user's message. The messages `before` are what it replaces:
-// they are back if nothing comes.
+// Streams a reply to the last message. `before`: the messages it replaces, restored if there is no reply.
 async function answer(before = []) {
-  const mine = chat;
+  const conversation = chat;
   const index = chat.messages.length;
   const view = showReply(index);
   view.node.classList.add("waiting");
   const controller = new AbortController();
-  const reply = (underWay = {
+  const reply = (activeReply = {
     controller,
     store() {
-      if (view.parts.length) mine.messages[index] = { role: "assistant", content: view.parts, stopped: true };
-      else mine.messages.push(...before);
+      if (view.parts.length) conversation.messages[index] = { role: "assistant", content: view.parts, stopped: true };
+      else conversation.messages.push(...before);
     },
   });
-  // A browser that crashes says no farewell.
-  const keeping = setInterval(() => {
-    if (underWay !== reply || !view.parts.length) return;
+  // Save regularly: a crash of the browser triggers no event.
+  const autosave = setInterval(() => {
+    if (activeReply !== reply || !view.parts.length) return;
     reply.store();
-    keep();
-  }, PAUSE);
-  if (!before.length) keep();
-  showState();
+    save();
+  }, SAVE_INTERVAL);
+  if (!before.length) save();
+  updateControls();
   const stats = { model: model.value && model.selectedOptions[0].textContent };
-  let problem = null;
+  let error = null;
   try {
     await stream(view, controller.signal, stats);
-  } catch (error) {
-    problem = error;
+  } catch (caught) {
+    error = caught;
   } finally {
-    clearInterval(keeping);
+    clearInterval(autosave);
   }
-  if (underWay !== reply) return; // another conversation was opened meanwhile, or this was taken back
-  underWay = null;
+  if (activeReply !== reply) return; // another conversation was opened, or this reply was removed
+  activeReply = null;
   reply.store();
-  if (view.parts.length) Object.assign(mine.messages[index], { stats, stopped: Boolean(problem) });
-  keep(); // at once: the reader may leave while the text is still being drawn
-  if (!problem && !model.value) showModels().catch(() => {}); // the server could not be reached before
+  if (view.parts.length) Object.assign(conversation.messages[index], { stats, stopped: Boolean(error) });
+  save(); // immediately: the user may leave the page while the text is rendered
+  if (!error && !model.value) showModels().catch(() => {}); // the server was unreachable when the page loaded
   let node = view.node;
   if (before.length && !view.parts.length) {
-    open(mine);
+    open(conversation);
     node = messages.lastChild;
   } else {
     await view.end(stats);
   }
-  if (chat !== mine) return;
+  if (chat !== conversation) return;
   following(() => {
-    if (problem?.name === "AbortError") add(node, "div", "note", "Stopped.");
-    else if (problem instanceof TypeError) add(node, "div", "note failed", "The server cannot be reached.");
-    else if (problem) add(node, "div", "note failed", problem.message);
+    if (error?.name === "AbortError") add(node, "div", "note", "Stopped.");
+    else if (error instanceof TypeError) add(node, "div", "note failed", "Cannot reach the server.");
+    else if (error) add(node, "div", "note failed", error.message);
   });
-  showState();
+  updateControls();
 }
 
 async function stream(view, signal, stats) {
@@ -131,9 +130,9 @@ async function stream(view, signal, stats) {
       following(() => view.add(piece.type, piece.text));
     }
     if (piece.dropped) {
-      view.note(`The ${piece.dropped} oldest messages no longer fit what the model can read.`);
+      view.note(`The ${piece.dropped} oldest messages were dropped to fit the model's context.`);
     }
-    if (piece.reason === "length") view.note("The reply ends here: it reached its longest length.");
+    if (piece.reason === "length") view.note("Maximum length reached.");
     if (piece.usage) {
       stats.tokens = piece.usage.completion_tokens;
       stats.wait = (first - asked) / 1000;
@@ -144,28 +143,28 @@ async function stream(view, signal, stats) {
 }
 
 function stop() {
-  underWay?.controller.abort();
+  activeReply?.controller.abort();
 }
 
-function showState() {
-  send.setAttribute("aria-label", underWay ? "Stop" : "Send");
-  send.title = underWay ? "Stop (Esc)" : "Send (Enter)";
-  send.querySelector("use").setAttribute("href", underWay ? "#i-stop" : "#i-send");
-  send.disabled = !underWay && !input.value.trim();
+function updateControls() {
+  send.setAttribute("aria-label", activeReply ? "Stop" : "Send");
+  send.title = activeReply ? "Stop (Esc)" : "Send (Enter)";
+  send.querySelector("use").setAttribute("href", activeReply ? "#i-stop" : "#i-send");
+  send.disabled = !activeReply && !input.value.trim();
   input.style.height = "auto";
   input.style.height = `${input.scrollHeight}px`;
 }
 
 function submit() {
   const text = input.value.trim();
-  if (underWay || !text) return;
+  if (activeReply || !text) return;
   input.value = "";
   ask(text);
 }
 
-// Shows a conversation, by default a new one.
+// Shows a conversation, a new one by default.
 function open(next = store.newConversation()) {
-  leave();
+  suspend();
   chat = next;
   messages.replaceChildren();
   const replies = [];
@@ -183,19 +182,19 @@ function open(next = store.newConversation()) {
   try {
     store.save(OPEN, chat.messages.length ? chat.id : null);
   } catch {
-    // It is only the next visit that begins elsewhere.
+    // Only the next visit is affected: it starts with another conversation.
   }
-  showState();
+  updateControls();
   if (!matchMedia("(hover: none)").matches) input.focus();
 }
 
-// What has been written so far is kept when the reader goes elsewhere.
-function leave() {
-  if (!underWay) return;
+// Stops and saves a streaming reply when the user opens another conversation or leaves the page.
+function suspend() {
+  if (!activeReply) return;
   stop();
-  underWay.store();
-  keep();
-  underWay = null;
+  activeReply.store();
+  save();
+  activeReply = null;
 }
 
 async function showModels() {
@@ -212,20 +211,20 @@ async function showModels() {
 
 api.onKeyNeeded((wrong) => new Promise((resolve) => {
   const dialog = element("key");
-  element("key-wrong").textContent = wrong ? "That was not the key." : "";
+  element("key-wrong").textContent = wrong ? "Incorrect key." : "";
   dialog.addEventListener("close", () => resolve(element("key-input").value.trim()), { once: true });
   dialog.showModal();
 }));
 
 composer.addEventListener("submit", (event) => {
   event.preventDefault();
-  if (underWay) stop();
+  if (activeReply) stop();
   else submit();
 });
 
-input.addEventListener("input", showState);
+input.addEventListener("input", updateControls);
 input.addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return; // composing: an input method's Enter
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return; // Enter in an input method
   event.preventDefault();
   submit();
 });
@@ -239,11 +238,11 @@ model.addEventListener("change", () => {
   try {
     store.save(MODEL, model.value);
   } catch {
-    // It holds until the page is left.
+    // Storage is full: the choice lasts until the page is closed.
   }
 });
-addEventListener("pagehide", leave);
-addEventListener("pageshow", (event) => { if (event.persisted) open(chat); }); // back, and the reply was stopped
+addEventListener("pagehide", suspend);
+addEventListener("pageshow", (event) => { if (event.persisted) open(chat); }); // back navigation: the reply was stopped
 for (const button of document.querySelectorAll(".suggestions button")) {
   button.addEventListener("click", () => ask(button.textContent));
 }
@@ -251,14 +250,14 @@ for (const button of document.querySelectorAll(".suggestions button")) {
 settings.start();
 sidebar.start({
   open: (id) => open(store.conversation(id) ?? undefined),
-  begin: () => open(),
+  create: () => open(),
   removed(id) {
     if (id !== chat.id) return;
     stop();
-    underWay = null; // what is being written would be kept, and the conversation be back
+    activeReply = null; // otherwise saving the reply would restore the conversation
     open();
   },
   renamed: (id, title) => { if (id === chat.id) chat.title = title; },
 });
 open(store.conversation(store.load(OPEN, "")) ?? undefined);
-showModels().catch(() => (add(model, "option", "", "not reachable").value = ""));
+showModels().catch(() => (add(model, "option", "", "server unreachable").value = ""));

@@ -1,4 +1,4 @@
-// System prompt and sampling, kept in this browser. A field left empty takes the server's default.
+// System prompt and sampling parameters, saved in the browser. Empty fields take the server's defaults.
 
 import { load, save } from "./store.js";
 
@@ -12,10 +12,10 @@ export function start() {
   for (const field of fields) field.value = saved[field.name] ?? "";
   document.getElementById("settings-button").addEventListener("click", () => dialog.showModal());
   document.getElementById("defaults").addEventListener("click", () => form.reset());
-  dialog.addEventListener("close", keep);
+  dialog.addEventListener("close", saveFields);
 }
 
-// What the server does where nothing is set stands in the empty fields.
+// Shows the server's defaults as placeholders.
 export function showDefaults(defaults) {
   for (const field of fields) if (field.name in defaults) field.placeholder = defaults[field.name] ?? 0;
 }
@@ -24,16 +24,16 @@ export function system() {
   return form.elements.system.value.trim();
 }
 
-// The fields of a request.
+// Returns the sampling fields of a request.
 export function sampling() {
   const numbers = fields.filter((field) => field.type === "number" && field.value !== "" && field.validity.valid);
   return Object.fromEntries(numbers.map((field) => [field.name, Number(field.value)]));
 }
 
-function keep() {
+function saveFields() {
   try {
     save(KEY, Object.fromEntries(fields.filter((field) => field.value !== "").map((field) => [field.name, field.value])));
   } catch {
-    // A browser that keeps nothing: they hold until the page is left.
+    // Storage is full or disabled: the settings last until the page is closed.
   }
 }

@@ -8,13 +8,13 @@ const list = element("conversations"), query = element("search"), curtain = elem
 const phone = matchMedia("(max-width: 760px)");
 let actions = null;
 let current = null;
-let shown = ""; // what the list says
+let rendered = ""; // state of the list, as JSON
 
-// `given`: {open(id), begin(), removed(id), renamed(id, title)}; the page's part in what happens here.
-export function start(given) {
-  actions = given;
+// `callbacks`: {open(id), create(), removed(id), renamed(id, title)}.
+export function start(callbacks) {
+  actions = callbacks;
   query.addEventListener("input", show);
-  element("new-chat").addEventListener("click", () => { hide(); actions.begin(); });
+  element("new-chat").addEventListener("click", () => { hide(); actions.create(); });
   element("menu").addEventListener("click", toggle);
   curtain.addEventListener("click", hide);
   element("export").addEventListener("click", download);
@@ -29,7 +29,7 @@ export function showCurrent(id) {
   show();
 }
 
-// Closes the drawer of a narrow window; whether it was open.
+// Closes the drawer of a narrow window and returns true if it was open.
 export function hide() {
   const was = document.body.classList.contains("drawer");
   document.body.classList.remove("drawer");
@@ -41,16 +41,16 @@ function toggle() {
   else document.body.classList.toggle("narrow");
 }
 
-// The list is left alone where nothing would change: a reply is kept every second, by any tab, and a name that is
-// being typed here must survive that.
+// Rebuilds the list only if it has changed: replies are saved every second, by any tab, and that must not close the
+// field in which a conversation is being renamed.
 export function show() {
   const found = store.search(query.value);
-  const wanted = JSON.stringify([query.value, current, found.map(({ id, title }) => [id, title])]);
-  if (wanted === shown) return;
-  shown = wanted;
+  const state = JSON.stringify([query.value, current, found.map(({ id, title }) => [id, title])]);
+  if (state === rendered) return;
+  rendered = state;
   list.replaceChildren();
   for (const conversation of found) list.append(item(conversation));
-  if (!found.length) add(list, "li", "nothing", query.value ? "Nothing found" : "Conversations are kept in this browser");
+  if (!found.length) add(list, "li", "nothing", query.value ? "No results" : "Conversations are stored in this browser");
 }
 
 function item({ id, title }) {
@@ -63,7 +63,7 @@ function item({ id, title }) {
   iconButton(row, "edit", `Rename ${title}`, () => rename(row, id, title));
   iconButton(row, "delete", `Delete ${title}`, () => {
     if (!confirm(`Delete “${title}”?`)) return;
-    store.forget(id);
+    store.remove(id);
     actions.removed(id);
     show();
   });
@@ -74,17 +74,17 @@ function rename(row, id, title) {
   row.replaceChildren();
   const input = add(row, "input");
   input.value = title;
-  input.setAttribute("aria-label", "Name of the conversation");
+  input.setAttribute("aria-label", "Conversation title");
   let done = false;
   const end = (keep) => {
-    if (done) return; // Enter also takes the focus away
+    if (done) return; // Enter is followed by a blur event
     done = true;
     const name = input.value.trim();
     if (keep && name) {
       store.rename(id, name);
       actions.renamed(id, name);
     }
-    shown = ""; // the row is a field still
+    rendered = ""; // force a rebuild
     show();
   };
   input.addEventListener("keydown", (event) => {
@@ -114,7 +114,7 @@ async function upload() {
   try {
     store.imported(await file.text());
   } catch (error) {
-    alert(`${file.name} cannot be imported: ${error.message}`);
+    alert(`Cannot import ${file.name}: ${error.message}`);
   }
   show();
 }

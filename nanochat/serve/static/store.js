@@ -1,5 +1,5 @@
-// Conversations and settings, kept in this browser and nowhere else.
-// A conversation: {id, title, updated, messages: [{role, content, stats?, stopped?}]}, content of a reply as parts {type, text}.
+// Conversations and settings in the browser's localStorage.
+// Conversation: {id, title, updated, messages: [{role, content, stats?, stopped?}]}; a reply's content is [{type, text}].
 
 const CHAT = "nanochat:chat:";
 const ROLES = new Set(["user", "assistant"]);
@@ -9,16 +9,16 @@ export function load(key, otherwise) {
   try {
     return JSON.parse(localStorage.getItem(key)) ?? otherwise;
   } catch {
-    return otherwise; // not ours, or damaged
+    return otherwise; // invalid JSON
   }
 }
 
-// Throws where the browser keeps nothing or its space is used up.
+// Throws if storage is disabled or full.
 export function save(key, value) {
   localStorage.setItem(key, JSON.stringify(value));
 }
 
-// All conversations, the latest first.
+// All conversations, newest first.
 export function conversations() {
   return Object.keys(localStorage)
     .filter((key) => key.startsWith(CHAT))
@@ -36,7 +36,7 @@ export function newConversation() {
   return { id: crypto.getRandomValues(new Uint32Array(3)).join("-"), title: "", updated: Date.now(), messages: [] };
 }
 
-export function keep(conversation) {
+export function saveConversation(conversation) {
   conversation.updated = Date.now();
   conversation.title ||= firstWords(conversation);
   save(CHAT + conversation.id, conversation);
@@ -49,7 +49,7 @@ export function rename(id, title) {
   save(CHAT + id, found);
 }
 
-export function forget(id) {
+export function remove(id) {
   localStorage.removeItem(CHAT + id);
 }
 
@@ -58,7 +58,7 @@ export function textOf(content) {
   return content.filter((part) => part.type === "text").map((part) => part.text).join("");
 }
 
-// Those in whose title or text every word of the query is found.
+// Conversations whose title or text contains every word of the query.
 export function search(query) {
   const words = query.toLowerCase().split(/\s+/).filter(Boolean);
   return conversations().filter(({ title, messages }) => {
@@ -71,15 +71,14 @@ export function exported() {
   return JSON.stringify({ nanochat: 1, conversations: conversations() }, null, 2);
 }
 
-// Adds what `exported` wrote; gives how many conversations came in. Throws on a file that is something else.
+// Adds conversations from the format of `exported`. Throws if the file has another format.
 export function imported(text) {
   const { nanochat, conversations: found } = JSON.parse(text);
-  if (nanochat !== 1 || !Array.isArray(found) || !found.every(valid)) throw new Error("not an export of nanochat");
+  if (nanochat !== 1 || !Array.isArray(found) || !found.every(valid)) throw new Error("not a nanochat export");
   for (const one of found) {
     const id = localStorage.getItem(CHAT + one.id) === null ? one.id : newConversation().id;
     save(CHAT + id, { ...one, id });
   }
-  return found.length;
 }
 
 function firstWords({ messages }) {

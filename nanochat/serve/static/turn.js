@@ -1,9 +1,9 @@
-// How one turn of the conversation looks, the reply's while it grows.
+// Rendering of user messages and replies.
 
 import { render } from "./api.js";
 import { textOf } from "./store.js";
 
-const PAUSE = 60; // milliseconds between two renderings of a text that grows
+const RENDER_INTERVAL = 60; // milliseconds between renderings of a streaming text
 
 export function add(parent, tag, className = "", text = "") {
   const node = parent.appendChild(document.createElement(tag));
@@ -25,7 +25,7 @@ export function iconButton(parent, icon, label, action) {
 export async function copy(text, button) {
   try {
     await navigator.clipboard.writeText(text);
-  } catch { // no clipboard outside https and this machine
+  } catch { // the clipboard API requires https or localhost
     const area = add(document.body, "textarea", "", text);
     area.select();
     document.execCommand("copy");
@@ -36,7 +36,7 @@ export async function copy(text, button) {
   setTimeout(() => use.setAttribute("href", "#i-copy"), 1200);
 }
 
-// What the user said, with buttons to copy and to edit it. `actions`: {edit(text)}.
+// A user message with copy and edit buttons. `actions`: {edit(text)}.
 export class UserTurn {
   constructor(parent, text, actions) {
     this.text = text;
@@ -88,7 +88,7 @@ export class UserTurn {
   }
 }
 
-// A reply: text as Markdown, tool calls as small steps. `actions`: {again()}.
+// A reply: text as Markdown, tool calls as collapsible steps. `actions`: {regenerate()}.
 export class ReplyTurn {
   constructor(parent, actions, parts = []) {
     this.parts = [];
@@ -99,7 +99,7 @@ export class ReplyTurn {
     for (const { type, text } of parts) this.add(type, text, false);
   }
 
-  // `now`: whether Markdown is rendered at once; of a conversation that is opened all is rendered together.
+  // `now`: render immediately. The texts of a stored conversation are rendered in one request instead.
   add(type, text, now = true) {
     if (this.parts.at(-1)?.type !== type) {
       this.parts.push({ type, text: "" });
@@ -138,22 +138,22 @@ export class ReplyTurn {
     return this.views.filter((view) => view instanceof Text);
   }
 
-  // The reply is whole: buttons below it, and how fast it came.
+  // Finishes the reply: adds buttons and statistics.
   async end(stats) {
     await Promise.all(this.texts().map((view) => view.settle()));
     this.node.classList.remove("waiting");
     const tools = add(this.node, "div", "tools");
     if (this.parts.length) iconButton(tools, "copy", "Copy", (button) => copy(textOf(this.parts), button));
-    iconButton(tools, "again", "Regenerate", () => this.actions.again());
+    iconButton(tools, "again", "Regenerate", () => this.actions.regenerate());
     if (stats?.tokens) {
       const speed = stats.speed ? `, ${stats.speed.toFixed(stats.speed < 10 ? 1 : 0)} tokens/s` : "";
-      const figures = add(tools, "span", "stats", `${stats.tokens} tokens${speed}`);
-      figures.title = [stats.model, stats.wait && `first token after ${stats.wait.toFixed(2)} s`].filter(Boolean).join(", ");
+      const label = add(tools, "span", "stats", `${stats.tokens} tokens${speed}`);
+      label.title = [stats.model, stats.wait && `first token after ${stats.wait.toFixed(2)} s`].filter(Boolean).join(", ");
     }
   }
 }
 
-// A text that is rendered by the server, some times a second while it grows.
+// A Markdown text, rendered by the server several times per second while it grows.
 class Text {
   constructor(parent) {
     this.node = add(parent, "div", "text");
@@ -173,11 +173,11 @@ class Text {
       const text = this.text;
       try {
         this.put((await render([text]))[0]);
-      } catch { // without the server: as it was written
+      } catch { // server unreachable: show the plain text
         this.node.textContent = text;
       }
       this.shown = text;
-      await new Promise((resolve) => setTimeout(resolve, PAUSE));
+      await new Promise((resolve) => setTimeout(resolve, RENDER_INTERVAL));
     }
     this.busy = null;
   }
@@ -185,7 +185,7 @@ class Text {
   put(html) {
     this.shown = this.text;
     following(() => {
-      this.node.innerHTML = html; // from /render, which lets no markup of the model's through
+      this.node.innerHTML = html; // from /render, which escapes the model's markup
       for (const pre of this.node.querySelectorAll("pre")) {
         const code = pre.textContent;
         iconButton(pre, "copy", "Copy code", (button) => copy(code, button));
@@ -198,7 +198,7 @@ class Text {
   }
 }
 
-// Runs `change` and keeps the end in view, unless the reader has scrolled up to read.
+// Runs `change` and scrolls to the end, unless the user has scrolled up.
 export function following(change) {
   const scroll = document.getElementById("scroll");
   const atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60;
@@ -206,7 +206,7 @@ export function following(change) {
   if (atEnd) scroll.scrollTop = scroll.scrollHeight;
 }
 
-// Renders the texts of turns that were opened together in one request.
+// Renders the texts of several turns in one request.
 export async function renderAll(turns) {
   const texts = turns.flatMap((turn) => turn.texts());
   if (!texts.length) return;
@@ -214,6 +214,6 @@ export async function renderAll(turns) {
     const html = await render(texts.map((view) => view.text));
     texts.forEach((view, i) => view.put(html[i]));
   } catch {
-    // They stand there as they were written.
+    // Keep the plain text.
   }
 }
