@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Look at the identity conversations, check them, add to them and export them; --help lists the commands."""
+"""View, check, extend and export the identity conversations; --help lists the commands."""
 
 from scripts.in_venv import run_in_venv
 

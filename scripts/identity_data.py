@@ -1,4 +1,4 @@
-"""Look at the identity conversations, check them, add to them and export them.
+"""View, check, extend and export the identity conversations.
 
 ./view_identity_data.py                      show the first ones
 ./view_identity_data.py search "your name"
@@ -22,7 +22,7 @@ from nanochat import cli, conversations, paths
 from nanochat.conversations import Conversation, Line, Message, conversation
 from nanochat.errors import UserError
 
-COLOURS = {"system": "magenta", "user": "cyan", "assistant": "green"}
+COLORS = {"system": "magenta", "user": "cyan", "assistant": "green"}
 console = Console()
 
 
@@ -31,12 +31,12 @@ class Show:
     """Show the conversations."""
 
     limit: int = 20
-    """how many to show; 0 for all"""
+    """maximum number of conversations; 0 for all"""
 
 
 @dataclass
 class Search:
-    """Show the conversations that contain a text, in upper or lower case."""
+    """Show the conversations that contain a text, ignoring case."""
 
     text: tyro.conf.Positional[str]
 
@@ -56,9 +56,9 @@ class Add:
     """Add a conversation at the end of the file."""
 
     user: str
-    """what the user says"""
+    """the user's message"""
     assistant: str
-    """what the model is to answer"""
+    """the model's answer"""
 
 
 @dataclass
@@ -66,31 +66,31 @@ class Export:
     """Write the conversations in another format."""
 
     output: Path
-    """a new file whose name ends in .json, .csv or .md"""
+    """new file, named .json, .csv or .md"""
 
 
 @dataclass
 class Options:
-    """Look at the identity conversations, check them, add to them and export them."""
+    """View, check, extend and export the identity conversations."""
 
     command: Show | Search | Count | Validate | Add | Export = field(default_factory=Show)
     file: Path | None = None
-    """JSON Lines file; by default identity_conversations.jsonl in the base directory"""
+    """JSON Lines file; default: identity_conversations.jsonl in the base directory"""
 
 
 DEMO = Options()
 
 
 def main(options: Options) -> None:
-    """Do what was asked, then report the lines that are broken: their conversations are left out, never removed."""
+    """Run the command, then report invalid lines, which are skipped but never removed from the file."""
     path = options.file or paths.identity_file()
     command = options.command
     if not path.exists() and not (isinstance(command, Add) and options.file):
-        raise UserError(f"there is no {path}: run ./prepare.sh to make the default one, or give --file")
+        raise UserError(f"{path} does not exist: run ./prepare.sh to create the default file, or pass --file")
     if isinstance(command, Add):
         add(path, command)
     lines = list(conversations.scan(path))
-    broken = [line for line in lines if line.conversation is None]
+    invalid = [line for line in lines if line.conversation is None]
     match command:
         case Show(limit=limit):
             show(lines[:limit] if limit > 0 else lines)
@@ -102,49 +102,49 @@ def main(options: Options) -> None:
             console.print(Text(f"{len(found)} of {len(lines)} lines contain {text!r}", style="dim"))
         case Count():
             count([line.conversation for line in lines if line.conversation])
-        case Export(output=output) if not broken:
+        case Export(output=output) if not invalid:
             export([line.conversation for line in lines if line.conversation], output)
-    if broken:
-        for line in broken:
+    if invalid:
+        for line in invalid:
             console.print(Text(f"line {line.number}: {line.problem}", style="red"))
-        undone = ", nothing was exported" if isinstance(command, Export) else ""
-        raise UserError(f"{len(broken)} of {len(lines)} lines of {path} are broken{undone}: mend them in an editor")
+        note = ", nothing was exported" if isinstance(command, Export) else ""
+        raise UserError(f"{len(invalid)} of {len(lines)} lines of {path} are invalid{note}: fix them in an editor")
     if isinstance(command, Validate):
-        console.print(f"all {len(lines)} lines are good")
+        console.print(f"all {len(lines)} lines are valid")
 
 
 def add(path: Path, command: Add) -> None:
     """Append one conversation of two turns."""
     new = conversation(command.user, command.assistant)
     if problem := conversations.find_problem(new):
-        raise UserError(f"cannot add that conversation, {problem}: give --user and --assistant some text")
+        raise UserError(f"--user and --assistant must not be empty ({problem})")
     conversations.append(path, [new])
     console.print(Text(f"added to {path}"))
 
 
 def show(lines: list[Line]) -> None:
-    """Print each conversation in a box that bears its line number."""
+    """Print each conversation in a box with its line number."""
     for line in lines:
         if line.conversation is None:
             continue
         body = Text()
         for message in line.conversation["messages"]:
-            body.append(f"{message['role']}  ", style=f"bold {COLOURS[message['role']]}")
-            body.append(f"{written_out(message)}\n")
+            body.append(f"{message['role']}  ", style=f"bold {COLORS[message['role']]}")
+            body.append(f"{as_text(message)}\n")
         body.right_crop(1)
         console.print(Panel(body, title=f"line {line.number}", title_align="left", border_style="dim"))
 
 
 def contains(conversation: Conversation, text: str) -> bool:
-    """Whether any turn contains `text`, in upper or lower case."""
-    return any(text.casefold() in written_out(message).casefold() for message in conversation["messages"])
+    """Return True if any turn contains `text`, ignoring case."""
+    return any(text.casefold() in as_text(message).casefold() for message in conversation["messages"])
 
 
 def count(rows: list[Conversation]) -> None:
-    """Print how much there is, by role."""
-    table = Table("role", *(Column(name, justify="right") for name in ("turns", "words", "words a turn")))
-    for role in COLOURS:
-        sizes = [len(written_out(m).split()) for row in rows for m in row["messages"] if m["role"] == role]
+    """Print the number of turns and words by role."""
+    table = Table("role", *(Column(name, justify="right") for name in ("turns", "words", "words per turn")))
+    for role in COLORS:
+        sizes = [len(as_text(m).split()) for row in rows for m in row["messages"] if m["role"] == role]
         if sizes:
             table.add_row(role, f"{len(sizes):,}", f"{sum(sizes):,}", f"{sum(sizes) / len(sizes):.1f}")
     console.print(f"{len(rows):,} conversations")
@@ -152,15 +152,15 @@ def count(rows: list[Conversation]) -> None:
 
 
 def export(rows: list[Conversation], output: Path) -> None:
-    """Write all conversations in the format that the suffix of `output` names; a file there is not overwritten."""
+    """Write all conversations in the format of the suffix of `output`, which must not exist."""
     formats = {".json": as_json, ".csv": as_csv, ".md": as_markdown}
     if output.suffix not in formats:
-        raise UserError(f"cannot export to {output}: let its name end in {', '.join(formats)}")
+        raise UserError(f"--output must end in {', '.join(formats)}, got {output}")
     try:
         with output.open("x", encoding="utf-8", newline="") as file:
             file.write(formats[output.suffix](rows))
     except FileExistsError:
-        raise UserError(f"{output} is there already: choose another name for --output") from None
+        raise UserError(f"{output} already exists: choose another --output") from None
     except OSError as error:
         raise UserError(f"cannot write {output} ({error.strerror}): choose another --output") from None
     console.print(Text(f"{len(rows):,} conversations written to {output}"))
@@ -171,12 +171,12 @@ def as_json(rows: list[Conversation]) -> str:
 
 
 def as_csv(rows: list[Conversation]) -> str:
-    """One turn a row: the conversation's number, the role, the text."""
+    """One row per turn: the conversation's number, the role, the text."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["conversation", "role", "content"])
     for number, row in enumerate(rows, start=1):
-        writer.writerows([number, message["role"], written_out(message)] for message in row["messages"])
+        writer.writerows([number, message["role"], as_text(message)] for message in row["messages"])
     return text.getvalue()
 
 
@@ -185,12 +185,12 @@ def as_markdown(rows: list[Conversation]) -> str:
     for number, row in enumerate(rows, start=1):
         text += f"\n## {number}\n"
         for message in row["messages"]:
-            text += f"\n**{message['role']}:** {written_out(message)}\n"
+            text += f"\n**{message['role']}:** {as_text(message)}\n"
     return text
 
 
-def written_out(message: Message) -> str:
-    """A message as one text, its tool calls marked as such."""
+def as_text(message: Message) -> str:
+    """Return the message as one text, with marked tool calls."""
     content = message["content"]
     if isinstance(content, str):
         return content

@@ -15,7 +15,7 @@ from nanochat.data.token_shards import TokenShards, write_shards
 from nanochat.errors import UserError
 from nanochat.locks import folder_lock
 from nanochat.tasks import identity
-from nanochat.tasks.mixtures import HUB_FILES
+from nanochat.tasks.mixtures import HUB_TASKS
 from nanochat.tasks.spelling import write_words
 from nanochat.tokenizer import Tokenizer
 from nanochat.units import format_bytes, format_duration
@@ -117,7 +117,8 @@ def prepare_tokens(dataset: TextDataset, tokenizer: Tokenizer) -> None:
 
 def prepare_tasks(dataset: TextDataset, options: PrepareOptions) -> None:
     """Download the data of the later stages and of the evaluation, and list the words for the spelling tasks."""
-    sizes = [file.size for files in HUB_FILES for file in files.fetch(verify=options.verify)]
+    downloads = [task.fetch(split, verify=options.verify) for task in HUB_TASKS for split in task.FILES]
+    sizes = [file.size for files in downloads for file in files]
     print(f"tasks: {len(sizes)} files, {format_bytes(sum(sizes))}, all checksums verified")
     print(f"words for the spelling tasks: {write_words(paths.words_file(), dataset.texts('train')):,}")
 

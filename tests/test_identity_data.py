@@ -61,7 +61,7 @@ def test_count(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_validate(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert view("validate") == 0
-    assert "all 2 lines are good" in capsys.readouterr().out
+    assert "all 2 lines are valid" in capsys.readouterr().out
 
 
 def test_add(file: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_broken_line_is_reported_and_kept(
     assert view(*command.format(tmp_path).split()) == 2
     captured = capsys.readouterr()
     assert "line 3: it is not JSON" in captured.out
-    assert "are broken" in captured.err
+    assert "are invalid" in captured.err
     assert file.read_text().splitlines()[2] == "{oops"
     assert not (tmp_path / "out.md").exists()
 

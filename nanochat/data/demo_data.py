@@ -109,25 +109,9 @@ def clean(text: str) -> str:
 _MAX_TURNS = 6
 _MAX_TURN_CHARACTERS = 160
 _GREETING = re.compile(r"(?:hi+|hey+|hello|yo|hola|howdy|sup|what'?s up|wh?assup|how are|good \w+ing)\b", re.IGNORECASE)
-_UNSUITABLE = re.compile(
-    r"""\b(?:
-    # coarse, or a subject on which students' banter is a bad example
-    fuck\w*|shit\w*|bullshit|damn\w*|hell|crap\w*|ass|asses|asshole|bitch\w*|bastard|dick|piss\w*|wtf|sucks?|
-    sex\w*|porn\w*|naked|nude|hook(?:ing)?\ up|suicid\w*|kill\w*|murder\w*|die|dead|death|drugs?|weed|drunk|
-    gay|retard\w*|stupid|idiot|dumb|racis\w*|hitler|nazis?|trump|hillary|god|jesus|
-    # the chat site, its raffle and its university
-    chit\s?chat\w*|chat(?:s|ting|bots?)?|prompts?|online|waiting|points?|raffle|i\s?pad|leader\s?board|queue|
-    rating|score|paired|byu\w*|provo|mission\w*|majors?|
-    # the people who talk, and whether they met before
-    bots?|robot|human|real\ person|names?|who\ are\ you|who(?:\ i|')?s\ this|do\ i\ know\ you|again|earlier|
-    anyone|anybody|
-    # slang
-    lol|lmao|omg|jk|wbu|dude|bro|man|http\w*|www
-    )\b|there\?|[^\x00-\x7f]
-    |(?:[\w,]\ |^(?:Hi|Hey|Hello)\ )(?!I\b)[A-Z]  # a name
-    """,
-    re.VERBOSE,
-)
+_WORDS = [line for line in (Path(__file__).parent / "unsuitable_words.txt").read_text().splitlines() if line[0] != "#"]
+_NAME = r"(?:[\w,] |^(?:Hi|Hey|Hello) )(?!I\b)[A-Z]"
+_UNSUITABLE = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b|there\?|[^\x00-\x7f]|{_NAME}")
 _OWN_LIFE = re.compile(
     r"\bmy (?:wife|husband|girlfriend|boyfriend|fianc|mom|dad|parents|brother|sister|famil|kids?|son|daughter|"
     r"roommates?|class|job|work|car|house|apartment|birthday)|\bi'?\s?a?m (?:a |an |from|studying|married|single)",

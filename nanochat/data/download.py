@@ -88,13 +88,6 @@ class Manifest:
             self.files[file.name] = replace(file, checked=(self.folder / file.name).stat().st_ctime_ns)
             self.save()
 
-    def remove(self, name: str) -> None:
-        """Delete a damaged file and its entry."""
-        with self._lock:
-            (self.folder / name).unlink()
-            self.files.pop(name, None)
-            self.save()
-
     def save(self) -> None:
         """Write manifest.json."""
         files = {
@@ -150,7 +143,7 @@ def _verify(manifest: Manifest, files: Sequence[HubFile], again: bool = False) -
         if _sha256(path) == file.sha256:
             manifest.add(file)
         else:
-            manifest.remove(file.name)
+            path.unlink()
             print(f"{path} is damaged and will be downloaded again", flush=True)
         advance(file.size)
 

@@ -18,12 +18,10 @@ from nanochat.inference.chat import ChatModel
 from nanochat.inference.detokenizer import reply_parts
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.sandbox.runner import run_program
-from nanochat.tasks.arc import ARC
 from nanochat.tasks.gsm8k import GSM8K
 from nanochat.tasks.humaneval import HumanEval
 from nanochat.tasks.mixtures import DEMO_WORDS
-from nanochat.tasks.mmlu import MMLU
-from nanochat.tasks.multiple_choice import CategoricalTask
+from nanochat.tasks.multiple_choice import ARC, MMLU, CategoricalTask
 from nanochat.tasks.spelling import LetterCount, read_words
 from nanochat.tasks.task import GradedTask
 

@@ -6,14 +6,12 @@ calls of the python tool; the text then repeats the result.
 
 import re
 from decimal import Decimal, InvalidOperation
-from typing import Literal
+from typing import ClassVar
 
 from nanochat.conversations import Conversation, Part, conversation
-from nanochat.tasks.hub_task import HubFiles, HubTask
+from nanochat.tasks.hub_task import HubTask
 from nanochat.tasks.task import GradedTask, Reply, final_text, last_number
 
-REPOSITORY = "openai/gsm8k"
-FILES = {split: HubFiles(REPOSITORY, [f"main/{split}-00000-of-00001.parquet"]) for split in ("train", "test")}
 _CALCULATION = re.compile(r"<<(.*?)=([^=>]*)>>")
 
 
@@ -21,9 +19,8 @@ class GSM8K(HubTask, GradedTask):
     """Graded on the number after the last ####, which is required."""
 
     name = "gsm8k"
-
-    def __init__(self, split: Literal["train", "test"]) -> None:
-        super().__init__(FILES[split])
+    REPOSITORY = "openai/gsm8k"
+    FILES: ClassVar = {split: [f"main/{split}-00000-of-00001.parquet"] for split in ("train", "test")}
 
     def row(self, index: int) -> Conversation:
         row = self.rows[index]

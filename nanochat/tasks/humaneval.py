@@ -4,13 +4,13 @@ The model's code runs in nanochat.sandbox.runner, in a process without access to
 """
 
 import re
+from typing import ClassVar
 
 from nanochat.conversations import Conversation, conversation, text_of
 from nanochat.sandbox.runner import run_program
-from nanochat.tasks.hub_task import HubFiles, HubTask
+from nanochat.tasks.hub_task import HubTask
 from nanochat.tasks.task import GradedTask, Reply, final_text
 
-FILES = {"test": HubFiles("openai/openai_humaneval", ["openai_humaneval/test-00000-of-00001.parquet"])}
 INSTRUCTION = "Complete this Python function. Answer with the whole function in one code block."
 _CODE_BLOCK = re.compile(r"```(?:[Pp]ython|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 
@@ -19,10 +19,12 @@ class HumanEval(HubTask, GradedTask):
     """164 problems for evaluation only, graded by the problem's tests."""
 
     name = "humaneval"
+    REPOSITORY = "openai/openai_humaneval"
+    FILES: ClassVar = {"test": ["openai_humaneval/test-00000-of-00001.parquet"]}
 
     def __init__(self, *, unconfined: bool = False) -> None:
         """`unconfined` runs the model's code even if the kernel cannot sandbox it."""
-        super().__init__(FILES["test"])
+        super().__init__("test")
         self.unconfined = unconfined
         self._index_of: dict[str, int] = {}
 

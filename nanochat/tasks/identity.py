@@ -12,13 +12,8 @@ from nanochat.conversations import Conversation, conversation
 from nanochat.tasks.task import GradedTask, Reply, final_text, load_wording
 
 MODEL_NAME = "nanochat"
-HELD_OUT_QUESTIONS = (
-    "Who are you?",
-    "What should I call you?",
-    "Could you tell me your name?",
-    "Who am I talking to?",
-    "Introduce yourself, please.",
-)
+WORDING = load_wording("identity")
+HELD_OUT_QUESTIONS: list[str] = WORDING["held_out_questions"]
 """For evaluation only: no training conversation contains one of them."""
 
 
@@ -50,13 +45,12 @@ def write_default(path: Path) -> bool:
 def default_conversations() -> list[Conversation]:
     """Build four conversations per question: alone, after "Hi!", before another question, after a turn of greetings."""
     rng = random.Random("identity")
-    wording = load_wording("identity")
-    topics = wording["topics"]
+    topics = WORDING["topics"]
     rows = []
     for topic in topics:
         for question in topic["questions"]:
             rows.append(conversation(question, rng.choice(topic["answers"])))
-            greeting, welcome = rng.choice(wording["greetings"])
+            greeting, welcome = rng.choice(WORDING["greetings"])
             rows.append(conversation(f"{greeting} {question}", rng.choice(topic["answers"])))
             other = rng.choice([t for t in topics if t is not topic])
             turns = [

@@ -14,13 +14,12 @@ from nanochat.data.progress import ProgressBar
 from nanochat.data.token_files import TokenFile, write_conversations
 from nanochat.locks import folder_lock
 from nanochat.runtime import Runtime
-from nanochat.tasks import arc, gsm8k, humaneval, mmlu, smoltalk
-from nanochat.tasks.arc import ARC
 from nanochat.tasks.arithmetic import Arithmetic, Sums, WordProblems
 from nanochat.tasks.encyclopedia import Encyclopedia, Topics
 from nanochat.tasks.gsm8k import GSM8K
-from nanochat.tasks.hub_task import HubFiles
-from nanochat.tasks.mmlu import MMLU
+from nanochat.tasks.hub_task import HubTask
+from nanochat.tasks.humaneval import HumanEval
+from nanochat.tasks.multiple_choice import ARC, MMLU
 from nanochat.tasks.smoltalk import SmolTalk
 from nanochat.tasks.spelling import LetterCount, Spelling, read_words
 from nanochat.tasks.task import DATA, ConversationList, GradedTask, Mixture, Task
@@ -31,10 +30,8 @@ DEMO_WORDS = 3000
 DEMO_SFT_START, DEMO_RL_START, DEMO_RL_SIZE = 10_000, 20_000, 10_000
 """The problems of each demo stage are disjoint: numbered from here, those of midtraining from 0."""
 
-HUB_FILES: list[HubFiles] = [
-    files for task in (arc, gsm8k, humaneval, mmlu, smoltalk) for files in dict(task.FILES).values()
-]
-"""All files that prepare.sh downloads for the real mixtures and the evaluation."""
+HUB_TASKS: tuple[type[HubTask], ...] = (ARC, GSM8K, HumanEval, MMLU, SmolTalk)
+"""Tasks whose files prepare.sh downloads."""
 
 Choice = Literal["real", "demo"]
 

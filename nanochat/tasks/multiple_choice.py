@@ -1,13 +1,13 @@
-"""Questions with lettered choices, answered with the letter alone."""
+"""Questions with lettered choices, answered with the letter alone: ARC and MMLU."""
 
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from nanochat.conversations import Conversation, conversation
 from nanochat.tasks.hub_task import HubTask
-from nanochat.tasks.task import GradedTask, Reply, final_text
+from nanochat.tasks.task import GradedTask, Reply, Split, final_text
 
 LETTERS = "ABCDEFGHIJ"
 INSTRUCTION = "Answer with the letter of the right choice."
@@ -48,3 +48,52 @@ class CategoricalTask(HubTask, GradedTask):
         """1.0 if the reply starts with the right letter as a word, else 0.0."""
         found = _LETTER_ALONE.match(final_text(reply).strip())
         return float(found is not None and found[1] == conversation["messages"][-1]["content"])
+
+
+class ARC(CategoricalTask):
+    """Science questions from school exams with three to five choices (https://arxiv.org/abs/1803.05457).
+
+    The exams' labels, some of them 1 to 4, are replaced by letters in their order.
+    """
+
+    REPOSITORY = "allenai/ai2_arc"
+    FILES: ClassVar = {
+        (subset, split): [f"ARC-{subset}/{split}-00000-of-00001.parquet"]
+        for subset in ("Easy", "Challenge")
+        for split in ("train", "test")
+    }
+
+    def __init__(self, subset: Literal["Easy", "Challenge"], split: Split) -> None:
+        self.name = f"arc {subset.lower()}"
+        super().__init__((subset, split))
+
+    def choices(self, index: int) -> Choices:
+        row = self.rows[index]
+        answer = row["choices"]["label"].index(row["answerKey"])
+        return Choices(row["question"].strip(), row["choices"]["text"], answer)
+
+
+class MMLU(CategoricalTask):
+    """Four choices in 57 subjects (https://arxiv.org/abs/2009.03300).
+
+    `train` is the auxiliary set: 100K questions from other exams, disjoint from `test`.
+    """
+
+    REPOSITORY = "cais/mmlu"
+    FILES: ClassVar = {
+        "train": ["auxiliary_train/train-00000-of-00001.parquet"],
+        "test": ["all/test-00000-of-00001.parquet"],
+    }
+
+    def __init__(self, split: Split) -> None:
+        self.name = "mmlu auxiliary" if split == "train" else "mmlu"
+        super().__init__(split)
+
+    def choices(self, index: int) -> Choices:
+        row = self.rows[index]
+        row = row.get("train", row)  # the auxiliary file wraps each row in a struct of that name
+        return Choices(row["question"].strip(), row["choices"], row["answer"])
+
+    def subject(self, index: int) -> str:
+        """Subject of a test row, such as abstract_algebra."""
+        return str(self.rows[index]["subject"])

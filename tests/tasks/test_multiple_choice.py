@@ -3,9 +3,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.conversations import find_problem, text_of
-from nanochat.tasks.arc import ARC
-from nanochat.tasks.mmlu import MMLU
-from nanochat.tasks.multiple_choice import LETTERS, CategoricalTask
+from nanochat.tasks.multiple_choice import ARC, LETTERS, MMLU, CategoricalTask
 from nanochat.tokenizer import Tokenizer
 from tests.conftest import StartHub
 
