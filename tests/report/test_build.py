@@ -68,7 +68,7 @@ def test_a_report_that_fails_does_not_fail_the_stage(trained: Path, capsys: pyte
 
 
 def test_without_a_model_it_says_what_to_run(base_dir: Path) -> None:
-    with pytest.raises(UserError, match=r"run \./pretrain\.sh first"):
+    with pytest.raises(UserError, match=r"\./pretrain\.sh"):
         build.write()
 
 

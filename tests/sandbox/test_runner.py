@@ -243,7 +243,7 @@ def test_where_the_kernel_protects_nothing_it_is_refused_unless_the_user_insists
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(jail, "landlock_version", lambda: 0)
-    with pytest.raises(UserError, match=r"this kernel offers no Landlock.*--unconfined-code"):
+    with pytest.raises(UserError, match=r"Landlock.*--unconfined-code"):
         run_program("x = 1")
     assert run_program("x = 1", unconfined=True).passed
     assert run_program("while True: pass", unconfined=True, time_limit=0.5).reason == "took longer than 0.5 seconds"

