@@ -12,33 +12,24 @@ from starlette.types import Receive, Scope, Send
 
 from nanochat.inference import chat
 from nanochat.inference.sampling_params import SamplingParams
-from nanochat.serve.engine_client import GenerationError, ReplyStream
+from nanochat.serve.engine_client import ReplyStream
 from nanochat.serve.engine_process import RequestOutput
 from nanochat.serve.metrics import Metrics
 from nanochat.serve.model_registry import ModelCard
-from nanochat.serve.pool import EnginePool, QueueFullError
+from nanochat.serve.pool import EnginePool
 from nanochat.serve.protocol import (
     ApiError,
     ChatRequest,
     CompletionRequest,
     SamplingRequest,
     TokenizeRequest,
-    error_body,
     to_conversation,
     truncate_conversation,
 )
-from nanochat.serve.responses import (
-    ChatResponseBuilder,
-    Json,
-    ResponseBuilder,
-    TextResponseBuilder,
-    sse_event,
-    usage,
-)
+from nanochat.serve.responses import ChatResponseBuilder, Json, ResponseBuilder, TextResponseBuilder, sse_event, usage
 from nanochat.tokenizer import Tokenizer
 
 DROPPED_HEADER = "X-Nanochat-Dropped-Messages"  # number of oldest messages that did not fit in the context
-LOADING_RETRY_AFTER = 5.0
 MAX_RESPONSE_LOGPROBS = 100_000  # converting this many to JSON takes 0.4 s of CPU time
 Result = TypeVar("Result")
 Prompts = list[tuple[list[int], SamplingParams]]
@@ -66,12 +57,7 @@ def routes(pool: EnginePool, tokenizer: Tokenizer, defaults: SamplingParams, met
         headers: dict[str, str] | None = None,
     ) -> Response:
         _check_logprobs([sampling for _, sampling in prompts], card.context)
-        if pool.is_loading:
-            raise ApiError(503, "the model is loading", code="loading", retry_after=LOADING_RETRY_AFTER)
-        try:
-            replies = pool.submit(card, prompts)
-        except QueueFullError as error:
-            raise ApiError(429, str(error), code="queue_full", retry_after=error.retry_after) from None
+        replies = pool.submit(card, prompts)
         outputs = _measured(replies, pool, metrics)
         if body.stream:
             return _EventStream(_events(outputs, builder, replies, prompt_tokens), replies, headers)
@@ -196,8 +182,8 @@ async def _events(
             yield "".join(sse_event(chunk) for chunk in builder.chunks(index, output))
         if builder.include_usage:
             yield sse_event(builder.usage_chunk(usage(prompt_tokens, sum(replies.tokens))))
-    except GenerationError as error:
-        yield sse_event(error_body(500, str(error)))
+    except ApiError as error:
+        yield sse_event(error.body)
     yield sse_event("[DONE]")
 
 

@@ -16,7 +16,6 @@ from starlette.middleware.cors import CORSMiddleware
 from nanochat.errors import UserError
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.serve import api
-from nanochat.serve.engine_client import GenerationError
 from nanochat.serve.markdown import code_css, to_html
 from nanochat.serve.metrics import Metrics, MetricsMiddleware
 from nanochat.serve.middleware import SecurityMiddleware
@@ -134,10 +133,6 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(UserError)
     async def user_error(request: Request, error: UserError) -> JSONResponse:
         return JSONResponse(error_body(400, str(error)), 400)
-
-    @app.exception_handler(GenerationError)
-    async def generation_error(request: Request, error: GenerationError) -> JSONResponse:
-        return JSONResponse(error_body(500, str(error)), 500)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:

@@ -24,14 +24,11 @@ from nanochat.serve.engine_process import (
     RequestOutput,
 )
 from nanochat.serve.model_registry import ModelCard
+from nanochat.serve.protocol import ApiError
 
 log = logging.getLogger(__name__)
 CLOSE_SECONDS = 5
 StartEngine = Callable[[Connection, ModelLoader, int | None], SpawnProcess | threading.Thread]
-
-
-class GenerationError(Exception):
-    """A reply failed; the message is for the client."""
 
 
 class ReplyStream:
@@ -55,7 +52,7 @@ class ReplyStream:
     async def __aiter__(self) -> AsyncIterator[tuple[int, RequestOutput]]:
         """Yield reply index and output. Outputs that arrive while the client is slow are merged.
 
-        Raises GenerationError if one of the replies fails.
+        Raises ApiError if one of the replies fails.
         """
         while self.unfinished:
             await self._arrived.wait()
@@ -64,7 +61,7 @@ class ReplyStream:
             for id, group in itertools.groupby(outputs, lambda output: output.id):
                 output = _merge(list(group))
                 if output.error:
-                    raise GenerationError(output.error)
+                    raise ApiError(500, output.error)
                 index = self.unfinished[id]
                 self.tokens[index] = output.num_tokens
                 if output.finish_reason:

@@ -90,11 +90,7 @@ class Server:
         # Clients often disconnect in the middle of a stream; asyncio would log a warning for every late write.
         logging.getLogger("asyncio").setLevel(logging.ERROR)
         config = uvicorn.Config(
-            app,
-            access_log=False,
-            log_level="warning",
-            server_header=False,
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS
         )
         self._uvicorn = uvicorn.Server(config)
         with contextlib.suppress(KeyboardInterrupt):

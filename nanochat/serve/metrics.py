@@ -16,6 +16,7 @@ class Metrics:
     """Counters and histograms of one server."""
 
     def __init__(self, pool: EnginePool) -> None:
+        self.pool = pool
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "nanochat_requests", "Responses by path and status.", ["path", "status"], registry=self.registry
@@ -32,19 +33,13 @@ class Metrics:
             buckets=SPEED_BUCKETS,
             registry=self.registry,
         )
-        self.registry.register(_PoolMetrics(pool))
+        self.registry.register(self)  # calls `collect` on each scrape
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
 
-
-class _PoolMetrics:
-    """Metrics that the engines report, read on each scrape."""
-
-    def __init__(self, pool: EnginePool) -> None:
-        self.pool = pool
-
     def collect(self) -> Iterable[Metric]:
+        """Yield the metrics that the engines report."""
         pool = self.pool
         stats = [engine.stats for engine in pool.engines if engine.stats]
         loaded = sum(bool(engine.loaded) for engine in pool.engines)

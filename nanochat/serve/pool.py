@@ -8,17 +8,11 @@ from nanochat.inference.sampling_params import SamplingParams
 from nanochat.serve.engine_client import EngineClient, ReplyStream, StartEngine, start_process
 from nanochat.serve.engine_process import ModelLoader
 from nanochat.serve.model_registry import ModelCard, ModelRegistry
+from nanochat.serve.protocol import ApiError
 
 INITIAL_REPLY_SECONDS = 2.0
 MAX_RETRY_AFTER = 60.0
-
-
-class QueueFullError(Exception):
-    """The queue is full: try again after `retry_after` seconds."""
-
-    def __init__(self, retry_after: float) -> None:
-        super().__init__("too many requests are waiting: try again in a moment")
-        self.retry_after = retry_after
+LOADING_RETRY_AFTER = 5.0
 
 
 class EnginePool:
@@ -52,11 +46,6 @@ class EnginePool:
                 raise UserError(engine.error)
 
     @property
-    def is_loading(self) -> bool:
-        """True until the first engine is ready."""
-        return not any(engine.load_finished.is_set() for engine in self.engines)
-
-    @property
     def unfinished(self) -> int:
         """Replies running or waiting."""
         return sum(len(engine.replies) for engine in self.engines)
@@ -73,15 +62,17 @@ class EnginePool:
         """Send the prompts to the least busy engine that has the model.
 
         If all engines with the model are full, an idle one loads it; if no engine has it, the least busy one loads it
-        after finishing its earlier requests. Raises QueueFullError, or UserError if so many replies never fit.
+        after finishing its earlier requests. Raises ApiError while no model is loaded, or if the queue is full.
         """
+        if not any(engine.load_finished.is_set() for engine in self.engines):
+            raise ApiError(503, "the model is loading", code="loading", retry_after=LOADING_RETRY_AFTER)
         capacity = sum(engine.slots for engine in self.engines) + self.max_waiting
         if len(prompts) > capacity:
-            raise UserError(f"n x prompts must be at most {capacity}, got {len(prompts)}")
+            raise ApiError(400, f"n x prompts must be at most {capacity}, got {len(prompts)}", param="n")
         if len(prompts) > capacity - self.unfinished:
-            # Replies leave the queue at this rate.
-            seconds = self._mean_reply_seconds / max(self.unfinished, 1)
-            raise QueueFullError(min(max(1.0, seconds), MAX_RETRY_AFTER))
+            message = "too many requests are waiting: try again in a moment"
+            seconds = self._mean_reply_seconds / max(self.unfinished, 1)  # until the next reply finishes
+            raise ApiError(429, message, code="queue_full", retry_after=min(max(1.0, seconds), MAX_RETRY_AFTER))
         with_model = [engine for engine in self.engines if engine.requested == card]
         engine = min(with_model or self.engines, key=lambda engine: len(engine.replies))
         idle = [engine for engine in self.engines if not engine.replies]

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Literal
@@ -45,41 +45,21 @@ HELP = """\
 Enter sends, Alt-Enter or Esc Enter inserts a line break, Ctrl-C stops a reply."""
 
 
-class Reply:
-    """A streamed reply: iterate over its deltas, then read its token counts and speed."""
-
-    def __init__(
-        self,
-        chat_model: ChatModel,
-        messages: list[Message],
-        sampling: SamplingParams,
-        stop: threading.Event | None = None,
-    ) -> None:
-        self.stream = chat_model.stream(messages, sampling, stop)
-        self.prompt_tokens = len(chat_model.prompt(messages))
-        self.completion: Completion | None = None  # set at the end; without a finish_reason if stopped
-        self.seconds = 0.0  # from the first to the last token
-
-    def __iter__(self) -> Iterator[Delta]:
-        start = None
-        while True:
-            try:
-                delta = next(self.stream)
-            except StopIteration as end:
-                self.completion = end.value
-                break
-            start = start or time.monotonic()
-            yield delta
-        self.seconds = time.monotonic() - start if start else 0.0
-
-    @property
-    def tokens(self) -> int:
-        return len(self.completion.tokens) if self.completion else 0
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """Generation speed after the first token."""
-        return (self.tokens - 1) / self.seconds if self.tokens > 1 and self.seconds else None
+def stream_reply(
+    reply: Generator[Delta, None, Completion], on_delta: Callable[[Delta], None]
+) -> tuple[Completion, float | None]:
+    """Pass the deltas of a reply to `on_delta`. Return the completion and its tokens/s after the first token."""
+    start = None
+    while True:
+        try:
+            delta = next(reply)
+        except StopIteration as end:
+            completion: Completion = end.value
+            break
+        start = start or time.monotonic()
+        on_delta(delta)
+    num_tokens, seconds = len(completion.tokens), time.monotonic() - (start or time.monotonic())
+    return completion, (num_tokens - 1) / seconds if num_tokens > 1 and seconds > 0 else None
 
 
 def answer_once(
@@ -89,25 +69,24 @@ def answer_once(
 
     Raises UserError if the prompt does not fit in the context.
     """
-    reply = Reply(chat_model, [*_system_message(system), _message("user", prompt)], sampling)
+    messages = [*_system_message(system), _message("user", prompt)]
+    reply = chat_model.stream(messages, sampling)
     with _ignore_broken_pipe():
         if not as_json:
             printer = PlainPrinter(sys.stdout)
-            for delta in reply:
-                printer.add(delta)
+            stream_reply(reply, printer.add)
             printer.end()
             return
         parts: list[Part] = []
-        for delta in reply:
-            add_delta(parts, delta)
+        completion, speed = stream_reply(reply, lambda delta: add_delta(parts, delta))
         result = {
             "model": chat_model.description,
             "text": text_of(_message("assistant", parts)),
             "parts": parts,
-            "finish_reason": reply.completion.finish_reason if reply.completion else None,
-            "prompt_tokens": reply.prompt_tokens,
-            "completion_tokens": reply.tokens,
-            "tokens_per_second": round(reply.tokens_per_second, 1) if reply.tokens_per_second else None,
+            "finish_reason": completion.finish_reason,
+            "prompt_tokens": len(chat_model.prompt(messages)),
+            "completion_tokens": len(completion.tokens),
+            "tokens_per_second": round(speed, 1) if speed else None,
         }
         print(json.dumps(result, ensure_ascii=False), flush=True)
 
@@ -293,17 +272,16 @@ class TerminalChat:
         printer: ReplyPrinter = MarkdownPrinter(self.console) if can_redraw else PlainPrinter(self.console.file)
         try:
             with _stop_on_ctrl_c() as stop:
-                reply = Reply(self.chat_model, conversation, sampling, stop)
                 try:
-                    for delta in reply:
-                        printer.add(delta)
+                    reply = self.chat_model.stream(conversation, sampling, stop)
+                    completion, speed = stream_reply(reply, printer.add)
                 finally:
                     printer.end()  # also restores the cursor
         except UserError as error:
             self._print(f"{error} (/clear starts a new conversation)")
             return
-        speed = f", {reply.tokens_per_second:.0f} tokens/s" if reply.tokens_per_second else ""
-        self._print(f"({'stopped, ' if stop.is_set() else ''}{reply.tokens} tokens{speed})")
+        speed_text = f", {speed:.0f} tokens/s" if speed else ""
+        self._print(f"({'stopped, ' if stop.is_set() else ''}{len(completion.tokens)} tokens{speed_text})")
         if printer.parts:
             self.messages += [_message("user", text), _message("assistant", printer.parts)]
         self.console.print()
