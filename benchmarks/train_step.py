@@ -1,4 +1,4 @@
-"""How fast a training step is: against what the machine can multiply, and against transformers' class of this model.
+"""Tokens/s of a training step, its MFU, and how its time divides among matmuls, attention, loss and optimizer.
 
 python -m benchmarks.train_step --depth 4 --peer transformers
 """
@@ -8,11 +8,11 @@ import os
 import statistics
 import sys
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from nanochat.runtime import Runtime, fast_rows, measure_matmul_flops, peak_memo
 from nanochat.train.gradients import StepGradients
 from nanochat.train.optim import MuonAdamW, OptimizerOptions
 from nanochat.train.options import check_range
+from nanochat.units import format_gib
 
 COPY_BYTES = 1 << 28
 WARM_UP_STEPS = 2
@@ -37,141 +38,106 @@ MATMULS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scal
 ATTENTION = ("scaled_dot_product", "flash_attention", "BlockedAttention")
 LOSS, OPTIMIZER, LOADER = "head and loss", "optimizer", "loader"
 
+Step = Callable[[], object]
+
 
 @dataclass
 class BenchmarkOptions:
-    """Time whole training steps (loader, forward, backward, optimizer) with random tokens."""
+    """Time whole training steps (loader, forward, backward, optimizer) on random tokens."""
 
     depth: int = 4
     max_seq_len: int = 512
     vocab_size: int = 8192
     total_batch_size: int = 16_384
-    """tokens in a step"""
+    """tokens per step"""
     device_batch_size: int | None = None
-    """rows in one forward pass; by default as pretraining takes them"""
+    """rows per forward pass; by default as in pretraining"""
     steps: int = 5
-    """that are timed; the median counts"""
+    """timed steps; figures are their median"""
     peer: Literal["none", "transformers", "without-fp8"] = "none"
-    """transformers: its NanoChatForCausalLM with AdamW; without-fp8: this one but for --fp8; a step of each in turn"""
-    device: str = "auto"
+    """also time, step by step in turn, NanoChatForCausalLM with AdamW, or the same step without --fp8"""
+    device_type: str = "auto"
     """auto, cuda or cpu"""
     compile: bool | None = None
-    """torch.compile; by default where a long training does"""
+    """torch.compile; by default as in a long pretraining run"""
     fp8: bool = False
-    """the matrices inside the blocks multiply in FP8; peaks stay the compute dtype's; a CPU emulates it, slowly"""
+    """FP8 matmuls inside the blocks (slow emulation on a CPU); MFU still refers to the peak of the compute dtype"""
     json: bool = False
-    """print one JSON object instead of a text"""
+    """print one JSON object instead of text"""
 
     def __post_init__(self) -> None:
         for name in ("steps", "device_batch_size", "total_batch_size"):
             check_range(name, getattr(self, name), 1)
 
 
-@dataclass
-class Result:
-    """All figures of one run; seconds unless another unit is named."""
-
-    machine: str
-    software: str
-    fp8: bool
-    parameters: int
-    matmul_flops: float
-    """FLOP/s of a large matmul in the compute dtype"""
-    datasheet_flops: float | None
-    copy_bytes_per_second: float
-    """read and written, of a large copy"""
-    step: float
-    """median"""
-    step_fastest: float
-    step_slowest: float
-    tokens_per_second: float
-    mfu_of_measured_peak: float
-    mfu_of_datasheet: float | None
-    first_step: float
-    """from the start of the process to the end of the first step"""
-    peak_memory_bytes: int
-    breakdown: dict[str, float]
-    """share of one profiled step"""
-    peer: str = "none"
-    peer_tokens_per_second: float | None = None
-    ratio_to_peer: float | None = None
-    """median of the ratios of neighbouring steps"""
-
-
-Step = Callable[[], object]
-
-
 def main(options: BenchmarkOptions) -> None:
-    runtime = Runtime.start(options.device)
-    result = measure(options, runtime)
-    if options.json:
-        print(json.dumps(asdict(result)))
-    else:
-        print(describe(result))
+    figures = measure(options, Runtime.start(options.device_type))
+    print(json.dumps(figures) if options.json else describe(figures))
 
 
-def measure(options: BenchmarkOptions, runtime: Runtime) -> Result:
-    """Run it all."""
+def measure(options: BenchmarkOptions, runtime: Runtime) -> dict[str, Any]:
+    """Run the benchmark. Times are in seconds, speeds in units per second."""
     torch.manual_seed(0)
-    config = GPTConfig.from_depth(options.depth, options.vocab_size, options.max_seq_len)
-    with torch.device(runtime.device):
-        model = GPT(config, runtime.compute_dtype)
+    model = new_model(options, runtime)
     ours = our_step(options, runtime, model)
     ours()
     runtime.synchronize()
-    first_step = seconds_since_start()
-    steps = [ours]
+    first_step = process_seconds()
     memory = peak_memory_bytes(runtime.device)
+    steps = [ours]
     if options.peer == "transformers":
-        steps.append(transformers_step(options, runtime, config))
+        steps.append(transformers_step(options, runtime, model.config))
     elif options.peer == "without-fp8":
-        with torch.device(runtime.device):
-            plain = GPT(config, runtime.compute_dtype)
-        steps.append(our_step(replace(options, fp8=False), runtime, plain))
+        steps.append(our_step(replace(options, fp8=False), runtime, new_model(options, runtime)))
     for _ in range(WARM_UP_STEPS):
         for step in steps:
             step()
     times: list[list[float]] = []
-    matmul = [measure_matmul_flops(runtime.device, runtime.compute_dtype)]
+    matmul = measure_matmul_flops(runtime.device, runtime.compute_dtype)
     for _ in range(options.steps):
         times.append([timed(step, runtime) for step in steps])
-        matmul.append(measure_matmul_flops(runtime.device, runtime.compute_dtype))
-    median = statistics.median(own for own, *_ in times)
-    tokens_per_second = options.total_batch_size / median
-    flops = model.flops_per_token() * tokens_per_second
+        matmul = max(matmul, measure_matmul_flops(runtime.device, runtime.compute_dtype))
+    own = [seconds for seconds, *_ in times]
+    speed = options.total_batch_size / statistics.median(own)
+    flops = model.flops_per_token() * speed
     peak, origin = runtime.peak_flops()
     datasheet = peak if "datasheet" in origin else None
-    result = Result(
-        machine=runtime.describe(),
-        software=software(),
-        fp8=options.fp8,
-        parameters=config.num_parameters,
-        matmul_flops=max(matmul),
-        datasheet_flops=datasheet,
-        copy_bytes_per_second=measure_copy(runtime),
-        step=median,
-        step_fastest=min(own for own, *_ in times),
-        step_slowest=max(own for own, *_ in times),
-        tokens_per_second=tokens_per_second,
-        mfu_of_measured_peak=flops / max(matmul),
-        mfu_of_datasheet=flops / datasheet if datasheet else None,
-        first_step=first_step,
-        peak_memory_bytes=memory,
-        breakdown=breakdown(ours, runtime),
-    )
+    figures = {
+        "machine": runtime.describe(),
+        "software": software(),
+        "fp8": options.fp8,
+        "parameters": model.config.num_parameters,
+        "matmul_flops": matmul,  # of a large matmul in the compute dtype
+        "datasheet_flops": datasheet,
+        "copy_bytes_per_second": measure_copy(runtime),  # read and written
+        "step": statistics.median(own),
+        "step_fastest": min(own),
+        "step_slowest": max(own),
+        "tokens_per_second": speed,
+        "mfu_of_measured_peak": flops / matmul,
+        "mfu_of_datasheet": flops / datasheet if datasheet else None,
+        "first_step": first_step,  # from the start of the process to the end of its first step
+        "peak_memory_bytes": memory,
+        "breakdown": breakdown(ours, runtime),
+        "peer": options.peer,
+    }
     if options.peer != "none":
-        result.peer = options.peer
-        result.peer_tokens_per_second = options.total_batch_size / statistics.median(peer for _, peer in times)
-        result.ratio_to_peer = statistics.median(peer / own for own, peer in times)
-    return result
+        figures["peer_tokens_per_second"] = options.total_batch_size / statistics.median(peer for _, peer in times)
+        figures["ratio_to_peer"] = statistics.median(peer / own for own, peer in times)
+    return figures
+
+
+def new_model(options: BenchmarkOptions, runtime: Runtime) -> GPT:
+    with torch.device(runtime.device):
+        config = GPTConfig.from_depth(options.depth, options.vocab_size, options.max_seq_len)
+        return GPT(config, runtime.compute_dtype)
 
 
 def our_step(options: BenchmarkOptions, runtime: Runtime, model: GPT) -> Step:
-    """A step as nanochat.train.loop takes it."""
+    """The step of nanochat.train.loop, without logging."""
     if options.fp8:
         model.train_in_fp8()
-    compile_it = runtime.can_compile() if options.compile is None else options.compile
-    if compile_it:
+    if runtime.can_compile() if options.compile is None else options.compile:
         model.compile_training()
     optimizer = MuonAdamW(model, OptimizerOptions())
     gradients = StepGradients(model, optimizer, runtime, grad_clip=1.0)
@@ -179,7 +145,7 @@ def our_step(options: BenchmarkOptions, runtime: Runtime, model: GPT) -> Step:
 
     def step() -> None:
         with record_function(LOADER):
-            batches = loader(optimizer.steps)
+            batches = loader()
         gradients.compute(batches, sys.maxsize)
         with record_function(OPTIMIZER):
             optimizer.step(1.0)
@@ -188,7 +154,7 @@ def our_step(options: BenchmarkOptions, runtime: Runtime, model: GPT) -> Step:
 
 
 def transformers_step(options: BenchmarkOptions, runtime: Runtime, config: GPTConfig) -> Step:
-    """The same step with transformers' class and torch's AdamW, its weights fp32 and cast by autocast, as is usual."""
+    """The same step with transformers' model, fp32 weights under autocast, and torch's AdamW."""
     from transformers import NanoChatConfig, NanoChatForCausalLM
 
     from nanochat.hub.convert_model import hf_shape
@@ -197,21 +163,16 @@ def transformers_step(options: BenchmarkOptions, runtime: Runtime, config: GPTCo
         model = NanoChatForCausalLM(NanoChatConfig(**hf_shape(config), use_cache=False))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     loader = random_batches(options, runtime)
-    half = runtime.compute_dtype != torch.float32
-    steps = 0
+    mixed = runtime.compute_dtype != torch.float32
 
     def step() -> None:
-        nonlocal steps
-        batches = loader(steps)
-        steps += 1
         optimizer.zero_grad()
+        batches = loader()
         for batch in batches:
             tokens, targets = batch.tokens.to(runtime.device), batch.targets.to(runtime.device)
-            with torch.autocast(runtime.device.type, runtime.compute_dtype, enabled=half):
-                logits = model(tokens).logits
-                loss = torch.nn.functional.cross_entropy(
-                    logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE
-                )
+            with torch.autocast(runtime.device.type, runtime.compute_dtype, enabled=mixed):
+                logits = model(tokens).logits.float().flatten(0, 1)
+                loss = torch.nn.functional.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE)
             (loss / len(batches)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -219,58 +180,58 @@ def transformers_step(options: BenchmarkOptions, runtime: Runtime, config: GPTCo
     return step
 
 
-def random_batches(options: BenchmarkOptions, runtime: Runtime) -> Callable[[int], list[Batch]]:
-    """The product's loader over random tokens: the micro-batches of a step."""
+def random_batches(options: BenchmarkOptions, runtime: Runtime) -> Callable[[], list[Batch]]:
+    """Return a function that gives the micro-batches of the next step, from the real loader over random tokens."""
     count = options.total_batch_size * 8 + 1
     ids = np.random.default_rng(0).integers(0, options.vocab_size, count, dtype=np.uint16)
-    rows = options.device_batch_size or fast_rows(options.max_seq_len, runtime.device, runtime.compute_dtype)
     batches = RowBatches(
         StreamRows(TokenShards(ShardedIds([ids]), 1, 0), options.max_seq_len, bos_id=0),
         rows_per_step=options.total_batch_size // options.max_seq_len,
-        device_batch_size=rows, world=runtime.world, seed=0,
-    )  # fmt: skip
-    return lambda step: batches.step_data(step).batches
+        device_batch_size=options.device_batch_size
+        or fast_rows(options.max_seq_len, runtime.device, runtime.compute_dtype),
+        world=runtime.world,
+        seed=0,
+    )
+    steps = iter(range(sys.maxsize))
+    return lambda: batches.step_data(next(steps)).batches
 
 
 def timed(step: Step, runtime: Runtime) -> float:
-    """Seconds of one step."""
-    begun = time.perf_counter()
+    """Seconds for one call."""
+    start = time.perf_counter()
     step()
     runtime.synchronize()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
-def seconds_since_start() -> float:
-    """How long this process has been running, importing included. Linux only."""
+def process_seconds() -> float:
+    """Seconds since this process was started, imports included. Linux only."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     uptime = float(Path("/proc/uptime").read_text().split()[0])
     return uptime - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def measure_copy(runtime: Runtime) -> float:
-    """Bytes a second, read and written, of a copy too large for the caches; the best of five."""
+    """Bytes/s read and written by a copy that does not fit into caches; the best of five."""
     source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=runtime.device)
     target = torch.empty_like(source)
     return 2 * COPY_BYTES / min(timed(lambda: target.copy_(source), runtime) for _ in range(5))
 
 
 def breakdown(step: Step, runtime: Runtime) -> dict[str, float]:
-    """Share of one step's time by what it went into."""
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if runtime.device.type == "cuda" else [])]
-    with profile(activities=activities) as profiled:
+    """Profile one step and return each category's share of its time."""
+    gpu = runtime.device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiled:
         step()
         runtime.synchronize()
-    seconds: dict[str, float] = defaultdict(float)
+    seconds: Counter[str] = Counter()
     for event in profiled.events() or ():
-        if event.device_type != DeviceType.CPU:
-            continue  # a kernel, whose time is in the operation's that started it
-        own = event.self_device_time_total if runtime.device.type == "cuda" else event.self_cpu_time_total
-        seconds[_category(event)] += own
-    total = sum(seconds.values())
-    return {name: value / total for name, value in sorted(seconds.items(), key=lambda item: -item[1])}
+        if event.device_type == DeviceType.CPU:  # includes the time of the kernels that it launched
+            seconds[category(event)] += event.self_device_time_total if gpu else event.self_cpu_time_total
+    return {name: value / seconds.total() for name, value in seconds.most_common()}
 
 
-def _category(event: FunctionEvent) -> str:
+def category(event: FunctionEvent) -> str:
     names = [event.name]
     parent = event.cpu_parent
     while parent is not None:
@@ -288,24 +249,22 @@ def _category(event: FunctionEvent) -> str:
     return "norms, elementwise and the rest"
 
 
-def describe(result: Result) -> str:
-    """For a person."""
-    share = "  ".join(f"{name} {part:.0%}" for name, part in result.breakdown.items() if part >= 0.005)
+def describe(figures: dict[str, Any]) -> str:
+    """Format the figures as text."""
+    datasheet, peer = figures["mfu_of_datasheet"], figures["peer"]
     lines = [
-        f"{result.machine}; {result.software}",
-        f"matmul {result.matmul_flops / 1e12:.3f} TFLOP/s, copy {result.copy_bytes_per_second / 1e9:.1f} GB/s",
-        f"{result.parameters:,} parameters{', FP8' if result.fp8 else ''}: "
-        f"{result.tokens_per_second:,.0f} tokens/s, a step {result.step:.3f} s "
-        f"({result.step_fastest:.3f} to {result.step_slowest:.3f})",
-        f"MFU {result.mfu_of_measured_peak:.1%} of the measured peak"
-        + (f", {result.mfu_of_datasheet:.1%} of the datasheet's" if result.mfu_of_datasheet else ""),
-        f"first step {result.first_step:.1f} s after the start, {result.peak_memory_bytes / 2**30:.2f} GiB at most",
-        share,
+        f"{figures['machine']}; {figures['software']}",
+        f"matmul {figures['matmul_flops'] / 1e12:.3f} TFLOP/s, copy {figures['copy_bytes_per_second'] / 1e9:.1f} GB/s",
+        f"{figures['parameters']:,} parameters{', FP8' if figures['fp8'] else ''}: "
+        f"{figures['tokens_per_second']:,.0f} tokens/s, {figures['step']:.3f} s per step "
+        f"({figures['step_fastest']:.3f} to {figures['step_slowest']:.3f})",
+        f"MFU {figures['mfu_of_measured_peak']:.1%} of the measured peak"
+        + (f", {datasheet:.1%} of the datasheet's" if datasheet else ""),
+        f"first step {figures['first_step']:.1f} s after start, peak {format_gib(figures['peak_memory_bytes'])}",
+        "  ".join(f"{name} {share:.0%}" for name, share in figures["breakdown"].items() if share >= 0.005),
     ]
-    if result.ratio_to_peer:
-        lines.append(
-            f"{result.peer}: {result.peer_tokens_per_second:,.0f} tokens/s; this is {result.ratio_to_peer:.2f} times it"
-        )
+    if peer != "none":
+        lines.append(f"{peer}: {figures['peer_tokens_per_second']:,.0f} tokens/s; ratio {figures['ratio_to_peer']:.2f}")
     return "\n".join(lines)
 
 
