@@ -1,8 +1,10 @@
 """A machine of the tests' own: a root folder, and stand-ins for commands that record how they were called."""
 
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from nanochat import host
 
 MEMINFO = """MemTotal:       125000000 kB
 MemFree:         20000000 kB
@@ -53,3 +55,9 @@ class FakeMachine:
     def calls(self) -> list[str]:
         """What was called, in order."""
         return self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
+
+
+def sample(line: str = GB10, **changes: object) -> host.GPU:
+    gpu = host.parse_gpu(line)
+    assert gpu
+    return replace(gpu, **changes)  # type: ignore[arg-type]  # a test names fields that there are

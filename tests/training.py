@@ -1,5 +1,7 @@
 """A small model in training, for the tests of the loop and of what it writes."""
 
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,20 +10,23 @@ import numpy as np
 import torch
 
 from nanochat import paths
-from nanochat.data.batches import RowBatches
+from nanochat.conversations import Conversation, conversation
+from nanochat.data.batches import BatchSource, RowBatches, StepData
 from nanochat.data.packing import Row
 from nanochat.dist import World
 from nanochat.model.gpt import GPTConfig
 from nanochat.runtime import Runtime
+from nanochat.tasks.task import GradedTask, Reply
 from nanochat.telemetry.run_log import read_steps
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import resume, saving
+from nanochat.train import checkpoint, resume, saving
 from nanochat.train.checkpoint import Checkpoint
 from nanochat.train.loop import Training
 from nanochat.train.optim import MuonAdamW, OptimizerOptions
 from nanochat.train.options import TrainOptions
 from tests.conftest import random_model
 
+ROOT = Path(__file__).resolve().parent.parent
 SEQUENCE_LEN = 32
 OPTIONS = TrainOptions(
     model_tag="test", tracker="none", device_type="cpu", device_batch_size=4, save_every=0, warmdown_ratio=0.0,
@@ -81,3 +86,48 @@ def save(
     saved = saving.write(folder, step, model.state_dict(), state, meta)
     saving.prune(folder, keep_last, keep_every)
     return saved
+
+
+class EvenLength(GradedTask):
+    """Right if the reply has an even number of characters: about half of an untrained model's replies."""
+
+    name = "even length"
+
+    def __init__(self, grades: tuple[float, float] = (1.0, 0.0)) -> None:
+        self.grades = grades
+
+    def __len__(self) -> int:
+        return 100
+
+    def row(self, index: int) -> Conversation:
+        return conversation(f"Say something {index}.", "ok")
+
+    def grade(self, conversation: Conversation, reply: Reply) -> float:
+        return self.grades[len("".join(part["text"] for part in reply if isinstance(part, dict))) % 2]
+
+
+class Eventful:
+    """Batches that call an event before a step, counted from 1."""
+
+    def __init__(self, events: dict[int, Callable[[], object]]) -> None:
+        self.events = events
+
+    def step_data(self, step: int) -> StepData:
+        self.events.get(step + 1, lambda: None)()
+        return batches(FewRows()).step_data(step)
+
+
+def steps_saved(tag: str) -> list[int]:
+    return [c.step for c in checkpoint.checkpoints(paths.checkpoints_dir("base") / tag)]
+
+
+class Stopping:
+    """Batches during which a signal arrives."""
+
+    def __init__(self, batches: BatchSource, at_step: int) -> None:
+        self.batches, self.at_step = batches, at_step
+
+    def step_data(self, step: int) -> StepData:
+        if step == self.at_step:
+            signal.raise_signal(signal.SIGTERM)
+        return self.batches.step_data(step)

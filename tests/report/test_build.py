@@ -16,7 +16,7 @@ from nanochat.report.plots import CURVES, downsample, draw_curves, smoothed
 from nanochat.spark.plan import PLAN_FILE, MeasuredPlan, Tariff
 from nanochat.train import checkpoint
 from scripts import report
-from tests.spark.test_plan import CONFIG, take_steps
+from tests.spark.measured import CONFIG, take_steps
 
 
 def keep_scores(source: str, arithmetic: float) -> None:

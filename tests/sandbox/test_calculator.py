@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.sandbox.calculator import Calculator
+from tests.sandbox.workers import monty_workers
 
 
 @pytest.fixture(scope="module")
@@ -164,23 +165,23 @@ def test_endless_loop_in_one_thread_does_not_hold_up_another() -> None:
 
 def test_killed_worker_is_replaced() -> None:
     with Calculator(max_workers=1) as calculator:
-        before = _workers()
+        before = monty_workers()
         calculator.run("1")
-        (worker,) = _workers() - before
+        (worker,) = monty_workers() - before
         os.kill(worker, 9)
         assert calculator.run("1 + 1") in ("2", "error: the interpreter crashed")
         assert calculator.run("1 + 1") == "2"
 
 
 def test_workers_start_at_the_first_call_and_stop_at_close() -> None:
-    before = _workers()
+    before = monty_workers()
     calculator = Calculator(max_workers=1)
-    assert _workers() == before
+    assert monty_workers() == before
     calculator.run("1")
-    assert len(_workers() - before) == 1
+    assert len(monty_workers() - before) == 1
     calculator.close()
     calculator.close()
-    assert _workers() == before
+    assert monty_workers() == before
     assert calculator.run("1 + 1") == "2"
     calculator.close()
 
@@ -188,9 +189,9 @@ def test_workers_start_at_the_first_call_and_stop_at_close() -> None:
 def test_no_worker_outlives_the_interpreter() -> None:
     program = (
         "from nanochat.sandbox.calculator import Calculator\n"
-        "from tests.sandbox.test_calculator import _workers\n"
+        "from tests.sandbox.workers import monty_workers\n"
         "calculator = Calculator(1)\n"
-        "print(calculator.run('1'), *_workers())"
+        "print(calculator.run('1'), *monty_workers())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     result, worker = done.stdout.split()
@@ -212,16 +213,3 @@ def test_forked_process_is_refused_instead_of_waiting_for_ever() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "process" in done.stderr
-
-
-def _workers() -> set[int]:
-    """Process ids of the children of this process that are Monty workers."""
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
-        except OSError:
-            continue
-        if name == "monty" and int(rest.split()[1]) == os.getpid():
-            found.add(int(stat.parent.name))
-    return found

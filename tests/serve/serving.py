@@ -1,5 +1,6 @@
 """Runs a server on a real socket, with scripted or real engines."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -88,3 +89,20 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def say(text: str, **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], **fields}
+
+
+def chunks(client: httpx.Client, body: dict[str, Any], path: str = CHAT) -> list[Any]:
+    """The events of a streamed answer; [DONE], which ends them, is checked and left out."""
+    with client.stream("POST", path, json=body | {"stream": True}) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        data = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert data.pop() == "[DONE]"
+    return [json.loads(item) for item in data]
+
+
+def streamed(events: list[Any]) -> str:
+    return "".join(event["choices"][0]["delta"].get("content", "") for event in events if event["choices"])

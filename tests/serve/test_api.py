@@ -11,7 +11,7 @@ from nanochat.inference.sampling_params import SamplingParams
 from nanochat.serve.model_registry import ModelCard
 from nanochat.tokenizer import Tokenizer
 from tests.serve.scripted import CALL, CONTEXT, ScriptedChatModel
-from tests.serve.serving import CHAT, Served, scripted
+from tests.serve.serving import CHAT, Served, chunks, say, scripted, streamed
 
 Both = tuple[Served, ScriptedChatModel]
 
@@ -25,23 +25,6 @@ def both(tokenizer: Tokenizer) -> Iterator[Both]:
 @pytest.fixture
 def client(both: Both) -> httpx.Client:
     return both[0].client
-
-
-def say(text: str, **fields: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": text}], **fields}
-
-
-def chunks(client: httpx.Client, body: dict[str, Any], path: str = CHAT) -> list[Any]:
-    """The events of a streamed answer; [DONE], which ends them, is checked and left out."""
-    with client.stream("POST", path, json=body | {"stream": True}) as response:
-        assert response.headers["content-type"].startswith("text/event-stream")
-        data = [line.removeprefix("data: ") for line in response.iter_lines() if line]
-    assert data.pop() == "[DONE]"
-    return [json.loads(item) for item in data]
-
-
-def streamed(events: list[Any]) -> str:
-    return "".join(event["choices"][0]["delta"].get("content", "") for event in events if event["choices"])
 
 
 def test_answer_in_one_piece(client: httpx.Client, tokenizer: Tokenizer) -> None:

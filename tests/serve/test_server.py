@@ -22,8 +22,7 @@ from nanochat.serve.engine_process import ModelLoader
 from nanochat.serve.model_registry import ModelCard
 from nanochat.tokenizer import Tokenizer
 from tests.serve.scripted import CARD, ScriptedChatModel
-from tests.serve.serving import CHAT, Served, in_thread, scripted, serving, until
-from tests.serve.test_api import chunks, say, streamed
+from tests.serve.serving import CHAT, Served, chunks, in_thread, say, scripted, serving, streamed, until
 
 Both = tuple[Served, ScriptedChatModel]
 

@@ -24,6 +24,7 @@ from nanochat.spark.plan import (
 from nanochat.train.memory import checkpoint_bytes
 from nanochat.train.optim import MuonAdamW, OptimizerOptions
 from scripts import plan, prepare
+from tests.spark.measured import CONFIG, STEP, take_steps
 
 D20 = GPTConfig.from_depth(20, 65_536, 2048)
 BASE_TOKENS = 20.0 * D20.num_parameters
@@ -113,22 +114,6 @@ def test_the_columns_stand_apart(depth: int) -> None:
     config = GPTConfig.from_depth(depth, 65_536, 2048)
     for line in stage_table(stages_from("base", config, 20.0 * config.num_parameters), machines(2), None):
         assert all(line[at : at + 2] == "  " for at in (19, 34))
-
-
-CONFIG = D20
-STEP = {
-    "tokens": 524_288,
-    "tokens_per_second": 13_000.0,
-    "flops_per_second": 13_000.0 * flops_per_token(CONFIG),
-    "mfu": 0.36,
-    "gpu_power_w": 95.0,
-}
-
-
-def take_steps(plan: MeasuredPlan, first: int = 1, **changes: float) -> list[list[str]]:
-    slow = {**STEP, "tokens_per_second": 100.0, "flops_per_second": 1e12, "mfu": 0.01}  # it compiles
-    steps = [slow] * 2 + [{**STEP, **changes}] * 40
-    return [plan.step(first + i, metrics) for i, metrics in enumerate(steps)]
 
 
 def test_after_twenty_steps_the_rest_is_told_once_at_the_speed_measured(tmp_path: Path) -> None:

@@ -6,8 +6,7 @@ import pytest
 
 from nanochat.host import GPU
 from nanochat.telemetry.alerts import Alerts
-from tests.machine import FakeMachine
-from tests.telemetry.test_sensors import sample
+from tests.machine import FakeMachine, sample
 
 GB = 10**9
 PLENTY = {"memory_available_bytes": 90 * GB, "page_cache_bytes": 40 * GB}

@@ -14,7 +14,7 @@ import pytest
 from nanochat import paths
 from nanochat.telemetry.console import LogFile, Terminal
 from nanochat.tokenizer import Tokenizer
-from tests.train.test_long_runs import ROOT, steps_saved
+from tests.training import ROOT, steps_saved
 
 STAGE = """
 import time
@@ -22,7 +22,7 @@ from dataclasses import replace
 from nanochat import cli, paths
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
-from tests.train.test_long_runs import Eventful
+from tests.training import Eventful
 from tests.training import HOW, OPTIONS, begin
 
 def wait_for_the_terminal_to_close():

@@ -1,19 +1,11 @@
 """Readings while a run goes."""
 
 import time
-from dataclasses import replace
 
 import pytest
 
-from nanochat import host
 from nanochat.telemetry.sensors import STALE_SECONDS, Sensors
-from tests.machine import GB10, H100, FakeMachine
-
-
-def sample(line: str = GB10, **changes: object) -> host.GPU:
-    gpu = host.parse_gpu(line)
-    assert gpu
-    return replace(gpu, **changes)  # type: ignore[arg-type]  # a test names fields that there are
+from tests.machine import GB10, H100, FakeMachine, sample
 
 
 def test_energy_is_the_area_under_the_power(machine: FakeMachine) -> None:

@@ -11,28 +11,11 @@ from nanochat.inference.request import Completion
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.model.loss import IGNORE
 from nanochat.runtime import Runtime
-from nanochat.tasks.task import GradedTask, Reply
+from nanochat.tasks.task import GradedTask
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.grpo import RolloutBatches
 from tests.conftest import random_model
-
-
-class EvenLength(GradedTask):
-    """Right if the reply has an even number of characters: half of what an untrained model says."""
-
-    name = "even length"
-
-    def __init__(self, grades: tuple[float, float] = (1.0, 0.0)) -> None:
-        self.grades = grades
-
-    def __len__(self) -> int:
-        return 100
-
-    def row(self, index: int) -> Conversation:
-        return conversation(f"Say something {index}.", "ok")
-
-    def grade(self, conversation: Conversation, reply: Reply) -> float:
-        return self.grades[len("".join(part["text"] for part in reply if isinstance(part, dict))) % 2]
+from tests.training import EvenLength
 
 
 def source(tokenizer: Tokenizer, task: GradedTask, world: World = World()) -> RolloutBatches:  # noqa: B008  # frozen

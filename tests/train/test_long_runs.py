@@ -29,21 +29,9 @@ from nanochat.tokenizer import Tokenizer
 from nanochat.train import checkpoint
 from nanochat.train.checkpoint import MODEL_FILE, OPTIMIZER_FILE
 from nanochat.train.loop import Evaluation
-from tests.training import HOW, OPTIONS, FewRows, batches, begin, flip_a_byte, losses
+from tests.training import HOW, OPTIONS, Eventful, FewRows, batches, begin, flip_a_byte, losses, steps_saved
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-class Eventful:
-    """Batches in whose steps something happens."""
-
-    def __init__(self, events: dict[int, Callable[[], object]]) -> None:
-        self.events = events
-
-    def step_data(self, step: int) -> StepData:
-        """The event of step 3 is that of the third step, and comes before it."""
-        self.events.get(step + 1, lambda: None)()
-        return batches(FewRows()).step_data(step)
 
 
 @pytest.fixture
@@ -69,10 +57,6 @@ def fill(disk: Path) -> None:
     while steps_saved("test") != [2]:  # it is being written beside the run
         time.sleep(0.001)
     (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free))
-
-
-def steps_saved(tag: str) -> list[int]:
-    return [c.step for c in checkpoint.checkpoints(paths.checkpoints_dir("base") / tag)]
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(

@@ -18,7 +18,7 @@ import torch
 from nanochat import paths
 from nanochat.conversations import Conversation, conversation
 from nanochat.data import demo_data
-from nanochat.data.batches import BatchSource, RowBatches, StepData
+from nanochat.data.batches import BatchSource, RowBatches
 from nanochat.data.packing import PackedRows, StreamRows
 from nanochat.data.token_files import TokenFile, write_conversations, write_documents
 from nanochat.dist import World
@@ -35,8 +35,7 @@ from nanochat.train.checkpoint import Checkpoint
 from nanochat.train.grpo import RolloutBatches
 from nanochat.train.loop import Training
 from nanochat.train.options import PretrainOptions, TrainOptions, check_same_course
-from tests.train.test_grpo import EvenLength
-from tests.training import HOW, FewRows, batches, begin
+from tests.training import HOW, EvenLength, FewRows, Stopping, batches, begin
 from tests.training import OPTIONS as SHORT
 
 SEQUENCE_LEN, STEPS = 96, 6
@@ -86,18 +85,6 @@ class Stages:
 
     def _rows(self, rows: Any, trim: bool = False) -> BatchSource:
         return RowBatches(rows, rows_per_step=6, device_batch_size=4, world=World(), seed=1, trim=trim)
-
-
-class Stopping:
-    """Batches during which a signal arrives."""
-
-    def __init__(self, batches: BatchSource, at_step: int) -> None:
-        self.batches, self.at_step = batches, at_step
-
-    def step_data(self, step: int) -> StepData:
-        if step == self.at_step:
-            signal.raise_signal(signal.SIGTERM)
-        return self.batches.step_data(step)
 
 
 def logged(run: Training) -> list[dict[str, Any]]:
@@ -193,8 +180,7 @@ import torch
 from nanochat import paths
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
-from tests.train.test_resume import Stopping
-from tests.training import FewRows, HOW, OPTIONS, batches, begin
+from tests.training import FewRows, HOW, OPTIONS, Stopping, batches, begin
 
 torch.set_num_threads(1)
 tag, stop = sys.argv[1], int(sys.argv[2])
