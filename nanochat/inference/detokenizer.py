@@ -1,11 +1,20 @@
 """Incremental detokenization: from the tokens of a reply to text, tool calls and their output."""
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nanochat.conversations import Part, PartType
 from nanochat.tokenizer import PART_MARKS, Tokenizer
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Log probability of a token under the model's own distribution: before temperature, top_k and so on."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # the most likely tokens with their logprobs, best first
 
 
 @dataclass(frozen=True)
@@ -14,6 +23,7 @@ class Delta:
 
     type: PartType
     text: str
+    logprobs: Sequence[TokenLogprob] = ()  # of the text's tokens, if requested
 
 
 class Detokenizer:
@@ -32,34 +42,41 @@ class Detokenizer:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stop = stop
         self._held = ""  # possible start of a stop string
+        self._logprobs: list[TokenLogprob] = []  # of tokens whose text has not been returned yet
         self.stopped = False
 
-    def feed(self, token: int) -> Delta | None:
+    def feed(self, token: int, logprob: TokenLogprob | None = None) -> Delta | None:
         """Return the text that this token adds. Special tokens change the part's type and add no text."""
         if self.stopped:
             return None
-        if token not in self._special_ids:
-            return self._delta(self._utf8.decode(self._tokenizer.decode_bytes([token])))
-        rest = self.flush()
-        self._type = self._part_types.get(token, "text")
-        return rest
+        if token in self._special_ids:
+            rest = self.flush()
+            self._type = self._part_types.get(token, "text")
+            return rest
+        if logprob:
+            self._logprobs.append(logprob)
+        return self._delta(self._before_stop(self._utf8.decode(self._tokenizer.decode_bytes([token]))))
 
     def flush(self) -> Delta | None:
         """Return the text held back: an incomplete character, or a stop string that was not completed."""
         if self.stopped:
             return None
-        last = self._delta(self._utf8.decode(b"", final=True))
+        text = self._before_stop(self._utf8.decode(b"", final=True))
         self._utf8.reset()
-        text, self._held = (last.text if last else "") + self._held, ""
-        return Delta(self._type, text) if text else None
+        text, self._held = text + self._held, ""
+        return self._delta(text)
 
     def _delta(self, text: str) -> Delta | None:
-        if self._stop and self._type == "text":
-            text = self._before_stop(self._held + text)
-        return Delta(self._type, text) if text else None
+        if not text:
+            return None
+        logprobs, self._logprobs = self._logprobs, []
+        return Delta(self._type, text, logprobs)
 
     def _before_stop(self, text: str) -> str:
-        """Return the part of `text` that can be shown; hold back the rest, or drop it after a stop string."""
+        """Return the part of the held and new text that can be shown; hold the rest, or drop it after a stop string."""
+        if not self._stop or self._type != "text":
+            return text
+        text = self._held + text
         found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""

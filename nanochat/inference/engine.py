@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from nanochat.errors import UserError
-from nanochat.inference.detokenizer import Detokenizer
+from nanochat.inference.detokenizer import Detokenizer, TokenLogprob
 from nanochat.inference.kv_cache import KVCache, num_slots
 from nanochat.inference.model_runner import ModelRunner, Span, on_device
-from nanochat.inference.request import Completion, Request, TokenLogprob
+from nanochat.inference.request import Completion, Request
 from nanochat.inference.sampler import Sampler, SamplerOutput
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.inference.scheduler import Chunk, Scheduler

@@ -5,20 +5,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nanochat.inference.detokenizer import Detokenizer
+from nanochat.inference.detokenizer import Detokenizer, TokenLogprob
 from nanochat.inference.sampling_params import SamplingParams, uniform
 
 UNIFORM_BLOCK = 64
 """Random numbers computed at once: one numpy call per token would take longer than the numbers."""
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """Log probability of a token under the model's own distribution: before temperature, top_k and so on."""
-
-    token: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]  # the most likely tokens with their logprobs, best first
 
 
 @dataclass

@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nanochat.inference.detokenizer import TokenLogprob
 from nanochat.inference.model_runner import on_device
-from nanochat.inference.request import Request, TokenLogprob
+from nanochat.inference.request import Request
 from nanochat.inference.sampling_params import GREEDY_BELOW, SamplingParams
 from nanochat.model.gpt import soft_cap
 

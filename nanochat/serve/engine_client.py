@@ -70,8 +70,7 @@ class ReplyStream:
 
 
 def _merge(outputs: list[RequestOutput]) -> RequestOutput:
-    deltas = [delta for output in outputs for delta in output.deltas]
-    return outputs[-1]._replace(deltas=deltas, logprobs=[entry for output in outputs for entry in output.logprobs])
+    return outputs[-1]._replace(deltas=[delta for output in outputs for delta in output.deltas])
 
 
 def start_process(connection: Connection, load: ModelLoader, gpu: int | None) -> SpawnProcess:

@@ -4,6 +4,7 @@ A process and not a thread, because decoding with a small model is mostly Python
 and the model would wait for each other's GIL.
 """
 
+import itertools
 import logging
 import os
 import queue
@@ -11,7 +12,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Literal, NamedTuple
 
@@ -21,7 +22,7 @@ from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.detokenizer import Delta, Detokenizer
 from nanochat.inference.engine import EngineStats
-from nanochat.inference.request import Request, TokenLogprob
+from nanochat.inference.request import Request
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.runtime import release_memory
 from nanochat.serve.model_registry import ModelCard
@@ -64,7 +65,6 @@ class RequestOutput(NamedTuple):
 
     id: int
     deltas: Sequence[Delta] = ()
-    logprobs: Sequence[list[TokenLogprob]] = ()  # of each delta's tokens
     num_tokens: int = 0  # generated so far
     finish_reason: Literal["stop", "length"] | None = None
     error: str | None = None  # message for the client; the request has failed
@@ -83,38 +83,25 @@ EngineEvent = EngineReady | ModelLoaded | StepOutputs
 
 @dataclass
 class _RequestState:
-    """A request in the engine and what has been sent of it."""
+    """A request in the engine and how much of its completion has been sent."""
 
     id: int
     request: Request
     detokenizer: Detokenizer
     num_sent: int = 0
-    held: list[TokenLogprob] = field(default_factory=list)  # logprobs of text held back as a possible stop string
 
-    def output(self, special_ids: set[int]) -> RequestOutput | None:
+    def output(self) -> RequestOutput | None:
         """Return the output since the last call, None if there is none."""
         completion = self.request.completion
-        start, self.num_sent = self.num_sent, len(completion.tokens)
-        deltas: list[Delta] = []
-        logprobs: list[list[TokenLogprob]] = []
-
-        def add(delta: Delta | None) -> None:
-            if delta:
-                deltas.append(delta)
-                logprobs.append(self.held)
-                self.held = []
-
-        for i in range(start, self.num_sent):
-            token = completion.tokens[i]
-            delta = self.detokenizer.feed(token)
-            if completion.logprobs and (logprob := completion.logprobs[i]) and token not in special_ids:
-                self.held.append(logprob)
-            add(delta)
+        new_tokens = completion.tokens[self.num_sent :]
+        logprobs = completion.logprobs[self.num_sent :] or itertools.repeat(None)
+        self.num_sent += len(new_tokens)
+        deltas = [self.detokenizer.feed(token, logprob) for token, logprob in zip(new_tokens, logprobs, strict=False)]
         if completion.finish_reason:
-            add(self.detokenizer.flush())
-        if not deltas and not completion.finish_reason:
+            deltas.append(self.detokenizer.flush())
+        elif not any(deltas):
             return None
-        return RequestOutput(self.id, deltas, logprobs, self.num_sent, completion.finish_reason)
+        return RequestOutput(self.id, list(filter(None, deltas)), self.num_sent, completion.finish_reason)
 
 
 class EngineLoop:
@@ -231,17 +218,16 @@ class EngineLoop:
             self._send_outputs([RequestOutput(id, error=GENERATION_FAILED) for id in self.active])
             self.active.clear()
             return
-        special_ids = set(self.chat.tokenizer.special_ids.values())
-        outputs = [output for state in self.active.values() if (output := self._output(state, special_ids))]
+        outputs = [output for state in self.active.values() if (output := self._output(state))]
         for output in outputs:
             if output.finish_reason or output.error:
                 del self.active[output.id]
         if outputs:
             self._send_outputs(outputs)
 
-    def _output(self, state: _RequestState, special_ids: set[int]) -> RequestOutput | None:
+    def _output(self, state: _RequestState) -> RequestOutput | None:
         try:
-            return state.output(special_ids)
+            return state.output()
         except Exception:  # fail this request only
             log.exception("detokenization failed")
             assert self.chat is not None

@@ -9,11 +9,10 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from nanochat.conversations import Part
-from nanochat.inference.detokenizer import Delta
-from nanochat.inference.request import TokenLogprob
+from nanochat.inference.detokenizer import Delta, TokenLogprob
 from nanochat.serve.engine_process import RequestOutput
 from nanochat.serve.protocol import join_text
 from nanochat.tokenizer import Tokenizer
@@ -32,20 +31,13 @@ def usage(prompt_tokens: int, completion_tokens: int) -> Json:
     return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
 
 
-class Segment(NamedTuple):
-    """Consecutive text of one type, with the logprobs of its tokens."""
-
-    delta: Delta
-    logprobs: list[TokenLogprob]
-
-
-def segments(outputs: Iterable[RequestOutput]) -> Iterator[Segment]:
-    """Concatenate outputs, merging consecutive deltas of the same type."""
-    added = (Segment(*pair) for output in outputs for pair in zip(output.deltas, output.logprobs, strict=True))
-    for part_type, group in itertools.groupby(added, lambda segment: segment.delta.type):
-        members = list(group)
-        text = "".join(segment.delta.text for segment in members)
-        yield Segment(Delta(part_type, text), [entry for segment in members for entry in segment.logprobs])
+def merge_deltas(outputs: Iterable[RequestOutput]) -> Iterator[Delta]:
+    """Concatenate the outputs' deltas, merging consecutive ones of the same type."""
+    deltas = (delta for output in outputs for delta in output.deltas)
+    for part_type, grouped in itertools.groupby(deltas, lambda delta: delta.type):
+        group = list(grouped)
+        logprobs = [entry for delta in group for entry in delta.logprobs]
+        yield Delta(part_type, "".join(delta.text for delta in group), logprobs)
 
 
 class ResponseBuilder(ABC):
@@ -67,8 +59,8 @@ class ResponseBuilder(ABC):
 
     def chunks(self, index: int, output: RequestOutput) -> Iterable[Json]:
         """Yield the chunks for one output of reply `index`."""
-        for segment in segments([output]):
-            if choice := self.choice_delta(index, segment):
+        for delta in merge_deltas([output]):
+            if choice := self.choice_delta(index, delta):
                 yield self.chunk(index, choice)
         if output.finish_reason:
             yield self.chunk(index, self.final_choice(), output.finish_reason)
@@ -85,20 +77,20 @@ class ResponseBuilder(ABC):
         """Build the complete response from the outputs of each reply."""
         choices = []
         for index, of_reply in enumerate(outputs):
-            choice = self.choice(index, list(segments(of_reply)))
+            choice = self.choice(index, list(merge_deltas(of_reply)))
             choices.append({"index": index, **choice, "finish_reason": of_reply[-1].finish_reason})
         return {**self._shared, "object": self.object_type, "choices": choices, "usage": usage}
 
     @abstractmethod
-    def choice_delta(self, index: int, segment: Segment) -> Json | None:
-        """Build a streamed choice; None: nothing is sent for this segment."""
+    def choice_delta(self, index: int, delta: Delta) -> Json | None:
+        """Build a streamed choice; None: nothing is sent for this delta."""
 
     @abstractmethod
     def final_choice(self) -> Json:
         """Build the streamed choice that has the finish_reason."""
 
     @abstractmethod
-    def choice(self, index: int, reply: list[Segment]) -> Json:
+    def choice(self, index: int, deltas: list[Delta]) -> Json:
         """Build a complete choice."""
 
 
@@ -113,24 +105,23 @@ class ChatResponseBuilder(ResponseBuilder):
         for index in range(self.num_replies):
             yield self.chunk(index, {"delta": {"role": "assistant", "content": ""}, "logprobs": None})
 
-    def choice_delta(self, index: int, segment: Segment) -> Json:
-        delta = segment.delta
+    def choice_delta(self, index: int, delta: Delta) -> Json:
         if delta.type != "text":
             return {"delta": {"nanochat": {"type": delta.type, "text": delta.text}}, "logprobs": None}
-        return {"delta": {"content": delta.text}, "logprobs": self._logprobs(segment.logprobs)}
+        return {"delta": {"content": delta.text}, "logprobs": self._logprobs(delta.logprobs)}
 
     def final_choice(self) -> Json:
         return {"delta": {}, "logprobs": None}
 
-    def choice(self, index: int, reply: list[Segment]) -> Json:
-        parts: list[Part] = [{"type": segment.delta.type, "text": segment.delta.text} for segment in reply]
-        logprobs = [entry for segment in reply if segment.delta.type == "text" for entry in segment.logprobs]
+    def choice(self, index: int, deltas: list[Delta]) -> Json:
+        parts: list[Part] = [{"type": delta.type, "text": delta.text} for delta in deltas]
+        logprobs = [entry for delta in deltas if delta.type == "text" for entry in delta.logprobs]
         message: Json = {"role": "assistant", "content": join_text(parts), "refusal": None}
         if any(part["type"] != "text" for part in parts):
             message["nanochat"] = {"parts": parts}
         return {"message": message, "logprobs": self._logprobs(logprobs)}
 
-    def _logprobs(self, logprobs: list[TokenLogprob]) -> Json | None:
+    def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> Json | None:
         if not logprobs:
             return None
         content = [
@@ -161,26 +152,26 @@ class TextResponseBuilder(ResponseBuilder):
             if text:
                 yield self.chunk(index, {"text": text, "logprobs": None})
 
-    def choice_delta(self, index: int, segment: Segment) -> Json | None:
-        if segment.delta.type != "text":
+    def choice_delta(self, index: int, delta: Delta) -> Json | None:
+        if delta.type != "text":
             return None
         offset = self._num_characters[index]
-        self._num_characters[index] += len(segment.delta.text)
-        return {"text": segment.delta.text, "logprobs": self._logprobs(segment.logprobs, offset)}
+        self._num_characters[index] += len(delta.text)
+        return {"text": delta.text, "logprobs": self._logprobs(delta.logprobs, offset)}
 
     def final_choice(self) -> Json:
         return {"text": "", "logprobs": None}
 
-    def choice(self, index: int, reply: list[Segment]) -> Json:
+    def choice(self, index: int, deltas: list[Delta]) -> Json:
         text, logprobs = self.echo[index], None
-        for segment in reply:
-            if choice := self.choice_delta(index, segment):
+        for delta in deltas:
+            if choice := self.choice_delta(index, delta):
                 text += choice["text"]
                 own = choice["logprobs"]
                 logprobs = {name: logprobs[name] + own[name] for name in own} if logprobs and own else logprobs or own
         return {"text": text, "logprobs": logprobs}
 
-    def _logprobs(self, logprobs: list[TokenLogprob], offset: int) -> Json | None:
+    def _logprobs(self, logprobs: Sequence[TokenLogprob], offset: int) -> Json | None:
         """offset: of the first token in the reply's text, in characters."""
         if not logprobs:
             return None

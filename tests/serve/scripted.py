@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from nanochat.conversations import Message, Part
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
-from nanochat.inference.detokenizer import Detokenizer
+from nanochat.inference.detokenizer import Detokenizer, TokenLogprob
 from nanochat.inference.engine import EngineStats
-from nanochat.inference.request import Request, TokenLogprob
+from nanochat.inference.request import Request
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.serve.model_registry import ModelCard
 from nanochat.tokenizer import Tokenizer
