@@ -119,7 +119,7 @@ DATASETS: dict[str, HubDataset] = {
     dataset.name: dataset
     for dataset in (
         HubDataset("fineweb-edu", "karpathy/fineweb-edu-100b-shuffle", 1823, "ODC-By 1.0"),
-        HubDataset("climbmix", "karpathy/climbmix-400b-shuffle", 6543, "CC BY-NC 4.0"),
+        HubDataset("climbmix", "karpathy/climbmix-400b-shuffle", 6543, "CC BY-NC 4.0, not for commercial use"),
     )
 }
 

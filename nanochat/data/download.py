@@ -79,8 +79,10 @@ class Manifest:
 
     def is_verified(self, name: str) -> bool:
         """Return True if the file has not changed since its sha256 was last verified. Does not read the file."""
-        path = self.folder / name
-        return name in self.files and path.is_file() and path.stat().st_ctime_ns == self.files[name].checked
+        path, file = self.folder / name, self.files.get(name)
+        if file is None or not path.is_file():
+            return False
+        return (path.stat().st_size, path.stat().st_ctime_ns) == (file.size, file.checked)
 
     def add(self, file: HubFile) -> None:
         """Record a file whose sha256 has just been verified."""
@@ -195,7 +197,8 @@ def _download_missing(manifest: Manifest, names: Sequence[str], disk_factor: flo
         )
 
     if files:
-        print(f"downloading {repository}: {format_bytes(num_bytes)} in {len(files)} file{'s' * (len(files) > 1)}")
+        count = f"{len(files)} file{'s' * (len(files) > 1)}"
+        print(f"downloading {repository}: {count}, {format_bytes(num_bytes)}", flush=True)
     _in_threads(repository, files, download)
 
 

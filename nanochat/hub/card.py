@@ -40,8 +40,7 @@ REAL_DATA = {
 """The data sets of the real mixtures, beside the project's own conversations."""
 DEMO_TEXT, DEMO_CHAT = "leads of Wikipedia's vital articles", "chitchat-dataset"
 LICENCES = {
-    "karpathy/fineweb-edu-100b-shuffle": "ODC-By 1.0",
-    "karpathy/climbmix-400b-shuffle": "CC BY-NC 4.0, not for commercial use",
+    **{dataset.repository: dataset.license for dataset in DATASETS.values()},
     "HuggingFaceTB/smol-smoltalk": "Apache 2.0 where new",
     "cais/mmlu": "MIT",
     "openai/gsm8k": "MIT",
