@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Send the folders that hf_prepare.sh made to the Hugging Face Hub: python upload_to_hf.py --username NAME."""
 
-from scripts.in_venv import run_in_venv
+from nanochat.venv import run_in_venv
 
 run_in_venv("scripts.hf_upload")

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """View, check, extend and export the identity conversations; --help lists the commands."""
 
-from scripts.in_venv import run_in_venv
+from nanochat.venv import run_in_venv
 
 run_in_venv("scripts.identity_data")

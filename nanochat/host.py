@@ -1,6 +1,6 @@
-"""The machine as its files and its commands describe it. Imports nothing heavy: every stage script asks it first.
+"""Reads memory and GPUs of this machine from /proc and nvidia-smi. Standard library only: it runs before every stage.
 
-NANOCHAT_ROOT puts another folder in the place of /, with a /proc and a /sys of its own; the tests have one.
+NANOCHAT_ROOT replaces / with another folder, for the tests.
 """
 
 import os
@@ -14,33 +14,33 @@ GPU_FIELDS = (
     "clocks_event_reasons.active",
 )  # fmt: skip
 OLDER_GPU_FIELDS = (*GPU_FIELDS[:-1], "clocks_throttle_reasons.active")
-"""The same, as drivers call them that do not know clocks_event_reasons yet."""
-SECONDS_FOR_AN_ANSWER = 10.0
+"""The same fields in the words of older drivers."""
+TIMEOUT_SECONDS = 10.0
 THERMAL, POWER_BRAKE = 0x20 | 0x40, 0x08 | 0x80
-"""Bits of clocks_event_reasons: slowed down by heat (software, hardware); by the hardware for want of power."""
+"""Bits of clocks_event_reasons: throttled by heat (software, hardware); by a lack of power (hardware)."""
+SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "StrictHostKeyChecking=accept-new")
 
 
 def root() -> Path:
-    """Where / is."""
+    """The root folder."""
     return Path(os.environ.get("NANOCHAT_ROOT") or "/")
 
 
 def read(path: str) -> str:
-    """A small file such as `proc/meminfo`, without the newline at its end; empty where there is none."""
+    """Text of a small file such as `proc/meminfo`, stripped; empty if unreadable."""
     try:
         return (root() / path).read_text().strip()
     except (OSError, UnicodeDecodeError):
         return ""
 
 
-def output(*command: str, seconds: float = SECONDS_FOR_AN_ANSWER) -> str | None:
-    """What a command prints; None where there is no such command, it fails, or it does not end in time."""
+def output(*command: str, seconds: float = TIMEOUT_SECONDS) -> str | None:
+    """Output of a command; None if it does not exist, fails or times out."""
     result = _result(command, seconds)
     return result.stdout.strip() if result and result.returncode == 0 else None
 
 
 def _result(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str] | None:
-    """How a command ended; None where there is no such command, or it does not end in time."""
     try:
         return subprocess.run(
             command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL, check=False
@@ -51,7 +51,7 @@ def _result(command: Sequence[str], seconds: float) -> subprocess.CompletedProce
 
 @dataclass(frozen=True)
 class Memory:
-    """/proc/meminfo, in bytes. On a GB10 it is the GPU's memory as well: NVML has no figure for that."""
+    """/proc/meminfo in bytes. On a GB10 this is also the GPU's memory, which NVML does not report."""
 
     total: int
     available: int
@@ -61,7 +61,7 @@ class Memory:
 
 
 def memory() -> Memory | None:
-    """How memory stands; None where the system does not tell."""
+    """Memory now; None if the system does not report it."""
     lines = (line.split() for line in read("proc/meminfo").splitlines())
     kilobytes = {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
     if not {"MemTotal", "MemAvailable"} <= kilobytes.keys():
@@ -78,7 +78,7 @@ def memory() -> Memory | None:
 
 @dataclass(frozen=True)
 class GPU:
-    """One line of nvidia-smi; None for what it does not say."""
+    """One line of nvidia-smi; None for what it does not report."""
 
     name: str
     uuid: str
@@ -93,16 +93,16 @@ class GPU:
     power: float | None
     """watts"""
     slowed_by: int
-    """clocks_event_reasons, a set of bits"""
+    """clocks_event_reasons, a bit set"""
 
     @property
     def is_gb10(self) -> bool:
-        """Whether this is the chip of a DGX Spark, which shares its memory with the CPU."""
+        """Whether this is the chip of a DGX Spark, which shares memory with the CPU."""
         return "GB10" in self.name and "GB100" not in self.name
 
 
 def parse_gpu(line: str) -> GPU | None:
-    """A line that nvidia-smi prints when it is asked for GPU_FIELDS or OLDER_GPU_FIELDS; None for any other."""
+    """Parse a line of nvidia-smi with GPU_FIELDS or OLDER_GPU_FIELDS; None for any other line."""
     cells = [cell.strip() for cell in line.split(",")]
     if len(cells) != len(GPU_FIELDS) or cells[0] == "name":
         return None
@@ -118,27 +118,26 @@ def parse_gpu(line: str) -> GPU | None:
 
 
 def nvidia_smi(fields: Sequence[str], *options: str) -> list[str]:
-    """The command that prints `fields`, GPU_FIELDS or OLDER_GPU_FIELDS, a GPU a line."""
+    """The command that prints `fields`, one line per GPU."""
     return ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", *options]
 
 
 def is_older(answer: str) -> bool:
-    """Whether what nvidia-smi prints says that its driver does not know one of GPU_FIELDS."""
+    """Whether the output of nvidia-smi says that the driver does not know one of GPU_FIELDS."""
     return "is not a valid field" in answer
 
 
 def gpus() -> list[GPU]:
-    """NVIDIA's GPUs in this machine; none where there is no driver."""
-    result = _result(nvidia_smi(GPU_FIELDS), SECONDS_FOR_AN_ANSWER)
+    """NVIDIA GPUs of this machine; empty without a driver."""
+    result = _result(nvidia_smi(GPU_FIELDS), TIMEOUT_SECONDS)
     if result and is_older(result.stdout):
-        result = _result(nvidia_smi(OLDER_GPU_FIELDS), SECONDS_FOR_AN_ANSWER)
+        result = _result(nvidia_smi(OLDER_GPU_FIELDS), TIMEOUT_SECONDS)
     lines = result.stdout.splitlines() if result and result.returncode == 0 else []
     return [gpu for line in lines if (gpu := parse_gpu(line))]
 
 
 def _number(cell: str) -> float | None:
-    """`[N/A]` and its like become None."""
     try:
         return float(cell)
-    except ValueError:
+    except ValueError:  # [N/A] and similar
         return None

@@ -109,7 +109,6 @@ launch() {
   fi
   look_around
   stay_awake
-  if [[ " $*" == *" --hosts"[\ =]* ]]; then exec python -m scripts.hosts "$(basename "$0")" "$@"; fi
-  if ((${NPROC:-1} == 1)); then exec python -m "$@"; fi
-  exec python -m scripts.processes "$NPROC" "$@"
+  if ((${NPROC:-1} == 1)) && [[ " $*" != *" --hosts"[\ =]* ]]; then exec python -m "$@"; fi
+  exec python -m scripts.launch "${NPROC:-1}" "$@"
 }

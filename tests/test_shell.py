@@ -51,8 +51,9 @@ def copy_project(to: Path) -> Path:
     (to / "nanochat").mkdir()
     for path in [*SCRIPTS, ROOT / "pyproject.toml", ROOT / "constraints.txt"]:
         shutil.copy(path, to)
-    for path in [*ROOT.glob("scripts/*.sh"), ROOT / "scripts/processes.py"]:
+    for path in [*ROOT.glob("scripts/*.sh"), ROOT / "scripts/launch.py"]:
         shutil.copy(path, to / "scripts")
+    shutil.copy(ROOT / "nanochat/host.py", to / "nanochat")
     (to / "nanochat/__init__.py").touch()
     (to / "scripts/__init__.py").touch()
     for module in [*MODULES.values(), "scripts.demo_summary"]:
@@ -186,7 +187,9 @@ def test_the_demo_passes_its_options_to_every_stage(project: Path, tmp_path: Pat
     result = run(project / "demo.sh", "--quick", "--fresh", cwd=tmp_path, NANOCHAT_BASE_DIR=str(tmp_path))
     assert result.returncode == 0, result.stderr
     runs = result.stdout.split(f"{project / '.venv'}\n")[1:]
-    assert [run.splitlines()[3:-1] for run in runs] == [["--demo", "--quick", "--fresh"]] * 5 + [["--demo", "--quick"]]
+    assert [run.splitlines()[3:-1] for run in runs] == [["--demo", "--quick", "--fresh"]] * 5 + [
+        ["--demo", "--quick"]
+    ] * 2
 
 
 def test_an_option_that_the_demo_does_not_have_is_refused(project: Path, tmp_path: Path) -> None:

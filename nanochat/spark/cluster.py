@@ -19,13 +19,13 @@ import torch
 import torch.distributed as dist
 
 from nanochat.errors import UserError
+from nanochat.host import SSH
 from nanochat.spark import ports
 from nanochat.spark.checks import Check
 
 JUMBO_MTU = 9000
 RAIL_MEGABITS = 100_000
 """A GB10 reaches each port of its ConnectX-7 over two PCIe links of half its 200 Gb/s, each an interface."""
-SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "StrictHostKeyChecking=accept-new")
 ALL_REDUCE_BYTES = {"cuda": 1 << 29, "cpu": 1 << 26}
 """Half a GB, about the gradients of a model; less over TCP."""
 ALL_REDUCE_REPEATS, WARMUP = 10, 2

@@ -1,4 +1,4 @@
-"""What a person does with checkpoints on disk: look them over, check them, thin them out, archive them."""
+"""Lists, verifies, prunes, archives and restores checkpoints."""
 
 import tarfile
 import tempfile
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat import locks, paths
+from nanochat.atomic import atomic_write
 from nanochat.errors import UserError
 from nanochat.stages import STAGES
 from nanochat.telemetry.run_log import FACTS_FILE, METRICS_FILE, SAMPLES_FILE
@@ -16,13 +17,13 @@ from nanochat.train import saving
 from nanochat.train.checkpoint import Checkpoint, find, saved_steps
 
 TOKENIZER = "tokenizer"
-"""The tokenizer's folder in an archive."""
+"""Folder of the tokenizer in an archive."""
 LOGS = (FACTS_FILE, METRICS_FILE, SAMPLES_FILE)
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A line of the list."""
+    """A checkpoint in the list."""
 
     source: str
     tag: str
@@ -35,7 +36,7 @@ class Saved:
 
     @property
     def age_seconds(self) -> float:
-        """Since it was saved."""
+        """Seconds since it was saved."""
         at = (
             self.checkpoint.meta["saved_at"]
             if self.checkpoint.is_readable()
@@ -45,12 +46,12 @@ class Saved:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """At the last validation before it was saved; None where there was none, or it cannot be read."""
+        """At the last validation before it was saved; None without one, or if meta.json is damaged."""
         return self.checkpoint.meta.get("results", {}).get("bpb") if self.checkpoint.is_readable() else None
 
 
 def all_saved(source: str | None = None, tag: str | None = None) -> Iterator[Saved]:
-    """All checkpoints, or those of a stage or a model; those of models that were set aside too."""
+    """All checkpoints, or those of one stage or model, including models that were set aside."""
     for stage in [source] if source else STAGES:
         folder = paths.checkpoints_dir(stage)
         for found in sorted({path.parent for pattern in ("*", "aside/*") for path in folder.glob(f"{pattern}/step_*")}):
@@ -61,9 +62,10 @@ def all_saved(source: str | None = None, tag: str | None = None) -> Iterator[Sav
 
 
 def prune(source: str | None, tag: str | None, keep_last: int, keep_every: int) -> list[Checkpoint]:
-    """Remove all checkpoints of each model but the last `keep_last` sound ones and every `keep_every`-th step.
+    """Keep the last `keep_last` undamaged checkpoints of each model and every `keep_every`-th step, remove the rest.
 
-    Damaged ones go as well. Raises UserError if a model is being trained: its run prunes by itself.
+    Damaged ones are removed if an undamaged one remains. Raises UserError if a model is being trained: its run prunes
+    by itself.
     """
     removed: list[Checkpoint] = []
     for stage, name in sorted({(saved.source, saved.tag) for saved in all_saved(source, tag)}):
@@ -71,7 +73,7 @@ def prune(source: str | None, tag: str | None, keep_last: int, keep_every: int) 
             raise UserError(f"{holder} is training the {stage} model {name}: stop it first, or name others with --tag")
         folder = paths.checkpoints_dir(stage) / name
         sound = [checkpoint for checkpoint in saved_steps(folder) if not checkpoint.damage()]
-        if sound:  # else nothing could stand in for what is damaged
+        if sound:  # else keep the damaged ones: there is nothing better
             steps = {checkpoint.step for checkpoint in sound}
             removed += saving.remove([checkpoint for checkpoint in saved_steps(folder) if checkpoint.step not in steps])
             removed += saving.prune(folder, keep_last, keep_every)
@@ -79,35 +81,35 @@ def prune(source: str | None, tag: str | None, keep_last: int, keep_every: int) 
 
 
 def archive(source: str | None, tag: str | None, step: int | None, file: Path | None) -> Path:
-    """Write a checkpoint, checked, with its tokenizer and what its run logged, into a tar file.
+    """Verify a checkpoint and write it with its tokenizer and logs into a tar file.
 
-    Raises UserError if there is no such checkpoint, it is damaged, its tokenizer is not here, or the file is there.
+    Raises UserError if the checkpoint is missing, damaged or of another tokenizer, or if the file already exists.
     """
     found = find(source, tag, step)
     if damage := found.damage():
         raise UserError(f"{found.folder} is damaged ({damage}): archive another with --step")
     if Tokenizer.load(paths.tokenizer_dir()).hash != found.meta["tokenizer"]:
-        raise UserError(f"{found.folder} was trained with another tokenizer than {paths.tokenizer_dir()}: put it back")
+        raise UserError(
+            f"{found.folder} was trained with another tokenizer than {paths.tokenizer_dir()}: restore that one"
+        )
     file = file or Path(f"{found.source}-{found.tag}-{found.step:06d}.tar")
     if file.exists():
-        raise UserError(f"{file} is there already: name another with --file")
+        raise UserError(f"{file} already exists: choose another with --file")
     model = Path(STAGES[found.source].checkpoint_folder) / found.tag
-    partial = file.with_name(f"{file.name}.partial")
-    with tarfile.open(partial, "w") as tar:  # not compressed: weights are noise to a compressor
+    with atomic_write(file, "wb") as whole, tarfile.open(fileobj=whole, mode="w") as tar:  # weights do not compress
         tar.add(found.folder, str(model / found.folder.name))
         for name in LOGS:
             if (log := found.folder.parent / name).exists():
                 tar.add(log, str(model / name))
         tar.add(paths.tokenizer_dir(), TOKENIZER)
-    partial.rename(file)
     return file
 
 
 def restore(file: Path) -> Checkpoint:
-    """Put what `archive` wrote back where it was: the checkpoint, and what is not there of its logs and its tokenizer.
+    """Restore an archived checkpoint, and its logs and tokenizer if missing here.
 
-    Raises UserError if it is no such archive, the checkpoint is damaged or there already, or belongs to another
-    tokenizer than the one that is here.
+    Raises UserError if the archive is damaged, if the checkpoint already exists, or if this base directory has another
+    tokenizer.
     """
     with tempfile.TemporaryDirectory(dir=paths.base_dir(), prefix=".restoring-") as temporary:
         unpacked = Path(temporary)
@@ -117,19 +119,19 @@ def restore(file: Path) -> Checkpoint:
             (folder,) = unpacked.glob("*_checkpoints/*/step_*")
             tokenizer = Tokenizer.load(unpacked / TOKENIZER)
         except (OSError, tarfile.TarError, ValueError, UserError) as error:
-            raise UserError(f"{file} is not a whole archive of a checkpoint ({error}): take another copy") from None
+            raise UserError(f"{file} is not a complete checkpoint archive ({error}): use another copy") from None
         if damage := Checkpoint(folder).damage():
-            raise UserError(f"the checkpoint in {file} is damaged ({damage}): take another copy")
+            raise UserError(f"the checkpoint in {file} is damaged ({damage}): use another copy")
         if not paths.tokenizer_dir().exists():
             (unpacked / TOKENIZER).rename(paths.tokenizer_dir())
         elif Tokenizer.load(paths.tokenizer_dir()).hash != tokenizer.hash:
             raise UserError(
-                f"{file} belongs to another tokenizer than {paths.tokenizer_dir()}: set NANOCHAT_BASE_DIR to another "
-                "folder and restore it there"
+                f"{file} has another tokenizer than {paths.tokenizer_dir()}: restore it to another folder by setting "
+                "NANOCHAT_BASE_DIR"
             )
         model = paths.base_dir() / folder.parent.relative_to(unpacked)
         if (model / folder.name).exists():
-            raise UserError(f"{model / folder.name} is there already: move it away first")
+            raise UserError(f"{model / folder.name} already exists: move it away first")
         model.mkdir(parents=True, exist_ok=True)
         for name in LOGS:
             if (folder.parent / name).exists() and not (model / name).exists():

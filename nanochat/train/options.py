@@ -23,7 +23,7 @@ class TrainOptions:
   NPROC=8 in front  that many processes on this machine, one for each GPU
   --hosts a,b       train on these machines together, this one first
   --print           with --hosts: start nothing, show what to type on each"""
-    """what `--help` shows besides the options: they are read by scripts/env.sh and scripts/hosts.py"""
+    """what `--help` shows besides the options: they are read by scripts/env.sh and scripts/launch.py"""
 
     run: str | None = None
     """name of the run at wandb or trackio"""

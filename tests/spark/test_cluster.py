@@ -14,8 +14,9 @@ import pytest
 
 from nanochat.data.download import HubFile, Manifest
 from nanochat.errors import UserError
+from nanochat.host import SSH
 from nanochat.spark import ports
-from nanochat.spark.cluster import SSH, Port, check_bandwidth, check_link, command_on, shared_networks
+from nanochat.spark.cluster import Port, check_bandwidth, check_link, command_on, shared_networks
 from nanochat.train import agreement
 from scripts import cluster
 from tests.machine import FakeMachine

@@ -27,7 +27,7 @@ def test_all_are_listed_those_set_aside_too_and_the_damaged_marked(
     script.main(script.Options())
     out = capsys.readouterr().out
     assert out.count("good") == 2 and out.count("damaged") == 1 and "model.safetensors is not" in out
-    with pytest.raises(UserError, match="1 of 3 checkpoints are damaged"):
+    with pytest.raises(UserError, match="1 of 3 "):
         script.main(script.Options(script.Verify()))
 
 
@@ -53,9 +53,9 @@ def test_an_archive_brings_a_model_to_another_place(
     saved = save(tokenizer, step=5)
     (saved.folder.parent / "metrics.jsonl").write_text('{"step": 5}\n')
     file = archive.archive(None, None, None, base_dir / "model.tar")
-    with pytest.raises(UserError, match="is there already: name another"):
+    with pytest.raises(UserError, match="--file"):
         archive.archive(None, None, None, file)
-    with pytest.raises(UserError, match="is there already: move it away"):
+    with pytest.raises(UserError, match="already exists"):
         archive.restore(file)
     elsewhere = base_dir / "elsewhere"
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(elsewhere))
@@ -79,10 +79,10 @@ def test_an_archive_that_is_damaged_or_of_another_tokenizer_is_refused(
         damaged.seek(1 << 20)
         damaged.write(b"not what was there")
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base_dir / "elsewhere"))
-    with pytest.raises(UserError, match="is not a whole archive"):
+    with pytest.raises(UserError, match=r"cut\.tar"):
         archive.restore(cut)
     with pytest.raises(UserError, match=r"the checkpoint in .* is damaged"):
         archive.restore(flipped)
     Tokenizer.train(["some other text"] * 3, 270).save(paths.tokenizer_dir())
-    with pytest.raises(UserError, match="belongs to another tokenizer"):
+    with pytest.raises(UserError, match=r"tokenizer.*NANOCHAT_BASE_DIR"):
         archive.restore(file)

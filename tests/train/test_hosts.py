@@ -15,7 +15,7 @@ from nanochat.telemetry.run_log import read_steps
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import agreement
 from nanochat.train.agreement import difference
-from scripts import hosts
+from scripts import launch
 from tests.training import HOW, FewRows, batches, begin
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -32,7 +32,8 @@ exec env -i PATH="$PATH" PYTHONPATH="$PYTHONPATH" OMP_NUM_THREADS=1 HOME="$home"
 """
 # Stands for pretrain.sh, without set-up.
 SCRIPT = """#!/bin/sh
-exec {python} -m scripts.hosts {script} stage "$@"
+export NANOCHAT_COMMAND={script}
+exec {python} -m scripts.launch 1 stage "$@"
 """
 # Stands for scripts.base_train: the trainer on rows that need no files. The first time, someone presses Ctrl-C at the
 # main machine.
@@ -41,6 +42,7 @@ import os, signal, sys
 from dataclasses import replace
 import torch
 from nanochat import cli, paths
+from nanochat.train import agreement
 from nanochat.train.options import TrainOptions
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
@@ -49,6 +51,7 @@ from tests.training import FewRows, HOW, OPTIONS, batches, begin
 def main(options):
     torch.set_num_threads(1)
     with Runtime.start("cpu") as runtime:
+        agreement.check(agreement.CONVERSATIONS)
         run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), replace(OPTIONS, seed=options.seed))
         begun = run.step
 
@@ -173,8 +176,11 @@ def test_a_machine_with_another_tokenizer_is_refused_with_what_to_copy(
     assert f"rsync -a --relative {base}/./tokenizer {ADDRESSES[1]}:{other}/" in refused.stderr
 
 
-def test_it_prints_what_to_type_on_each_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    hosts.main("pretrain.sh", "scripts.base_train", "--hosts", "a,user@b", "--depth", "4", "--print")
+def test_it_prints_what_to_type_on_each_machine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOCHAT_COMMAND", "./pretrain.sh")
+    launch.main("1", "scripts.base_train", "--hosts", "a,user@b", "--depth", "4", "--print")
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(f"on a:  cd {ROOT} && env NODE_RANK=0 ")
     assert first.endswith("./pretrain.sh --hosts a,user@b --depth 4")
@@ -184,7 +190,7 @@ def test_it_prints_what_to_type_on_each_machine(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("wrong", ["", "a", "a,", "a,a"])
 def test_hosts_that_cannot_be_get_a_sentence(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        hosts.split(["--hosts", wrong])
+        launch.parse_hosts(["--hosts", wrong])
     assert "this one first" in capsys.readouterr().err
 
 
@@ -242,7 +248,7 @@ def test_each_stage_compares_what_it_reads(base_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("fact", "remedy"),
     [
-        (agreement.OPTIONS, "other options"),
+        (agreement.OPTIONS, "same options"),
         (agreement.CODE, "rsync -a --delete"),
         (agreement.SOFTWARE, r"./setup.sh"),
         ("tokens/text", "rsync -a --relative /base/./tokens/text two:/base/"),

@@ -259,7 +259,7 @@ def test_a_stop_leaves_an_evaluation_in_all_processes_and_the_last_one_is_made_b
     write_documents(base_dir, "val", tokenizer, demo_data.documents("train")[:80], "text")
     (base_dir / "evaluating.py").write_text(EVALUATING)
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{base_dir}", "OMP_NUM_THREADS": "1"}
-    launcher = ["scripts.processes", str(processes)] if processes > 1 else []
+    launcher = ["scripts.launch", str(processes)] if processes > 1 else []
 
     def run(asked_at_step: int) -> tuple[int, list[str]]:
         """The exit code, and the rows that each process has evaluated, as step:rows."""

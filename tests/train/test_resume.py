@@ -203,7 +203,7 @@ def test_another_number_of_processes_goes_on_where_the_first_stopped(base_dir: P
     }
 
     def run(processes: int, tag: str, stop: int) -> None:
-        launcher = ["scripts.processes", str(processes)] if processes > 1 else []
+        launcher = ["scripts.launch", str(processes)] if processes > 1 else []
         command = [sys.executable, "-m", *launcher, "process", tag, str(stop)]
         subprocess.run(command, cwd=base_dir, env=environment, check=True, timeout=150, capture_output=True)
 

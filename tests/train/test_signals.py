@@ -85,7 +85,7 @@ def two_processes(folder: Path, seconds_a_step: float) -> Iterator[subprocess.Po
     """Two of the stand-ins, ready, in a session of their own as in a terminal."""
     (folder / "stage.py").write_text(STAGE)
     with subprocess.Popen(
-        [sys.executable, "-m", "scripts.processes", "2", "stage", str(seconds_a_step)],
+        [sys.executable, "-m", "scripts.launch", "2", "stage", str(seconds_a_step)],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": f"{ROOT}:{folder}"},
         stdout=subprocess.PIPE,

@@ -57,7 +57,7 @@ cli.run(main, type(OPTIONS), args=["--model-tag", sys.argv[1], "--save-every", "
 def run_two(folder: Path, fault: str, tag: str) -> "subprocess.CompletedProcess[str]":
     (folder / "stage.py").write_text(STAGE.replace("FAULT", FAULTS[fault]))
     return subprocess.run(
-        [sys.executable, "-m", "scripts.processes", "2", "stage", tag],
+        [sys.executable, "-m", "scripts.launch", "2", "stage", tag],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": f"{ROOT}:{folder}", "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -1,4 +1,4 @@
-"""For the Python files that a person starts with whatever Python there is: go on in .venv."""
+"""Restarts a Python file that people run with any Python in .venv. Uses only the standard library."""
 
 import os
 import subprocess
@@ -10,13 +10,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_in_venv(module: str) -> NoReturn:
-    """Make .venv if it is missing or out of date, and become its `python -m module` with the same arguments.
-
-    Uses nothing but the standard library, as nothing else may be installed.
-    """
-    made = subprocess.run([ROOT / "setup.sh", "--quiet"], check=False)
-    if made.returncode:
-        sys.exit(made.returncode)
+    """Create or update .venv, then replace this process with its `python -m module` and the same arguments."""
+    setup = subprocess.run([ROOT / "setup.sh", "--quiet"], check=False)
+    if setup.returncode:
+        sys.exit(setup.returncode)
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "PYTHONSAFEPATH": "1",
