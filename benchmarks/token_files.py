@@ -1,4 +1,4 @@
-"""How fast text becomes token files, by the number of processes; and tiktoken alone on one core.
+"""MB/s of text converted into token files, with one process and with several, and of tiktoken alone.
 
 python -m benchmarks.token_files --dataset fineweb-edu --workers 2
 """
@@ -19,21 +19,21 @@ from nanochat.tokenizer import Tokenizer
 
 @dataclass
 class BenchmarkOptions:
-    """Time the making of token files from shards that ./prepare.sh fetched, with its tokenizer."""
+    """Time the tokenization of shards downloaded by ./prepare.sh, with its tokenizer."""
 
     dataset: str = "fineweb-edu"
-    """whose shards"""
+    """name of the data set"""
     num_shards: int = 8
-    """how many of them, at most"""
+    """maximum number of shards"""
     repeats: int = 4
-    """times that each is used: the loopback hub's shards are small"""
+    """times that each shard is used"""
     workers: int | None = None
-    """processes; by default one a core"""
+    """processes; by default one per core"""
 
 
 @dataclass(frozen=True)
 class RepeatedShard(ParquetShard):
-    """The same file again, under another name."""
+    """A shard under another name, so that it can be used again."""
 
     repeat: int = 0
 
@@ -50,27 +50,27 @@ def main(options: BenchmarkOptions) -> None:
     shards = [RepeatedShard(path, str(path), repeat) for path in files for repeat in range(options.repeats)]
 
     texts = list(shards[0].texts())
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for text in texts:
         tokenizer.encode(text)
     size = sum(len(text.encode()) for text in texts)
-    print(f"tiktoken alone, one core: {size / (time.perf_counter() - begun) / 1e6:.1f} MB/s")
+    print(f"tiktoken alone, one core: {size / (time.perf_counter() - start) / 1e6:.1f} MB/s")
 
-    most = options.workers or os.cpu_count() or 1
-    for workers in sorted({1, most}):
+    max_workers = options.workers or os.cpu_count() or 1
+    for workers in sorted({1, max_workers}):
         with tempfile.TemporaryDirectory() as folder:
-            cpu, begun = cpu_seconds(), time.perf_counter()
+            cpu, start = cpu_seconds(), time.perf_counter()
             write_shards(Path(folder), {"train": shards}, tokenizer, workers)
-            seconds, cpu = time.perf_counter() - begun, cpu_seconds() - cpu
+            seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
             size = TokenShards.open(Path(folder), "train", tokenizer).num_bytes
         print(
             f"{workers} processes: {size / 1e6:.0f} MB of text in {seconds:.1f}s, {size / seconds / 1e6:.1f} MB/s "
-            f"({size / cpu / 1e6:.1f} MB for each second of a core)"
+            f"({size / cpu / 1e6:.1f} MB per CPU second)"
         )
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of those that it started and waited for."""
+    """CPU time of this process and of its finished children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
