@@ -32,7 +32,7 @@ def test_parts_of_a_reply_with_a_tool_call(tokenizer: Tokenizer) -> None:
 
 
 def shown(tokenizer: Tokenizer, text: str, stop: tuple[str, ...]) -> tuple[list[str], Detokenizer]:
-    """What is shown after each token, the last what is left at the end."""
+    """Return the text shown after each token, then the text flushed at the end."""
     detokenizer = Detokenizer(tokenizer, stop)
     deltas = [detokenizer.feed(token) for token in tokenizer.encode(text)] + [detokenizer.flush()]
     return [delta.text if delta else "" for delta in deltas], detokenizer

@@ -1,4 +1,4 @@
-"""Cached, batched decoding writes what the full forward pass would."""
+"""The engine generates the same tokens as the full forward pass."""
 
 import dataclasses
 import threading
@@ -89,7 +89,7 @@ def test_grouped_query_attention_decodes_too(tokenizer: Tokenizer) -> None:
         assert completion.tokens == greedy_by_full_forward(tokenizer, model, prompt, len(completion.tokens))
 
 
-def test_samples_do_not_depend_on_the_company(tokenizer: Tokenizer) -> None:
+def test_samples_do_not_depend_on_the_batch(tokenizer: Tokenizer) -> None:
     engine = Engine(model_for(tokenizer), tokenizer, max_batch_size=4)
     samplings = [SamplingParams(max_tokens=10, seed=seed, top_k=20) for seed in range(4)]
     together = engine.generate(prompts(), samplings)
@@ -126,7 +126,7 @@ def calling(request: Request, tokenizer: Tokenizer, engine: Engine, code: str) -
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_the_tool_s_output_is_forced_and_marked_and_the_reply_goes_on_from_it(tokenizer: Tokenizer, late: bool) -> None:
+def test_tool_output_is_appended_marked_and_continued_from(tokenizer: Tokenizer, late: bool) -> None:
     engine = engine_for(tokenizer, Echo(), late=late)
     request = engine.submit([tokenizer.bos_id, 5], SamplingParams(max_tokens=40, temperature=0))
     for _ in range(3):
@@ -143,7 +143,7 @@ def test_the_tool_s_output_is_forced_and_marked_and_the_reply_goes_on_from_it(to
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_slow_tool_holds_up_nobody_else(tokenizer: Tokenizer, late: bool) -> None:
+def test_a_slow_tool_does_not_delay_other_requests(tokenizer: Tokenizer, late: bool) -> None:
     tool = Echo()
     tool.may_answer.clear()
     engine = engine_for(tokenizer, tool, late=late)
@@ -162,7 +162,7 @@ def test_a_slow_tool_holds_up_nobody_else(tokenizer: Tokenizer, late: bool) -> N
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_cancelled_request_leaves_the_batch_and_the_others_go_on(tokenizer: Tokenizer, late: bool) -> None:
+def test_a_cancelled_request_leaves_the_batch_and_the_others_continue(tokenizer: Tokenizer, late: bool) -> None:
     engine = engine_for(tokenizer, late=late)
     requests = [engine.submit(prompt, SamplingParams(max_tokens=10, temperature=0)) for prompt in prompts()]
     for _ in range(3):
@@ -196,7 +196,7 @@ def test_slots_keep_to_the_memory_budget(tokenizer: Tokenizer) -> None:
         Engine(model, tokenizer, kv_cache_gb=0.5 * slot / 1e9)
 
 
-def test_a_long_prompt_does_not_stall_those_who_write(tokenizer: Tokenizer) -> None:
+def test_a_long_prompt_does_not_stall_decoding(tokenizer: Tokenizer) -> None:
     engine = engine_for(tokenizer)
     engine.scheduler.prefill_tokens = 8
     writer = engine.submit([5, 6, 7], SamplingParams(max_tokens=40, seed=1))
@@ -233,7 +233,7 @@ def test_samples_of_one_prompt_read_it_once(tokenizer: Tokenizer) -> None:
     assert [c.tokens for c in together] == [c.tokens for c in apart]
 
 
-def test_a_conversation_that_may_go_on_is_copied_from_not_overwritten(tokenizer: Tokenizer) -> None:
+def test_a_long_conversation_is_copied_not_overwritten(tokenizer: Tokenizer) -> None:
     engine = engine_for(tokenizer, max_batch_size=2)
     system, long = prompts()[2], prompts()[3]
     engine.generate([[*system, *long]], SamplingParams(max_tokens=2))
@@ -243,7 +243,7 @@ def test_a_conversation_that_may_go_on_is_copied_from_not_overwritten(tokenizer:
     assert engine.stats().prefilled_tokens - computed <= 3
 
 
-def test_changed_weights_count_after_forget(tokenizer: Tokenizer) -> None:
+def test_reset_applies_changed_weights(tokenizer: Tokenizer) -> None:
     engine = engine_for(tokenizer)
     prompt, greedy = prompts()[3], SamplingParams(max_tokens=8, temperature=0)
     engine.generate([prompt], greedy)
@@ -298,7 +298,7 @@ def test_a_heavy_repetition_penalty_never_repeats(tokenizer: Tokenizer, late: bo
     assert free.tokens != request.completion.tokens
 
 
-def test_padding_and_the_tokens_of_others_are_never_drawn() -> None:
+def test_padding_and_suppressed_tokens_are_never_sampled() -> None:
     tokenizer = Tokenizer.train(["some text to learn a few merges from"] * 3, 270)
     model = random_model(tokenizer.vocab_size).eval()
     assert model.config.vocab_size > tokenizer.vocab_size

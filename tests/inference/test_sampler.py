@@ -1,4 +1,4 @@
-"""Tokens are drawn from the distribution that was asked for, request by request."""
+"""Tokens are sampled from the requested distribution."""
 
 import dataclasses
 
@@ -48,7 +48,7 @@ def test_sampling_follows_the_distribution(top_k: int | None) -> None:
         (SamplingParams(top_k=0, min_p=1e-46), {0, 1, 2, 3}),
     ],
 )
-def test_what_may_be_drawn_is_each_request_s_own(wanted: SamplingParams, possible: set[int]) -> None:
+def test_each_request_has_its_own_candidates(wanted: SamplingParams, possible: set[int]) -> None:
     # probabilities of about 0.29, 0.26, 0.24, 0.21
     logits = torch.tensor([[3.0, 2.9, 2.8, 2.7]]).repeat(400, 1)
     others = [SamplingParams(temperature=0), SamplingParams(top_k=4, top_p=0.9), SamplingParams(top_k=None, min_p=0.1)]
@@ -61,7 +61,7 @@ def test_logits_that_are_no_numbers_still_give_tokens_that_exist() -> None:
     assert all(0 <= token < 4 for token in draw(torch.full((3, 4), torch.nan), kinds))
 
 
-def test_company_changes_no_draw() -> None:
+def test_a_row_does_not_depend_on_the_other_rows() -> None:
     logits = torch.randn(40, 300, generator=torch.Generator().manual_seed(1)) * 3
     kinds = [
         SamplingParams(temperature=0),
@@ -75,7 +75,7 @@ def test_company_changes_no_draw() -> None:
     assert draw(logits, samplings) == alone
 
 
-def test_the_highest_draw_is_a_token_that_may_be_drawn() -> None:
+def test_the_largest_uniform_selects_a_candidate() -> None:
     logits = torch.tensor([[1.0, 0.0, -100.0, -100.0]])
     for kind, last in (
         (SamplingParams(top_k=2), 1),

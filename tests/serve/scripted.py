@@ -1,8 +1,8 @@
-"""An engine that follows a script: server and terminal are tested for what they do around it.
+"""A scripted engine for tests of the server and the terminal chat.
 
-What it writes depends on the last message alone, a token a step: `count to N` gives N numbers; `calculate`, or anything
-with 37 in it, makes a tool call; `wait` says one word and then nothing until it is cancelled or `go` is set; `fail`
-breaks down; `emoji` and `markdown` give what their names say; anything else is echoed.
+Its reply depends on the last message only, one token per step: `count to N` counts; `calculate`, or any text with 37 in
+it, makes a tool call; `wait` generates one word and then pauses until it is cancelled or `go` is set; `fail` raises;
+`emoji` and `markdown` return samples of these; anything else is echoed.
 """
 
 import functools
@@ -39,7 +39,7 @@ def small_tokenizer() -> Tokenizer:
 
 
 class ScriptedEngine:
-    """As much of an Engine as is used from outside."""
+    """The public interface of Engine."""
 
     def __init__(self, tokenizer: Tokenizer, slots: int = 16, pause: float = 0.0) -> None:
         self.tokenizer = tokenizer

@@ -55,7 +55,7 @@ def test_stream_has_no_usage_unless_asked(client: httpx.Client) -> None:
     assert all("usage" not in chunk for chunk in chunks(client, say("good day")))
 
 
-def test_tool_call_streams_beside_the_text(client: httpx.Client) -> None:
+def test_tool_calls_are_separate_in_a_stream(client: httpx.Client) -> None:
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks(client, say("calculate"))[1:-1]]
     calls = [delta["nanochat"] for delta in deltas if "nanochat" in delta]
     for kind, text in (("python", "37*45"), ("python_output", "1665")):
@@ -63,14 +63,14 @@ def test_tool_call_streams_beside_the_text(client: httpx.Client) -> None:
     assert "".join(delta.get("content", "") for delta in deltas) == "Let me see. It is 1665."
 
 
-def test_tool_call_in_one_piece_comes_beside_the_text(client: httpx.Client) -> None:
+def test_tool_calls_are_separate_in_a_response(client: httpx.Client) -> None:
     message = client.post(CHAT, json=say("calculate")).json()["choices"][0]["message"]
     assert message["content"] == "Let me see. It is 1665."
     assert message["nanochat"]["parts"] == CALL
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-def test_reply_cut_at_max_tokens_says_length(client: httpx.Client, name: str) -> None:
+def test_finish_reason_is_length_at_max_tokens(client: httpx.Client, name: str) -> None:
     answer = client.post(CHAT, json=say("count to 9", **{name: 3})).json()
     assert answer["choices"][0]["finish_reason"] == "length" and answer["usage"]["completion_tokens"] == 3
 
@@ -126,7 +126,7 @@ def test_more_logprobs_than_an_answer_may_hold_are_refused(client: httpx.Client)
     assert client.post(CHAT, json=say("hello", **asked | {"n": 8})).status_code == 200
 
 
-def test_logprobs_of_a_stop_string_are_not_told(client: httpx.Client) -> None:
+def test_logprobs_of_a_stop_string_are_omitted(client: httpx.Client) -> None:
     (choice,) = client.post(CHAT, json=say("good day", logprobs=True, stop="day")).json()["choices"]
     assert "day" not in "".join(entry["token"] for entry in choice["logprobs"]["content"])
 
@@ -224,7 +224,7 @@ def test_half_a_character_is_replaced(client: httpx.Client) -> None:
     assert response.json()["choices"][0]["message"]["content"] == "a\ufffd \U0001f600"
 
 
-def test_error_in_the_middle_of_a_stream_is_told(client: httpx.Client) -> None:
+def test_error_during_a_stream_is_sent(client: httpx.Client) -> None:
     assert chunks(client, say("fail"))[-1]["error"]["type"] == "server_error"
 
 
@@ -233,7 +233,7 @@ def test_unknown_fields_are_ignored(client: httpx.Client) -> None:
     assert client.post(CHAT, json=body).status_code == 200
 
 
-def test_oldest_turns_are_dropped_and_the_header_says_so(
+def test_oldest_turns_are_dropped_and_counted_in_a_header(
     client: httpx.Client, both: Both, tokenizer: Tokenizer
 ) -> None:
     exchange = [{"role": "user", "content": "count to 3"}, {"role": "assistant", "content": "1 2 3 " * 20}]
@@ -278,7 +278,7 @@ def test_logprobs_of_continued_text_have_the_older_shape(client: httpx.Client) -
     )
 
 
-def test_text_offsets_say_where_in_the_text_a_token_begins(client: httpx.Client) -> None:
+def test_text_offsets_are_the_starts_of_tokens(client: httpx.Client) -> None:
     body = {"prompt": "calculate", "logprobs": 0, "echo": True}
     (choice,) = client.post("/v1/completions", json=body).json()["choices"]
     text, logprobs = choice["text"], choice["logprobs"]
@@ -290,7 +290,7 @@ def test_text_offsets_say_where_in_the_text_a_token_begins(client: httpx.Client)
 
 
 @pytest.mark.parametrize("prompt", [[10**6], [-1], "long " * CONTEXT, [], [[]], None, {"a": 1}])
-def test_prompt_that_cannot_be_is_refused(client: httpx.Client, prompt: Any) -> None:
+def test_invalid_prompt_is_rejected(client: httpx.Client, prompt: Any) -> None:
     response = client.post("/v1/completions", json={"prompt": prompt})
     assert response.status_code == 400 and response.json()["error"]["message"]
 
@@ -304,7 +304,7 @@ def test_tokenize_counts_text_and_conversations(client: httpx.Client, tokenizer:
     assert client.post("/tokenize", json={}).status_code == 400
 
 
-def test_models_says_which_model_and_stage_talks(client: httpx.Client) -> None:
+def test_models_describes_model_and_stage(client: httpx.Client) -> None:
     (card,) = client.get("/v1/models").json()["data"]
     assert card == client.get(f"/v1/models/{card['id']}").json()
     assert card["id"] == "nanochat-d4-sft" and card["object"] == "model"

@@ -16,7 +16,7 @@ def test_port_in_use_names_another() -> None:
 @pytest.mark.parametrize(
     ("host", "port"), [("127.0.0.1", 99_999), ("127.0.0.1", -1), ("no such host", 0), ("192.0.2.1", 0)]
 )
-def test_address_that_cannot_be_is_a_sentence(host: str, port: int) -> None:
+def test_invalid_address_is_a_user_error(host: str, port: int) -> None:
     with pytest.raises(UserError, match=f"{host}|{port}"):
         http_server.bind(host, port)
 
@@ -29,13 +29,13 @@ def test_address_that_cannot_be_is_a_sentence(host: str, port: int) -> None:
         ("LocalHost", {"localhost"}),
     ],
 )
-def test_the_host_that_was_asked_for_is_one_to_answer_to(host: str, names: set[str]) -> None:
+def test_the_requested_host_is_allowed(host: str, names: set[str]) -> None:
     with http_server.bind(host, 0) as listener:
         allowed = http_server.allowed_hosts(listener, host)
     assert allowed is not None and names <= set(allowed) and "evil.example" not in allowed
 
 
-def test_who_listens_to_others_answers_to_any_name() -> None:
+def test_on_the_network_any_host_name_is_allowed() -> None:
     with http_server.bind("0.0.0.0", 0) as listener:
         assert http_server.allowed_hosts(listener, "0.0.0.0") is None
 

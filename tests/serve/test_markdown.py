@@ -88,7 +88,7 @@ def test_formula_nested_without_end_is_text(piece: str, marks: tuple[str, str]) 
     check_harmless(f"{marks[0]}{piece * (990 // len(piece))}{marks[1]}")
 
 
-def test_code_is_coloured_and_stays_code() -> None:
+def test_code_is_highlighted_and_escaped() -> None:
     html = to_html('```python\nprint("<b>")\n```')
     assert '<span class="nb">print</span>' in html and "&lt;b&gt;" in html
     assert Markup(to_html("```nonsense\n<b>\n```")).text == "<b>\n\n"
@@ -99,7 +99,7 @@ def test_code_that_is_long_or_in_a_rare_language_stays_plain(language: str, leng
     assert "span" not in Markup(to_html(f"```{language}\n{'a ' * (length // 2)}\n```")).tags
 
 
-def test_block_that_is_not_finished_is_drawn() -> None:
+def test_unfinished_block_is_rendered() -> None:
     assert Markup(to_html("text\n\n```python\nprint(")).tags >= {"p", "pre", "code"}
 
 
@@ -117,11 +117,11 @@ def test_signs_stay_signs_and_lines_stay_lines() -> None:
     assert to_html("2*3*4 = 24\nvector<int>") == "<p>2*3*4 = 24<br />\nvector&lt;int&gt;</p>\n"
 
 
-def test_links_open_elsewhere_and_images_are_links() -> None:
+def test_links_open_in_a_new_tab_and_images_are_links() -> None:
     for text in ("[a](https://a.example)", "![a](https://a.example)"):
         attributes = {name: value for _, name, value in Markup(to_html(text)).attributes}
         assert attributes == {"href": "https://a.example", "target": "_blank", "rel": "noopener noreferrer nofollow"}
 
 
-def test_colours_of_code_need_nothing_from_elsewhere() -> None:
+def test_code_css_loads_nothing() -> None:
     assert "prefers-color-scheme: dark" in code_css() and "url(" not in code_css()

@@ -70,7 +70,7 @@ def replies(page: Page) -> Locator:
 
 
 def is_kept(page: Page, text: str) -> bool:
-    """Whether the browser has stored it. (wait_for_function needs eval, which the page's policy forbids.)"""
+    """True if localStorage has the text. (wait_for_function needs eval, which the page's CSP forbids.)"""
     found = page.evaluate("(text) => Object.values(localStorage).some((value) => value.includes(text))", text)
     return bool(found)
 
@@ -82,7 +82,7 @@ def test_a_message_is_answered_and_the_speed_is_shown(page: Page) -> None:
     expect(replies(page).locator(".stats")).to_have_text(re.compile(r"\d+ tokens, [\d.]+ tokens/s"))
 
 
-def test_shift_enter_begins_a_line_and_a_suggestion_can_be_clicked(page: Page) -> None:
+def test_shift_enter_inserts_a_line_break_and_a_suggestion_can_be_clicked(page: Page) -> None:
     page.get_by_label("Message", exact=True).fill("one")
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("two")
@@ -125,7 +125,7 @@ def test_reply_is_regenerated(page: Page, both: tuple[Served, ScriptedChatModel]
     expect(replies(page).locator(".text")).to_have_text(["hello"])
 
 
-def test_reply_is_still_there_if_another_cannot_be_had(page: Page, both: tuple[Served, ScriptedChatModel]) -> None:
+def test_reply_is_restored_if_regenerating_fails(page: Page, both: tuple[Served, ScriptedChatModel]) -> None:
     send(page, "hello")
     expect(replies(page).locator(".stats")).to_be_visible()
     page.evaluate("() => { window.fetch = async () => { throw new TypeError('gone'); }; }")
@@ -136,7 +136,7 @@ def test_reply_is_still_there_if_another_cannot_be_had(page: Page, both: tuple[S
     expect(replies(page).locator(".text")).to_have_text(["hello"])
 
 
-def test_whole_reply_is_kept_before_it_is_drawn(page: Page) -> None:
+def test_complete_reply_is_saved_before_it_is_rendered(page: Page) -> None:
     page.route("**/render", lambda route: None)  # never answered
     send(page, "good day")
     expect(replies(page)).to_have_count(1)
@@ -195,7 +195,7 @@ def test_what_was_written_before_the_browser_crashed_is_kept(
     expect(replies(again)).not_to_contain_text("Stopped.")
 
 
-def test_page_that_is_come_back_to_shows_what_was_stopped(page: Page) -> None:
+def test_back_navigation_shows_the_stopped_reply(page: Page) -> None:
     send(page, "wait")
     expect(replies(page).locator(".text")).to_have_text("well")
     for name in ("pagehide", "pageshow"):  # as when the browser keeps a page that is left, and brings it back
@@ -226,7 +226,7 @@ def test_tool_call_is_a_step_with_code_and_result(page: Page) -> None:
     expect(step.get_by_label("Code")).to_be_hidden()
 
 
-def test_markdown_formulas_and_code_are_drawn_and_markup_is_not(page: Page) -> None:
+def test_markdown_is_rendered_and_html_is_escaped(page: Page) -> None:
     send(page, "markdown")
     reply = replies(page)
     expect(reply.locator(".stats")).to_be_visible()
@@ -342,7 +342,7 @@ def test_every_control_has_a_name(page: Page) -> None:
     assert nameless == 0
 
 
-def test_error_is_told_and_the_next_message_works(page: Page) -> None:
+def test_error_is_shown_and_the_next_message_works(page: Page) -> None:
     send(page, "fail")
     expect(replies(page)).to_contain_text("the model failed")
     send(page, "hello")

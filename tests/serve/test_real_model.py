@@ -28,7 +28,7 @@ HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
 
 
 def load_small(card: ModelCard) -> ChatModel:
-    """What the engine's process loads."""
+    """Create the model in the engine process."""
     tokenizer = small_tokenizer()
     model = random_model(tokenizer.vocab_size, depth=1, sequence_len=CONTEXT).eval()
     return ChatModel(card.source, card.model_tag, card.step, Engine(model, tokenizer, Calculator(1), max_batch_size=4))
@@ -47,7 +47,7 @@ def client(served: Served) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_stream_and_whole_answer_say_the_same(client: openai.OpenAI) -> None:
+def test_stream_equals_the_complete_response(client: openai.OpenAI) -> None:
     model = client.models.list().data[0].id
     asked: dict[str, Any] = {"model": model, "messages": HELLO, "seed": 3, "max_tokens": 30}
     whole = client.chat.completions.create(**asked)
@@ -60,7 +60,7 @@ def test_stream_and_whole_answer_say_the_same(client: openai.OpenAI) -> None:
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
 
 
-def test_a_seed_says_the_same_whatever_else_is_in_the_batch(served: Served) -> None:
+def test_a_seed_is_reproducible_in_any_batch(served: Served) -> None:
     async def ask(seed: int) -> str | None:
         async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="key") as client:
             answer = await client.chat.completions.create(model="", messages=HELLO, seed=seed, max_tokens=20)

@@ -68,14 +68,14 @@ def test_health_answers_at_once_while_replies_are_written(both: Both) -> None:
     with served.client.stream("POST", CHAT, json=say("wait", stream=True)) as response:
         lines = response.iter_lines()
         next(lines)
-        began = time.monotonic()
+        start = time.monotonic()
         health = served.client.get("/health").json()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - start < 1
         assert (health["status"], health["running"], health["waiting"]) == ("ok", 1, 0)
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_client_that_leaves_frees_its_slot(both: Both, stream: bool) -> None:
+def test_disconnect_frees_the_slot(both: Both, stream: bool) -> None:
     served, model = both
 
     async def leave() -> None:
@@ -90,7 +90,7 @@ def test_client_that_leaves_frees_its_slot(both: Both, stream: bool) -> None:
     assert served.pool.unfinished == 0
 
 
-def test_client_that_leaves_the_queue_gives_up_its_place(both: Both) -> None:
+def test_disconnect_leaves_the_queue(both: Both) -> None:
     served, model = both
 
     async def leave() -> None:
@@ -118,7 +118,7 @@ def test_server_stops_while_a_reply_is_written(tokenizer: Tokenizer, monkeypatch
     until(lambda: threading.active_count() == before)
 
 
-def test_while_the_model_is_loaded_the_server_says_so(tokenizer: Tokenizer) -> None:
+def test_requests_are_rejected_while_the_model_loads(tokenizer: Tokenizer) -> None:
     go = threading.Event()
 
     def load(card: ModelCard) -> ChatModel:
@@ -137,14 +137,14 @@ def test_while_the_model_is_loaded_the_server_says_so(tokenizer: Tokenizer) -> N
         assert served.client.post(CHAT, json=say("hello")).status_code == 200
 
 
-def test_model_that_cannot_be_loaded_is_told(tokenizer: Tokenizer) -> None:
+def test_failure_to_load_the_model_is_reported(tokenizer: Tokenizer) -> None:
     def load(card: ModelCard) -> ChatModel:
         raise UserError("this model is damaged: train it again")
 
-    told: list[UserError | None] = []
-    with serving(load, tokenizer, wait=False, on_loaded=told.append):
-        until(lambda: told)
-    assert "damaged" in str(told[0])
+    reported: list[UserError | None] = []
+    with serving(load, tokenizer, wait=False, on_loaded=reported.append):
+        until(lambda: reported)
+    assert "damaged" in str(reported[0])
 
 
 def test_engine_that_dies_while_it_loads_is_started_by_the_next_request(tokenizer: Tokenizer) -> None:
@@ -157,16 +157,16 @@ def test_engine_that_dies_while_it_loads_is_started_by_the_next_request(tokenize
             return threading.current_thread()  # as good as any that is not the engine's
         return in_thread(connection, load, gpu)
 
-    told: list[UserError | None] = []
+    reported: list[UserError | None] = []
     with serving(
-        lambda card: ScriptedChatModel(tokenizer), tokenizer, start=start, wait=False, on_loaded=told.append
+        lambda card: ScriptedChatModel(tokenizer), tokenizer, start=start, wait=False, on_loaded=reported.append
     ) as served:
-        until(lambda: told)
-        assert "died while loading" in str(told[0])
+        until(lambda: reported)
+        assert "died while loading" in str(reported[0])
         assert served.client.post(CHAT, json=say("hello")).status_code == 200
 
 
-def test_engine_whose_gpu_fails_is_started_again_and_until_then_the_server_says_so(tokenizer: Tokenizer) -> None:
+def test_engine_is_restarted_after_a_gpu_failure(tokenizer: Tokenizer) -> None:
     model, go = ScriptedChatModel(tokenizer), threading.Event()
     loads: list[ModelCard] = []
     pipes: list[Connection] = []
@@ -197,7 +197,7 @@ def test_engine_whose_gpu_fails_is_started_again_and_until_then_the_server_says_
         assert served.client.post(CHAT, json=say("hello")).status_code == 200
 
 
-def test_reply_that_cannot_be_read_fails_alone(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detokenization_error_fails_one_request_only(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     with scripted(tokenizer) as (served, model), ThreadPoolExecutor(1) as clients:
         other = clients.submit(served.client.post, CHAT, json=say("wait"))
         until(lambda: served.pool.running)
@@ -282,7 +282,7 @@ def test_metrics_count_what_happened(both: Both) -> None:
     assert "nanochat_requests_running 0.0" in text and "nanochat_reply_tokens_per_second_bucket" in text
 
 
-def test_bug_in_a_route_is_logged_told_in_openais_shape_and_counted(
+def test_exception_in_a_route_is_logged_reported_and_counted(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def unreadable() -> list[ModelCard]:
@@ -293,8 +293,8 @@ def test_bug_in_a_route_is_logged_told_in_openais_shape_and_counted(
         monkeypatch.setattr(served.pool.registry, "list_models", unreadable)
         failed = served.client.get("/v1/models", headers=origin)
         assert failed.status_code == 500
-        told = {"message": "internal server error", "type": "server_error", "param": None, "code": None}
-        assert failed.json() == {"error": told}
+        reported = {"message": "internal server error", "type": "server_error", "param": None, "code": None}
+        assert failed.json() == {"error": reported}
         assert failed.headers["x-content-type-options"] == "nosniff"
         assert failed.headers["access-control-allow-origin"] == "https://friend.example"
         assert served.client.post(CHAT, json=say("my secret", model="another")).status_code == 500
@@ -306,7 +306,7 @@ def test_bug_in_a_route_is_logged_told_in_openais_shape_and_counted(
     assert "GET /v1/models failed" in caplog.text and "secret" not in caplog.text
 
 
-def test_page_and_its_files_ask_no_other_host_for_anything(client: httpx.Client) -> None:
+def test_page_and_static_files_load_nothing_from_other_hosts(client: httpx.Client) -> None:
     page = client.get("/")
     assert "default-src 'none'" in page.headers["content-security-policy"]
     for path in ("/", "/static/chat.css", "/static/chat.js", "/static/icon.svg", "/code.css"):
@@ -367,7 +367,7 @@ def test_api_key_is_asked_for_everywhere_but_at_the_page(tokenizer: Tokenizer) -
 
 
 @pytest.mark.parametrize("host", ["127.0.0.2", "localhost"])
-def test_a_loopback_host_of_ones_choice_is_answered(tokenizer: Tokenizer, host: str) -> None:
+def test_loopback_hosts_are_allowed(tokenizer: Tokenizer, host: str) -> None:
     with scripted(tokenizer, host=host) as (served, _):
         assert served.client.get("/health", headers={"host": "LOCALHOST:80"}).status_code == 200
 
@@ -379,7 +379,7 @@ def test_prompts_are_not_logged(client: httpx.Client, capfd: pytest.CaptureFixtu
     assert "secret" not in captured.out + captured.err
 
 
-def test_slow_reader_gets_everything(client: httpx.Client) -> None:
+def test_slow_client_receives_everything(client: httpx.Client) -> None:
     with client.stream("POST", CHAT, json=say("count to 40", stream=True)) as response:
         next(lines := response.iter_lines())
         time.sleep(0.3)

@@ -34,7 +34,7 @@ def talk(
     model: ScriptedChatModel | None = None,
     load: Callable[[ModelCard], ChatModel] | None = None,
 ) -> tuple[str, TerminalChat]:
-    """What a terminal of 40 columns shows after a person typed these lines and left."""
+    """Return the output of a 40-column terminal after these inputs."""
     lines = iter(typed)
 
     def read() -> str:
@@ -51,11 +51,11 @@ def talk(
     return out.getvalue(), chat
 
 
-def test_first_line_says_which_model_talks() -> None:
+def test_first_line_names_the_model() -> None:
     assert talk([])[0].startswith("sft d4 step 300. ")
 
 
-def test_conversation_goes_on_with_what_was_said() -> None:
+def test_conversation_keeps_its_history() -> None:
     model = ScriptedChatModel()
     talk(["hello", "calculate", "bye"], model)
     messages, _ = model.seen[-1]
@@ -80,7 +80,7 @@ def test_commands_set_what_the_next_reply_uses() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "told"),
+    ("typed", "output"),
     [
         ("/dance", "/dance"),
         ("/temperature hot", "/temperature must be a number from 0 to 2"),
@@ -93,10 +93,10 @@ def test_commands_set_what_the_next_reply_uses() -> None:
         ("refuse", "this cannot be answered"),
     ],
 )
-def test_mistake_gets_a_sentence_and_the_chat_goes_on(typed: str | BaseException, told: str) -> None:
+def test_mistakes_print_a_message_and_the_chat_continues(typed: str | BaseException, output: str) -> None:
     model = ScriptedChatModel()
     shown, _ = talk([typed, "hello"], model)
-    assert told in " ".join(shown.split())
+    assert output in " ".join(shown.split())
     assert model.seen[-1][0] == [{"role": "user", "content": "hello"}]
 
 
@@ -139,13 +139,13 @@ def test_conversation_is_saved_and_loaded(tmp_path: Path) -> None:
     assert [message["role"] for message in model.seen[-1][0]] == ["system", *["user", "assistant"] * 2, "user"]
 
 
-def test_files_that_cannot_be_are_a_sentence(tmp_path: Path) -> None:
+def test_invalid_files_print_a_message(tmp_path: Path) -> None:
     (tmp_path / "broken").write_text("{")
     shown, _ = talk([f"/load {tmp_path / 'broken'}", "/load", "hello", "/save", f"/save {tmp_path}", "/load /no/where"])
-    told = " ".join(shown.split())
+    output = " ".join(shown.split())
     sentences = "line 1 of", "/load FILE", "/save FILE", "Is a directory", "/no/where"
     for sentence in sentences:
-        assert sentence in told
+        assert sentence in output
 
 
 def test_switching_models() -> None:
@@ -182,26 +182,26 @@ class Model(ScriptedChatModel):
 
 
 @pytest.mark.parametrize("error", [UserError("base d4 is damaged"), torch.OutOfMemoryError("CUDA out of memory")])
-def test_the_model_before_is_gone_when_the_next_one_is_loaded_and_comes_back_if_that_fails(error: Exception) -> None:
+def test_switching_frees_the_model_first_and_reloads_it_on_failure(error: Exception) -> None:
     shelf = Shelf({BASE: [error]})
     shown, chat = talk(["one", "/model base", "two", "/model base", "/model sft"], load=shelf.load)
-    told = " ".join(shown.split())
-    assert ("base d4 is damaged." in told) or ("not enough memory for base d4 step 9." in told)
-    assert "Still using sft d4 step 300." in told and "Now using base d4 step 9" in told
+    output = " ".join(shown.split())
+    assert ("base d4 is damaged." in output) or ("not enough memory for base d4 step 9." in output)
+    assert "Still using sft d4 step 300." in output and "Now using base d4 step 9" in output
     assert shelf.beside == [0, 0, 0, 0, 0] and len(chat.messages) == 4
 
 
-def test_without_any_model_the_chat_goes_on_and_another_can_be_taken() -> None:
+def test_chat_continues_without_a_model_until_another_is_loaded() -> None:
     shelf = Shelf({BASE: [UserError("base is gone")], CARD: [None, UserError("sft is gone too")]})
     shown, chat = talk(["/model base", "hello", "/model", "/model base", "hi"], load=shelf.load)
-    told = " ".join(shown.split())
-    assert "base is gone. sft d4 step 300" in told and "/model NAME" in told
-    assert "No model is loaded" in told and ">" not in told
+    output = " ".join(shown.split())
+    assert "base is gone. sft d4 step 300" in output and "/model NAME" in output
+    assert "No model is loaded" in output and ">" not in output
     assert [message["role"] for message in chat.messages] == ["user", "assistant"]
 
 
 def screen(*deltas: str | Delta, width: int = 40) -> str:
-    """What stands on a terminal after a reply of these pieces, without colours."""
+    """Return the final screen after a reply of these pieces, without colors."""
     out = io.StringIO()
     writer = MarkdownPrinter(Console(file=out, width=width, force_terminal=True, color_system=None))
     for delta in deltas:
