@@ -22,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from nanochat.atomic import atomic_write
-from nanochat.data.progress import ProgressBar
+from nanochat.data.progress import Advance, progress_bar
 from nanochat.errors import UserError
 from nanochat.locks import folder_lock
 from nanochat.units import format_bytes
@@ -38,7 +38,6 @@ MAX_PAUSE_SECONDS = 60.0
 TEMPORARY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 Result = TypeVar("Result")
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -221,8 +220,8 @@ def _in_threads(
         return
     stop = threading.Event()
     total = sum(file.size for file in files)
-    with ProgressBar(title, total, in_bytes=True) as bar, ThreadPoolExecutor(PARALLEL_FILES) as pool:
-        futures = [pool.submit(work, file, bar.advance, stop) for file in files]
+    with progress_bar(title, total, in_bytes=True) as advance, ThreadPoolExecutor(PARALLEL_FILES) as pool:
+        futures = [pool.submit(work, file, advance, stop) for file in files]
         try:
             for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()

@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -21,49 +22,37 @@ from nanochat.units import format_bytes
 
 SECONDS_BETWEEN_LINES = 30.0
 
+Advance = Callable[[int], None]
 Item = TypeVar("Item")
 
 
-class ProgressBar:
-    """A context manager. `advance` may be called from any thread."""
+@contextmanager
+def progress_bar(title: str, total: int, *, in_bytes: bool = False) -> Iterator[Advance]:
+    """Yield `advance(count)`, which any thread may call; a negative count is work that has to be repeated."""
+    middle: list[ProgressColumn] = [DownloadColumn(), TransferSpeedColumn()] if in_bytes else [MofNCompleteColumn()]
+    columns = [TextColumn("{task.description}"), BarColumn(), *middle, TimeRemainingColumn()]
+    console = Console()
+    format_count = format_bytes if in_bytes else "{:,}".format
+    done, printed_at, lock = 0, time.monotonic(), threading.Lock()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=total)
 
-    def __init__(self, title: str, total: int, *, in_bytes: bool = False) -> None:
-        self.title = title
-        self.total = total
-        self.done = 0
-        self._format = format_bytes if in_bytes else "{:,}".format
-        self._lock = threading.Lock()
-        self._printed_at = time.monotonic()
-        columns: list[ProgressColumn] = (
-            [DownloadColumn(), TransferSpeedColumn()] if in_bytes else [MofNCompleteColumn()]
-        )
-        console = Console()
-        self._terminal = console.is_terminal
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn(),
-            console=console, transient=True, disable=not console.is_terminal,
-        )  # fmt: skip
-        self._task = self._progress.add_task(title, total=total)
+        def advance(count: int) -> None:
+            nonlocal done, printed_at
+            with lock:
+                done += count
+                if console.is_terminal:
+                    progress.advance(task, count)
+                elif time.monotonic() - printed_at > SECONDS_BETWEEN_LINES:
+                    printed_at = time.monotonic()
+                    print(f"{title}: {format_count(done)} of {format_count(total)}", flush=True)
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
+        yield advance
 
-    def __exit__(self, *error: Any) -> None:
-        self._progress.stop()
 
-    def advance(self, count: int = 1) -> None:
-        """Add `count` to what is done; negative if work has to be repeated."""
-        with self._lock:
-            self.done += count
-            if self._terminal:
-                self._progress.advance(self._task, count)
-            elif time.monotonic() - self._printed_at > SECONDS_BETWEEN_LINES:
-                self._printed_at = time.monotonic()
-                print(f"{self.title}: {self._format(self.done)} of {self._format(self.total)}", flush=True)
-
-    def count(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield the items, advancing by one after each."""
+def track(title: str, items: Sequence[Item]) -> Iterator[Item]:
+    """Yield the items with a progress bar."""
+    with progress_bar(title, len(items)) as advance:
         for item in items:
             yield item
-            self.advance()
+            advance(1)

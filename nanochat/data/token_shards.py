@@ -19,7 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
-from nanochat.data.progress import ProgressBar
+from nanochat.data.progress import progress_bar
 from nanochat.data.token_files import Ids, TokenFile, write_documents
 from nanochat.errors import UserError
 from nanochat.locks import folder_lock
@@ -124,9 +124,9 @@ def _write_shards(
         shards = [shard for part in splits.values() for shard in part]
         stale = [shard for shard in shards if not TokenFile.is_current(folder, shard.name, tokenizer, shard.origin)]
         workers = min(workers or os.cpu_count() or 1, len(stale))
-        with ProgressBar("tokenising", len(stale)) as bar:
+        with progress_bar("tokenizing", len(stale)) as advance:
             for _ in _written(folder, stale, tokenizer, workers):
-                bar.advance()
+                advance(1)
         for split, part in splits.items():
             written = _index(folder, split).with_suffix(".partial")
             written.write_text(json.dumps({"shards": [shard.name for shard in part]}, indent=2) + "\n")

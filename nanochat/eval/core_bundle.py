@@ -16,7 +16,7 @@ from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from nanochat import paths
 from nanochat.data.download import resume_download, retry
-from nanochat.data.progress import ProgressBar
+from nanochat.data.progress import progress_bar
 from nanochat.errors import UserError
 from nanochat.eval.core import read_tasks
 from nanochat.locks import folder_lock
@@ -62,9 +62,9 @@ def _download(downloads: Path) -> Path:
     if shutil.disk_usage(downloads).free < (size - have) * DISK_BYTES_PER_DOWNLOADED:
         needed = format_bytes(size * DISK_BYTES_PER_DOWNLOADED)
         raise UserError(f"the CORE bundle needs {needed} in {downloads}: free some space")
-    with ProgressBar("CORE bundle", size, in_bytes=True) as bar:
-        bar.advance(have)
-        resume_download(URL, size, archive, bar.advance, headers={})
+    with progress_bar("CORE bundle", size, in_bytes=True) as advance:
+        advance(have)
+        resume_download(URL, size, archive, advance, headers={})
     return archive
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from nanochat import conversations, paths
 from nanochat.data import demo_data
 from nanochat.data.packing import PackedRows
-from nanochat.data.progress import ProgressBar
+from nanochat.data.progress import track
 from nanochat.data.token_files import TokenFile, write_conversations
 from nanochat.locks import folder_lock
 from nanochat.runtime import Runtime
@@ -143,8 +143,8 @@ def conversation_rows(
         folder.mkdir(parents=True, exist_ok=True)
         with folder_lock(folder):
             if not TokenFile.is_current(folder, "train", tokenizer, origin):
-                with ProgressBar(f"tokenizing {mixture.name}", len(mixture)) as bar:
-                    write_conversations(folder, "train", tokenizer, bar.count(mixture), sequence_len, origin)
+                rows = track(f"tokenizing {mixture.name}", mixture)
+                write_conversations(folder, "train", tokenizer, rows, sequence_len, origin)
     runtime.world.barrier()
     file = TokenFile.open(folder, "train", tokenizer)
     return PackedRows(
