@@ -2,8 +2,6 @@
 
 import hmac
 import logging
-from collections.abc import MutableMapping
-from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -50,6 +48,15 @@ class SecurityMiddleware:
             await self.app(scope, receive, send)
             return
         started = False
+        received = 0
+
+        async def receive_limited() -> Message:  # counts, because a client may send no Content-Length
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_body_bytes:
+                raise _BodyTooLargeError
+            return message
 
         async def send_with_headers(message: Message) -> None:
             nonlocal started
@@ -65,7 +72,7 @@ class SecurityMiddleware:
             await rejection(scope, receive, send_with_headers)
             return
         try:
-            await self.app(scope, _LimitedReceive(receive, self.max_body_bytes), send_with_headers)
+            await self.app(scope, receive_limited, send_with_headers)
         except _BodyTooLargeError:
             await self._body_too_large()(scope, receive, send_with_headers)
         except Exception:
@@ -95,21 +102,6 @@ class SecurityMiddleware:
 
 class _BodyTooLargeError(BaseException):
     """Not an Exception, so that it passes through the application without being handled by a route."""
-
-
-class _LimitedReceive:
-    """Limits the size of the body, also if the client sent no Content-Length."""
-
-    def __init__(self, receive: Receive, max_bytes: int) -> None:
-        self.receive = receive
-        self.bytes_left = max_bytes
-
-    async def __call__(self) -> MutableMapping[str, Any]:
-        message = await self.receive()
-        self.bytes_left -= len(message.get("body", b""))
-        if self.bytes_left < 0:
-            raise _BodyTooLargeError
-        return message
 
 
 def _host_name(host: str) -> str:
