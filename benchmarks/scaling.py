@@ -1,5 +1,6 @@
-"""What memory, traffic and speed to expect of more machines: the tables of docs/scaling.md, from the code and a few
-figures of hardware. Nothing here is measured; tests/test_scaling.py holds the bytes against those that processes sent.
+"""Estimates of memory, traffic and speed on more machines: the tables of docs/scaling.md.
+
+Computed from the code and from nominal hardware figures, not measured.
 
 python -m benchmarks.scaling
 """
@@ -18,27 +19,27 @@ from nanochat.train.sharding import share_out
 
 VOCAB_SIZE, SEQUENCE_LEN = 65_536, 2_048
 BATCH = {20: 524_288, 26: 1_048_576, 32: 1_048_576}
-"""Depths, and what pretrain.sh takes as tokens in a step."""
-OF_THE_LINK = 0.8
+"""Tokens per step of pretrain.sh, by depth."""
+LINK_UTILIZATION = 0.8
 """Share of a link's nominal speed that collectives reach."""
-BACKWARD = 2 / 3
-"""The backward pass's share of a micro-batch."""
+BACKWARD_SHARE = 2 / 3
+"""The backward pass's share of a micro-batch's time."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Some processes, each with a GPU, and what joins them."""
+    """A number of processes, each with a GPU, and the network between them."""
 
     name: str
     processes: int
     flops: float
-    """FLOP/s that one GPU sustains in training: 40% of its dense bf16 peak"""
+    """FLOP/s of one GPU in training: 40% of its dense bf16 peak"""
     link: float
-    """bytes/s, nominal, at which a process sends while all do"""
+    """nominal bytes/s that each process sends while all do"""
     memory: float
-    """bytes of one GPU"""
+    """bytes per GPU"""
     shared: bool = False
-    """whether they are the CPU's too"""
+    """true if the GPU uses the memory of the CPU"""
 
 
 SPARK, H100 = 0.4 * 125e12, 0.4 * 989e12
@@ -46,25 +47,23 @@ SETTINGS = (
     Setting("1 Spark", 1, SPARK, 1.0, 119 * 2**30, shared=True),
     Setting("2 Sparks, 200 Gb/s", 2, SPARK, 25e9, 119 * 2**30, shared=True),
     Setting("8 × H100, NVLink", 8, H100, 450e9, 80e9),
-    # A ring crosses from node to node once, and eight of them, one for each 400 Gb/s card, share the bytes.
+    # Eight rings, one per 400 Gb/s card, share the bytes; each crosses between two nodes once.
     Setting("8 nodes of 8 × H100", 64, H100, 400e9, 80e9),
 )
 
 
-def bytes_sent(parameters: int, processes: int) -> tuple[float, float]:
-    """What one process sends in a step, on average: for the sums of gradients, and for the new weights.
+def bytes_sent(parameters: int, processes: int) -> float:
+    """Average bytes that one process sends per step to reduce gradients, and again to broadcast the new weights.
 
-    Each of the 4 N bytes goes once from whoever does not own it, or once along the chain of those who have not yet
-    got it: (P - 1) / P of them for each process. That is NCCL's way, chains of processes. gloo, which adds up in a
-    ring before it collects the sum at its owner, sends 1 + 1 / P times as much for the sums.
+    NCCL passes each of the 4 N bytes once along a chain of P processes: (P - 1) / P of them per process. gloo reduces
+    in a ring and then gathers the sum at its owner, and sends 1 + 1 / P times as much for gradients.
     """
-    each = 4 * parameters * (processes - 1) / processes
-    return each, each
+    return 4 * parameters * (processes - 1) / processes
 
 
 @cache
 def shape(depth: int, vocab_size: int = VOCAB_SIZE) -> GPT:
-    """The model, without memory for its weights."""
+    """The model on the meta device, without memory for its weights."""
     with torch.device("meta"):
         return GPT(GPTConfig.from_depth(depth, vocab_size, SEQUENCE_LEN), torch.bfloat16)
 
@@ -76,7 +75,7 @@ def needs(depth: int, setting: Setting, rows: int) -> memory.Needs:
 
 
 def rows_that_fit(depth: int, setting: Setting) -> int:
-    """In one forward pass: up to 32, or what there is of the batch for each process."""
+    """Rows per forward pass: at most 32, or the share of the batch that one process gets."""
     rows = min(32, BATCH[depth] // SEQUENCE_LEN // setting.processes)
     while needs(depth, setting, rows).total > SAFE_SHARE * setting.memory:
         rows //= 2
@@ -84,7 +83,7 @@ def rows_that_fit(depth: int, setting: Setting) -> int:
 
 
 def muon_flops(depth: int, processes: int) -> float:
-    """Of the process that owns the most: 4 r²c + 2 r³ for each iteration on a matrix with r <= c."""
+    """FLOPs of the process that owns the most: 4 r²c + 2 r³ per iteration on a matrix of r <= c."""
     work = [0.0] * processes
     for shard in share_out(shape(depth), processes):
         if shard.name.startswith("layers"):
@@ -94,27 +93,27 @@ def muon_flops(depth: int, processes: int) -> float:
 
 
 def step_seconds(depth: int, setting: Setting, *, overlapped: bool) -> float:
-    """Time of a step; the sums of gradients go on during its last backward pass, or wait for its end."""
+    """Seconds per step, with gradients reduced during the last backward pass (`overlapped`) or after it."""
     model = shape(depth)
     tokens = BATCH[depth] / setting.processes
     compute = model.flops_per_token() * tokens / setting.flops
     sent = bytes_sent(model.config.num_parameters, setting.processes)
-    sums, weights = (count / (OF_THE_LINK * setting.link) for count in sent)
+    reduce = broadcast = sent / (LINK_UTILIZATION * setting.link)
     if overlapped:
         micro_batches = tokens / SEQUENCE_LEN / rows_that_fit(depth, setting)
-        sums = max(0.0, sums - BACKWARD * compute / micro_batches)
-    return compute + muon_flops(depth, setting.processes) / setting.flops + sums + weights
+        reduce = max(0.0, reduce - BACKWARD_SHARE * compute / micro_batches)
+    return compute + muon_flops(depth, setting.processes) / setting.flops + reduce + broadcast
 
 
 def efficiency(depth: int, setting: Setting, *, overlapped: bool) -> float:
-    """Speed over that of one process times their number."""
+    """Speed divided by the number of processes times the speed of one."""
     alone = replace(setting, processes=1)
     seconds = step_seconds(depth, setting, overlapped=overlapped)
     return step_seconds(depth, alone, overlapped=False) / setting.processes / seconds
 
 
 def memory_table() -> str:
-    """Rows of a Markdown table, in GB (10^9)."""
+    """Format the memory per process, in GB (10^9 bytes), as a Markdown table."""
     lines = [
         "| depth | setting | weights | gradients | optimizer | activations of rows | logits | checkpoint | all |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -123,25 +122,21 @@ def memory_table() -> str:
         for setting in SETTINGS:
             n = needs(depth, setting, rows_that_fit(depth, setting))
             parts = (n.weights, n.gradients, n.optimizer, n.activations, n.logits, n.checkpoint, n.total)
-            weights, gradients, optimizer, activations, logits, checkpoint, total = (
-                f"{part / 1e9:.1f}" for part in parts
-            )
-            lines.append(
-                f"| {depth} | {setting.name} | {weights} | {gradients} | {optimizer} | {activations} of {n.rows} | "
-                f"{logits} | {checkpoint} | {total} |"
-            )
+            cells = [str(depth), setting.name, *(f"{part / 1e9:.1f}" for part in parts)]
+            cells[5] += f" of {n.rows}"
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def speed_table() -> str:
-    """Rows of a Markdown table."""
+    """Format traffic, time per step and efficiency as a Markdown table."""
     lines = [
         "| depth | setting | sends in a step | step | efficiency | with sums hidden |",
         "|---|---|---|---|---|---|",
     ]
     for depth in BATCH:
         for setting in SETTINGS:
-            sent = sum(bytes_sent(shape(depth).config.num_parameters, setting.processes))
+            sent = 2 * bytes_sent(shape(depth).config.num_parameters, setting.processes)
             plain, hidden = (100 * efficiency(depth, setting, overlapped=overlapped) for overlapped in (False, True))
             seconds = step_seconds(depth, setting, overlapped=False)
             lines.append(
@@ -151,7 +146,7 @@ def speed_table() -> str:
 
 
 def deepest(setting: Setting) -> int:
-    """The last even depth whose weights, gradients and shared-out optimizer fit, with one row at a time."""
+    """Largest even depth that fits with one row per forward pass."""
     depths = (depth for depth in range(20, 128, 2) if needs(depth, setting, 1).total > setting.memory)
     return next(depths) - 2
 

@@ -16,17 +16,17 @@ from scripts import benchmark
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def test_the_machine_is_told_and_its_owner_is_not() -> None:
+def test_the_record_describes_the_machine_but_not_its_owner() -> None:
     facts = benchmark.machine_facts()
     assert facts.keys() >= {"name", "gpus", "cpu", "memory_bytes", "system", "python", "torch", "commit"}
     checks = [dataclasses.asdict(check) for check in hardware_checks(host.gpus())]
     assert {check["name"] for check in checks} >= {"GPU", "memory"}
     assert not {check["name"] for check in checks} & {"disk", "network", "logins", "time", "toolkit"}
-    told = benchmark.anonymous(json.dumps([facts, checks, f"{Path.home()}/x"]))
-    assert os.uname().nodename not in told and str(Path.home()) not in told
+    text = benchmark.anonymous(json.dumps([facts, checks, f"{Path.home()}/x"]))
+    assert os.uname().nodename not in text and str(Path.home()) not in text
 
 
-def test_a_benchmark_gives_its_command_and_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measure_returns_command_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "stand_in.py").write_text(
         "import json, sys\nprint('warming up')\nprint(json.dumps({'argv': sys.argv[1:]}))\n"
     )

@@ -1,4 +1,4 @@
-"""docs/scaling.md says what the code does."""
+"""The tables and formulas in docs/scaling.md agree with the code."""
 
 import json
 import os
