@@ -79,7 +79,6 @@ def test_the_package_imports_no_script_and_no_benchmark() -> None:
     assert not wrong
 
 
-@pytest.mark.xfail(reason="several scripts share code by importing each other", strict=False)
 def test_no_script_imports_another() -> None:
     scripts = {module for module in modules() if module.startswith("scripts.")}
     assert not {(module, needed) for module in scripts for needed in imports(module) & scripts}

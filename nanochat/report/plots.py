@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -12,8 +13,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from nanochat.eval.results import TaskScore
 from nanochat.report.history import Stage
+from nanochat.stages import STAGES
 
-COLORS = {"base": "#4477aa", "mid": "#228833", "sft": "#cc7700", "rl": "#aa3377"}
+COLORS = dict(zip(STAGES, cycle(("#4477aa", "#228833", "#cc7700", "#aa3377")), strict=False))
 """Distinguishable by color-blind readers (after Paul Tol's bright scheme)."""
 STYLE = Path(__file__).with_suffix(".mplstyle")
 SMOOTHING_WINDOW = 0.05
@@ -30,7 +32,7 @@ class Metric:
     """in metrics.jsonl"""
     title: str
     unit: str
-    sources: tuple[str, ...] = ("base", "mid", "sft", "rl")
+    sources: tuple[str, ...] = tuple(STAGES)
     log: bool = False
     percent: bool = False
     from_zero: bool = True
@@ -38,7 +40,7 @@ class Metric:
 
 
 # Not of RL, whose loss has no meaningful scale.
-LOSS = Metric("loss", "Training loss", "nats per token", ("base", "mid", "sft"), log=True)
+LOSS = Metric("loss", "Training loss", "nats per token", tuple(name for name in STAGES if name != "rl"), log=True)
 BITS_PER_BYTE = Metric("bpb", "Held-out text", "bits per byte", from_zero=False, smooth=False)
 LEARNING_RATE = Metric("lr_scale", "Learning rate", "multiplier", smooth=False)
 GRADIENT_NORM = Metric("gradient_norm", "Gradient norm", "before clipping", log=True)
