@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Gets ready what training reads: tokenizer, text, token files and the identity conversations.
-# --demo does it for the small run on the text that comes with the installation; --help lists the options.
+# Prepare the training data: text, tokenizer, token files and identity conversations.
+# --demo uses text that comes with the installation; --help lists the options.
 # shellcheck source=scripts/env.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/scripts/env.sh"
 look_around

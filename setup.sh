@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Makes .venv and installs the pinned dependencies in it. Every other script calls it; when nothing changed it is done
-# in a few hundredths of a second, without starting Python.
+# Create .venv and install the pinned dependencies. Every other script calls it; if nothing changed, it returns within a
+# few hundredths of a second, without starting Python.
 #
-#   ./setup.sh             what the scripts need
-#   ./setup.sh --dev       what the tests need as well
-#   ./setup.sh --quiet     say nothing when there is nothing to do
+#   ./setup.sh             install the dependencies of the scripts
+#   ./setup.sh --dev       and those of the tests
+#   ./setup.sh --quiet     print nothing if nothing changed
 #   ./setup.sh --dry-run   print each command with its reason, and run none
-#   ./setup.sh --no-sudo   do what needs no root, and print the rest
+#   ./setup.sh --no-sudo   print the commands that need root instead of running them
 #
-# On a machine with an NVIDIA GPU it asks the system for what Triton needs as well, and ends with the doctor.
-# PYTHON=/path/to/python chooses the Python; otherwise the first of python3, python3.13, 3.12, 3.11 that will do.
+# On a machine with an NVIDIA GPU it also installs the system packages that Triton needs, and runs the doctor at the
+# end. PYTHON=/path/to/python chooses the Python; otherwise the first suitable of python3, python3.13, 3.12, 3.11.
 set -euo pipefail
 
 root="$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
@@ -20,7 +20,7 @@ die() {
   exit 2
 }
 
-# Python 3.11 to 3.13, whether or not it can make virtual environments; nothing where there is none.
+# Print a Python 3.11 to 3.13, even if it cannot create virtual environments; nothing if there is none.
 any_python() {
   local candidate candidates=(python3 python3.13 python3.12 python3.11)
   if [[ -n "${PYTHON:-}" ]]; then candidates=("$PYTHON"); fi
@@ -32,8 +32,8 @@ any_python() {
   done
 }
 
-# A Python 3.11 to 3.13 that can make virtual environments with pip in them. python3 comes first: it is the one that the machine's owner
-# chose. Each is run and not only looked up, since a version manager's shim can stand in PATH for a Python that is not there.
+# Print a Python 3.11 to 3.13 that can create virtual environments with pip. python3, the owner's choice, comes first.
+# Each one is run, because a version manager's shim in PATH may stand for a Python that is not installed.
 find_python() {
   local candidate candidates=(python3 python3.13 python3.12 python3.11) version without_venv=""
   if [[ -n "${PYTHON:-}" ]]; then candidates=("$PYTHON"); fi
@@ -53,13 +53,13 @@ find_python() {
     "or set PYTHON to the path of one"
 }
 
-# has_pip_for_others PYTHON: it has a pip that can install into another environment (--python, since 22.3). Debian and
-# Ubuntu leave ensurepip out until python3-venv is installed, which takes root; python3-pip may be there all the same.
+# has_pip_for_others PYTHON: true if its pip can install into another environment (--python, since 22.3). Debian and
+# Ubuntu have no ensurepip without python3-venv, which takes root to install; python3-pip may still be installed.
 has_pip_for_others() {
   "$1" -c 'import pip, venv; assert tuple(map(int, pip.__version__.split(".")[:2])) >= (22, 3)' >/dev/null 2>&1
 }
 
-# make_venv PYTHON: .venv anew, with a pip in it.
+# make_venv PYTHON: create .venv from scratch, with pip.
 make_venv() {
   if "$1" -c 'import ensurepip' >/dev/null 2>&1; then
     "$1" -m venv --clear "$venv"
@@ -72,33 +72,33 @@ has_gpu() {
   [[ "$(timeout 10 nvidia-smi -L 2>/dev/null)" == "GPU "* ]]
 }
 
-# What .venv was made from: these files and the Python behind it.
+# Identify what .venv is made from: these files and its Python.
 fingerprint() {
   cat "$root/setup.sh" "$root/pyproject.toml" "$root/constraints.txt" | sha256sum
   readlink -f "$venv/bin/python"
 }
 
-# up_to_date run|dev: .venv was completed from these files. A .venv made without a GPU is looked at again when one appears.
+# up_to_date run|dev: true if .venv is complete and made from these files, and not made before a GPU was added.
 up_to_date() {
   [[ -x "$venv/bin/python" && -f "$venv/complete-$1" ]] || return 1
   [[ "$(<"$venv/complete-$1")" == "$(fingerprint)" ]] || return 1
   [[ -f "$venv/for-gpu" ]] || ! has_gpu
 }
 
-# step TEXT COMMAND...: a line with what is done and the seconds that it took; what the command has to say on failure.
+# step TEXT COMMAND...: run a command; print a line with its description and duration, and its output if it fails.
 step() {
   local text="$1" start=$SECONDS
   shift
-  printf 'set-up: %s ... ' "$text"
+  printf 'setup: %s ... ' "$text"
   if ! "$@"; then
-    printf '\nerror: set-up stopped at: %s. What was said above tells why; then run %s again\n' "$text" "$root/setup.sh" >&2
+    printf '\nerror: setup stopped at: %s, for the reason above; fix it and run %s again\n' "$text" "$root/setup.sh" >&2
     exit 1
   fi
   printf '%d s\n' $((SECONDS - start))
 }
 
-# Twice quiet leaves out pip's warnings, not its errors. PIP_USER would send packages past the virtual environment.
-# It is .venv's own pip, or, while there is none, that of the Python in $pip_from.
+# Two --quiet hide pip's warnings, not its errors. PIP_USER would install outside of the virtual environment.
+# Runs .venv's own pip, or, before it has one, that of the Python in $pip_from.
 pip_install() {
   local pip=("$venv/bin/python" -m pip)
   if [[ -n "${pip_from:-}" ]]; then pip=("$pip_from" -m pip --python "$venv/bin/python"); fi
@@ -106,8 +106,8 @@ pip_install() {
     --constraint "$root/constraints.txt" "$@"
 }
 
-# requirements [EXTRA]: the dependencies in pyproject.toml, one a line. The project itself is not installed: the scripts
-# put its folder on PYTHONPATH, so that a copied or moved folder runs its own code and never another's.
+# requirements [EXTRA]: print the dependencies in pyproject.toml, one per line. The project itself is not installed: the
+# scripts put its folder on PYTHONPATH, so that a copied or moved folder runs its own code.
 requirements() {
   "$venv/bin/python" - "$root/pyproject.toml" "$@" <<'PYTHON'
 import sys, tomllib
@@ -118,11 +118,11 @@ print(*project["dependencies"], *(line for extra in sys.argv[2:] for line in pro
 PYTHON
 }
 
-# Which build of the pinned torch. "2.13.0+cpu" counts as a 2.13.0 and sorts above it, so where pip's own configuration
-# (find-links, extra-index-url) offers that build pip takes it by itself: right without a GPU, wrong with one, hence the
-# exclusion there. Where none is offered the registry's wheel is installed, which on x86_64 and aarch64 alike is
-# the CUDA one. Its CUDA libraries cannot be left out to save their several GB: libtorch_global_deps.so and
-# libtorch_python.so are linked against libcudart, libcudnn, libnccl and libcufile, so `import torch` fails without them.
+# Choose the build of the pinned torch. "2.13.0+cpu" satisfies 2.13.0 and sorts above it, so pip takes it if its own
+# configuration (find-links, extra-index-url) offers it: right without a GPU, wrong with one, hence the exclusion.
+# Otherwise the registry's wheel is installed, a CUDA build on x86_64 and aarch64. Its CUDA libraries are several GB but
+# needed even on a CPU: libtorch_global_deps.so and libtorch_python.so are linked against libcudart, libcudnn, libnccl
+# and libcufile, and `import torch` fails without them.
 install_packages() {
   local torch list packages
   torch="torch==$(sed -n 's/^torch==//p' "$root/constraints.txt")"
@@ -132,37 +132,37 @@ install_packages() {
     touch "$venv/for-gpu"
     torch="$torch,!=${torch#torch==}+cpu"
   elif ! [[ "$(pip_install --dry-run --no-deps --ignore-installed --report - "$torch")" == *'+cpu"'* ]]; then
-    printf "\nset-up: pip's configuration offers no build of torch without CUDA for this Python, so this downloads several GB ... "
+    printf "\nsetup: pip's configuration has no CPU build of torch for this Python, downloading several GB ... "
   fi
   pip_install "$torch" "${packages[@]}"
 }
 
-# The browser that the chat page's tests drive, where it can be had without a password; they are skipped without one.
+# Install the browser for the chat page's tests, if that takes no password; they are skipped without it.
 install_browser() {
   local root_or_sudo=()
   if ((EUID)); then root_or_sudo=(sudo -n); fi
   {
     "${root_or_sudo[@]}" apt-get update -qq && "${root_or_sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium
-  } >/dev/null 2>&1 || printf 'none to be had; the tests of the chat page are skipped ... '
+  } >/dev/null 2>&1 || printf 'not available; the tests of the chat page are skipped ... '
 }
 
-# What making .venv comes to, for --dry-run.
+# Print the commands that create .venv, for --dry-run.
 print_venv_commands() {
   local python
   python="$(any_python)"
-  printf 'set-up: in this folder, it would run\n'
+  printf 'setup: would run in this folder\n'
   printf '  # %s\n  %s\n' \
-    "a virtual environment, so that nothing else on the machine changes" \
+    "create a virtual environment, so that nothing else on the machine changes" \
     "${python:-python3} -m venv --clear $venv" \
-    "the pinned torch, whose wheel is for CUDA 13, and what pyproject.toml asks for, at tested versions" \
+    "install the pinned torch, a CUDA 13 build, and the dependencies in pyproject.toml at tested versions" \
     "$venv/bin/python -m pip install --constraint constraints.txt torch $(
       sed -n '/^dependencies = \[/,/^\]/s/^ *"\([A-Za-z0-9_-]*\).*/\1/p' "$root/pyproject.toml" | grep -vx torch | tr '\n' ' '
     )"
 }
 
-# In .venv's activate too, for those who work in it by hand. The folder is found anew, since the project may be moved.
+# Add cuda.sh to .venv's activate, for work by hand. The path is relative to .venv, because the project may be moved.
 activate_cuda() {
-  # shellcheck disable=SC2016  # it is activate that expands it
+  # shellcheck disable=SC2016  # activate expands it
   local line='if [ -f "$VIRTUAL_ENV/../scripts/cuda.sh" ]; then . "$VIRTUAL_ENV/../scripts/cuda.sh"; fi'
   grep -qxF "$line" "$venv/bin/activate" || echo "$line" >>"$venv/bin/activate"
 }
@@ -195,31 +195,31 @@ if has_gpu; then
   source "$root/scripts/system.sh"
 fi
 if up_to_date "$stamp" && ! $gpu; then
-  echo "set-up: nothing to do"
+  echo "setup: nothing to do"
   exit
 fi
 
 [[ -w "$root" ]] || die "cannot write to $root: clone the project into a folder you can write to"
 
-# One set-up at a time: whoever comes second waits, and then finds the work done.
+# One setup at a time: a second one waits and then finds the work done.
 exec 9<"$root/setup.sh"
 if ! flock --nonblock 9; then
-  echo "set-up: waiting for another one to finish"
+  echo "setup: waiting for another setup to finish"
   flock 9
   if up_to_date "$stamp" && { $quiet || ! $gpu; }; then exit; fi
 fi
 if $gpu; then set_up_system "$(any_python)" "$dry_run" "$with_sudo"; fi
 
 if up_to_date "$stamp"; then
-  echo "set-up: nothing to do in .venv"
+  echo "setup: nothing to do in .venv"
 elif $dry_run; then
   print_venv_commands
   if ((${#extras[@]})) && $with_sudo && ! command -v chromium google-chrome >/dev/null; then
-    printf '  # %s\n  %s\n' "the browser that the chat page's tests drive, as root and where no password is asked" \
+    printf '  # %s\n  %s\n' "install the browser for the chat page's tests, as root, if that takes no password" \
       "apt-get update && apt-get install --no-install-recommends chromium"
   fi
 else
-  # Only a complete .venv is built upon. The marks go first, so that what an interruption leaves is made anew.
+  # Update only a complete .venv. The marks are removed first, so that an interrupted one is created from scratch.
   if ! [[ -x "$venv/bin/python" && -f "$venv/complete-run" && "$(tail -n 1 "$venv/complete-run")" == "$(readlink -f "$venv/bin/python")" ]]; then
     python="$(find_python)"
     step "virtual environment with $("$python" --version 2>&1)" make_venv "$python"

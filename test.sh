@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, types, shellcheck and all the tests. With arguments, pytest alone with these:
+# Run lint, types, shellcheck and all tests; with arguments, only pytest with these arguments:
 # ./test.sh tests/test_shell.py -k path
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
@@ -15,6 +15,6 @@ python -m mypy
 if command -v shellcheck >/dev/null; then
   shellcheck ./*.sh scripts/*.sh .ci/run
 else
-  echo "shellcheck: skipped, there is none for this machine in .venv or PATH: sudo apt install shellcheck"
+  echo "shellcheck: skipped, not found in .venv or PATH: sudo apt install shellcheck"
 fi
 exec python -m pytest

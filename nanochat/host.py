@@ -97,7 +97,7 @@ class GPU:
 
     @property
     def is_gb10(self) -> bool:
-        """Whether this is the chip of a DGX Spark, which shares memory with the CPU."""
+        """True for the chip of a DGX Spark, which shares memory with the CPU."""
         return "GB10" in self.name and "GB100" not in self.name
 
 
@@ -123,7 +123,7 @@ def nvidia_smi(fields: Sequence[str], *options: str) -> list[str]:
 
 
 def is_older(answer: str) -> bool:
-    """Whether the output of nvidia-smi says that the driver does not know one of GPU_FIELDS."""
+    """True if the output of nvidia-smi says that the driver does not know one of GPU_FIELDS."""
     return "is not a valid field" in answer
 
 

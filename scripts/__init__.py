@@ -1,11 +1,11 @@
-"""One thin entry module a job."""
+"""One thin entry module per job."""
 
 import signal
 import sys
 
 if sys.argv[0] == "-m":
-    # `python -m scripts.NAME` goes on to import torch, which takes seconds: Ctrl-C ends it without a traceback until
-    # nanochat.cli.run takes over.
+    # `python -m scripts.NAME` imports torch next, which takes seconds: Ctrl-C ends it without a traceback until
+    # nanochat.cli.run handles it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # And before and after its steps a run has nothing to save: SIGUSR1 would end it.
+    # SIGUSR1, which saves a checkpoint during training, would otherwise end the process before and after.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""How fast this machine is, as a file for benchmarks/results: its owner can send it as a pull request.
+"""Measure this machine and write the figures to a file in benchmarks/results, to send as a pull request.
 
 ./nanochat.sh benchmark
 """
@@ -30,34 +30,34 @@ STEP_ON_A_GPU = (
 )
 ON_A_CPU = [f"{STEP} --peer transformers", "benchmarks.inference"]
 ON_A_GPU = [STEP_ON_A_GPU, "benchmarks.inference --depth 12 --vocab-size 65536 --max-seq-len 2048"]
-"""What is run, each with --json. On a GPU at the size of a model that one would train there."""
+"""Benchmarks, each run with --json; on a GPU at the size of a model that one would train there."""
 WITH_FP8 = [f"{STEP_ON_A_GPU} --fp8 --peer without-fp8"]
-"""On a GPU that multiplies in FP8, whether that is faster."""
+"""Compares FP8 with bf16, on GPUs that support FP8."""
 
 
 @dataclass
 class BenchmarkOptions:
-    """Measure this machine and write the figures down. Takes some minutes; let it do nothing else meanwhile."""
+    """Measure this machine and write the figures to a file. Takes some minutes, on an otherwise idle machine."""
 
     output: Path | None = None
-    """where to write; by default a new file in benchmarks/results"""
+    """output file; by default a new one in benchmarks/results"""
 
 
 def main(options: BenchmarkOptions) -> None:
-    begun = time.strftime("%Y-%m-%d")
+    start = time.strftime("%Y-%m-%d")
     facts = machine_facts()
-    output = options.output or RESULTS / f"{begun}-{re.sub(r'[^a-z0-9]+', '-', facts['name'].lower()).strip('-')}.json"
+    output = options.output or RESULTS / f"{start}-{re.sub(r'[^a-z0-9]+', '-', facts['name'].lower()).strip('-')}.json"
     checks = [dataclasses.asdict(check) for check in hardware_checks(host.gpus())]
     with Runtime.start() as runtime:
         wanted = (ON_A_GPU if runtime.device.type == "cuda" else ON_A_CPU) + (WITH_FP8 if runtime.has_fp8 else [])
     measured = [measure(*shlex.split(command)) for command in wanted]
-    record = {"date": begun, "machine": facts, "doctor": checks, "measured": measured}
+    record = {"date": start, "machine": facts, "doctor": checks, "measured": measured}
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(anonymous(json.dumps(record, indent=2)) + "\n")
     except OSError as error:
-        raise UserError(f"cannot write {output} ({error.strerror}): name another place with --output") from None
-    print(f"written to {output}")
+        raise UserError(f"cannot write {output} ({error.strerror}): choose another file with --output") from None
+    print(f"wrote {output}")
     print(
         f"To share it: git checkout -b results && git add {shlex.quote(str(output))} && git commit, and a pull request."
     )
@@ -66,7 +66,7 @@ def main(options: BenchmarkOptions) -> None:
 
 
 def machine_facts() -> dict[str, Any]:
-    """What the figures depend on. Nothing that tells whose machine it is."""
+    """Facts that the figures depend on, without any that identify the owner."""
     gpus, memory = host.gpus(), host.memory()
     release = dict(line.split("=", 1) for line in host.read("etc/os-release").splitlines() if "=" in line)
     return {
@@ -82,21 +82,21 @@ def machine_facts() -> dict[str, Any]:
 
 
 def anonymous(text: str) -> str:
-    """Without the paths that a compiler's message may have in it."""
+    """Remove the home folder, which a compiler's message may contain."""
     return text.replace(str(Path.home()), "~")
 
 
 def measure(module: str, *arguments: str) -> dict[str, Any]:
-    """Run one benchmark; its command and its figures, or its error."""
+    """Run one benchmark; return its command and its figures or error."""
     command = ["python", "-m", module, *arguments, "--json"]
     print(shlex.join(command), flush=True)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     result = subprocess.run([sys.executable, *command[1:]], stdout=subprocess.PIPE, text=True, check=False)
-    about = {"command": shlex.join(command), "seconds": round(time.perf_counter() - begun, 1)}
+    about = {"command": shlex.join(command), "seconds": round(time.perf_counter() - start, 1)}
     try:
         return {**about, "figures": json.loads(result.stdout.splitlines()[-1])}
     except (IndexError, ValueError):
-        return {**about, "error": f"exit code {result.returncode}, and no figures"}
+        return {**about, "error": f"exit code {result.returncode} without figures"}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Look over the checkpoints, check them, thin them out, archive them and bring them back.
+"""List, verify, prune, archive and restore checkpoints.
 
-./nanochat.sh checkpoints                                       list them, each file checked
+./nanochat.sh checkpoints
 ./nanochat.sh checkpoints verify --source base
 ./nanochat.sh checkpoints prune --keep-last 1 --keep-every 5000
 ./nanochat.sh checkpoints archive --source rl --file my-model.tar
@@ -24,22 +24,22 @@ from nanochat.units import format_duration
 
 @dataclass
 class Show:
-    """List them: stage, model, step, size, age, bits per byte, and whether all their files are as they were written."""
+    """List stage, model, step, size, age, bits per byte, and whether all files match their checksums."""
 
 
 @dataclass
 class Verify:
-    """Check every file, name what is damaged, and exit with 2 if anything is."""
+    """Verify every file, list damaged ones, and exit with code 2 if there are any."""
 
 
 @dataclass
 class Prune:
-    """Remove damaged checkpoints, where there are good ones, and all but the last good ones of each model."""
+    """Remove damaged checkpoints if there are good ones, and all but the last good ones of each model."""
 
     keep_last: int = 1
     """good checkpoints of each model to keep"""
     keep_every: int = 0
-    """keep besides those whose step is a multiple of this; 0: none"""
+    """also keep those whose step is a multiple of this; 0: none"""
 
     def __post_init__(self) -> None:
         check_range("keep_last", self.keep_last, 1)
@@ -51,27 +51,27 @@ class Archive:
     """Write one checkpoint with its tokenizer and metrics into a tar file."""
 
     step: int | None = None
-    """which; by default the newest"""
+    """step to archive; by default the newest"""
     file: Path | None = None
-    """a new file; by default <stage>-<tag>-<step>.tar here"""
+    """a new file; by default <stage>-<tag>-<step>.tar in the current folder"""
 
 
 @dataclass
 class Restore:
-    """Put an archive back where it was, in this or another base directory."""
+    """Restore an archive, in this or another base directory."""
 
     file: tyro.conf.Positional[Path]
 
 
 @dataclass
 class Options:
-    """Look over the checkpoints, check them, thin them out, archive them and bring them back."""
+    """List, verify, prune, archive and restore checkpoints."""
 
     command: Show | Verify | Prune | Archive | Restore = field(default_factory=Show)
     source: str | None = None
-    """base, mid, sft or rl; by default all, and for an archive the most advanced"""
+    """base, mid, sft or rl; by default all, and for an archive the latest stage"""
     model_tag: str | None = None
-    """which model; by default all, and for an archive the newest"""
+    """the model; by default all, and for an archive the newest"""
 
 
 def main(options: Options) -> None:
@@ -88,21 +88,21 @@ def main(options: Options) -> None:
                 console.print(f"removed {checkpoint.folder}")
             console.print(f"{len(removed)} removed")
         case Archive(step, file):
-            console.print(f"written: {archive.archive(source, tag, step, file)}")
+            console.print(f"wrote {archive.archive(source, tag, step, file)}")
         case Restore(file):
-            console.print(f"restored: {archive.restore(file).folder}")
+            console.print(f"restored {archive.restore(file).folder}")
 
 
 def show(saved: list[Saved], console: Console) -> None:
-    """A table of them, each file read and compared with its digest, and below it what is wrong."""
+    """Print a table with every file verified, and the damage below it."""
     if not saved:
-        raise UserError(f"there is no such checkpoint in {paths.base_dir()}: run ./pretrain.sh first")
+        raise UserError(f"no checkpoint found in {paths.base_dir()}: run ./pretrain.sh first")
     table, notes = Table("stage", "model", "step", "size", "age", "bits/byte", "files"), []
     for column in table.columns[2:6]:
         column.justify = "right"
     for one in saved:
         bpb, damage = one.bits_per_byte, one.checkpoint.damage()
-        if not one.checkpoint.folder.exists():  # a run that goes on has pruned it meanwhile
+        if not one.checkpoint.folder.exists():  # pruned meanwhile by a running stage
             continue
         table.add_row(
             one.source,
@@ -119,17 +119,17 @@ def show(saved: list[Saved], console: Console) -> None:
 
 
 def verify(saved: list[Saved], console: Console) -> None:
-    """Name what is damaged. Raises UserError if anything is."""
+    """Print the state of each checkpoint. Raises UserError if any is damaged."""
     damaged = 0
     for one in saved:
         damage = one.checkpoint.damage()
-        if not one.checkpoint.folder.exists():  # a run that goes on has pruned it meanwhile
+        if not one.checkpoint.folder.exists():  # pruned meanwhile by a running stage
             continue
         damaged += damage is not None
         console.print(f"{one.checkpoint.folder}: {damage or 'good'}")
     if damaged:
         raise UserError(
-            f"{damaged} of {len(saved)} checkpoints are damaged: ./nanochat.sh checkpoints prune removes them"
+            f"{damaged} of {len(saved)} checkpoints are damaged: remove them with ./nanochat.sh checkpoints prune"
         )
 
 

@@ -83,7 +83,7 @@ def check(first: str, second: str) -> list[Check]:
 
 
 def is_set_up(host: str) -> bool:
-    """Whether `host` has the project with a complete .venv at the same path as this machine."""
+    """True if `host` has the project with a complete .venv at the same path as this machine."""
     command = command_on(host, "test", "-f", f"{PROJECT}/.venv/complete-run")
     return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=60).returncode == 0
 

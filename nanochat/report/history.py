@@ -44,7 +44,7 @@ class Stage:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all planned steps are taken."""
+        """True once all planned steps are taken."""
         return self.step >= self.facts["num_iterations"]
 
     @property

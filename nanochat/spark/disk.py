@@ -33,7 +33,7 @@ class Disk:
     checkpoint: float
     """one of them"""
     checkpoints: float
-    """of all stages, and one more while it is written"""
+    """total of all stages, and one more while it is written"""
 
     @property
     def download(self) -> float:

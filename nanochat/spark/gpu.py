@@ -144,16 +144,18 @@ def compiled() -> Check:
 
 
 def check_result(name: str, work: Callable[[], Tensor], expected: Tensor) -> Check:
-    """Compile and run `work`, and compare its result; on failure, show the compiler's most telling line."""
+    """Compile and run `work`, and compare its result; on failure, show the most informative line of the error."""
     start = time.perf_counter()
     try:
         result = work()
         torch.cuda.synchronize()
     except Exception as error:  # compilers raise many types
         lines = str(error).splitlines() or [type(error).__name__]
-        telling = [line.strip() for line in lines if "ptxas" in line or "Python.h" in line or "sm_" in line] or lines
+        informative = [
+            line.strip() for line in lines if "ptxas" in line or "Python.h" in line or "sm_" in line
+        ] or lines
         fix = "./setup.sh    # installs the compiler, Python headers and CUDA 13's ptxas"
-        return Check(name, "failed", telling[0][:200], fix)
+        return Check(name, "failed", informative[0][:200], fix)
     if not torch.allclose(result, expected, atol=1e-4):
         return Check(name, "failed", "compiles, but the result is wrong", REINSTALL)
     return Check(name, "ok", f"compiled and correct, in {time.perf_counter() - start:.1f}s")

@@ -1,4 +1,4 @@
-"""What a model takes, counted from its shape, in bytes."""
+"""Estimates the memory of a training process from the shape of its model."""
 
 import torch
 
@@ -8,9 +8,9 @@ from nanochat.train.optim import MuonAdamW, OptimizerOptions
 
 
 def training_bytes(config: GPTConfig, device_batch_size: int, *, shared: bool) -> int:
-    """Memory of one process on a GPU, at most, as nanochat.train.memory reckons it for a model that is there.
+    """Maximum bytes of one process on a GPU, by nanochat.train.memory, without allocating the model.
 
-    `shared`: whether the GPU uses the CPU's memory.
+    `shared`: True if the GPU uses the CPU's memory.
     """
     with torch.device("meta"):
         model = GPT(config, torch.bfloat16)

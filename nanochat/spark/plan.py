@@ -44,7 +44,7 @@ class Tariff:
     """Power and price of electricity from the environment; None if not set."""
 
     watts: float | None = None
-    """of a whole machine; GPUs measure only their own"""
+    """power of a whole machine; GPUs measure only their own"""
     price_per_kwh: float | None = None
     """in the user's currency"""
 
@@ -71,7 +71,7 @@ class StageWork:
     tokens: float
     """that pass through the model"""
     flops: float
-    """of training; in RL, writing replies counts as what a GB10 could compute in that time"""
+    """training FLOPs; in RL, writing replies counts as what a GB10 could compute in that time"""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Machine:
     watts: float | None
     """None if unknown"""
     sources: tuple[str, ...]
-    """where the figures are from"""
+    """references for the figures"""
 
     def hours(self, *work: StageWork) -> float:
         """Estimate the time of stages, validation and checkpoints not included."""

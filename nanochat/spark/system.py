@@ -74,7 +74,7 @@ def driver(gpus: list[GPU]) -> Check:
 
 
 def clocks(gpus: list[GPU]) -> Check | None:
-    """Whether the GPU is throttled now."""
+    """Clock, power and temperature, and a warning if the GPU is throttled now."""
     if not gpus:
         return None
     throttled = [gpu for gpu in gpus if gpu.slowed_by & (THERMAL | POWER_BRAKE)]
@@ -127,7 +127,7 @@ def disk(needed: float = 0.0, purpose: str = "") -> Check:
 
 
 def suspend() -> Check | None:
-    """Whether the desktop may suspend the machine during a run."""
+    """Warns if the desktop may suspend the machine during a run."""
     if not (host.root() / "run/systemd/system").exists():
         return None
     links = [host.root() / "etc/systemd/system" / unit for unit in ("suspend.target", "sleep.target")]
@@ -165,7 +165,7 @@ def compiler(gpus: list[GPU]) -> Check | None:
 
 
 def network() -> Check:
-    """Whether the Hugging Face Hub answers."""
+    """Time in which the Hugging Face Hub answers."""
     import httpx2  # slow to load
     from huggingface_hub import constants
 
@@ -200,7 +200,7 @@ def clock() -> Check:
 
 
 def _has_nvidia_device() -> bool:
-    """Whether PCI lists a display or 3D controller (class 0x03) by NVIDIA (vendor 0x10de)."""
+    """True if PCI lists a display or 3D controller (class 0x03) by NVIDIA (vendor 0x10de)."""
     vendors = (host.root() / "sys/bus/pci/devices").glob("*/vendor")
     return any(
         host.read(str(vendor)) == "0x10de" and host.read(str(vendor.with_name("class"))).startswith("0x03")

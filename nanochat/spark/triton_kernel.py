@@ -1,4 +1,4 @@
-"""A Triton kernel written by hand, so that the doctor tells Triton's faults from torch.compile's."""
+"""A hand-written Triton kernel, with which the doctor separates faults of Triton from those of torch.compile."""
 
 import torch
 import triton

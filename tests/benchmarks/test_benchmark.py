@@ -35,7 +35,7 @@ def test_measure_returns_command_and_figures(tmp_path: Path, monkeypatch: pytest
     done = benchmark.measure("stand_in", "--depth", "12")
     assert done["figures"] == {"argv": ["--depth", "12", "--json"]}
     assert done["command"] == "python -m stand_in --depth 12 --json"
-    assert benchmark.measure("broken")["error"] == "exit code 3, and no figures"
+    assert benchmark.measure("broken")["error"] == "exit code 3 without figures"
 
 
 @pytest.mark.parametrize("command", benchmark.ON_A_CPU + benchmark.ON_A_GPU + benchmark.WITH_FP8)

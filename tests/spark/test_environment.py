@@ -88,7 +88,8 @@ def test_the_cuda_13_that_is_named_is_taken_and_another_cuda_is_replaced_with_a_
     old = str(toolkit(machine, "12.8, V12.8.61", "opt/old"))
     again = f'source "{ROOT}/scripts/cuda.sh"; echo "$CUDA_HOME"'
     assert run_sourced(again, CUDA_HOME=old) == f"{folder}\n"
-    assert capfd.readouterr().err == f"note: CUDA_HOME={old} is not CUDA 13: {folder}, which is, is used instead\n"
+    (note,) = capfd.readouterr().err.splitlines()
+    assert f"CUDA_HOME={old}" in note and str(folder) in note
 
 
 def test_an_older_toolkit_is_left_alone(machine: FakeMachine) -> None:
