@@ -17,4 +17,5 @@ if command -v shellcheck >/dev/null; then
 else
   echo "shellcheck: skipped, not found in .venv or PATH: sudo apt install shellcheck"
 fi
-exec python -m pytest
+# One test per core, up to four: each test computes with one thread. Tests of one xdist_group share a process.
+OMP_NUM_THREADS=1 exec python -m pytest -n auto --maxprocesses 4 --dist loadgroup

@@ -31,6 +31,8 @@ from nanochat.train.checkpoint import MODEL_FILE, OPTIMIZER_FILE
 from nanochat.train.loop import Evaluation
 from tests.training import HOW, OPTIONS, Eventful, FewRows, batches, begin, flip_a_byte, losses, steps_saved
 
+pytestmark = pytest.mark.xdist_group("processes")  # each test starts several
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 

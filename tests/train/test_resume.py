@@ -38,6 +38,8 @@ from nanochat.train.options import PretrainOptions, TrainOptions, check_same_cou
 from tests.training import HOW, EvenLength, FewRows, Stopping, batches, begin
 from tests.training import OPTIONS as SHORT
 
+pytestmark = pytest.mark.xdist_group("processes")  # each test starts several
+
 SEQUENCE_LEN, STEPS = 96, 6
 OPTIONS = TrainOptions(
     tracker="none", device_type="cpu", device_batch_size=4, save_every=2, warmdown_ratio=0.5, sample_every=0

@@ -15,6 +15,8 @@ from nanochat.telemetry.run_log import read_steps
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import watchdog
 
+pytestmark = pytest.mark.xdist_group("processes")  # each test starts several
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 FAULTS = {
     "none": "pass",
