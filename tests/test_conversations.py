@@ -25,7 +25,7 @@ def messages(*pairs: tuple[str, Any]) -> dict[str, Any]:
         messages(("user", "Hi!"), ("assistant", "Hello!"), ("user", "Bye!")),
     ],
 )
-def test_good_conversations_have_no_problem(value: Any) -> None:
+def test_valid_conversations(value: Any) -> None:
     assert find_problem(value) is None
 
 
@@ -49,7 +49,7 @@ def test_good_conversations_have_no_problem(value: Any) -> None:
         (messages(("user", "Hi!"), ("assistant", [{"type": "python", "text": ""}])), "an empty python part"),
     ],
 )
-def test_what_is_wrong_is_said(value: Any, reason: str) -> None:
+def test_find_problem_names_the_reason(value: Any, reason: str) -> None:
     problem = find_problem(value)
     assert problem is not None and reason in problem
 
@@ -87,7 +87,7 @@ def test_read_refuses_an_empty_file(tmp_path: Path, content: str) -> None:
         conversations.read(path)
 
 
-def test_read_refuses_an_absent_file(tmp_path: Path) -> None:
+def test_read_refuses_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read"):
         conversations.read(tmp_path / "absent.jsonl")
 
@@ -130,7 +130,7 @@ def test_append_refuses_what_is_not_a_conversation(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_place_that_cannot_be_written_gets_a_sentence(tmp_path: Path) -> None:
+def test_append_to_an_unwritable_place_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         conversations.append(tmp_path / "file" / "chats.jsonl", [GOOD])

@@ -46,7 +46,7 @@ def test_show_limit(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "line 1" in out and "1 of 2 lines" in out and "line 2" not in out
 
 
-def test_search_ignores_case_and_says_how_many_there_are(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_search_ignores_case_and_counts_matches(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert view("search", "ADA") == 0
     out = capsys.readouterr().out
     assert "line 1" in out and "line 2" not in out and "1 of 2 lines contain 'ADA'" in out
@@ -101,7 +101,7 @@ def test_export(file: Path, tmp_path: Path) -> None:
     assert "**user:** What is 1 + 1?" in (tmp_path / "out.md").read_text()
 
 
-def test_export_overwrites_nothing_and_knows_its_formats(file: Path, tmp_path: Path) -> None:
+def test_export_rejects_existing_files_and_unknown_formats(file: Path, tmp_path: Path) -> None:
     (tmp_path / "out.csv").write_text("mine")
     assert view("export", "--output", str(tmp_path / "out.csv")) == 2
     assert (tmp_path / "out.csv").read_text() == "mine"
@@ -109,7 +109,7 @@ def test_export_overwrites_nothing_and_knows_its_formats(file: Path, tmp_path: P
     assert view("export", "--output", str(tmp_path / "no" / "out.csv")) == 2
 
 
-def test_another_file_and_the_demo_s(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_file_and_demo_options(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "demo" / "identity_conversations.jsonl"
     conversations.append(other, ROWS[:1])
     assert view("count", "--file", str(other)) == 0
@@ -119,7 +119,7 @@ def test_another_file_and_the_demo_s(file: Path, tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize("args", [[], ["add", "--user", "a", "--assistant", "b"], ["validate", "--file", "nowhere"]])
-def test_an_absent_file_says_what_to_run(
+def test_a_missing_file_is_a_user_error(
     args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))

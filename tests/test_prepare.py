@@ -47,8 +47,8 @@ def test_text_becomes_tokens_and_more_text_keeps_the_validation(
     assert (stream("val"), stream("train")) == (expected(texts[:20]), expected(texts[20:60]))
     prepare.main(replace(OPTIONS, num_shards=4))
     assert (stream("val"), stream("train")) == (expected(texts[:20]), expected(texts[20:]))
-    said = capsys.readouterr().out
-    assert said.count("wrote 3 token files") == said.count("wrote 1 token files") == 1
+    out = capsys.readouterr().out
+    assert out.count("wrote 3 token files") == out.count("wrote 1 token files") == 1
 
 
 def test_verify_replaces_what_is_damaged(texts: list[str], capsys: pytest.CaptureFixture[str]) -> None:

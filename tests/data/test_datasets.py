@@ -17,7 +17,7 @@ FINEWEB = DATASETS["fineweb-edu"]
 pytestmark = pytest.mark.usefixtures("base_dir")
 
 
-def test_a_depth_needs_its_shards() -> None:
+def test_shards_for_depth() -> None:
     # 20 tokens for each of d20's 561M parameters, at 4.8 characters, are 216 shards of 250M characters and a tenth.
     assert shards_for_depth(20, 65536) == 240
     assert [shards_for_depth(depth, 65536) for depth in (4, 12, 32)] == [16, 80, 800]
@@ -35,7 +35,7 @@ def test_more_shards_than_the_hub_has(start_hub: StartHub) -> None:
         FINEWEB.fetch(16)
 
 
-def test_validation_is_the_same_shard_however_many_there_are() -> None:
+def test_validation_is_always_the_first_shard() -> None:
     files = [HubFile(name, 1, name) for name in FINEWEB.shard_names(100)]
     few, many = FINEWEB.open(files[:3]).splits, FINEWEB.open(files).splits
     assert [shard.name for shard in few["val"]] == ["shard_00000"]
@@ -53,7 +53,7 @@ def test_the_texts_of_a_split(start_hub: StartHub) -> None:
     assert not set(val) & set(train)
 
 
-def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "shard.parquet").write_text("no parquet")
     with pytest.raises(UserError, match=r"cannot read .*shard\.parquet .*--verify"):
         list(ParquetShard(tmp_path / "shard.parquet", "").texts())

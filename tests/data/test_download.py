@@ -50,13 +50,15 @@ def test_files_and_manifest(start_hub: StartHub, root: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("faults", [("--cut", 2), ("--fail", 2), ("--cut", 3, "--fail", 4, "--corrupt", NAMES[1])])
-def test_a_bad_network_is_outlived(start_hub: StartHub, root: Path, tmp_path: Path, faults: tuple[object, ...]) -> None:
+def test_download_survives_network_failures(
+    start_hub: StartHub, root: Path, tmp_path: Path, faults: tuple[object, ...]
+) -> None:
     start_hub("--root", root, *faults)
     fetch(REPOSITORY, NAMES, tmp_path / "data")
     assert_whole(root, tmp_path / "data", NAMES)
 
 
-def test_a_pause_that_the_hub_asks_for_is_kept(start_hub: StartHub, root: Path, tmp_path: Path) -> None:
+def test_retry_after_is_honored(start_hub: StartHub, root: Path, tmp_path: Path) -> None:
     start_hub("--root", root, "--fail", 2, "--status", 429, "--retry-after", 1)
     start = time.monotonic()
     fetch(REPOSITORY, NAMES[:2], tmp_path / "data")
@@ -98,7 +100,7 @@ def counted(fetched: list[int]):  # type: ignore[no-untyped-def]
     return resume_download
 
 
-def test_what_is_there_needs_no_network(
+def test_complete_files_need_no_network(
     start_hub: StartHub, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start_hub("--root", root)
@@ -108,7 +110,7 @@ def test_what_is_there_needs_no_network(
     assert fetch(REPOSITORY, NAMES[:2], tmp_path / "data", verify=True) == first[:2]
 
 
-def test_an_old_file_that_was_touched_is_fetched_again(start_hub: StartHub, root: Path, tmp_path: Path) -> None:
+def test_a_modified_file_is_downloaded_again(start_hub: StartHub, root: Path, tmp_path: Path) -> None:
     start_hub("--root", root)
     fetch(REPOSITORY, NAMES, tmp_path / "data")
     damaged = tmp_path / "data" / NAMES[2]
@@ -120,7 +122,7 @@ def test_an_old_file_that_was_touched_is_fetched_again(start_hub: StartHub, root
     assert_whole(root, tmp_path / "data", NAMES)
 
 
-def test_files_without_a_manifest_are_hashed_not_fetched(
+def test_copied_files_are_hashed_not_downloaded(
     start_hub: StartHub, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start_hub("--root", root)
@@ -132,7 +134,7 @@ def test_files_without_a_manifest_are_hashed_not_fetched(
     assert_whole(root, tmp_path / "data", NAMES)
 
 
-def test_two_runs_at_once_do_not_harm_each_other(
+def test_concurrent_runs_download_once(
     start_hub: StartHub, root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     address = start_hub("--root", root, "--slow", 20)
@@ -152,20 +154,20 @@ def test_a_missing_file_is_named(start_hub: StartHub, root: Path, tmp_path: Path
         fetch("nobody/text", NAMES, tmp_path / "none")
 
 
-def test_offline_is_obeyed(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"shard_00000\.parquet.*HF_HUB_OFFLINE"):
         fetch(REPOSITORY, NAMES, tmp_path / "data")
 
 
-def test_a_hub_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setattr(download, "FIRST_PAUSE_SECONDS", 0.001)
     with pytest.raises(UserError, match=r"cannot download someone/text from http://127\.0\.0\.1:1"):
         fetch(REPOSITORY, NAMES, tmp_path / "data")
 
 
-def test_room_on_the_disk_is_looked_at_first(
+def test_disk_space_is_checked_first(
     start_hub: StartHub, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start_hub("--root", root)
@@ -211,7 +213,7 @@ def test_retries_are_limited_and_progress_resets_the_limit(monkeypatch: pytest.M
     assert calls == 20 + download.MAX_FAILURES
 
 
-def test_stopping_ends_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_interrupts_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "FIRST_PAUSE_SECONDS", 60.0)
     stop = threading.Event()
 

@@ -65,7 +65,7 @@ def test_grade(task_class: type[ToolProblems]) -> None:
         assert task.grade(row, f"I think it is {result}") == 1.0
         assert task.grade(row, f"It is {int(result) + 1}.") == 0.0
         assert task.grade(row, f"{result}, or rather 123456") == 0.0
-        assert task.grade(row, parts(row)[:2]) == 0.0  # the tool's output alone is no answer
+        assert task.grade(row, parts(row)[:2]) == 0.0  # the tool's output alone is not an answer
         assert task.grade(row, "I do not know.") == 0.0
 
 

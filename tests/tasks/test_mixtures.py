@@ -30,7 +30,7 @@ def test_the_real_mixtures_hold_valid_conversations(make: "type[Mixture]") -> No
 
 
 @pytest.mark.usefixtures("prepared")
-def test_spelling_is_as_much_as_asked_for_however_many_words_there_are() -> None:
+def test_row_counts_do_not_depend_on_the_number_of_words() -> None:
     counts = dict(zip((task.name for task in mixtures.mid("real").tasks), mixtures.mid("real").counts, strict=True))
     assert counts["spelling"] == 200_000
     assert counts["letter count"] == 80_000
@@ -38,7 +38,7 @@ def test_spelling_is_as_much_as_asked_for_however_many_words_there_are() -> None
 
 
 @pytest.mark.usefixtures("prepared")
-def test_a_fingerprint_tells_mixtures_apart() -> None:
+def test_different_mixtures_have_different_fingerprints() -> None:
     talk = SmolTalk("train")
     prints = {
         Mixture(tasks, seed=seed).fingerprint
@@ -67,7 +67,7 @@ def test_take_repeats_a_task_in_other_words() -> None:
     assert len(made[-1]) >= len(mixture)
 
 
-def test_words_are_those_used_often_in_lower_case(tmp_path: Path) -> None:
+def test_words_are_frequent_and_lower_case(tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
     texts = ["Apple apple apple apple", "it's pear-tree pear pear", "rare to be of", "pear pear"]
     assert write_words(path, texts) == 2
@@ -75,6 +75,6 @@ def test_words_are_those_used_often_in_lower_case(tmp_path: Path) -> None:
     assert write_words(path, ["other other other"]) == 2  # not made again: spelling stays split as it was
 
 
-def test_no_words_get_a_sentence() -> None:
+def test_missing_words_are_a_user_error() -> None:
     with pytest.raises(UserError, match=r"words\.txt .*prepare\.sh"):
         read_words(paths.words_file())
