@@ -178,7 +178,7 @@ class Engine:
         if len(requests) < ends[-1]:
             hidden = hidden[on_device([row for _, row in sampled], hidden.device)]
         sampler = self._sampler_for(requests, has_prefill)
-        logits = runner.logits(hidden)
+        logits = runner.compute_logits(hidden)
         tokens = sampler.sample(logits, [request.next_uniform() for request in requests])
         indices = [len(request.tokens) + request.num_in_flight for request in requests]
         for request in requests:

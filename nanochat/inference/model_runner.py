@@ -107,10 +107,11 @@ class ModelRunner:
         tokens: (N,), the spans' tokens concatenated.
         """
         config, cache = self.config, self.cache
-        positions, slots = self._places(spans)
-        places = ((slots * (config.n_kv_head * cache.length) + positions).unsqueeze(1) + self.head_offset).flatten()
+        positions, slots = self._positions_and_slots(spans)
+        cache_rows = (slots * (config.n_kv_head * cache.length) + positions).unsqueeze(1) + self.head_offset
+        cache_rows = cache_rows.flatten()
         cos, sin = self.cos[positions], self.sin[positions]
-        views = [self._view(span) for span in spans]
+        visible = [(span, *self._visible(span)) for span in spans]
         head_dim, half = config.head_dim, config.head_dim // 2
         x = rms_norm(F.embedding(tokens, self.embedding))
         for number, layer in enumerate(self.layers):
@@ -118,18 +119,18 @@ class ModelRunner:
             rotated, value = heads[:, : self.n_rotated], heads[:, self.n_rotated :]
             rotated = rms_norm(torch.addcmul(rotated * cos, rotated.roll(half, -1), sin))
             query, key = rotated[:, : config.n_head], rotated[:, config.n_head :]
-            self.flat_keys[number].index_copy_(0, places, key.reshape(-1, head_dim))
-            self.flat_values[number].index_copy_(0, places, value.reshape(-1, head_dim))
-            attended = [self._attend(number, query, view) for view in views]
+            self.flat_keys[number].index_copy_(0, cache_rows, key.reshape(-1, head_dim))
+            self.flat_values[number].index_copy_(0, cache_rows, value.reshape(-1, head_dim))
+            attended = [self._attend(query, span, k[number], v[number], mask) for span, k, v, mask in visible]
             x = layer.output.added(x, attended[0] if len(attended) == 1 else torch.cat(attended))
             x = layer.fc2.added(x, squared_relu(layer.fc1(rms_norm(x))))
         return rms_norm(x)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def compute_logits(self, hidden: Tensor) -> Tensor:
         """Return logits before the soft cap in fp32. hidden: (N, C) -> (N, vocab_size)."""
         return self.head(hidden).float()
 
-    def _places(self, spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
+    def _positions_and_slots(self, spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
         """Return position and slot of each new token, (N,) each."""
         positions: list[int] = []
         slots: list[int] = []
@@ -152,39 +153,29 @@ class ModelRunner:
         mask = torch.zeros(hidden.shape, dtype=self.embedding.dtype, device=self.device)
         return mask.masked_fill_(hidden, -torch.inf).unsqueeze(1)
 
-    def _view(self, span: Span) -> "_View":
+    def _visible(self, span: Span) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None]:
+        """Return a span's keys and values per layer, each (sequences, n_kv_head, length, head_dim), and its mask."""
         slots = slice(span.first_slot, span.first_slot + len(span.starts))
         length = max(span.starts) + span.count
-        keys, values = (kept[:, slots, :, :length].unbind(0) for kept in (self.cache.keys, self.cache.values))
-        return _View(span, keys, values, self._mask(span))
+        keys, values = (cached[:, slots, :, :length].unbind(0) for cached in (self.cache.keys, self.cache.values))
+        return keys, values, self._mask(span)
 
-    def _attend(self, layer: int, query: Tensor, view: "_View") -> Tensor:
+    def _attend(self, query: Tensor, span: Span, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Return attention of a span's tokens, (rows, n_head * head_dim). query: (N, n_head, head_dim)."""
-        span = view.span
         query = query[span.first_row : span.first_row + span.rows]
         query = query.unsqueeze(2) if span.count == 1 else query.transpose(0, 1).unsqueeze(0)
         if use_blocked_attention(span.count, self.device, self.embedding.dtype, training=False):
-            attended = blocked_attention(query, view.keys[layer], view.values[layer])
+            attended = blocked_attention(query, keys, values)
         else:
             attended = F.scaled_dot_product_attention(
                 query,
-                view.keys[layer],
-                view.values[layer],
-                attn_mask=view.mask,
-                is_causal=view.mask is None and span.count > 1,
+                keys,
+                values,
+                attn_mask=mask,
+                is_causal=mask is None and span.count > 1,
                 enable_gqa=self.config.n_head != self.config.n_kv_head,
             )
         return (attended if span.count == 1 else attended.squeeze(0).transpose(0, 1)).flatten(1)
-
-
-@dataclass(frozen=True)
-class _View:
-    """Keys and values visible to a span."""
-
-    span: Span
-    keys: tuple[Tensor, ...]  # per layer: (sequences, n_kv_head, length, head_dim)
-    values: tuple[Tensor, ...]
-    mask: Tensor | None
 
 
 def on_device(values: Sequence[float], device: torch.device) -> Tensor:
