@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Send the folders that hf_prepare.sh made to the Hugging Face Hub: python upload_to_hf.py --username NAME."""
+"""Upload the folders that hf_prepare.sh wrote to the Hugging Face Hub: python upload_to_hf.py --username NAME."""
 
 from nanochat.venv import run_in_venv
 

@@ -1,4 +1,4 @@
-"""From a command line to a dataclass of options, and from a mistake to one sentence."""
+"""Parse a command line into a dataclass of options, and turn user errors into one line and exit code 2."""
 
 import contextlib
 import errno
@@ -9,7 +9,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import tyro
 
@@ -17,18 +17,15 @@ from nanochat import paths
 from nanochat.errors import UserError
 
 Options = TypeVar("Options")
-EXIT_BAD_INPUT = 2
+EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-MAKE_ROOM = "make room there, or set NANOCHAT_BASE_DIR to a folder on another disk, and run again"
-REMEDIES = {
-    errno.ENOSPC: MAKE_ROOM,
-    errno.EDQUOT: MAKE_ROOM,
+FREE_SPACE = "free some space there, or set NANOCHAT_BASE_DIR to a folder on another disk, and run again"
+OS_ERROR_FIXES = {
+    errno.ENOSPC: FREE_SPACE,
+    errno.EDQUOT: FREE_SPACE,
     errno.EROFS: "set NANOCHAT_BASE_DIR to a folder you can write to",
-    errno.EACCES: "give yourself the right to, or set NANOCHAT_BASE_DIR to a folder you can write to",
+    errno.EACCES: "change its permissions, or set NANOCHAT_BASE_DIR to a folder you can write to",
 }
-"""What to do about the operating system's refusals that a user can mend."""
-DEMO_HELP = " With --demo: on the demo's data and in its folder, at its size"
-QUICK_HELP = "; with --quick, smaller still"
 HELP_WIDTH = 80
 
 
@@ -42,90 +39,86 @@ def run(
 ) -> None:
     """Parse the command line into `options`, call `main` with it and exit.
 
-    `--demo` moves the base directory to its folder `demo` and takes `demo` as the defaults;
-    `--quick` is the same with `quick` as the defaults. Every other option still overrides them.
-    `options.more_help`, if there is one, is shown by `--help` before the options.
-
-    Exits with 0, with 2 and one sentence for what the user can mend, or with 130 after Ctrl-C.
-    A disk that is full or may not be written to counts as something the user can mend, wherever it is met.
+    Exits with 0, with 2 after printing one line for a UserError or a disk that is full or read-only, or with 130 after
+    Ctrl-C. Every process of a run prints its own errors.
     """
     args = list(sys.argv[1:] if args is None else args)
-    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as scripts/__init__.py left it
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # set by scripts/__init__.py
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main(parse(options, args, demo=demo, quick=quick))
     except UserError as error:
-        _complain(str(error))
+        _exit(str(error))
     except OSError as error:
-        if error.errno not in REMEDIES:
+        if error.errno not in OS_ERROR_FIXES:
             raise
-        _complain(f"cannot use {_place(error)} ({error.strerror}): {REMEDIES[error.errno]}")
+        # Only errors of opening a file have its name.
+        place = error.filename if isinstance(error.filename, str) else paths.base_dir()
+        _exit(f"cannot use {place} ({error.strerror}): {OS_ERROR_FIXES[error.errno]}")
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _complain(sentence: str) -> None:
-    """Print the sentence and exit. Every process does: its mistake may be its own."""
+def _exit(message: str) -> NoReturn:
     rank = os.environ.get("RANK", "0")
-    print(f"error: {sentence}" if rank == "0" else f"process {rank}: error: {sentence}", file=sys.stderr, flush=True)
-    sys.exit(EXIT_BAD_INPUT)
-
-
-def _place(error: OSError) -> str:
-    """The file that an operating system's error names, or where it most likely was: only opening a file names it."""
-    return (
-        os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else str(paths.base_dir())
-    )
+    print(f"error: {message}" if rank == "0" else f"process {rank}: error: {message}", file=sys.stderr, flush=True)
+    sys.exit(EXIT_USER_ERROR)
 
 
 def parse(
     options: type[Options], args: list[str], *, demo: Options | None = None, quick: Options | None = None
 ) -> Options:
-    """The options that `args` ask for. Raises UserError on an option or a value that cannot be."""
-    preset = None
+    """Parse `args`. Raises UserError if an option is unknown or a value is invalid.
+
+    `--demo` changes the base directory to its folder `demo` and takes `demo` as the defaults; `--quick` does the same
+    with `quick`. `--help` prints the docstring of `options`, then its attribute `more_help` if it has one.
+    """
+    defaults = None
     if "--demo" in args or "--quick" in args:
         if demo is None:
-            raise UserError("--demo and --quick are not for this script: run it without")
-        preset = quick if "--quick" in args and quick is not None else demo
+            raise UserError("--demo and --quick are not supported by this script: run it without them")
+        defaults = quick if "--quick" in args and quick is not None else demo
         args = [arg for arg in args if arg not in ("--demo", "--quick")]
         os.environ["NANOCHAT_BASE_DIR"] = str(paths.base_dir() / "demo")
-    description = inspect.getdoc(options) or ""
-    if demo:
-        description += f"{DEMO_HELP}{QUICK_HELP if quick else ''}."
-    # tyro breaks no lines here, which a terminal then does within words, and of ours it keeps those that are indented.
-    paragraphs = description.split("\n\n")
-    description = "\n\n".join(textwrap.fill(text, HELP_WIDTH, subsequent_indent="  ") for text in paragraphs)
-    if more := getattr(options, "more_help", ""):
-        description += f"\n\n{more}"
-    complaint = io.StringIO()
+    error_text = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(error_text):
             return tyro.cli(
                 options,
                 args=args,
                 prog=os.environ.get("NANOCHAT_COMMAND"),
-                default=options() if preset is None else preset,
-                description=description,
-                # The last two are for options that hold sub-commands: short names, and options on either side of them.
+                default=options() if defaults is None else defaults,
+                description=_description(options, has_demo=demo is not None, has_quick=quick is not None),
+                # The last two give options that hold subcommands short names that may come before or after them.
                 config=(
                     tyro.conf.OmitArgPrefixes,
                     tyro.conf.OmitSubcommandPrefixes,
                     tyro.conf.CascadeSubcommandArgs,
                 ),
             )
-    except BrokenPipeError:  # --help, and its reader has seen enough
+    except BrokenPipeError:  # --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except SystemExit as stop:
         if stop.code == 0:  # --help
             raise
-        raise UserError(f"{_first_sentence(complaint.getvalue())}; --help lists the options") from None
+        raise UserError(f"{_first_message(error_text.getvalue())}; --help lists the options") from None
 
 
-def _first_sentence(box: str) -> str:
-    """The message inside the box that tyro draws around a mistake, on one line."""
+def _description(options: type, *, has_demo: bool, has_quick: bool) -> str:
+    text = inspect.getdoc(options) or ""
+    if has_demo:
+        quick = "; with --quick, even smaller" if has_quick else ""
+        text += f" With --demo: small defaults, the demo's data and folder{quick}."
+    # tyro does not wrap lines and would join those that are not indented.
+    paragraphs = [textwrap.fill(part, HELP_WIDTH, subsequent_indent="  ") for part in text.split("\n\n")]
+    return "\n\n".join([*paragraphs, *filter(None, [getattr(options, "more_help", "")])])
+
+
+def _first_message(box: str) -> str:
+    """The message inside the box that tyro draws around an error, on one line."""
     lines = [line.strip(" │") for line in box.splitlines()]
     lines = [line for line in lines if line and not line.startswith(("╭", "╰"))]
-    until = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
-    return " ".join(lines[:until]) or "the options cannot be read"
+    end = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
+    return " ".join(lines[:end]) or "invalid options"

@@ -1,8 +1,8 @@
-"""The one exception that a person, rather than a programmer, is meant to read."""
+"""The exception whose message is meant for users."""
 
 
 class UserError(Exception):
-    """Something the user can mend: one sentence that says what is wrong and what to type.
+    """An error that the user can fix: one line with the problem and the command or setting that fixes it.
 
-    Library code raises it; `nanochat.cli.run` prints it without a traceback and exits with code 2.
+    `nanochat.cli.run` prints it without a traceback and exits with code 2.
     """

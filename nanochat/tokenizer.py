@@ -1,13 +1,12 @@
 """Byte-pair encoding and the chat format.
 
-rustbpe trains the merges, tiktoken encodes with them. Text from people or files never becomes a special token: the
-nine special tokens enter only through the functions that render a conversation.
+rustbpe trains the merges, tiktoken encodes with them. Text never becomes a special token: only the functions that
+render a conversation add special tokens.
 """
 
 import base64
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -18,6 +17,7 @@ import numpy as np
 import rustbpe
 import tiktoken
 
+from nanochat.atomic import atomic_folder
 from nanochat.conversations import Conversation, Message, Part, PartType
 from nanochat.errors import UserError
 
@@ -33,8 +33,8 @@ SPECIAL_TOKENS = (
     "<|output_end|>",
 )
 
-# GPT-4's pattern with one change: numbers are split in groups of at most two digits, not three. At small
-# vocabularies a token for each of a thousand numbers is a waste of merges.
+# GPT-4's pattern with one change: numbers are split into groups of at most two digits, not three. In a small vocabulary
+# a token for each of a thousand numbers would waste merges.
 SPLIT_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
@@ -52,38 +52,38 @@ class Rendered(NamedTuple):
 
     ids: list[int]
     mask: list[int]
-    """1 where the assistant itself writes the token, and so learns it; else 0"""
+    """1 for tokens that the assistant writes, which are trained on; else 0"""
 
 
 class Tokenizer:
-    """Text to token ids and back; immutable."""
+    """Converts text to token ids and back. Immutable."""
 
     def __init__(self, ranks: dict[bytes, int], pattern: str = SPLIT_PATTERN) -> None:
         self.pattern = pattern
         self.special_ids = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
         self.bos_id = self.special_ids["<|bos|>"]
         self.ranks = ranks
-        """each token's bytes and its id; the lower, the earlier two neighbours are joined to it"""
+        """id of each token's bytes; of all possible merges the one with the lowest id is applied first"""
         self._encoding = tiktoken.Encoding(
             "nanochat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special_ids
         )
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Learn the merges from `texts`; `vocab_size` counts the special tokens and the 256 bytes.
+        """Learn the merges from `texts`. `vocab_size` includes the special tokens and the 256 bytes.
 
-        Raises UserError if the vocabulary cannot be that small.
+        Raises UserError if `vocab_size` is too small for them.
         """
-        smallest = 256 + len(SPECIAL_TOKENS)
-        if vocab_size < smallest:
-            raise UserError(f"--vocab-size {vocab_size} cannot be: the nearest that can is {smallest}")
+        min_size = 256 + len(SPECIAL_TOKENS)
+        if vocab_size < min_size:
+            raise UserError(f"--vocab-size must be at least {min_size}, got {vocab_size}")
         trainer = rustbpe.Tokenizer()
         trainer.train_from_iterator(iter(texts), vocab_size - len(SPECIAL_TOKENS), pattern=SPLIT_PATTERN)
         return cls({bytes(token): rank for token, rank in trainer.get_mergeable_ranks()})
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """Read what `save` wrote. Raises UserError if it is missing or damaged."""
+        """Read a folder that `save` wrote. Raises UserError if it is missing or damaged."""
         try:
             settings = json.loads((folder / SETTINGS_FILE).read_text())
             lines = (folder / RANKS_FILE).read_text().splitlines()
@@ -97,75 +97,70 @@ class Tokenizer:
         except (ValueError, KeyError):
             intact = False
         if not intact:
-            raise UserError(f"the tokenizer in {folder} is damaged: delete that folder and run ./prepare.sh again")
+            raise UserError(f"the tokenizer in {folder} is damaged: delete the folder and run ./prepare.sh again")
         return tokenizer
 
     def save(self, folder: Path) -> Path | None:
-        """Write tiktoken's text format and a small JSON, no pickle, into a folder that is there whole or not at all.
+        """Write ranks in tiktoken's text format, and settings as JSON.
 
-        Another tokenizer that is there, which checkpoints may need, is set aside as <folder>.<time>: returns where.
+        A different tokenizer in `folder`, which checkpoints may need, is renamed to <folder>.<time>; returns that
+        folder, else None.
         """
         settings = {"pattern": self.pattern, "special_tokens": self.special_ids, "hash": self.hash}
         files = {RANKS_FILE: self._ranks_text, SETTINGS_FILE: json.dumps(settings, indent=2) + "\n"}
         if all((folder / name).is_file() and (folder / name).read_text() == text for name, text in files.items()):
             return None
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for name, text in files.items():
-            (partial / name).write_text(text)
-        aside = None
-        if folder.is_dir() and any(folder.iterdir()):
-            aside = folder.with_name(time.strftime(f"{folder.name}.%Y%m%d-%H%M%S"))
-            folder.rename(aside)
-        partial.rename(folder)
-        return aside
+        old = None
+        with atomic_folder(folder) as partial:
+            for name, text in files.items():
+                (partial / name).write_text(text)
+            if folder.is_dir() and any(folder.iterdir()):
+                old = folder.with_name(time.strftime(f"{folder.name}.%Y%m%d-%H%M%S"))
+                folder.rename(old)
+        return old
 
     @property
     def vocab_size(self) -> int:
-        """Ids that exist, special tokens included. The model pads this to a multiple of 64."""
+        """Number of tokens, special tokens included. The model pads it to a multiple of 64."""
         return self._encoding.n_vocab
 
     @cached_property
     def _ranks_text(self) -> str:
-        ranks = sorted(self.ranks.items(), key=lambda item: item[1])
-        return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks)
+        tokens = sorted(self.ranks, key=self.ranks.__getitem__)
+        return "".join(f"{base64.b64encode(token).decode()} {self.ranks[token]}\n" for token in tokens)
 
     @cached_property
     def hash(self) -> str:
-        """sha256 over all that decides how text becomes ids; checkpoints and token files are tied to it."""
+        """sha256 of everything that determines the ids. Checkpoints and token files refer to it."""
         return hashlib.sha256("\0".join((self.pattern, *SPECIAL_TOKENS, self._ranks_text)).encode()).hexdigest()
 
     @cached_property
     def token_bytes(self) -> np.ndarray:
-        """Raw bytes that each id stands for, (vocab_size,) int32; 0 for special tokens.
-
-        Counted in bytes, never through str: a token may be half a character.
-        """
-        return np.array([*(len(token) for token, _ in sorted(self.ranks.items(), key=lambda item: item[1])),
-                         *(0 for _ in SPECIAL_TOKENS)], dtype=np.int32)  # fmt: skip
+        """Number of bytes of each token, (vocab_size,) int32; 0 for special tokens."""
+        lengths = [len(token) for token in sorted(self.ranks, key=self.ranks.__getitem__)]
+        return np.array([*lengths, *(0 for _ in SPECIAL_TOKENS)], dtype=np.int32)
 
     def special(self, name: str) -> int:
-        """Id of a special token, such as <|user_start|>."""
+        """Id of a special token such as <|user_start|>."""
         return self.special_ids[name]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; what looks like a special token is plain text."""
+        """Ids of `text`. Names of special tokens in it are plain text."""
         return self._encoding.encode_ordinary(text)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """Raw bytes of `ids`; a special token gives its name."""
+        """Bytes of `ids`; a special token decodes to its name."""
         return self._encoding.decode_bytes(list(ids))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, with U+FFFD for bytes that are no UTF-8."""
+        """Text of `ids`, with U+FFFD for bytes that are not UTF-8."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def render_conversation(self, conversation: Conversation, max_tokens: int | None = None) -> Rendered:
-        """A whole conversation as ids with their mask, cut to `max_tokens`.
+        """Convert a conversation to ids and their mask, truncated to `max_tokens`.
 
-        The mask covers what the assistant writes, tool calls and <|assistant_end|> included; neither the marks
-        that open its turn nor the tool's output, which are put there for it.
+        The mask covers what the assistant writes: text, tool calls and <|assistant_end|>, but neither
+        <|assistant_start|> nor the output of tools.
         """
         ids, mask = [self.bos_id], [0]
 
@@ -187,17 +182,17 @@ class Tokenizer:
         return Rendered(ids[:max_tokens], mask[:max_tokens])
 
     def render_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a conversation that ends with the user's turn, and <|assistant_start|> to answer it."""
+        """Ids of a conversation that ends with a user message, followed by <|assistant_start|>."""
         return [*self.render_conversation({"messages": list(messages)}).ids, self.special("<|assistant_start|>")]
 
 
 def parts_of(content: str | list[Part]) -> list[Part]:
-    """A message's content as parts, each {"type": "text" | "python" | "python_output", "text": ...}."""
+    """The content of a message as a list of parts."""
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def fold_system_message(messages: Sequence[Message]) -> list[Message]:
-    """Put a system message in front of the first user turn: the chat format has no role for it."""
+    """Prepend a system message to the first user message: the chat format has no system role."""
     if not messages or messages[0]["role"] != "system":
         return list(messages)
     system, first, *rest = messages

@@ -1,4 +1,4 @@
-"""Trained models as folders that transformers loads as they are, each proved to be the model that it was made from.
+"""Export trained models to folders that transformers loads without custom code, each verified against its checkpoint.
 
 ./hf_prepare.sh --author ada
 ./hf_prepare.sh --author ada --stage sft --tag d20 --force
@@ -14,7 +14,7 @@ import torch
 from nanochat import cli
 from nanochat.errors import UserError
 from nanochat.hub.card import Publisher
-from nanochat.hub.export import check_free, export, target
+from nanochat.hub.export import check_free, export, export_folder
 from nanochat.runtime import resolve_device_type
 from nanochat.stages import STAGES
 from nanochat.train import checkpoint
@@ -23,24 +23,24 @@ from nanochat.train.checkpoint import Checkpoint
 
 @dataclass
 class Options:
-    """Make folders for the Hugging Face Hub. Nothing is sent anywhere: python upload_to_hf.py does that."""
+    """Write folders for the Hugging Face Hub. Nothing is sent: python upload_to_hf.py does that."""
 
     author: str = ""
-    """your name on the hub, or your organisation's: the models will be NAME/nanochat-..."""
+    """your user name or organization on the hub: the models will be NAME/nanochat-..."""
     stage: Literal["base", "mid", "sft", "rl", "all"] = "all"
-    """which stage; all: each that there is"""
+    """stage to export; all: every stage that is trained"""
     tag: str | None = None
-    """which model, such as d20; by default the newest"""
+    """model to export, such as d20; by default the newest"""
     output: Path = Path("hf_models")
-    """where the folders go"""
+    """folder to write to"""
     license: str = "mit"
-    """the hub's name for it"""
+    """license by the hub's identifier"""
     author_name: str = ""
-    """your name as people write it, for licence and citation; by default --author"""
+    """your full name for license and citation; by default --author"""
     force: bool = False
-    """replace folders that are there"""
+    """replace existing folders"""
     device_type: str = "auto"
-    """cuda or cpu, for the comparison"""
+    """device of the comparison: cuda or cpu"""
 
 
 DEMO = Options()
@@ -48,31 +48,29 @@ DEMO = Options()
 
 def main(options: Options) -> None:
     if not re.fullmatch(r"(?!.*(--|\.\.))[A-Za-z0-9][A-Za-z0-9_.-]*", options.author):
-        raise UserError("--author is missing or no name of the hub: pass yours, such as --author ada")
+        raise UserError(f'--author must be a user name on the hub, such as ada, got "{options.author}"')
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", options.license):
-        raise UserError(
-            f"--license {options.license} is none of the hub's: choose one such as mit, apache-2.0 or cc-by-4.0"
-        )
+        raise UserError(f'--license must be an identifier such as mit or apache-2.0, got "{options.license}"')
     device = torch.device(resolve_device_type(options.device_type))
-    found = chosen(options.stage, options.tag)
+    found = select(options.stage, options.tag)
     publisher = Publisher(options.author, options.author_name or options.author, options.license)
-    check_free([target(c, options.output) for c in found], options.force)
+    check_free([export_folder(c, options.output) for c in found], options.force)
     for c in found:
         print(f"{c.describe()}:", flush=True)
         folder = export(c, publisher, options.output, device, lambda line: print(f"  {line}", flush=True))
         print(f"  ready: {folder}\n", flush=True)
-    print(f"look at the README.md in each; then: python upload_to_hf.py --username {options.author} --dry-run")
+    print(f"review each README.md, then run: python upload_to_hf.py --username {options.author} --dry-run")
 
 
-def chosen(stage: str, tag: str | None) -> list[Checkpoint]:
-    """The last checkpoint of each stage asked for, all of one model. Raises UserError if there is none."""
+def select(stage: str, tag: str | None) -> list[Checkpoint]:
+    """The last checkpoint of the stage, or of all stages of one model. Raises UserError if there is none."""
     if stage != "all":
         return [checkpoint.find(stage, tag)]
-    stages = [found for source in STAGES if (found := checkpoint.newest(source, tag))]
-    if not stages:
-        checkpoint.find(None, tag)  # says what is missing
-    newest = max(stages, key=lambda found: float(found.meta["saved_at"])).tag
-    return [found for source in STAGES if (found := checkpoint.newest(source, newest))]
+    newest = [found for source in STAGES if (found := checkpoint.newest(source, tag))]
+    if not newest:
+        checkpoint.find(None, tag)  # raises
+    tag = max(newest, key=lambda found: float(found.meta["saved_at"])).tag
+    return [found for source in STAGES if (found := checkpoint.newest(source, tag))]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Send what hf_prepare.sh made to the Hugging Face Hub.
+"""Upload the models that hf_prepare.sh exported to the Hugging Face Hub.
 
 python upload_to_hf.py --username ada --dry-run
 python upload_to_hf.py --username ada --stage sft --private
@@ -12,29 +12,30 @@ from huggingface_hub import HfApi
 
 from nanochat import cli
 from nanochat.errors import UserError
-from nanochat.hub.upload import check_login, check_name, collect, link, parcels, readable, send
+from nanochat.hub.upload import add_to_collection, check_login, check_repository, exported_models, upload
+from nanochat.units import format_bytes
 
 
 @dataclass
 class Options:
-    """Upload prepared models. Run again, it sends only what is not there yet."""
+    """Upload exported models. Files that the hub already has are not sent again."""
 
     username: str = ""
-    """your name on the hub, or your organisation's"""
+    """your user name or organization on the hub"""
     stage: Literal["base", "mid", "sft", "rl", "all"] = "all"
-    """which stage; all: each that is prepared"""
+    """stage to upload; all: every stage that is exported"""
     tag: str | None = None
-    """which model, such as d20; by default each that is prepared"""
+    """model to upload, such as d20; by default all that are exported"""
     folder: Path = Path("hf_models")
-    """where hf_prepare.sh put them"""
+    """output folder of hf_prepare.sh"""
     dry_run: bool = False
-    """say what would be sent, and send nothing; needs no login and no network"""
+    """list the files without sending them; needs no login and no network"""
     private: bool = False
-    """make repositories that only you can see"""
+    """create private repositories"""
     collection: bool = False
-    """put the models into one collection"""
+    """add the models to a collection"""
     revision: str | None = None
-    """branch to send to; by default main"""
+    """branch to upload to; by default main"""
 
 
 DEMO = Options()
@@ -43,22 +44,23 @@ DEMO = Options()
 def main(options: Options) -> None:
     if not options.username:
         raise UserError("--username is missing: pass your name on the hub, such as --username ada")
-    chosen = parcels(options.folder, options.username, None if options.stage == "all" else options.stage, options.tag)
-    for parcel in chosen:
-        print(parcel.describe())
-    print(f"{readable(sum(parcel.size for parcel in chosen))} in all", flush=True)
+    stage = None if options.stage == "all" else options.stage
+    models = exported_models(options.folder, options.username, stage, options.tag)
+    for model in models:
+        print(model.describe())
+    print(f"{format_bytes(sum(model.size for model in models))} in total", flush=True)
     if options.dry_run:
         print("nothing was sent (--dry-run)")
         return
     api = HfApi()
     check_login(api, options.username)
-    for parcel in chosen:
-        check_name(api, parcel, options.private)
-    for parcel in chosen:
-        send(api, parcel, options.private, options.revision)
-        print(f"sent and checked: {link(parcel.repository)}", flush=True)
+    for model in models:
+        check_repository(api, model, options.private)
+    for model in models:
+        upload(api, model, options.private, options.revision)
+        print(f"uploaded and verified: {model.url}", flush=True)
     if options.collection:
-        print(f"together: {collect(api, chosen, options.username, options.private)}")
+        print(f"collection: {add_to_collection(api, models, options.username, options.private)}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import tyro
 from nanochat import cli, paths
 from nanochat.errors import UserError
 from nanochat.hub import import_model
-from nanochat.hub.import_model import IncomingModel
+from nanochat.hub.import_model import ImportedModel
 from nanochat.runtime import Runtime
 from nanochat.stages import STAGES, previous
 from nanochat.train.options import PretrainOptions
@@ -58,7 +58,7 @@ def main(options: Options) -> None:
             print(f"train further: {base}{following.script} --model-tag {kept.tag}")
 
 
-def training_options(model: IncomingModel) -> dict[str, object]:
+def training_options(model: ImportedModel) -> dict[str, object]:
     """Options that the next stage inherits, as pretraining such a model would have set them."""
     with Runtime.start() as runtime:
         options = scale_options(PretrainOptions(), model.config, runtime)

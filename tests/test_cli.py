@@ -1,4 +1,4 @@
-"""Options in, a sentence out."""
+"""Parsing of options, and errors as one line with exit code 2."""
 
 import errno
 import importlib

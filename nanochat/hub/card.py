@@ -1,4 +1,4 @@
-"""The model card: what a stranger wants to know, all of it from what the run left on disk."""
+"""The model card: README.md of an exported model, made from what the run left on disk."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -26,86 +26,116 @@ from nanochat.units import format_duration
 
 TEMPLATE = (Path(__file__).parent / "card.md.jinja").read_text()
 CURVE_FILE = "training.png"
-STAGE_SENTENCES = {
-    "base": "continues text",
-    "mid": "has learned what a conversation is",
-    "sft": "answers questions",
-    "rl": "answers questions, with practice on problems whose answers can be checked",
-}
-REAL_DATA = {
-    "mid": ("HuggingFaceTB/smol-smoltalk", "cais/mmlu", "openai/gsm8k"),
-    "sft": ("allenai/ai2_arc", "openai/gsm8k", "HuggingFaceTB/smol-smoltalk"),
-    "rl": ("openai/gsm8k",),
-}
-"""The data sets of the real mixtures, beside the project's own conversations."""
-DEMO_TEXT, DEMO_CHAT = "leads of Wikipedia's vital articles", "chitchat-dataset"
-LICENCES = {
-    **{dataset.repository: dataset.license for dataset in DATASETS.values()},
-    "HuggingFaceTB/smol-smoltalk": "Apache 2.0 where new",
-    "cais/mmlu": "MIT",
-    "openai/gsm8k": "MIT",
-    "allenai/ai2_arc": "CC BY-SA 4.0",
-    DEMO_TEXT: "CC BY-SA 4.0",
-    DEMO_CHAT: "MIT",
-}
-TASK_DATA = {
-    "arc easy": ("allenai/ai2_arc", "ARC-Easy"),
-    "arc challenge": ("allenai/ai2_arc", "ARC-Challenge"),
-    "mmlu": ("cais/mmlu", "MMLU"),
-    "gsm8k": ("openai/gsm8k", "GSM8K"),
-    "humaneval": ("openai/openai_humaneval", "HumanEval"),
-}
-"""Tasks whose data set is on the hub: its repository, and what people call it."""
+DATA = json.loads((Path(__file__).parent / "card_data.json").read_text())
+"""Data sets of the real mixtures and of the demo, their licenses, and the data sets of the evaluation tasks."""
+LICENSES = DATA["licenses"] | {dataset.repository: dataset.license for dataset in DATASETS.values()}
 
 
 @dataclass(frozen=True)
 class Publisher:
-    """Who shares a model, and how."""
+    """Who shares a model, and under which license."""
 
     account: str
-    """on the hub; a person's or an organisation's"""
+    """user or organization on the hub"""
     name: str
-    """for licence and citation"""
+    """for license and citation"""
     license: str
     """the hub's identifier, such as mit"""
 
-    def repository(self, found: dict[str, Any]) -> str:
-        """Where the model of this meta (or of this parent) goes: account/name."""
-        return f"{self.account}/{repository_name(found['tag'], found['source'])}"
+    def repository(self, meta: dict[str, Any]) -> str:
+        """Repository of a checkpoint, given its meta or the `parent` in another one's: account/name."""
+        return f"{self.account}/{repository_name(meta['tag'], meta['source'])}"
+
+
+class Score(NamedTuple):
+    """One row of the evaluations."""
+
+    task: str
+    value: float
+    error: float = 0.0
+    """standard error, 0 if unknown"""
+    baseline: float | None = None
+    """score of guessing, None if it has no meaning"""
 
 
 def repository_name(tag: str, source: str) -> str:
-    """What the repository of a stage of a model is called, such as nanochat-d20-sft."""
+    """Name of a repository, such as nanochat-d20-sft."""
     words = re.sub(r"[^A-Za-z0-9.-]+|[.-]{2,}", "-", tag.removeprefix("nanochat-")).strip(".-")
     return f"nanochat-{words}-{source}"
 
 
-def write_card(found: Checkpoint, stages: Sequence[Stage], publisher: Publisher, proof: str, folder: Path) -> None:
-    """Write README.md, and the picture of the curves if there are any.
+def software() -> str:
+    """Versions of transformers and torch."""
+    return f"transformers {transformers.__version__}, torch {torch.__version__}"
 
-    `stages`: the one that is shared and those before it, as far as they are on disk; `proof`: what comparing with
-    transformers gave.
+
+def write_card(found: Checkpoint, stages: Sequence[Stage], publisher: Publisher, verified: str, folder: Path) -> None:
+    """Write README.md, and the plot of the training curves if there are any.
+
+    `stages`: the exported stage and the earlier ones that are on disk; `verified`: result of the comparison with
+    transformers.
     """
-    trained = trained_here(stages)
+    trained = [stage for stage in stages if "origin" not in stage.facts]  # the others were imported
+    scores = _scores(stages[-1]) if stages else []
     figure = draw_curves(trained, (LOSS, BITS_PER_BYTE))
     if figure:
         figure.savefig(folder / CURVE_FILE, dpi=120, facecolor="white")
-    card = ModelCard.from_template(
-        card_data(found, stages, publisher),
+    ModelCard.from_template(
+        _metadata(found, trained, scores, publisher),
         template_str=TEMPLATE,
         **_facts(found, stages, publisher),
         **_training(trained),
-        scores=[_score_line(*line) for line in _scores(stages)],
-        proof=proof,
+        scores=[_score_row(score) for score in scores],
+        verified=verified,
         curve=CURVE_FILE if figure else None,
-    )
-    card.save(folder / "README.md")
+    ).save(folder / "README.md")
 
 
-def card_data(found: Checkpoint, stages: Sequence[Stage], publisher: Publisher) -> ModelCardData:
-    """The card's metadata: what the hub shows and searches, and what nanochat.sh import and upload_to_hf.py read."""
-    meta = found.meta
-    repository = publisher.repository(meta)
+def read_card(path: Path) -> dict[str, Any]:
+    """Read repository, stage, tag and step from a card that `write_card` made; empty for any other card."""
+    try:
+        data = ModelCard.load(path, ignore_metadata_errors=True).data.get("nanochat")
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    types = {"stage": str, "step": int, "tag": str, "repository": str}
+    is_ours = isinstance(data, dict) and all(isinstance(data.get(name), kind) for name, kind in types.items())
+    return data if is_ours and data["stage"] in STAGES else {}
+
+
+def base_model(found: Checkpoint, publisher: Publisher) -> str | None:
+    """Repository of the model that this one was trained from: the imported model, or the previous stage."""
+    if is_repository(origin := found.meta.get("origin", "")):
+        return origin
+    parent = found.meta["parent"]
+    if not parent:
+        return None
+    saved = checkpoint.newest(parent["source"], parent["tag"], parent["step"])
+    origin = saved.meta.get("origin", "") if saved and saved.meta["saved_at"] == parent["saved_at"] else ""
+    return origin if is_repository(origin) else publisher.repository(parent)
+
+
+def is_repository(origin: str) -> bool:
+    """True for the name of a repository on the hub, False for a folder."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", origin) is not None
+
+
+def stage_data(stage: Stage) -> list[str]:
+    """Data sets of a stage: repositories on the hub, or texts that come with the installation."""
+    options = stage.facts["options"]
+    if options.get("dataset") in DATASETS:
+        return [DATASETS[options["dataset"]].repository]
+    return list(DATA["mixtures" if options.get("mixture") == "real" else "demo"][stage.source])
+
+
+def _all_data(stages: Sequence[Stage]) -> list[str]:
+    return list(dict.fromkeys(name for stage in stages for name in stage_data(stage)))
+
+
+def _metadata(
+    found: Checkpoint, trained: Sequence[Stage], scores: Sequence[Score], publisher: Publisher
+) -> ModelCardData:
+    """YAML header of the card, which the hub searches and `read_card` reads."""
+    repository = publisher.repository(found.meta)
     return ModelCardData(
         language="en",
         license=publisher.license,
@@ -113,97 +143,61 @@ def card_data(found: Checkpoint, stages: Sequence[Stage], publisher: Publisher) 
         pipeline_tag="text-generation",
         tags=["nanochat", "dgx-spark"],
         base_model=base_model(found, publisher),
-        datasets=[name for name in dict.fromkeys(_data_of(trained_here(stages))) if "/" in name] or None,
+        datasets=[name for name in _all_data(trained) if "/" in name] or None,
         model_name=repository.split("/")[1],
-        eval_results=[_eval_result(*line) for line in _scores(stages)] or None,
+        eval_results=[_eval_result(score) for score in scores] or None,
         nanochat={
             "repository": repository,
             "stage": found.source,
             "tag": found.tag,
             "step": found.step,
-            "tokenizer": meta["tokenizer"],
-            "commit": meta["commit"],
+            "tokenizer": found.meta["tokenizer"],
+            "commit": found.meta["commit"],
         },
     )
 
 
-def trained_here(stages: Sequence[Stage]) -> list[Stage]:
-    """Those that were not imported."""
-    return [stage for stage in stages if "origin" not in stage.facts]
-
-
-def read_card(path: Path) -> dict[str, Any]:
-    """What a card that `write_card` made says of its model: repository, stage, tag, step. Empty of any other."""
-    try:
-        told = ModelCard.load(path, ignore_metadata_errors=True).data.get("nanochat")
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    is_ours = (
-        isinstance(told, dict)
-        and told.get("stage") in STAGES
-        and isinstance(told.get("step"), int)
-        and isinstance(told.get("tag"), str)
-        and isinstance(told.get("repository"), str)
-    )
-    return told if is_ours else {}
-
-
-def base_model(found: Checkpoint, publisher: Publisher) -> str | None:
-    """The repository of the model that this one grew from: where it was imported from, or the stage before."""
-    if is_repository(origin := found.meta.get("origin", "")):
-        return origin
-    parent = found.meta["parent"]
-    if not parent:
-        return None
-    kept = checkpoint.newest(parent["source"], parent["tag"], parent["step"])
-    imported = kept.meta.get("origin", "") if kept and kept.meta["saved_at"] == parent["saved_at"] else ""
-    return imported if is_repository(imported) else publisher.repository(parent)
-
-
-def is_repository(origin: str) -> bool:
-    """Whether it names a repository of the hub, and not a folder."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", origin) is not None
-
-
 def _facts(found: Checkpoint, stages: Sequence[Stage], publisher: Publisher) -> dict[str, Any]:
-    """The part of the card about what it is."""
+    """Template variables that describe the model."""
     config = GPTConfig(**found.meta["model_config"])
     repository = publisher.repository(found.meta)
     origin = stages[0].facts.get("origin") if stages else None
-    begun = origin if origin and is_repository(origin) else "a model that was trained elsewhere"
-    whence = f"It goes back to {begun}, shared" if origin else "It was trained from nothing on its owner's own machine"
+    start = "from scratch"
+    if origin:
+        start = f"starting from {origin if is_repository(origin) else 'a model that was trained elsewhere'},"
     return {
         "name": repository.split("/")[1],
         "repository": repository,
         "stage": found.source,
         "is_chat": found.source != "base",
         "summary": (
-            f"A language model of {config.num_parameters:,} parameters that {STAGE_SENTENCES[found.source]}. {whence} "
-            "with nanochat for DGX Spark, after "
+            f"A language model with {config.num_parameters:,} parameters that {DATA['stages'][found.source]}. It was "
+            f"trained {start} on its owner's machine with nanochat for DGX Spark, which is based on "
             "[nanochat](https://github.com/karpathy/nanochat) by Andrej Karpathy."
         ),
         "facts": [
             ("parameters", f"{config.num_parameters:,}"),
             ("layers, width", f"{config.n_layer}, {config.n_embd}"),
-            ("heads, of them for keys and values", f"{config.n_head}, {config.n_kv_head}"),
+            ("heads, key/value heads", f"{config.n_head}, {config.n_kv_head}"),
             ("context", f"{config.sequence_len:,} tokens"),
             ("vocabulary", f"{config.vocab_size:,}, padded to a multiple of 64"),
             ("architecture", "`NanoChatForCausalLM`: rotary positions, QK-norm, squared ReLU, logits capped at 15"),
-            ("weights", "bfloat16; trained in float32, computed in the dtype of the machine"),
+            ("weights", "bfloat16; trained in float32"),
         ],
         "context": f"{config.sequence_len:,}",
         "license": publisher.license,
         "author_name": publisher.name,
-        "citation_key": repository.split("/")[1],
         "year": time.strftime("%Y"),
     }
 
 
 def _training(stages: Sequence[Stage]) -> dict[str, Any]:
-    """The part of the card about how it came to be."""
+    """Template variables that describe the training."""
+    if not stages:
+        return {"stages": [], "total": "Not recorded.", "data_licenses": "see the model that it was imported from"}
     tariff = Tariff.from_environment()
     energies = [stage.kwh(tariff) for stage in stages]
-    lines = [
+    rows = [
         {
             "source": stage.source,
             "steps": f"{stage.step:,}",
@@ -212,76 +206,54 @@ def _training(stages: Sequence[Stage]) -> dict[str, Any]:
             "energy": "" if energy is None else f"{energy:.3g} kWh",
             "machine": stage.facts["machine"],
             "learns": stage.facts.get("learns", "not recorded"),
-            "sources": ", ".join(f"{name} ({LICENCES[name]})" for name in stage_data(stage)),
+            "sources": ", ".join(f"{name} ({LICENSES[name]})" for name in stage_data(stage)),
         }
         for stage, energy in zip(stages, energies, strict=True)
     ]
-    chosen = {stage.source: {k: v for k, v in stage.facts["options"].items() if v is not None} for stage in stages}
-    licences = "; ".join(f"{name}, {LICENCES[name]}" for name in dict.fromkeys(_data_of(stages)))
-    seconds = sum(stage.seconds for stage in stages)
-    together = f"Together {sum(stage.tokens for stage in stages):,} tokens in {format_duration(seconds)}."
+    options = {stage.source: {k: v for k, v in stage.facts["options"].items() if v is not None} for stage in stages}
+    tokens, seconds = sum(stage.tokens for stage in stages), sum(stage.seconds for stage in stages)
     return {
-        "stages": lines,
+        "stages": rows,
         "has_energy": any(energy is not None for energy in energies),
-        "total": together if stages else "Not here; what it was trained on is not recorded.",
-        "options": json.dumps(chosen, indent=1),
-        "data_licences": licences or "see where it was imported from",
+        "total": f"Total: {tokens:,} tokens in {format_duration(seconds)}.",
+        "options": json.dumps(options, indent=1),
+        "data_licenses": "; ".join(f"{name}, {LICENSES[name]}" for name in _all_data(stages)),
     }
 
 
-def stage_data(stage: Stage) -> tuple[str, ...]:
-    """The data sets that a stage learned from: repositories of the hub, or what comes with the installation."""
-    options = stage.facts["options"]
-    if stage.source == "base":
-        dataset = options["dataset"]
-        return (DATASETS[dataset].repository if dataset in DATASETS else DEMO_TEXT,)
-    if options["mixture"] == "real":
-        return REAL_DATA[stage.source]
-    return () if stage.source == "rl" else (DEMO_TEXT, DEMO_CHAT)
-
-
-def _data_of(stages: Sequence[Stage]) -> list[str]:
-    return [name for stage in stages for name in stage_data(stage)]
-
-
-def _scores(stages: Sequence[Stage]) -> list[tuple[str, float, float, float | None]]:
-    """(task, value, standard error or 0, what guessing gives or None) of all that the last stage was measured on."""
-    if not stages:
-        return []
-    lines: list[tuple[str, float, float, float | None]] = []
-    result = stages[-1].stage_result
-    if result:
-        lines.append(("bits per byte", result.bits_per_byte, 0.0, None))
-    for benchmark, scores in stages[-1].scores().items():
+def _scores(stage: Stage) -> list[Score]:
+    """All evaluation results of a stage."""
+    result = stage.stage_result
+    rows = [Score("bits per byte", result.bits_per_byte)] if result else []
+    for benchmark, scores in stage.scores().items():
         if benchmark != "stages":
-            lines.append((benchmark, centered_mean(scores), centered_mean_error(scores), 0.0))
-        lines += [(score.task, score.accuracy, score.standard_error, score.baseline) for score in scores]
-    return lines
+            rows.append(Score(benchmark, centered_mean(scores), centered_mean_error(scores), 0.0))
+        rows += [Score(score.task, score.accuracy, score.standard_error, score.baseline) for score in scores]
+    return rows
 
 
-def _score_line(task: str, value: float, error: float, guessing: float | None) -> dict[str, str]:
-    if guessing is None:
-        return {"task": f"{task}, held-out text", "guessing": "", "right": f"{value:.3f}"}
-    if task in ("CORE", "ChatCORE"):
-        return {"task": f"**{task}**, centred mean", "guessing": "0", "right": f"{value:.3f} ± {error:.3f}"}
-    name = TASK_DATA.get(task, ("", task.removeprefix("bigbench_").replace("_", " ")))[1]
-    return {"task": name, "guessing": f"{guessing:.0%}", "right": f"{value:.1%} ± {100 * error:.1f}"}
+def _score_row(score: Score) -> dict[str, str]:
+    if score.baseline is None:
+        return {"task": f"{score.task}, held-out text", "guessing": "", "right": f"{score.value:.3f}"}
+    if score.task in ("CORE", "ChatCORE"):
+        right = f"{score.value:.3f} ± {score.error:.3f}"
+        return {"task": f"**{score.task}**, centered mean", "guessing": "0", "right": right}
+    default = score.task.removeprefix("bigbench_").replace("_", " ")
+    _, name = DATA["tasks"].get(score.task, ("", default))
+    right = f"{score.value:.1%} ± {100 * score.error:.1f}"
+    return {"task": name, "guessing": f"{score.baseline:.0%}", "right": right}
 
 
-def _eval_result(task: str, value: float, error: float, guessing: float | None) -> EvalResult:
-    """One line of the hub's model-index."""
-    repository, name = TASK_DATA.get(task, (re.sub(r"\W+", "-", task), task))
-    metric = "bits_per_byte" if guessing is None else "accuracy"
+def _eval_result(score: Score) -> EvalResult:
+    """One entry of the hub's model-index."""
+    repository, name = DATA["tasks"].get(score.task, (re.sub(r"\W+", "-", score.task), score.task))
+    is_text = score.baseline is None
+    metric = "bits_per_byte" if is_text else "accuracy"
     return EvalResult(
         task_type="text-generation",
-        dataset_type="held-out" if guessing is None else repository,
-        dataset_name="held-out text" if guessing is None else name,
+        dataset_type="held-out" if is_text else repository,
+        dataset_name="held-out text" if is_text else name,
         metric_type=metric,
-        metric_name="centred accuracy" if task in ("CORE", "ChatCORE") else metric.replace("_", " "),
-        metric_value=round(value, 4),
+        metric_name="centered accuracy" if score.task in ("CORE", "ChatCORE") else metric.replace("_", " "),
+        metric_value=round(score.value, 4),
     )
-
-
-def software() -> str:
-    """The versions that a folder was made and checked with."""
-    return f"transformers {transformers.__version__}, torch {torch.__version__}"

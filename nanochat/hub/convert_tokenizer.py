@@ -1,4 +1,4 @@
-"""Our tokenizer as a tokenizer.json of the `tokenizers` library, and the way back."""
+"""Convert our tokenizer to the tokenizer.json of the `tokenizers` library and back."""
 
 import json
 from pathlib import Path
@@ -15,15 +15,15 @@ from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text()
-READ_BY_ALL = "PreTrainedTokenizerFast"
-"""The class to name: transformers 5 reads it as its own TokenizersBackend, which older readers do not know."""
+TOKENIZER_CLASS = "PreTrainedTokenizerFast"
+"""transformers 5 would write TokenizersBackend, which older readers do not know; it reads both."""
 
 
 def _byte_names() -> list[str]:
-    """The character that byte-level BPE writes for each byte: itself where it can be seen, else one above 255."""
-    seen = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    unseen = iter(range(256, 512))
-    return [chr(byte if byte in seen else next(unseen)) for byte in range(256)]
+    """The character that byte-level BPE writes for each byte: itself if printable, else one above 255."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 BYTE_NAMES = _byte_names()
@@ -31,10 +31,11 @@ BYTES = {name: byte for byte, name in enumerate(BYTE_NAMES)}
 
 
 def fast_tokenizer(tokenizer: Tokenizer) -> FastTokenizer:
-    """The same ids from the same text.
+    """Build a tokenizer that gives the same ids.
 
-    tiktoken joins whichever neighbours make the lowest rank, in whatever way a token can be put together; so every
-    such way is a merge here, in the order of the ranks. A piece of text that is a token is taken as it is.
+    tiktoken always joins the two neighbors whose token has the lowest rank, no matter how that token can be split.
+    Therefore every way to split a token is a merge here, in rank order, and a piece of text that is a token is taken
+    as it is (ignore_merges).
     """
     ranks = tokenizer.ranks
     names = {token: "".join(BYTE_NAMES[byte] for byte in token) for token in ranks}
@@ -59,8 +60,8 @@ def fast_tokenizer(tokenizer: Tokenizer) -> FastTokenizer:
 def write_tokenizer(tokenizer: Tokenizer, sequence_len: int, folder: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja.
 
-    Padding is <|bos|>, which never stands inside a row: <|assistant_end|> must not be masked as padding, or whoever
-    trains the model further unlearns to stop.
+    The padding token is <|bos|>, which never occurs inside a row. If it were <|assistant_end|>, trainers would mask
+    that as padding and the model would forget to stop.
     """
     PreTrainedTokenizerFast(
         tokenizer_object=fast_tokenizer(tokenizer),
@@ -72,55 +73,52 @@ def write_tokenizer(tokenizer: Tokenizer, sequence_len: int, folder: Path) -> No
         chat_template=CHAT_TEMPLATE,
     ).save_pretrained(folder)
     path = folder / TOKENIZER_CONFIG_FILE
-    settings = json.loads(path.read_text()) | {"tokenizer_class": READ_BY_ALL}
+    settings = json.loads(path.read_text()) | {"tokenizer_class": TOKENIZER_CLASS}
     path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer that a tokenizer.json describes, if it is one of ours or the original nanochat's.
-
-    That is byte-level BPE whose ids are the ranks of the merges, one pattern, and our nine special tokens above them.
-    Raises UserError if it is another kind.
-    """
+    """Read a tokenizer.json. Raises UserError unless it has the layout of `checked_tokenizer`."""
     try:
         parsed = json.loads(path.read_text())
         special = {token["content"]: token["id"] for token in parsed["added_tokens"]}
         vocabulary = {name: rank for name, rank in parsed["model"]["vocab"].items() if name not in special}
         ranks = {bytes(BYTES[character] for character in name): rank for name, rank in vocabulary.items()}
         pattern = _pattern(parsed["pre_tokenizer"])
-        model_type = parsed["model"]["type"]
+        if parsed["model"]["type"] != "BPE" or parsed.get("normalizer") is not None:
+            raise ValueError("not BPE, or text is normalized")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is not a byte-level BPE tokenizer as this project's ({type(error).__name__}: {error}): "
-            "the model cannot be imported"
+            f"{path} must be a byte-level BPE tokenizer ({type(error).__name__}: {error}): other kinds are not "
+            "supported"
         ) from None
-    return tokenizer_of(ranks, pattern, special, str(path), model_type == "BPE" and parsed.get("normalizer") is None)
+    return checked_tokenizer(ranks, pattern, special, str(path))
 
 
-def tokenizer_of(
-    ranks: dict[bytes, int], pattern: str, special: dict[str, int], where: str, same_kind: bool = True
-) -> Tokenizer:
-    """A tokenizer of these parts. Raises UserError unless they are laid out as ours are."""
-    in_order = sorted(ranks.values()) == list(range(len(ranks)))
-    whole = all(bytes([byte]) in ranks for byte in range(256))
-    wanted = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
-    if not (same_kind and in_order and whole and special == wanted):
+def checked_tokenizer(ranks: dict[bytes, int], pattern: str, special: dict[str, int], where: str) -> Tokenizer:
+    """Build a tokenizer. Raises UserError unless its ids are the ranks 0..n-1, then our nine special tokens."""
+    consecutive = sorted(ranks.values()) == list(range(len(ranks)))
+    has_all_bytes = all(bytes([byte]) in ranks for byte in range(256))
+    expected = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
+    if not (consecutive and has_all_bytes and special == expected):
         raise UserError(
-            f"the tokenizer in {where} has another layout than this project's (byte-level BPE, its ids the ranks, then "
-            f"{', '.join(SPECIAL_TOKENS)}): the model cannot be imported"
+            f"the ids of the tokenizer in {where} must be the BPE ranks, then {', '.join(SPECIAL_TOKENS)}: other "
+            "layouts are not supported"
         )
     try:
         return Tokenizer(ranks, pattern)
-    except Exception as error:  # tiktoken's own, for a pattern that is no regular expression
-        raise UserError(f"the tokenizer in {where} cannot be used ({error})") from None
+    except Exception as error:  # tiktoken has no class of its own for a pattern that is not a regular expression
+        raise UserError(f"the tokenizer in {where} is invalid ({error})") from None
 
 
 def _pattern(pre_tokenizer: dict[str, Any]) -> str:
-    """The regular expression that text is split with. Raises KeyError or ValueError if it is split in another way."""
-    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    if [step["type"] for step in steps] != ["Split", "ByteLevel"]:
-        raise ValueError("text is split in another way")
-    split, byte_level = steps
-    if split["behavior"] != "Isolated" or split["invert"] or byte_level["add_prefix_space"] or byte_level["use_regex"]:
-        raise ValueError("text is split in another way")
+    """The regular expression that splits text. Raises KeyError or ValueError if text is split another way."""
+    split, byte_level = pre_tokenizer["pretokenizers"]
+    if (
+        (split["type"], byte_level["type"]) != ("Split", "ByteLevel")
+        or (split["behavior"], split["invert"]) != ("Isolated", False)
+        or byte_level["add_prefix_space"]
+        or byte_level["use_regex"]
+    ):
+        raise ValueError("text is split another way")
     return str(split["pattern"]["Regex"])

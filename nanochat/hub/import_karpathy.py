@@ -1,29 +1,29 @@
-"""Checkpoints of the original nanochat: model_NNNNNN.pt, meta_NNNNNN.json and a pickled tokenizer.
+"""Read checkpoints of karpathy/nanochat: model_NNNNNN.pt, meta_NNNNNN.json and a pickled tokenizer.
 
-Both .pt and .pkl are pickles, which can run code when they are read. The weights are read with weights_only; the
-tokenizer by an unpickler that knows one class, and that an inert one of our own.
+Both .pt and .pkl files are pickles, which can run code when they are read. The weights are read with weights_only, the
+tokenizer by an unpickler that only accepts one class, which it replaces with an inert one.
 """
 
 import json
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nanochat.errors import UserError
 from nanochat.hub.convert_model import check_tensors
-from nanochat.hub.convert_tokenizer import tokenizer_of
+from nanochat.hub.convert_tokenizer import checked_tokenizer
 from nanochat.model.gpt import GPTConfig
 from nanochat.tokenizer import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.pkl"
 MODEL_FILE = re.compile(r"model_(\d{6})\.pt")
-NAMES = {
+TENSOR_NAMES = {
+    "_orig_mod.": "",  # of torch.compile
     "transformer.wte.": "embed_tokens.",
     "transformer.h.": "layers.",
     "attn.c_q.": "self_attn.q_proj.",
@@ -33,21 +33,20 @@ NAMES = {
     "mlp.c_fc.": "mlp.fc1.",
     "mlp.c_proj.": "mlp.fc2.",
 }
-SHAPE = ("vocab_size", "sequence_len", "n_layer", "n_head", "n_kv_head", "n_embd")
-NEWER = {
+SHAPE = ("sequence_len", "n_layer", "n_head", "n_kv_head", "n_embd")
+UNSUPPORTED = {
     "value_embeds": "value embeddings",
-    "ve_gate": "gates of value embeddings",
-    "resid_lambdas": "scales of the residual stream",
-    "x0_lambdas": "scales of the first embedding",
-    "smear": "the smear of the previous token",
-    "backout_lambda": "backout of a middle layer",
+    "ve_gate": "value embedding gates",
+    "resid_lambdas": "residual scales",
+    "x0_lambdas": "embedding scales",
+    "smear": "smear",
+    "backout_lambda": "backout",
 }
-"""What later versions of nanochat added to the model; no class of transformers has them."""
+"""Additions of later versions, by a part of their tensors' names. transformers has no class for them."""
 
 
-@dataclass(frozen=True)
-class OriginalCheckpoint:
-    """What one step of the original nanochat saved."""
+class KarpathyCheckpoint(NamedTuple):
+    """Model saved at one step."""
 
     step: int
     config: GPTConfig
@@ -56,101 +55,86 @@ class OriginalCheckpoint:
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps whose weights are in the folder, in order."""
+    """Steps whose weights are in the folder, in order."""
     return sorted(int(match[1]) for path in folder.glob("model_*.pt") if (match := MODEL_FILE.fullmatch(path.name)))
 
 
-def read_original(folder: Path, step: int | None = None) -> OriginalCheckpoint:
-    """The last checkpoint in the folder, or that of `step`.
+def read_checkpoint(folder: Path, step: int | None = None) -> KarpathyCheckpoint:
+    """Read the checkpoint of `step`, by default the last one.
 
-    Raises UserError if it is not there or damaged, or of a later architecture, whose tensors it names.
+    Raises UserError if it is missing or damaged, or if the architecture is a later one.
     """
     found = steps(folder)
     if not found or step not in (None, *found):
-        raise UserError(
-            f"{folder} has no model_{'NNNNNN' if step is None else f'{step:06d}'}.pt: name another folder or --step"
-        )
+        name = "model_NNNNNN.pt" if step is None else f"model_{step:06d}.pt"
+        raise UserError(f"there is no {name} in {folder}: name another folder or --step")
     step = found[-1] if step is None else step
     path = folder / f"model_{step:06d}.pt"
     try:
         shape = json.loads((folder / f"meta_{step:06d}.json").read_text())["model_config"]
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        # torch.compile puts _orig_mod. in front of every name.
-        stored = {str(name).removeprefix("_orig_mod."): tensor for name, tensor in stored.items()}
+        _check_supported(stored, shape, path)
+        weights = {_our_name(name): tensor.float() for name, tensor in stored.items()}
+        config = GPTConfig(vocab_size=len(weights["embed_tokens.weight"]), **{name: int(shape[name]) for name in SHAPE})
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is missing: the weights cannot be understood without it") from None
+        raise UserError(f"{error.filename} is missing: copy the complete checkpoint") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"{path} or its meta file cannot be read ({_first_line(error)}): it is damaged or no checkpoint"
-        ) from None
-    _refuse_newer(stored, shape, path)
-    weights = {_our_name(name): tensor.float() for name, tensor in stored.items()}
-    try:
-        config = GPTConfig(
-            **{**{name: int(shape[name]) for name in SHAPE}, "vocab_size": len(weights["embed_tokens.weight"])}
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"the shape of the model cannot be read from {path.name} and its meta file ({error!r})"
-        ) from None
+        raise UserError(f"cannot read {path} and its meta file ({_first_line(error)}): copy them again") from None
     check_tensors(weights, config, str(path))
-    return OriginalCheckpoint(step, config, weights)
+    return KarpathyCheckpoint(step, config, weights)
 
 
 def _our_name(name: str) -> str:
-    for theirs, ours in NAMES.items():
+    for theirs, ours in TENSOR_NAMES.items():
         name = name.replace(theirs, ours)
     return name
 
 
-def _refuse_newer(tensors: Mapping[str, Tensor], shape: Mapping[str, Any], path: Path) -> None:
-    """Raise UserError if the model does more than NanoChatForCausalLM, saying what."""
-    added = {what for part, what in NEWER.items() for name in tensors if part in name}
+def _check_supported(tensors: Mapping[str, Tensor], shape: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError if the model computes more than NanoChatForCausalLM."""
+    found = {feature for part, feature in UNSUPPORTED.items() for name in tensors if part in name}
     if set(str(shape.get("window_pattern", "L")).upper()) != {"L"}:
-        added.add(f"sliding windows ({shape['window_pattern']})")
-    if added:
+        found.add(f"sliding windows ({shape['window_pattern']})")
+    if found:
         raise UserError(
-            f"{path} is a model of a later nanochat than this one, with {', '.join(sorted(added))}: it cannot be "
-            "imported; models from before 2026 can"
+            f"{path} has features of a later nanochat that are not supported ({', '.join(sorted(found))}): import a "
+            "model from before 2026"
         )
 
 
-class _EncodingParts:
-    """Stands for tiktoken.Encoding while a pickle is read: keeps what it was made of and does nothing."""
+class _EncodingState:
+    """Replaces tiktoken.Encoding while a pickle is read. Keeps the state and does nothing with it."""
 
-    parts: object = None
+    state: Any = None
 
     def __setstate__(self, state: object) -> None:
-        self.parts = state
+        self.state = state
 
 
 class _TokenizerUnpickler(pickle.Unpickler):
-    """Reads a pickled tiktoken.Encoding and refuses to look up anything else."""
+    """Reads a pickled tiktoken.Encoding and refuses every other class."""
 
     def find_class(self, module: str, name: str) -> type:
         if (module, name) == ("tiktoken.core", "Encoding"):
-            return _EncodingParts
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no tokenizer needs")
+            return _EncodingState
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which no tokenizer needs")
 
 
 def read_pickled_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in the original nanochat's tokenizer.pkl; no code of the file's is run.
+    """Read a tokenizer.pkl without running any code in it.
 
-    Raises UserError if it holds anything but a tokenizer, or one of another layout than ours.
+    Raises UserError if it holds anything but a tokenizer, or a tokenizer of another layout than ours.
     """
     try:
         with open(path, "rb") as file:
-            encoding = _TokenizerUnpickler(file).load()
-        parts = encoding.parts
-        ranks, pattern, special = parts["mergeable_ranks"], parts["pat_str"], parts["special_tokens"]
-        ranks = {bytes(token): int(rank) for token, rank in ranks.items()}
+            state = _TokenizerUnpickler(file).load().state
+        ranks = {bytes(token): int(rank) for token, rank in state["mergeable_ranks"].items()}
+        pattern, special = str(state["pat_str"]), dict(state["special_tokens"])
     except FileNotFoundError:
-        raise UserError(f"there is no {path}: put the model's tokenizer there") from None
-    except Exception as error:  # a crafted pickle can make any of them
-        raise UserError(
-            f"{path} cannot be read as a tokenizer ({_first_line(error)}): do not trust this file"
-        ) from None
-    return tokenizer_of(ranks, str(pattern), dict(special), str(path))
+        raise UserError(f"{path} is missing: put the model's tokenizer there") from None
+    except Exception as error:  # a crafted pickle can raise anything
+        raise UserError(f"cannot read {path} as a tokenizer ({_first_line(error)}): do not trust this file") from None
+    return checked_tokenizer(ranks, pattern, special, str(path))
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Other people's models as checkpoints of ours, from transformers' format or the original nanochat's."""
+"""Import a model that was trained elsewhere, in transformers' or karpathy/nanochat's format, as a checkpoint."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from nanochat import paths
 from nanochat.errors import UserError
 from nanochat.hub import import_karpathy, verify
 from nanochat.hub.card import read_card
-from nanochat.hub.convert_model import check_tensors, our_config
+from nanochat.hub.convert_model import check_tensors, read_config
 from nanochat.hub.convert_tokenizer import TOKENIZER_FILE, read_tokenizer
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
@@ -32,84 +32,80 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TRANSFORMERS_FILES = (CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE, "tokenizer_config.json", "README.md")
 PICKLED_TOKENIZERS = (import_karpathy.TOKENIZER_FILE, f"tokenizer/{import_karpathy.TOKENIZER_FILE}")
-STAGES = re.compile(r"(?<![a-z])(?:chat)?(base|mid|sft|rl)(?![a-z])")
+STAGE_NAMES = re.compile(r"(?<![a-z])(?:chat)?(base|mid|sft|rl)(?![a-z])")
 
 
 @dataclass(frozen=True)
-class IncomingModel:
+class ImportedModel:
     """A model that was trained elsewhere."""
 
     origin: str
     """repository or folder"""
     stage: str
-    """base, mid, sft or rl, as far as it says"""
+    """base, mid, sft or rl"""
     step: int
-    """of the stage; 0 if it is not known"""
+    """step of the stage, 0 if unknown"""
     config: GPTConfig
     weights: dict[str, Tensor]
     """by our names, in float32"""
     tokenizer: Tokenizer
     folder: Path | None
-    """where transformers can load it from; None if it cannot"""
+    """folder that transformers can load; None for karpathy/nanochat's format"""
 
     @property
     def tag(self) -> str:
-        """What to call it: the last part of where it came from."""
+        """Default model tag: last part of the origin."""
         return re.sub(r"[^\w.-]", "-", Path(self.origin).name) or "imported"
 
 
-def read_model(origin: str, step: int | None = None) -> IncomingModel:
-    """The model in a folder, or in a repository of the hub, which is fetched.
+def read_model(origin: str, step: int | None = None) -> ImportedModel:
+    """Read the model in a folder, or download it from a repository of the hub.
 
-    Raises UserError if it is not there, not of this architecture, or has a tokenizer of another kind.
+    Raises UserError if it does not exist, or if its architecture or tokenizer is not supported.
     """
     folder = Path(origin).expanduser()
     if folder.is_dir():
         origin = str(folder.resolve())
     else:
-        folder = fetch_model(origin, step)
+        folder = download_model(origin, step)
     if (folder / CONFIG_FILE).is_file():
         return _read_transformers(folder, origin)
     if import_karpathy.steps(folder):
-        return _read_original(folder, origin, step)
-    raise UserError(
-        f"{origin} holds neither {CONFIG_FILE} nor model_NNNNNN.pt: name the folder or repository of a model itself"
-    )
+        return _read_karpathy(folder, origin, step)
+    raise UserError(f"{origin} has neither {CONFIG_FILE} nor model_NNNNNN.pt: name the folder or repository of a model")
 
 
-def fetch_model(repository: str, step: int | None = None) -> Path:
-    """Fetch what is needed of a repository into huggingface_hub's cache; returns the folder."""
+def download_model(repository: str, step: int | None = None) -> Path:
+    """Download the files of the model to huggingface_hub's cache; return their folder."""
     try:
         validate_repo_id(repository)
-        names = wanted_files(HfApi().list_repo_files(repository), step)
+        names = files_to_download(HfApi().list_repo_files(repository), step)
         return Path(snapshot_download(repository, allow_patterns=names)) if names else Path(repository)
     except HFValidationError:
         raise UserError(
-            f"{repository} is neither a folder here nor the name of a repository, such as ada/nanochat-d20"
+            f"{repository} must be an existing folder or the name of a repository, such as ada/nanochat-d20"
         ) from None
-    except HfHubHTTPError as error:
-        if error.response.status_code in (401, 403, 404):
-            raise UserError(
-                f"{repository} is not at {constants.ENDPOINT}, or not for everyone: check its name, or set HF_TOKEN "
-                "to a token that may read it"
-            ) from None
-        raise UserError(f"{constants.ENDPOINT} failed ({error}): run it again later") from None
     except (httpx2.HTTPError, ConnectionError) as error:
-        raise UserError(f"cannot reach {constants.ENDPOINT} ({error}): check the network, or HF_ENDPOINT") from None
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):
+            raise UserError(
+                f"{repository} does not exist at {constants.ENDPOINT} or is private: check its name, or set HF_TOKEN "
+                "to a token with read access"
+            ) from None
+        raise UserError(f"{constants.ENDPOINT} failed ({error}): check the network and HF_ENDPOINT, or retry") from None
 
 
-def wanted_files(names: Sequence[str], step: int | None = None) -> list[str]:
-    """Which of a repository's files make up the model: transformers' if they are there, else the original's."""
+def files_to_download(names: Sequence[str], step: int | None = None) -> list[str]:
+    """Select the files of the model in a repository: transformers' if it has them, else karpathy/nanochat's."""
     safetensors = [name for name in names if name.endswith(".safetensors") and "/" not in name]
     if CONFIG_FILE in names and safetensors:
         return [*safetensors, *(name for name in TRANSFORMERS_FILES if name in names)]
-    found = [int(match[1]) for name in names if (match := import_karpathy.MODEL_FILE.fullmatch(name))]
-    wanted = f"{step if step is not None else max(found, default=0):06d}"
-    return [name for name in names if name in (f"model_{wanted}.pt", f"meta_{wanted}.json", *PICKLED_TOKENIZERS)]
+    steps = [int(match[1]) for name in names if (match := import_karpathy.MODEL_FILE.fullmatch(name))]
+    chosen = f"{step if step is not None else max(steps, default=0):06d}"
+    return [name for name in names if name in (f"model_{chosen}.pt", f"meta_{chosen}.json", *PICKLED_TOKENIZERS)]
 
 
-def _read_transformers(folder: Path, origin: str) -> IncomingModel:
-    config = our_config(_read_json(folder / CONFIG_FILE), origin)
+def _read_transformers(folder: Path, origin: str) -> ImportedModel:
+    config = read_config(_read_json(folder / CONFIG_FILE), origin)
     index = folder / INDEX_FILE
     names = sorted(set(_read_json(index)["weight_map"].values())) if index.is_file() else [WEIGHTS_FILE]
     weights: dict[str, Tensor] = {}
@@ -117,91 +113,102 @@ def _read_transformers(folder: Path, origin: str) -> IncomingModel:
         try:
             tensors = load_file(folder / Path(name).name)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{folder / name} cannot be read ({error}): fetch it again") from None
+            raise UserError(f"cannot read {folder / name} ({error}): download it again") from None
         weights |= {tensor_name.removeprefix("model."): tensor.float() for tensor_name, tensor in tensors.items()}
     check_tensors(weights, config, origin)
-    told = read_card(folder / "README.md")
-    return IncomingModel(
-        origin,
-        stage=told.get("stage", stage_in_name(origin)),
-        step=told.get("step", 0),
-        config=config,
-        weights=weights,
-        tokenizer=read_tokenizer(folder / TOKENIZER_FILE),
-        folder=folder,
-    )
+    card = read_card(folder / "README.md")
+    stage, step = card.get("stage", stage_in_name(origin)), card.get("step", 0)
+    return ImportedModel(origin, stage, step, config, weights, read_tokenizer(folder / TOKENIZER_FILE), folder)
 
 
-def _read_original(folder: Path, origin: str, step: int | None) -> IncomingModel:
-    found = import_karpathy.read_original(folder, step)
-    # In a base directory of the original the tokenizer lies beside the folders of checkpoints.
+def _read_karpathy(folder: Path, origin: str, step: int | None) -> ImportedModel:
+    found = import_karpathy.read_checkpoint(folder, step)
+    # In a base directory of karpathy/nanochat the tokenizer is next to the folders of checkpoints.
     places = [*(folder / name for name in PICKLED_TOKENIZERS), folder.parent.parent / PICKLED_TOKENIZERS[1]]
     path = next((place for place in places if place.is_file()), places[0])
     tokenizer = import_karpathy.read_pickled_tokenizer(path)
-    return IncomingModel(origin, stage_in_name(origin), found.step, found.config, found.weights, tokenizer, None)
+    return ImportedModel(origin, stage_in_name(origin), found.step, found.config, found.weights, tokenizer, None)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
+        raise UserError(f"cannot read {path} ({error}): download it again") from None
 
 
 def stage_in_name(origin: str) -> str:
-    """The stage that a folder or repository is called after; one that does not say is taken for sft."""
-    found = STAGES.findall("/".join(Path(origin).parts[-2:]).lower())
+    """The stage in the name of a folder or repository; sft if there is none."""
+    found = STAGE_NAMES.findall("/".join(Path(origin).parts[-2:]).lower())
     return found[-1] if found else "sft"
 
 
-def compare_with_transformers(incoming: IncomingModel, model: GPT) -> list[str]:
-    """Compare with what transformers makes of the same folder; what was found, a line each.
+def build_model(imported: ImportedModel) -> GPT:
+    """Build the model with its weights, on the CPU in float32. Raises UserError if the shapes do not match."""
+    num_tokens, max_tokens = imported.tokenizer.vocab_size, imported.config.vocab_size
+    if num_tokens > max_tokens:
+        raise UserError(
+            f"the tokenizer of {imported.origin} must have at most the model's {max_tokens:,} tokens, got "
+            f"{num_tokens:,}: use the tokenizer that the model was trained with"
+        )
+    model = GPT(imported.config)
+    try:
+        model.load_state_dict(imported.weights)
+    except RuntimeError as error:  # torch's, for shapes
+        reason = " ".join(str(error).split())
+        raise UserError(f"the weights of {imported.origin} do not have the shapes in its config: {reason}") from None
+    return model.eval()
 
-    Raises UserError if it differs.
+
+def compare_with_transformers(imported: ImportedModel, model: GPT) -> list[str]:
+    """Compare with the model that transformers loads from the folder; return one line per result.
+
+    Raises UserError if they differ.
     """
-    if incoming.folder is None:
+    if imported.folder is None:
         return []
-    passages = verify.held_out_passages(None, incoming.tokenizer, incoming.config.sequence_len)
-    texts = verify.check_token_ids(incoming.tokenizer, incoming.folder, its_defaults=False)
+    passages = verify.held_out_passages(None, imported.tokenizer, imported.config.sequence_len)
+    texts = verify.check_token_ids(imported.tokenizer, imported.folder, check_defaults=False)
     return [
-        f"token ids: the same on {texts:,} texts",
-        f"logits: {verify.check_logits(model, incoming.folder, passages)}",
+        f"token ids: identical on {texts:,} texts",
+        f"logits: {verify.check_logits(model, imported.folder, passages)}",
     ]
 
 
-def check_tokenizer(incoming: IncomingModel) -> None:
-    """Raise UserError if the base directory's tokenizer is another: every model there depends on it."""
+def check_tokenizer(imported: ImportedModel) -> None:
+    """Raise UserError if the base directory has another tokenizer: all models in it depend on that one."""
     folder = paths.tokenizer_dir()
-    if folder.exists() and Tokenizer.load(folder).hash != incoming.tokenizer.hash:
+    if folder.exists() and Tokenizer.load(folder).hash != imported.tokenizer.hash:
         raise UserError(
-            f"{incoming.origin} has another tokenizer than the models in {paths.base_dir()}: give it a folder of its "
-            f"own, NANOCHAT_BASE_DIR={paths.base_dir()}-{incoming.tag} ./nanochat.sh import {incoming.origin}"
+            f"{imported.origin} and the models in {paths.base_dir()} have different tokenizers: set another base "
+            f"directory, such as NANOCHAT_BASE_DIR={paths.base_dir()}-{imported.tag}"
         )
 
 
-def save_checkpoint(incoming: IncomingModel, model: GPT, source: str, tag: str, options: dict[str, Any]) -> Checkpoint:
-    """Save the model as a checkpoint of `source`, and its tokenizer if there is none yet.
+def save_checkpoint(imported: ImportedModel, model: GPT, source: str, tag: str, options: dict[str, Any]) -> Checkpoint:
+    """Save the model as a checkpoint of stage `source`, and its tokenizer if there is none.
 
-    `options` are what the next stage inherits. Raises UserError if a model of that stage and tag is there, or another
-    tokenizer.
+    The next stage inherits `options`. Raises UserError if the stage already has a model of that tag, or if the base
+    directory has another tokenizer.
     """
-    check_tokenizer(incoming)
+    check_tokenizer(imported)
     folder = paths.checkpoints_dir(source) / tag
     if checkpoint.checkpoints(folder):
-        raise UserError(f"there is a {source} model {tag} already: name this one with --tag")
-    incoming.tokenizer.save(paths.tokenizer_dir())
+        raise UserError(f"the {source} model {tag} already exists: choose another name with --tag")
+    imported.tokenizer.save(paths.tokenizer_dir())
+    origin = f"imported from {imported.origin}"
     meta = {
         "source": source,
         "tag": tag,
-        "num_iterations": incoming.step,
-        "tokenizer": incoming.tokenizer.hash,
-        "model_config": dataclasses.asdict(incoming.config),
-        "num_parameters": incoming.config.num_parameters,
+        "num_iterations": imported.step,
+        "tokenizer": imported.tokenizer.hash,
+        "model_config": dataclasses.asdict(imported.config),
+        "num_parameters": imported.config.num_parameters,
         "options": options,
         "parent": None,
-        "data": f"imported from {incoming.origin}",
-        "learns": f"imported from {incoming.origin}",
-        "origin": incoming.origin,
+        "data": origin,
+        "learns": origin,
+        "origin": imported.origin,
         "seconds": 0.0,
         "results": {},
         "machine": "unknown",
@@ -210,23 +217,6 @@ def save_checkpoint(incoming: IncomingModel, model: GPT, source: str, tag: str, 
         "commit": saving.commit(),
     }
     try:
-        return saving.write(folder, incoming.step, model.state_dict(), {}, meta)
+        return saving.write(folder, imported.step, model.state_dict(), {}, meta)
     except saving.SaveError as error:
-        raise UserError(f"{error}: make room, or set NANOCHAT_BASE_DIR to a folder on another disk") from None
-
-
-def build_model(incoming: IncomingModel) -> GPT:
-    """The model with its weights, on the CPU in float32. Raises UserError if they do not fit together."""
-    if incoming.tokenizer.vocab_size > incoming.config.vocab_size:
-        raise UserError(
-            f"the tokenizer of {incoming.origin} has {incoming.tokenizer.vocab_size:,} tokens and the model knows "
-            f"{incoming.config.vocab_size:,}: they do not belong together"
-        )
-    model = GPT(incoming.config)
-    try:
-        model.load_state_dict(incoming.weights)
-    except RuntimeError as error:  # torch's, for shapes
-        raise UserError(
-            f"the weights of {incoming.origin} have other shapes than it says: {' '.join(str(error).split())}"
-        ) from None
-    return model.eval()
+        raise UserError(f"{error}: free some space, or set NANOCHAT_BASE_DIR to a folder on another disk") from None

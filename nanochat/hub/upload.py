@@ -1,4 +1,4 @@
-"""Folders that hf_prepare.sh made, on their way to the hub: what is in them, who may send them, and what arrived."""
+"""Upload the folders that hf_prepare.sh wrote: find them, check the account, send, verify what arrived."""
 
 import hashlib
 from dataclasses import dataclass
@@ -19,15 +19,16 @@ from nanochat.data.download import retry
 from nanochat.errors import UserError
 from nanochat.hub.card import read_card
 from nanochat.train.checkpoint import sha256
+from nanochat.units import format_bytes
 
-OUTDATED = ["*.safetensors", "*.safetensors.index.json"]
-"""Removed where the folder has them no more: an old shard beside new weights would be loaded with them."""
+DELETE_PATTERNS = ["*.safetensors", "*.safetensors.index.json"]
+"""Deleted on the hub if the folder does not have them: an old shard would be loaded with the new weights."""
 GIT_FILE = ".gitattributes"
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """One folder and where it goes."""
+class ExportedModel:
+    """A folder that hf_prepare.sh wrote, and its repository."""
 
     folder: Path
     repository: str
@@ -36,7 +37,7 @@ class Parcel:
 
     @property
     def files(self) -> dict[str, Path]:
-        """What is sent, by name."""
+        """Files to upload, by name."""
         return {path.name: path for path in sorted(self.folder.iterdir()) if path.is_file() and path.name[0] != "."}
 
     @property
@@ -44,179 +45,162 @@ class Parcel:
         """Bytes of all files."""
         return sum(path.stat().st_size for path in self.files.values())
 
+    @property
+    def url(self) -> str:
+        """Page of the repository."""
+        return f"{constants.ENDPOINT}/{self.repository}"
+
     def describe(self) -> str:
-        """For a person: every file with its size."""
-        lines = [f"  {name:<40} {readable(path.stat().st_size):>12}" for name, path in self.files.items()]
-        return "\n".join([f"{self.folder} -> {self.repository}", *lines, f"  {'':<40} {readable(self.size):>12}"])
+        """List every file with its size."""
+        lines = [f"  {name:<40} {format_bytes(path.stat().st_size):>12}" for name, path in self.files.items()]
+        return "\n".join([f"{self.folder} -> {self.repository}", *lines, f"  {'':<40} {format_bytes(self.size):>12}"])
 
 
-def readable(count: int) -> str:
-    """`1,234.5 MB`, `2.1 kB`."""
-    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+def exported_models(output: Path, account: str, stage: str | None, tag: str | None) -> list[ExportedModel]:
+    """The folders in `output` whose card names this account, stage and tag.
 
-
-def parcels(output: Path, account: str, stage: str | None, tag: str | None) -> list[Parcel]:
-    """The folders to send: those in `output` whose card says that they are this account's, of this stage and model.
-
-    Raises UserError if there is none, or if a card names another repository than its folder would go to.
+    Raises UserError if there are none, or if a card names another repository than the folder does.
     """
     found = []
     for card in sorted(output.glob("[!.]*/README.md")):
-        told = read_card(card)
-        if told and stage in (None, told["stage"]) and tag in (None, told["tag"]):
-            found.append(Parcel(card.parent, told["repository"], told["stage"], told["tag"]))
+        data = read_card(card)
+        if data and stage in (None, data["stage"]) and tag in (None, data["tag"]):
+            found.append(ExportedModel(card.parent, data["repository"], data["stage"], data["tag"]))
     if not found:
         wanted = " ".join([*([stage] if stage else []), "model", *([f"tagged {tag}"] if tag else [])])
-        raise UserError(f"no {wanted} is prepared in {output}: run ./hf_prepare.sh --author {account} first")
-    own = [parcel for parcel in found if parcel.repository.startswith(f"{account}/")]
-    for parcel in own or found:
-        if parcel.repository != f"{account}/{parcel.folder.name}":
+        raise UserError(f"there is no exported {wanted} in {output}: run ./hf_prepare.sh --author {account} first")
+    own = [model for model in found if model.repository.startswith(f"{account}/")]
+    for model in own or found:
+        if model.repository != f"{account}/{model.folder.name}":
             raise UserError(
-                f"the card in {parcel.folder} names {parcel.repository}, and it would go to "
-                f"{account}/{parcel.folder.name}: run ./hf_prepare.sh --author {account} --force"
+                f"the card in {model.folder} names {model.repository} instead of {account}/{model.folder.name}: run "
+                f"./hf_prepare.sh --author {account} --force"
             )
     return own
 
 
 def check_login(api: HfApi, account: str) -> None:
-    """Raise UserError if there is no login, or it may not write to this account."""
+    """Raise UserError if nobody is logged in, or if the login has no write access to the account."""
     try:
         me = retry(api.whoami)
     except LocalTokenNotFoundError:
         raise UserError(
-            "you are not logged in: run .venv/bin/hf auth login, or set HF_TOKEN to a token that may write"
+            "you are not logged in: run .venv/bin/hf auth login, or set HF_TOKEN to a token with write access"
         ) from None
-    except HfHubHTTPError as error:
-        if error.response.status_code == 401:
-            raise UserError(
-                f"{constants.ENDPOINT} does not know your token: run .venv/bin/hf auth login again, or set HF_TOKEN "
-                "to a valid one"
-            ) from None
-        _explain(error)
     except (httpx2.HTTPError, OSError) as error:
-        _explain(error)
+        if isinstance(error, HfHubHTTPError) and error.response.status_code == 401:
+            raise UserError(
+                f"{constants.ENDPOINT} does not accept your token: run .venv/bin/hf auth login again, or set HF_TOKEN"
+            ) from None
+        _raise_user_error(error)
     if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise UserError(f"your token may only read: make one that may write at {constants.ENDPOINT}/settings/tokens")
+        raise UserError(f"your token is read-only: make one with write access at {constants.ENDPOINT}/settings/tokens")
     roles = {me["name"]: "owner"} | {org["name"]: org.get("roleInOrg") for org in me.get("orgs", [])}
     if account not in roles:
-        raise UserError(
-            f"you are logged in as {me['name']}, who has no part in {account}: pass --username {me['name']}"
-        )
+        raise UserError(f"{me['name']} is not a member of {account}: pass --username {me['name']}")
     if roles[account] == "read":
-        raise UserError(f"you may only read in {account}: ask for the right to write there")
+        raise UserError(f"{me['name']} has read-only access to {account}: ask its owner for write access")
 
 
-def check_name(api: HfApi, parcel: Parcel, private: bool) -> None:
-    """Raise UserError if the repository exists with something else in it, or in public when it is to be private."""
-    info = _info(api, parcel)
+def check_repository(api: HfApi, model: ExportedModel, private: bool) -> None:
+    """Raise UserError if the repository exists with other content, or is public although `private` is set."""
+    info = _model_info(api, model)
     if info is None:
         return
-    theirs = {sibling.rfilename for sibling in info.siblings or []} - {GIT_FILE}
-    told = info.card_data.get("nanochat") if info.card_data else None
-    if "README.md" in theirs:
-        is_ours = isinstance(told, dict) and told.get("repository") == parcel.repository
-    else:  # what an upload that was cut off has left, or nothing
-        is_ours = theirs <= parcel.files.keys()
+    existing = {sibling.rfilename for sibling in info.siblings or []} - {GIT_FILE}
+    card = info.card_data.get("nanochat") if info.card_data else None
+    if "README.md" in existing:
+        is_ours = isinstance(card, dict) and card.get("repository") == model.repository
+    else:  # empty, or an interrupted upload
+        is_ours = existing <= model.files.keys()
     if not is_ours:
-        raise UserError(
-            f"the name {parcel.repository} is taken by something else: rename or delete that at "
-            f"{link(parcel.repository)}/settings"
-        )
+        raise UserError(f"{model.repository} already holds something else: rename or delete it at {model.url}/settings")
     if private and not info.private:
-        raise UserError(f"{parcel.repository} is public: make it private at {link(parcel.repository)}/settings first")
+        raise UserError(f"{model.repository} is public: make it private at {model.url}/settings first")
 
 
-def _info(api: HfApi, parcel: Parcel, revision: str | None = None, files: bool = False) -> ModelInfo | None:
+def _model_info(
+    api: HfApi, model: ExportedModel, revision: str | None = None, files_metadata: bool = False
+) -> ModelInfo | None:
     try:
-        return retry(lambda: api.model_info(parcel.repository, revision=revision, files_metadata=files))
+        return retry(lambda: api.model_info(model.repository, revision=revision, files_metadata=files_metadata))
     except (RepositoryNotFoundError, RevisionNotFoundError):
         return None
     except (httpx2.HTTPError, OSError) as error:
-        _explain(error)
+        _raise_user_error(error)
 
 
-def send(api: HfApi, parcel: Parcel, private: bool, revision: str | None) -> None:
-    """Make the repository, and the branch, if they are not there; upload; compare what arrived.
+def upload(api: HfApi, model: ExportedModel, private: bool, revision: str | None) -> None:
+    """Create the repository and the branch if needed, upload, and verify.
 
-    What the hub has already is not sent again. Raises UserError if it cannot be sent or arrived damaged.
+    Files that the hub already has are not sent again. Raises UserError if the upload fails or arrives damaged.
     """
 
-    def upload() -> None:
-        api.create_repo(parcel.repository, private=private or None, exist_ok=True)
+    def attempt() -> None:
+        api.create_repo(model.repository, private=private or None, exist_ok=True)
         if revision:
-            api.create_branch(parcel.repository, branch=revision, exist_ok=True)
+            api.create_branch(model.repository, branch=revision, exist_ok=True)
         try:
             api.upload_folder(
-                repo_id=parcel.repository,
-                folder_path=parcel.folder,
-                allow_patterns=list(parcel.files),
-                delete_patterns=OUTDATED,
+                repo_id=model.repository,
+                folder_path=model.folder,
+                allow_patterns=list(model.files),
+                delete_patterns=DELETE_PATTERNS,
                 revision=revision,
-                commit_message=f"nanochat {parcel.tag} {parcel.stage}",
+                commit_message=f"nanochat {model.tag} {model.stage}",
             )
-        except RuntimeError as error:  # it wraps what a single file met
+        except RuntimeError as error:  # upload_folder wraps the error of a single file
             raise error.__cause__ if isinstance(error.__cause__, httpx2.HTTPError) else error from None
 
     try:
-        retry(upload)
-    except (httpx2.HTTPError, OSError, RuntimeError) as error:  # Xet's own errors are RuntimeErrors
-        _explain(error)
-    verify(api, parcel, revision)
+        retry(attempt)
+    except (httpx2.HTTPError, OSError, RuntimeError) as error:  # Xet raises RuntimeErrors
+        _raise_user_error(error)
+    verify_upload(api, model, revision)
 
 
-def verify(api: HfApi, parcel: Parcel, revision: str | None = None) -> None:
+def verify_upload(api: HfApi, model: ExportedModel, revision: str | None = None) -> None:
     """Raise UserError unless every file is on the hub with its size and digest."""
-    info = _info(api, parcel, revision, files=True)
-    there = {sibling.rfilename: sibling for sibling in (info.siblings if info else None) or []}
-    for name, path in parcel.files.items():
-        entry, size = there.get(name), path.stat().st_size
+    info = _model_info(api, model, revision, files_metadata=True)
+    uploaded = {sibling.rfilename: sibling for sibling in (info.siblings if info else None) or []}
+    for name, path in model.files.items():
+        entry, size = uploaded.get(name), path.stat().st_size
         if entry is None:
-            problem = "is not there"
+            problem = "is missing on the hub"
         elif entry.size != size:
-            problem = f"has {entry.size} bytes there and {size} here"
+            problem = f"has {entry.size} bytes on the hub, {size} here"
         elif entry.lfs and entry.lfs.sha256 != sha256(path):
-            problem = "has another sha256 there"
-        elif not entry.lfs and entry.blob_id != _git_blob(path):
-            problem = "has other content there"
+            problem = "has another sha256 on the hub"
+        elif not entry.lfs and entry.blob_id != _git_blob_id(path):
+            problem = "has other content on the hub"
         else:
             continue
-        raise UserError(
-            f"{name} of {parcel.repository} {problem}: run it again, and what is whole will not be sent again"
-        )
+        raise UserError(f"{name} of {model.repository} {problem}: run the same command again to send it")
 
 
-def _git_blob(path: Path) -> str:
-    """Git's name for the content of a file that is not in LFS."""
+def _git_blob_id(path: Path) -> str:
+    """Git's hash of a file that is not in LFS."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def collect(api: HfApi, sent: list[Parcel], account: str, private: bool) -> str:
-    """Put the models into one collection, which is made if there is none; returns its address."""
+def add_to_collection(api: HfApi, models: list[ExportedModel], account: str, private: bool) -> str:
+    """Add the models to a collection, created if needed; return its URL."""
+    title = f"nanochat {models[0].tag}"
     try:
-        collection = api.create_collection(
-            f"nanochat {sent[0].tag}", namespace=account, private=private, exists_ok=True
-        )
-        for parcel in sent:
-            api.add_collection_item(collection.slug, parcel.repository, "model", exists_ok=True)
+        collection = api.create_collection(title, namespace=account, private=private, exists_ok=True)
+        for model in models:
+            api.add_collection_item(collection.slug, model.repository, "model", exists_ok=True)
     except (httpx2.HTTPError, OSError) as error:
-        _explain(error)
+        _raise_user_error(error)
     return f"{constants.ENDPOINT}/collections/{collection.slug}"
 
 
-def link(repository: str) -> str:
-    """Where a person looks at it."""
-    return f"{constants.ENDPOINT}/{repository}"
-
-
-def _explain(error: BaseException) -> NoReturn:
+def _raise_user_error(error: BaseException) -> NoReturn:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
         raise UserError(
-            f"the hub refuses ({reason}): make a token that may write to your models at "
+            f"{constants.ENDPOINT} denies access ({reason}): make a token with write access at "
             f"{constants.ENDPOINT}/settings/tokens and run .venv/bin/hf auth login"
         ) from error
-    raise UserError(
-        f"{constants.ENDPOINT} could not be reached or failed ({reason}): run it again, what has arrived will not "
-        "be sent again"
-    ) from error
+    raise UserError(f"{constants.ENDPOINT} failed ({reason}): run the same command again to resume") from error

@@ -1,9 +1,11 @@
-"""That what transformers loads from a folder is the model that it was made from: logits, token ids, chat format.
+"""Verify that transformers loads the same model from a folder: logits, token ids and chat template.
 
-Both models hold the same numbers, rounded to bfloat16 where the folder is, and compute in float32: what is left between
-them is the order of additions, so that any slip in arithmetic, position or weight stands out.
+Both models hold the same numbers (rounded to bfloat16 if the folder is) and compute in float32, so only the order of
+additions differs. Any mistake in arithmetic, position or weight stands out.
 """
 
+import json
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,21 +19,22 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from nanochat import paths
-from nanochat.conversations import Message, Part
+from nanochat.conversations import Message
 from nanochat.data import demo_data
 from nanochat.data.token_shards import ShardedIds, TokenShards
 from nanochat.errors import UserError
 from nanochat.hub.convert_model import quiet_transformers
-from nanochat.hub.texts import trying_texts
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 
-PASSAGES = 64
+NUM_PASSAGES = 64
 PASSAGE_TOKENS = 128
-TEXTS = 5000
-MOST_LOGIT_DIFFERENCE = 0.01
-"""Of two logits, which lie between -15 and 15. 1.4e-05 was the most seen in trained models of depth 4, 6e-06 in a
-random one of depth 20; two per cent in one matrix of a model of two layers is over it."""
+NUM_TEXTS = 5000
+MAX_LOGIT_DIFFERENCE = 0.01
+"""Logits are between -15 and 15. Trained models of depth 4 differ by at most 1.4e-05, a random one of depth 20 by
+6e-06. An error of two percent in one matrix of a two-layer model exceeds the limit."""
+SAMPLES = json.loads(Path(__file__).with_name("verify_samples.json").read_text(encoding="utf-8"))
+"""Pieces of text and conversations that are known to distinguish tokenizers and chat templates."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +42,18 @@ class Passages:
     """Held-out text in tokens."""
 
     origin: str
-    """what it is, for a person"""
+    """data set and split"""
     rows: list[Tensor]
-    """each (1, T) int64, opening with bos; the first spans the context, so that every position is looked at"""
+    """each (1, T) int64, starting with bos; the first one is as long as the context"""
 
     @property
     def tokens(self) -> int:
-        """Of all passages."""
+        """Number of tokens in all rows."""
         return sum(row.numel() for row in self.rows)
 
 
 def held_out_passages(dataset: str | None, tokenizer: Tokenizer, sequence_len: int) -> Passages:
-    """64 passages spread over the validation text of `dataset`, of the encyclopedia where that has no token files."""
+    """64 passages spread over the validation text of `dataset`, or of the encyclopedia if that has no token files."""
     ids: ShardedIds | np.ndarray
     try:
         ids = TokenShards.open(paths.tokens_dir(dataset or ""), "val", tokenizer).ids
@@ -60,9 +63,9 @@ def held_out_passages(dataset: str | None, tokenizer: Tokenizer, sequence_len: i
         ids = np.array([token for text in texts for token in (tokenizer.bos_id, *tokenizer.encode(text))])
         origin = "encyclopedia val"
     rows = []
-    for i in range(PASSAGES):
+    for i in range(NUM_PASSAGES):
         length = min(sequence_len if i == 0 else PASSAGE_TOKENS, sequence_len, len(ids))
-        start = i * (len(ids) - length) // PASSAGES
+        start = i * (len(ids) - length) // NUM_PASSAGES
         row = np.array([tokenizer.bos_id, *ids[start : start + length - 1]], np.int64)
         rows.append(torch.from_numpy(row)[None])
     return Passages(origin, rows)
@@ -70,27 +73,26 @@ def held_out_passages(dataset: str | None, tokenizer: Tokenizer, sequence_len: i
 
 @dataclass(frozen=True)
 class LogitReport:
-    """How far two models are from each other on the same tokens."""
+    """Difference of two models on the same tokens."""
 
     tokens: int
     max_difference: float
-    """largest between two logits"""
+    """largest difference of two logits"""
     agreement: float
-    """share of tokens after which both find the same one likeliest"""
+    """share of positions with the same top token"""
 
     def __str__(self) -> str:
         return (
-            f"{self.max_difference:.1e} at most between two, the same top token after {self.agreement:.2%} of "
+            f"largest difference {self.max_difference:.1e}, same top token at {self.agreement:.2%} of "
             f"{self.tokens:,} held-out tokens"
         )
 
 
 @torch.inference_mode()
 def check_logits(ours: GPT, folder: Path, passages: Passages) -> LogitReport:
-    """Compare with what transformers loads from the folder, both in float32.
+    """Compare `ours` with the model that transformers loads from the folder, both in float32.
 
-    Raises UserError if they differ by more than the order of additions can, or if transformers does not find every
-    tensor, or finds one that it does not know.
+    Raises UserError if they differ by more than rounding, or if a tensor is missing or unknown to transformers.
     """
     with quiet_transformers():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -98,44 +100,43 @@ def check_logits(ours: GPT, folder: Path, passages: Passages) -> LogitReport:
         )
     theirs, loading = loaded
     if problems := [f"{kind}: {', '.join(map(str, sorted(names)[:3]))}" for kind, names in loading.items() if names]:
-        raise UserError(f"transformers cannot load {folder} as it is ({'; '.join(problems)})")
+        raise UserError(f"transformers cannot load {folder} ({'; '.join(problems)})")
     theirs = theirs.to(ours.device).eval()
-    worst, same = 0.0, 0
+    largest, same = 0.0, 0
     with _exact_matmuls():
         for row in passages.rows:
             logits, others = ours(row.to(ours.device)), theirs(row.to(ours.device)).logits
             difference = float((logits - others).abs().max())
-            worst = difference if not difference <= worst else worst  # keeps what is not a number
+            largest = difference if not difference <= largest else largest  # keeps NaN
             same += int((logits.argmax(-1) == others.argmax(-1)).sum())
-    report = LogitReport(passages.tokens, worst, same / passages.tokens)
-    if not worst <= MOST_LOGIT_DIFFERENCE:
+    if not largest <= MAX_LOGIT_DIFFERENCE:
         raise UserError(
-            f"transformers computes another model from {folder}, with logits that are up to {worst:.3g} off "
-            f"({MOST_LOGIT_DIFFERENCE} would be rounding): please report it, with your version of transformers"
+            f"transformers computes a different model from {folder}: logits differ by up to {largest:.3g}, rounding "
+            f"explains {MAX_LOGIT_DIFFERENCE}; please report this with your version of transformers"
         )
-    return report
+    return LogitReport(passages.tokens, largest, same / passages.tokens)
 
 
 @dataclass(frozen=True)
 class RoundingReport:
-    """What rounding the weights to bfloat16 does to a model."""
+    """Effect of rounding the weights to bfloat16."""
 
     loss: float
-    """cross-entropy before, nats a token"""
+    """cross-entropy before, nats per token"""
     rounded_loss: float
-    """and after"""
+    """cross-entropy after"""
     changed: float
-    """share of tokens after which another one is likeliest then"""
+    """share of positions with another top token"""
 
     def __str__(self) -> str:
         return (
-            f"loss {self.loss:.4f} to {self.rounded_loss:.4f} nats a token, another top token after {self.changed:.2%}"
+            f"loss {self.loss:.4f} to {self.rounded_loss:.4f} nats per token, top token changed at {self.changed:.2%}"
         )
 
 
 @torch.inference_mode()
 def round_to_bfloat16(model: GPT, passages: Passages) -> RoundingReport:
-    """Round the weights, in place, to what an exported folder holds."""
+    """Round the weights in place, as an exported folder stores them."""
     with _exact_matmuls():
         loss, tops = _loss_and_tops(model, passages)
         for parameter in model.parameters():
@@ -145,19 +146,19 @@ def round_to_bfloat16(model: GPT, passages: Passages) -> RoundingReport:
 
 
 def _loss_and_tops(model: GPT, passages: Passages) -> tuple[float, Tensor]:
-    """Mean cross-entropy of all tokens but the first of each passage, and the likeliest token after each, (N,)."""
+    """Mean cross-entropy, and the top token at each position, (N,)."""
     losses, tops = [], []
     for row in passages.rows:
-        moved = row.to(model.device)
-        logits = model(moved)[0]
-        losses.append(F.cross_entropy(logits[:-1], moved[0, 1:], reduction="none"))
+        tokens = row.to(model.device)
+        logits = model(tokens)[0]
+        losses.append(F.cross_entropy(logits[:-1], tokens[0, 1:], reduction="none"))
         tops.append(logits.argmax(-1))
     return float(torch.cat(losses).mean()), torch.cat(tops)
 
 
 @contextmanager
 def _exact_matmuls() -> Iterator[None]:
-    """float32 as such: a GPU may otherwise round the factors to TF32, which differs in the third digit."""
+    """Multiply in full float32: a GPU may otherwise round to TF32, which differs in the third digit."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -166,84 +167,86 @@ def _exact_matmuls() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-def check_token_ids(ours: Tokenizer, folder: Path, *, its_defaults: bool = True) -> int:
-    """Compare token ids on 5,000 texts; returns how many there were.
-
-    A tokenizer of transformers makes special tokens of text that looks like them, which ours never does, unless it is
-    called with split_special_tokens=True; so it is here. With `its_defaults` what it gives when called with the text
-    alone is compared too, where no such text is in it, and the way back.
-    Raises UserError at the first that differs.
-    """
-    theirs = load_tokenizer(folder)
-    texts = trying_texts(TEXTS)
-    expected = [ours.encode(text) for text in texts]
-    with quiet_transformers():
-        given = theirs(texts, add_special_tokens=False, split_special_tokens=True).input_ids
-        default = theirs(texts).input_ids if its_defaults else expected
-        back = theirs.batch_decode(expected) if its_defaults else texts
-    for text, ids, split, plain, decoded in zip(texts, expected, given, default, back, strict=True):
-        looks_special = any(name in text for name in SPECIAL_TOKENS)
-        if split != ids or decoded != text or (plain != ids and not looks_special):
-            raise UserError(
-                f"the tokenizer in {folder} gives other ids for {text!r} than ours: they do not belong together"
-            )
-    return len(texts)
-
-
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer as a user of transformers gets it."""
+    """Load the tokenizer as users of transformers do."""
     return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder, local_files_only=True))
 
 
-def check_chat_template(ours: Tokenizer, folder: Path) -> int:
-    """Compare the chat template with our own rendering on every shape of conversation; returns how many there are.
+def check_token_ids(ours: Tokenizer, folder: Path, *, check_defaults: bool = True) -> int:
+    """Compare token ids on 5,000 texts; return the number of texts. Raises UserError at the first difference.
 
-    Raises UserError at the first that differs.
+    A transformers tokenizer turns text that looks like a special token into that token, unless it is called with
+    split_special_tokens=True. Ours never does, so that is what is compared. `check_defaults` also compares decoding,
+    and encoding without any option for the texts that contain no such name.
     """
     theirs = load_tokenizer(folder)
-    shapes = conversation_shapes()
-    for messages in shapes:
-        asked = messages[-1]["role"] != "assistant"
-        expected = ours.render_prompt(messages) if asked else ours.render_conversation({"messages": messages}).ids
-        given = cast(Any, messages)
-        ids = theirs.apply_chat_template(given, add_generation_prompt=asked, tokenize=True, return_dict=False)
-        if ids != expected:
-            raise UserError(f"the chat template in {folder} renders {messages!r} in another way than ours")
-    return len(shapes)
+    texts = sample_texts(NUM_TEXTS)
+    expected = [ours.encode(text) for text in texts]
+    with quiet_transformers():
+        split = theirs(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+        default = theirs(texts).input_ids if check_defaults else expected
+        decoded = theirs.batch_decode(expected) if check_defaults else texts
+    for text, ids, split_ids, default_ids, back in zip(texts, expected, split, default, decoded, strict=True):
+        has_special_name = any(name in text for name in SPECIAL_TOKENS)
+        if split_ids != ids or back != text or (default_ids != ids and not has_special_name):
+            raise UserError(f"the tokenizer in {folder} is not the model's: different ids for {text!r}")
+    return len(texts)
 
 
-def conversation_shapes() -> list[list[Message]]:
-    """One to three turns, with and without a system message, the reply as text or as parts in every order.
+def check_chat_template(ours: Tokenizer, folder: Path) -> int:
+    """Compare the chat template with our own rendering; return the number of conversations.
 
-    Two parts of text never stand side by side: ours are then encoded one by one, a template's text is encoded as one.
+    Raises UserError at the first difference.
     """
-    says = ("Hi", " What is 2+3?\n", "多少？ 🙂\n\n")
-    text, python, output = (
-        lambda words: Part(type="text", text=words),
-        lambda code: Part(type="python", text=code),
-        lambda result: Part(type="python_output", text=result),
-    )
-    replies: list[str | list[Part]] = [
-        "Hello!",
-        "  spaces and lines\n\n\n",
-        [text("Just text.")],
-        [python("2+3"), output("5"), text("It is 5.")],
-        [text("Let me see. "), python("2+3"), output("5"), text(" It is 5.")],
-        [text("Twice: "), python("1+1\n"), output("2"), python("2*2"), output(""), text("4")],
-        [text("A call: "), python("print('{{ x }}')")],
-        [python("2"), output("2")],
-    ]
-    shapes: list[list[Message]] = []
-    for system in (None, "Be brief.", "Two\nlines. "):
-        opening: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-        for i, reply in enumerate(replies):
-            other = replies[(i + 1) % len(replies)]
-            turns: list[Message] = [
-                {"role": "user", "content": says[0]},
-                {"role": "assistant", "content": reply},
-                {"role": "user", "content": says[1]},
-                {"role": "assistant", "content": other},
-                {"role": "user", "content": says[2]},
-            ]
-            shapes += [[*opening, *turns[:count]] for count in range(1, 6)]
-    return shapes
+    theirs = load_tokenizer(folder)
+    conversations = sample_conversations()
+    for messages in conversations:
+        is_prompt = messages[-1]["role"] != "assistant"
+        expected = ours.render_prompt(messages) if is_prompt else ours.render_conversation({"messages": messages}).ids
+        ids = theirs.apply_chat_template(
+            cast(Any, messages), add_generation_prompt=is_prompt, tokenize=True, return_dict=False
+        )
+        if ids != expected:
+            raise UserError(f"the chat template in {folder} differs from ours for {messages!r}")
+    return len(conversations)
+
+
+def sample_texts(count: int, seed: int = 0) -> list[str]:
+    """`count` texts of all kinds: prose, code, emoji, digits, spaces, look-alikes of special tokens, scripts, noise."""
+    rng = random.Random(f"texts {seed}")
+    kinds = [(kind["pieces"], kind["separators"]) for kind in SAMPLES["texts"].values()]
+    repeated = [piece for pieces, _ in kinds for piece in pieces] + 10 * SAMPLES["repeated"]
+    scripts = [range(int(start, 16), int(end, 16) + 1) for start, end in SAMPLES["scripts"].values()]
+    texts = [""]
+    while len(texts) < count:
+        for pieces, separators in kinds:
+            texts.append("".join(rng.choice(pieces) + rng.choice(separators) for _ in range(rng.randint(1, 40))))
+        script = rng.choice(scripts)
+        texts.append("".join(rng.choice((*map(chr, rng.choices(script, k=6)), " ", "1")) for _ in range(40)))
+        points = (
+            rng.choice((rng.randint(0, 0xD7FF), rng.randint(0xE000, 0x10FFFF))) for _ in range(rng.randint(1, 40))
+        )
+        texts.append("".join(map(chr, points)))  # any character; surrogates are not characters
+        texts.append(rng.choice(repeated) * rng.randint(1, 120))  # overlapping merges
+    return texts[:count]
+
+
+def sample_conversations() -> list[list[Message]]:
+    """One to three turns, with and without a system message, replies as text and as parts in every order.
+
+    Two parts of type text never follow each other: we encode them one by one, a template encodes their concatenation.
+    """
+    parts = SAMPLES["conversations"]
+    users, replies = parts["user"], parts["assistant"]
+    conversations: list[list[Message]] = []
+    for system in parts["system"]:
+        start: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        for i in range(len(replies)):
+            turns: list[Message] = []
+            for user, reply in zip(users, (replies[i], replies[i - 1], None), strict=True):
+                turns.append({"role": "user", "content": user})
+                conversations.append([*start, *turns])
+                if reply is not None:
+                    turns.append({"role": "assistant", "content": reply})
+                    conversations.append([*start, *turns])
+    return conversations

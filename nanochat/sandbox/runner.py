@@ -1,7 +1,7 @@
-"""Runs a program that somebody else wrote, such as a model's solution to a HumanEval problem.
+"""Run an untrusted program, such as a model's solution to a HumanEval problem.
 
-A process of its own (nanochat.sandbox.jail) without network, other processes, or files outside a temporary folder;
-5 seconds, 256 MB; killed whatever it does. Needs Linux 5.13 or later with Landlock and seccomp.
+It runs in a separate process (nanochat.sandbox.jail) without network, subprocesses, or files outside a temporary
+folder, for at most 5 seconds and with 256 MB. Requires Linux 5.13 or later with Landlock and seccomp.
 """
 
 import contextlib
@@ -23,42 +23,42 @@ from nanochat.sandbox import jail
 TIME_LIMIT_SECONDS = 5.0
 MEMORY_LIMIT_BYTES = 256 << 20
 FILE_LIMIT_BYTES = 4 << 20
-"""One file; that and the number of open files bound what a program can hide in files it has unlinked."""
-OPEN_FILES = 32
+"""Size of one file. With the number of open files it bounds the disk space of unlinked files."""
+MAX_OPEN_FILES = 32
 FOLDER_LIMIT_BYTES = 16 << 20
 FOLDER_LIMIT_FILES = 200
-LOOK_EVERY_SECONDS = 0.01
+POLL_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
 class ProgramResult:
-    """How a program ended."""
+    """Outcome of a program."""
 
     passed: bool
-    """whether it came to its end without an exception or an exit"""
+    """True if it ran to its end without an exception or an exit"""
     reason: str
-    """what stopped it, empty if it passed"""
+    """reason of the failure, empty if it passed"""
 
 
 def missing_protection() -> str | None:
-    """What keeps this machine from confining a program, in a few words; None if nothing does."""
+    """Return why this machine cannot confine a program, None if it can."""
     if not sys.platform.startswith("linux"):
         return f"{platform.system()} has no Landlock"
     if platform.machine() not in jail.ARCHITECTURES:
-        return f"there is no list of system calls for {platform.machine()}"
-    return None if jail.landlock_version() else "this kernel offers no Landlock"
+        return f"{platform.machine()} has no list of system calls"
+    return None if jail.landlock_version() else "this kernel has no Landlock"
 
 
 def run_program(program: str, *, time_limit: float = TIME_LIMIT_SECONDS, unconfined: bool = False) -> ProgramResult:
-    """Run Python source to its end, or until a limit. From any thread; several may run at once.
+    """Run Python source until it ends or exceeds a limit. Thread-safe; several programs may run at once.
 
-    `unconfined` runs it with this user's rights, limited in time and memory only, for machines that can do no better.
-    Raises UserError where the machine cannot confine it and that is not asked for.
+    `unconfined` runs it with this user's rights, limited in time and memory only, on machines without a sandbox.
+    Raises UserError if the machine cannot confine it and `unconfined` is not set.
     """
     if not unconfined and (reason := missing_protection()):
         raise UserError(
-            f"code that a model wrote would run unprotected here ({reason}): use a Linux machine, or pass "
-            "--unconfined-code if you accept that it may do what you may do"
+            f"model-written code would run without a sandbox ({reason}): use a Linux machine, or pass "
+            "--unconfined-code to run it with your own rights"
         )
     token = secrets.token_hex(16)
     task = {
@@ -68,7 +68,7 @@ def run_program(program: str, *, time_limit: float = TIME_LIMIT_SECONDS, unconfi
         "memory_bytes": MEMORY_LIMIT_BYTES,
         "cpu_seconds": int(time_limit) + 1,
         "file_bytes": FILE_LIMIT_BYTES,
-        "open_files": OPEN_FILES,
+        "open_files": MAX_OPEN_FILES,
     }
     folder = tempfile.mkdtemp(prefix="nanochat-program-")
     try:
@@ -87,23 +87,23 @@ def run_program(program: str, *, time_limit: float = TIME_LIMIT_SECONDS, unconfi
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         assert process.stdout
-        os.set_blocking(process.stdout.fileno(), False)  # an unconfined program may have left a process that holds it
-        said = (process.stdout.read(4096) or b"").decode(errors="replace")
+        os.set_blocking(process.stdout.fileno(), False)  # a subprocess of an unconfined program may hold it open
+        output = (process.stdout.read(4096) or b"").decode(errors="replace")
         process.stdout.close()
         process.wait()
     finally:
-        # shutil.rmtree recurses, and a program can nest folders deeper than Python may.
+        # A program can nest folders deeper than shutil.rmtree can recurse.
         subprocess.run(["rm", "-rf", "--", folder], check=False)
-    if said.startswith(f"{token} "):
-        problem = said.removeprefix(f"{token} ")
-        raise UserError(f"cannot confine code that a model wrote ({problem}): pass --unconfined-code to run it anyway")
-    if stopped is None and said == token:
+    if output.startswith(f"{token} "):
+        problem = output.removeprefix(f"{token} ")
+        raise UserError(f"cannot confine model-written code ({problem}): pass --unconfined-code to run it anyway")
+    if stopped is None and output == token:
         return ProgramResult(True, "")
-    return ProgramResult(False, stopped or said.removeprefix("failed ") or _how_it_ended(process.returncode))
+    return ProgramResult(False, stopped or output.removeprefix("failed ") or _how_it_ended(process.returncode))
 
 
 def _watch(process: "subprocess.Popen[bytes]", task: bytes, folder: Path, time_limit: float) -> str | None:
-    """Hand over the task and wait; why the program has to be stopped, None if it ended by itself."""
+    """Send the task and wait. Returns why the program must be killed, None if it ended by itself."""
     assert process.stdin
     with contextlib.suppress(BrokenPipeError), process.stdin:
         process.stdin.write(task)
@@ -115,13 +115,13 @@ def _watch(process: "subprocess.Popen[bytes]", task: bytes, folder: Path, time_l
             return f"took longer than {time_limit:g} seconds"
         if _is_too_full(folder):
             return f"wrote more than {FOLDER_LIMIT_BYTES >> 20} MB or {FOLDER_LIMIT_FILES} files"
-        time.sleep(LOOK_EVERY_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def _has_ended(process: "subprocess.Popen[bytes]") -> bool:
     if not hasattr(os, "waitid"):  # macOS
         return process.poll() is not None
-    # Not reaped yet, so the group's number cannot become another's before the group is killed.
+    # WNOWAIT: not reaped yet, so that the id of the process group is not reused before the group is killed.
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
@@ -130,7 +130,7 @@ def _is_too_full(folder: Path) -> bool:
     for where, folders, files in os.walk(folder):
         count += len(folders) + len(files)
         for name in files:
-            with contextlib.suppress(OSError):  # it may go while we look
+            with contextlib.suppress(OSError):  # it may be deleted meanwhile
                 size += os.lstat(os.path.join(where, name)).st_blocks * 512
         if size > FOLDER_LIMIT_BYTES or count > FOLDER_LIMIT_FILES:
             return True

@@ -16,7 +16,6 @@ from nanochat.errors import UserError
 from nanochat.hub import verify
 from nanochat.hub.convert_model import write_model
 from nanochat.hub.convert_tokenizer import read_tokenizer, write_tokenizer
-from nanochat.hub.texts import trying_texts
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 from nanochat.train.checkpoint import MODEL_FILE
@@ -63,8 +62,8 @@ def test_the_token_ids_are_ours(exported: Path, tokenizer: Tokenizer) -> None:
 
 
 def test_the_texts_are_many_and_of_every_kind() -> None:
-    texts = trying_texts(5000)
-    assert len(texts) == 5000 and len(set(texts)) > 4500 and texts == trying_texts(5000)
+    texts = verify.sample_texts(5000)
+    assert len(texts) == 5000 and len(set(texts)) > 4500 and texts == verify.sample_texts(5000)
     assert all(any(name in text for text in texts) for name in SPECIAL_TOKENS)
     for kind in ("🚀", "def f(", "12", "的", "\t", "\x00", "'LL"):
         assert any(kind in text for text in texts)
@@ -88,7 +87,7 @@ def test_another_chat_template_is_noticed(
     template = tmp_path / "copy" / "chat_template.jinja"
     assert ours in template.read_text()
     template.write_text(template.read_text().replace(ours, wrong))
-    with pytest.raises(UserError, match="in another way"):
+    with pytest.raises(UserError, match="differs from ours"):
         verify.check_chat_template(tokenizer, tmp_path / "copy")
 
 
@@ -163,8 +162,8 @@ def test_every_stage_with_its_lineage(base_dir: Path, tokenizer: Tokenizer, tmp_
 def test_all_stages_are_of_one_model(base_dir: Path, tokenizer: Tokenizer) -> None:
     for source, tag in (("base", "d2"), ("sft", "d9"), ("mid", "d2")):
         save_model(tokenizer, source, tag)
-    assert [(found.source, found.tag) for found in hf_prepare.chosen("all", None)] == [("base", "d2"), ("mid", "d2")]
-    assert [(found.source, found.tag) for found in hf_prepare.chosen("sft", None)] == [("sft", "d9")]
+    assert [(found.source, found.tag) for found in hf_prepare.select("all", None)] == [("base", "d2"), ("mid", "d2")]
+    assert [(found.source, found.tag) for found in hf_prepare.select("sft", None)] == [("sft", "d9")]
 
 
 def test_a_folder_that_is_there_is_replaced_only_by_force(base_dir: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
