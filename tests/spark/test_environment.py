@@ -1,5 +1,6 @@
 """What scripts/env.sh and scripts/cuda.sh set on machines played with stand-ins."""
 
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -17,23 +18,30 @@ MALLOC = {
 
 
 def run_sourced(script: str, **variables: str) -> str:
-    """What a script prints after env.sh, but for the part of it that makes .venv and changes PATH."""
+    """Return the output of a script after env.sh, which runs in a project with these scripts and an empty setup.sh."""
     program = (
-        f'set -euo pipefail; root="{ROOT}"; NANOCHAT_BASE_DIR=/tmp/base; unset ${{!NCCL_*}} OMP_NUM_THREADS\n'
+        "unset ${!NCCL_*} OMP_NUM_THREADS\n"
         f"{''.join(f'export {name}={value!r}; ' for name, value in variables.items())}\n"
-        f'source <(sed "1,/^export PYTHONSAFEPATH/d" "{ROOT}/scripts/env.sh")\n{script}'
+        f'source "$PROJECT/scripts/env.sh"\n{script}'
     )
     return subprocess.run(["bash", "-c", program], stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """The variables that env.sh sets."""
+    """Return the variables that env.sh sets."""
     lines = run_sourced(f"env | grep -E '^({NAMES})=' || true", **variables).splitlines()
     return dict(line.split("=", 1) for line in lines)
 
 
 @pytest.fixture(autouse=True)
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set up a project whose setup.sh does nothing, and an environment without what env.sh sets."""
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "scripts", project / "scripts")
+    (project / "setup.sh").write_text("#!/bin/sh\n")
+    (project / "setup.sh").chmod(0o755)
+    monkeypatch.setenv("PROJECT", str(project))
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
     for name in ("CUDA_HOME", "LD_LIBRARY_PATH", "TRITON_PTXAS_PATH", "PYTORCH_ALLOC_CONF", "NANOCHAT_FOUND", *MALLOC):
         monkeypatch.delenv(name, raising=False)
 

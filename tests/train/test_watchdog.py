@@ -95,23 +95,23 @@ def test_both_end_and_the_one_is_named(base_dir: Path, tokenizer: Tokenizer, fau
         assert losses("test") == losses("never-stopped") and len(losses("test")) == 8
 
 
-def test_where_steps_are_long_stillness_may_be_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 0.0, 500.0, 1000.0, 1000.0, 1100.0, 2000.0, 2000.0, 2500.0])
-    monkeypatch.setattr(watchdog.time, "monotonic", lambda: next(clock))
+def test_the_limit_follows_the_longest_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: now)
     dog = watchdog.Watchdog(Runtime(torch.device("cpu"), torch.float32, World(0, 2)), print)
-    assert dog.still_limit == watchdog.STILL_SECONDS_AT_FIRST
-    with dog.step():  # compiles
-        pass
-    assert dog.still_limit == watchdog.STILL_SECONDS_AT_FIRST  # how long a step is, is not known yet
-    with dog.step():  # 500 s: so long a main thread may wait for its GPU
-        pass
-    assert dog.still_limit == 1000.0
-    with dog.step():
-        pass
-    assert dog.still_limit == 1000.0
+
+    def limit_after_a_step(seconds: float) -> float:
+        nonlocal now
+        with dog.step():
+            now += seconds
+        return dog.still_limit
+
+    at_first = watchdog.STILL_SECONDS_AT_FIRST
+    assert dog.still_limit == at_first
+    assert limit_after_a_step(500) == at_first  # it compiles: the length of a step is not known yet
+    assert limit_after_a_step(500) == watchdog.STILL_STEPS * 500
+    assert limit_after_a_step(100) == watchdog.STILL_STEPS * 500
     with dog.step():
         dog.compiles_again()
-    assert dog.still_limit == watchdog.STILL_SECONDS_AT_FIRST
-    with dog.step():
-        pass
-    assert dog.still_limit == 1000.0
+    assert dog.still_limit == at_first
+    assert limit_after_a_step(500) == watchdog.STILL_STEPS * 500
