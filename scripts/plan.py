@@ -16,11 +16,11 @@ from nanochat.spark.disk import default_config, disk_space
 from nanochat.spark.needs import training_bytes
 from nanochat.spark.plan import (
     PLAN_FILE,
+    Plan,
     Tariff,
     flops_per_token,
     format_count,
     machines,
-    read_plan,
     stage_table,
     stages_from,
 )
@@ -65,7 +65,7 @@ def main(options: PlanOptions) -> None:
     )
     tariff = Tariff.from_environment()
     columns = machines(options.hosts, tariff.watts)
-    if measured := read_plan(paths.checkpoints_dir("base") / f"d{options.depth}" / PLAN_FILE):
+    if measured := Plan.load(paths.checkpoints_dir("base") / f"d{options.depth}" / PLAN_FILE):
         columns.insert(0, measured.machine)
     print(*stage_table(stages_from("base", config, steps * batch), columns, tariff.price_per_kwh), "", sep="\n")
     for machine in columns:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nanochat import paths
 from nanochat.eval.results import StageEvalConfig, StageResult, TaskScore, saved_result
-from nanochat.spark.plan import PLAN_FILE, Plan, Tariff, read_plan
+from nanochat.spark.plan import PLAN_FILE, Plan, Tariff
 from nanochat.stages import STAGES
 from nanochat.telemetry.run_log import FACTS_FILE, METRICS_FILE, SAMPLES_FILE, read_steps
 from nanochat.train.checkpoint import META_FILE, Checkpoint, checkpoints
@@ -34,22 +34,18 @@ class Stage:
 
     @property
     def source(self) -> str:
-        """base, mid, sft or rl."""
         return str(self.facts["source"])
 
     @property
     def step(self) -> int:
-        """Optimizer steps taken."""
         return int(self.rows[-1]["step"]) if self.rows else 0
 
     @property
     def is_finished(self) -> bool:
-        """True once all planned steps are taken."""
         return self.step >= self.facts["num_iterations"]
 
     @property
     def tokens(self) -> int:
-        """Tokens trained on in this stage."""
         return sum(row["tokens"] for row in self.rows)
 
     @property
@@ -78,7 +74,6 @@ class Stage:
         return [step for step, _ in measured], [value for _, value in measured]
 
     def last(self, key: str) -> float | None:
-        """Last finite value of a metric."""
         values = self.series(key)[1]
         return values[-1] if values else None
 
@@ -114,7 +109,7 @@ def read_stage(folder: Path) -> Stage | None:
     if not facts:
         return None
     log = folder / METRICS_FILE
-    samples, plan = read_steps(folder / SAMPLES_FILE), read_plan(folder / PLAN_FILE)
+    samples, plan = read_steps(folder / SAMPLES_FILE), Plan.load(folder / PLAN_FILE)
     return Stage(facts, read_steps(log), samples, checkpoint, _modified_at(log), plan)
 
 

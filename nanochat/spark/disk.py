@@ -18,42 +18,41 @@ TASK_BYTES = 600e6 + MID_TOKENS * (TOKEN_BYTES + 1)
 """Data sets of the later stages, and midtraining's token files, which have a mask."""
 
 
-def default_config(depth: int) -> GPTConfig:
-    """The model that prepare.sh and pretrain.sh make with only --depth given."""
-    return GPTConfig.from_depth(depth, VOCAB_SIZE, PretrainOptions.max_seq_len)
-
-
 @dataclass(frozen=True)
 class Disk:
     """Disk space of one model, in bytes."""
 
     num_shards: int
-    text: float
-    tokens: float
-    checkpoint: float
-    """one of them"""
-    checkpoints: float
-    """total of all stages, and one more while it is written"""
+    checkpoint: int
+
+    @property
+    def text(self) -> float:
+        return self.num_shards * SHARD_BYTES
+
+    @property
+    def tokens(self) -> float:
+        return self.num_shards * SHARD_CHARS / CHARS_PER_TOKEN * TOKEN_BYTES
+
+    @property
+    def checkpoints(self) -> float:
+        """Those of all stages, and one more while it is written."""
+        return (len(STAGES) * PretrainOptions.keep_last + 1) * self.checkpoint
 
     @property
     def download(self) -> float:
-        """Bytes fetched over the network."""
         return self.text + TASK_BYTES
 
     @property
     def total(self) -> float:
-        """Bytes of everything."""
-        return self.text + self.tokens + TASK_BYTES + self.checkpoints
+        return self.download + self.tokens + self.checkpoints
+
+
+def default_config(depth: int) -> GPTConfig:
+    """The model that prepare.sh and pretrain.sh make with only --depth given."""
+    return GPTConfig.from_depth(depth, VOCAB_SIZE, PretrainOptions.max_seq_len)
 
 
 def disk_space(depth: int) -> Disk:
     """Estimate the disk space of a model with only --depth given."""
     num_shards = min(shards_for_depth(depth, VOCAB_SIZE), DATASETS[PretrainOptions.dataset].num_shards)
-    checkpoint = checkpoint_bytes(default_config(depth))
-    return Disk(
-        num_shards=num_shards,
-        text=num_shards * SHARD_BYTES,
-        tokens=num_shards * SHARD_CHARS / CHARS_PER_TOKEN * TOKEN_BYTES,
-        checkpoint=checkpoint,
-        checkpoints=(len(STAGES) * PretrainOptions.keep_last + 1) * checkpoint,
-    )
+    return Disk(num_shards, checkpoint_bytes(default_config(depth)))

@@ -67,7 +67,6 @@ class StageWork:
     """The work of one stage."""
 
     name: str
-    """base, mid, sft or rl"""
     tokens: float
     """that pass through the model"""
     flops: float
@@ -82,8 +81,7 @@ class Machine:
     flops: float
     """FLOP/s in training"""
     watts: float | None
-    """None if unknown"""
-    sources: tuple[str, ...]
+    sources: Sequence[str]
     """references for the figures"""
 
     def hours(self, *work: StageWork) -> float:
@@ -167,14 +165,28 @@ def format_count(number: float) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """An estimate that a run made from its own first steps."""
+    """An estimate that a run made from its own first steps, saved as plan.json."""
 
     machine: Machine
-    """as measured"""
     step: int
     """after which it was made"""
     work: tuple[StageWork, ...]
     """the rest of the run's own stage, and the later ones"""
+
+    def save(self, path: Path) -> None:
+        """Write the file. A full disk is not an error: the table is printed anyway."""
+        with contextlib.suppress(OSError), atomic_write(path) as file:
+            json.dump(asdict(self), file, indent=2)
+
+    @classmethod
+    def load(cls, path: Path) -> "Plan | None":
+        """Read the file; None if there is none, or it has another format."""
+        try:
+            kept = json.loads(path.read_text())
+            work = tuple(StageWork(**stage) for stage in kept["work"])
+            return cls(Machine(**kept["machine"]), int(kept["step"]), work)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
 
 class MeasuredPlan:
@@ -204,7 +216,7 @@ class MeasuredPlan:
             return []
         machine = self._machine()
         work = stages_from(self._source, self._config, tokens_left)
-        save_plan(self._file, Plan(machine, step, tuple(work)), self._median("mfu"))
+        Plan(machine, step, tuple(work)).save(self._file)
         table = stage_table(work, [machine], self._tariff.price_per_kwh)
         return [machine.sources[0], "estimate for the rest at that speed:", *table]
 
@@ -213,7 +225,7 @@ class MeasuredPlan:
         if self._tariff.watts is not None:
             watts = self._tariff.watts * int(os.environ.get("GROUP_WORLD_SIZE", "1"))  # machines, set by torchrun
             power = f", {self._tariff.watts:,.0f} W per machine, from NANOCHAT_WATTS"
-        elif any("gpu_power_w" in metrics for metrics in self._steps):
+        elif any("gpu_power_w" in metrics for metrics in self._steps[SKIPPED_STEPS:]):
             watts = self._median("gpu_power_w")
             power = f", {watts:,.0f} W (GPU only)"
         flops = self._median("flops_per_second")
@@ -225,27 +237,3 @@ class MeasuredPlan:
 
     def _median(self, key: str) -> float:
         return statistics.median(metrics[key] for metrics in self._steps[SKIPPED_STEPS:] if key in metrics)
-
-
-def save_plan(path: Path, plan: Plan, mfu: float) -> None:
-    """Write plan.json for the report and ./nanochat.sh plan. A full disk is not an error: the table is printed."""
-    machine = plan.machine
-    stages = [{**asdict(work), "hours": machine.hours(work), "kwh": machine.kwh(work)} for work in plan.work]
-    kept = {
-        "flops": machine.flops, "watts": machine.watts, "mfu": mfu,
-        "source": machine.sources[0], "step": plan.step, "stages": stages,
-    }  # fmt: skip
-    with contextlib.suppress(OSError), atomic_write(path, "w") as file:
-        file.write(json.dumps(kept, indent=2) + "\n")
-
-
-def read_plan(path: Path) -> Plan | None:
-    """The plan that a run kept; None if there is none or the file is damaged."""
-    try:
-        kept = json.loads(path.read_text())
-        watts = None if kept["watts"] is None else float(kept["watts"])
-        machine = Machine("here", float(kept["flops"]), watts, (str(kept["source"]),))
-        work = (StageWork(str(s["name"]), float(s["tokens"]), float(s["flops"])) for s in kept["stages"])
-        return Plan(machine, int(kept["step"]), tuple(work)) if machine.flops > 0 else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

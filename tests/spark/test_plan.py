@@ -13,11 +13,11 @@ from nanochat.spark.plan import (
     PLAN_FILE,
     Machine,
     MeasuredPlan,
+    Plan,
     StageWork,
     flops_per_token,
     format_count,
     machines,
-    read_plan,
     stage_table,
     stages_from,
 )
@@ -122,8 +122,9 @@ def test_after_twenty_steps_the_rest_is_told_once_at_the_speed_measured(tmp_path
     told, *table = said[MEASURED_STEPS - 1]
     assert "13,000 tokens/s" in told and "mfu 0.360" in told and "95 W" in told
     assert [line.split()[0] for line in table[2:]] == ["base", "mid", "sft", "rl", "total"]
-    hours = json.loads((tmp_path / PLAN_FILE).read_text())["stages"][0]["hours"]
-    assert hours == pytest.approx((21_400 - 20) * 524_288 / 13_000 / 3600)
+    plan = Plan.load(tmp_path / PLAN_FILE)
+    assert plan is not None
+    assert plan.machine.hours(plan.work[0]) == pytest.approx((21_400 - 20) * 524_288 / 13_000 / 3600)
 
 
 def test_a_later_stage_has_only_what_comes_after_it(tmp_path: Path) -> None:
@@ -139,18 +140,18 @@ def test_a_short_run_and_one_whose_steps_differ_are_not_planned(source: str, ste
 
 def test_plan_reads_what_a_run_kept(tmp_path: Path) -> None:
     take_steps(MeasuredPlan("base", CONFIG, 21_400, tmp_path))
-    plan = read_plan(tmp_path / PLAN_FILE)
+    plan = Plan.load(tmp_path / PLAN_FILE)
     assert plan is not None and plan.step == MEASURED_STEPS
     assert plan.machine.flops == pytest.approx(13_000 * flops_per_token(CONFIG)) and plan.machine.watts == 95
     assert [work.name for work in plan.work] == ["base", "mid", "sft", "rl"]
     (tmp_path / PLAN_FILE).write_text("{")
-    assert read_plan(tmp_path / PLAN_FILE) is None
+    assert Plan.load(tmp_path / PLAN_FILE) is None
 
 
 def test_a_run_that_begins_has_no_plan_of_one_before_it(tmp_path: Path) -> None:
     take_steps(MeasuredPlan("base", CONFIG, 21_400, tmp_path))
     MeasuredPlan("base", CONFIG, 21_400, tmp_path).step(21, STEP)  # a resume
-    assert read_plan(tmp_path / PLAN_FILE)
+    assert Plan.load(tmp_path / PLAN_FILE)
     MeasuredPlan("base", CONFIG, 60, tmp_path).step(1, STEP)
     assert not (tmp_path / PLAN_FILE).exists()
 
@@ -166,13 +167,13 @@ def test_where_no_power_is_measured_the_user_s_word_counts_for_each_machine(
         plan = MeasuredPlan("base", CONFIG, 21_400, tmp_path)
         lines = [plan.step(i + 1, without) for i in range(MEASURED_STEPS)][-1]
         assert "60 W per machine" in lines[0]
-        kept = read_plan(tmp_path / PLAN_FILE)
+        kept = Plan.load(tmp_path / PLAN_FILE)
         assert kept
         kwh.append(kept.machine.kwh(*kept.work) or 0.0)
     assert kwh[1] == pytest.approx(2 * kwh[0])
 
 
-def test_a_plan_whose_figures_are_no_numbers_is_not_read(tmp_path: Path) -> None:
-    plan = {"flops": "fast", "watts": None, "source": "here"}
+def test_a_plan_of_another_format_is_not_read(tmp_path: Path) -> None:
+    plan = {"machine": {"name": "here", "flops": 1.0}, "step": 20, "work": []}
     (tmp_path / PLAN_FILE).write_text(json.dumps(plan))
-    assert read_plan(tmp_path / PLAN_FILE) is None
+    assert Plan.load(tmp_path / PLAN_FILE) is None
