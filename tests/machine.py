@@ -53,7 +53,7 @@ class FakeMachine:
 
     @property
     def calls(self) -> list[str]:
-        """What was called, in order."""
+        """The commands that were called, in order."""
         return self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
 
 

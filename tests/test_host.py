@@ -1,4 +1,4 @@
-"""What is read of the machine."""
+"""Facts read from the machine."""
 
 from nanochat import host
 from tests.machine import GB10, H100, FakeMachine

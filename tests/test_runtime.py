@@ -1,4 +1,4 @@
-"""What the machine is."""
+"""Device, dtype and peak of the machine."""
 
 import sysconfig
 from pathlib import Path

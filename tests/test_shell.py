@@ -39,7 +39,7 @@ if "--wait" in sys.argv:
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What a command prints and its exit code. The keywords are added to the environment."""
+    """Run a command and capture its output. The keywords are added to the environment."""
     return subprocess.run(
         command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
     )
@@ -232,7 +232,7 @@ def test_set_up_without_the_venv_module_says_which_package_brings_it(bare: Path)
 
 
 def test_set_up_without_ensurepip_borrows_the_pip_of_that_python(bare: Path, tmp_path: Path) -> None:
-    """As on a Debian with python3-pip and no python3-venv; the borrowed pip stops here, for want of a network."""
+    """As on a Debian with python3-pip and no python3-venv; the borrowed pip stops here, without a network."""
     log = tmp_path / "log"
     script = (
         "#!/bin/sh\n"

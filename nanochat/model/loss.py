@@ -88,7 +88,7 @@ def _compiled_exponentials() -> Exponentials:
 
 
 class _Workspace:
-    """The head in the compute dtype and one buffer of logits that all slices reuse: allocating 8 MB anew costs a CPU up
+    """The head in the compute dtype and one buffer of logits that all slices reuse: allocating 8 MB costs a CPU up
     to ten times as much as a pass over them."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, softcap: float, exponentials: Exponentials) -> None:

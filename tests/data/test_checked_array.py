@@ -1,4 +1,4 @@
-"""What is not as it was written is named when it is read, and not before."""
+"""Damaged files are reported when they are read, not earlier."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Rows use every token of every document, and tell documents apart."""
+"""Rows use every token of every document, and mark where documents start."""
 
 from pathlib import Path
 

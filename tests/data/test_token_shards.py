@@ -137,7 +137,7 @@ def test_slices_are_those_of_the_arrays_joined() -> None:
         ids[::2]
 
 
-def test_rows_over_shards_predict_every_token_once_and_documents_can_be_told_apart(
+def test_rows_over_shards_predict_every_token_once_and_documents_can_be_learned_apart(
     tokenizer: Tokenizer, shards: list[Lines], tmp_path: Path
 ) -> None:
     write_shards(tmp_path, {"train": shards}, tokenizer, 1)
@@ -145,10 +145,10 @@ def test_rows_over_shards_predict_every_token_once_and_documents_can_be_told_apa
     stream = expected(tokenizer, TEXTS)
     targets = [rows[i].targets for i in range(len(rows))]
     assert all(rows[i].tokens[0] == tokenizer.bos_id for i in range(len(rows)))
-    told = [token for row in targets for token in row.tolist() if token != IGNORE]
+    learned = [token for row in targets for token in row.tolist() if token != IGNORE]
     opening = sum(stream[i] == tokenizer.bos_id for i in range(0, len(stream), 32))  # given, not predicted
-    assert len(told) == len(stream) - opening
-    assert told.count(tokenizer.bos_id) == len(TEXTS) - opening
+    assert len(learned) == len(stream) - opening
+    assert learned.count(tokenizer.bos_id) == len(TEXTS) - opening
 
 
 def test_a_token_file_of_documents_has_no_mask(tokenizer: Tokenizer, shards: list[Lines], tmp_path: Path) -> None:

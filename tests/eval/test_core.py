@@ -74,7 +74,7 @@ def test_a_batch_scores_as_one_option_at_a_time(
 
 
 def test_a_text_that_the_model_would_write_is_right(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """What a random model writes by itself after the context counts as right, and another continuation does not."""
+    """The greedy continuation of a random model counts as correct, any other one does not."""
     model = random_model(tokenizer.vocab_size, sequence_len=256)
     model.embed_tokens.weight.data.copy_(model.lm_head.weight.data * 20)  # it then repeats its last token
     path = tmp_path / "repeat.jsonl"

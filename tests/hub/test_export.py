@@ -1,4 +1,4 @@
-"""What hf_prepare.sh writes is the model that was trained, and a model that is not is refused."""
+"""hf_prepare.sh exports the trained model, and rejects a model that differs from it."""
 
 import json
 import shutil

@@ -40,8 +40,8 @@ def test_a_dry_run_tells_sizes_and_asks_nobody(
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     upload(prepared, dry_run=True)
-    told = capsys.readouterr().out
-    assert all(name in told for name in contents(prepared))
+    output = capsys.readouterr().out
+    assert all(name in output for name in contents(prepared))
     assert not hub.requests
 
 

@@ -1,4 +1,4 @@
-"""What is written out on a CPU against autograd of the plain expressions in fp64."""
+"""Gradients of the CPU kernels, compared with autograd of the plain expressions in fp64."""
 
 from collections.abc import Callable
 

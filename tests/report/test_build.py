@@ -142,9 +142,9 @@ def test_curves_are_averaged_where_they_are_longer_than_a_plot_is_wide() -> None
     assert smoothed(np.full(30, 7.0)) == pytest.approx(np.full(30, 7.0))
 
 
-def test_steps_left_out_are_told(trained: Path) -> None:
+def test_skipped_steps_are_reported(trained: Path) -> None:
     metrics = trained / "base_checkpoints/test/metrics.jsonl"
-    for skipped, told in ((0, False), (2, True)):
+    for skipped, reported in ((0, False), (2, True)):
         metrics.write_text(re.sub(r'"skipped_steps": \d', f'"skipped_steps": {skipped}', metrics.read_text()))
         build.write()
-        assert ("gradient: 2 in base." in (trained / "report" / "report.md").read_text()) == told
+        assert ("gradient: 2 in base." in (trained / "report" / "report.md").read_text()) == reported

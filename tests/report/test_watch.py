@@ -1,4 +1,4 @@
-"""A run can be watched while it goes on."""
+"""A run can be watched while it trains."""
 
 from pathlib import Path
 

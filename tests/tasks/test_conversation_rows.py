@@ -1,4 +1,4 @@
-"""A mixture is tokenised when it must be, and by one run at a time."""
+"""A mixture is tokenized when it changes, and by one run at a time."""
 
 import threading
 from pathlib import Path

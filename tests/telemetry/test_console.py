@@ -1,4 +1,4 @@
-"""Whoever reads what a run prints may leave, or stop reading; the run goes on."""
+"""The reader of a run's output may disconnect or stop reading; the run continues."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""What a run says and writes down."""
+"""The messages and metrics of a run."""
 
 import io
 import json

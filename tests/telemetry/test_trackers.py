@@ -39,7 +39,7 @@ def finish():
 
 @pytest.fixture
 def out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A module that takes the place of trackio; the file tells what reached it."""
+    """A stand-in for the module trackio; the file contains the calls that reached it."""
     (tmp_path / "trackio.py").write_text(OUT_OF_REACH)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("ARRIVED", str(tmp_path / "arrived"))
