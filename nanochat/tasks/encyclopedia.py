@@ -21,27 +21,23 @@ _ARTICLE = re.compile(r"\b(?:an?|the) ", re.IGNORECASE)
 
 
 class Encyclopedia(Task):
-    """The first sentences of an article as the answer to a question about its title.
-
-    With `repeats`, every article is asked for that many times, each time in other words.
-    """
+    """The first sentences of an article as the answer to a question about its title."""
 
     name = "encyclopedia"
     questions = load_wording("encyclopedia")
 
-    def __init__(self, repeats: int = 1) -> None:
+    def __init__(self) -> None:
         self._rows = []
         for article in demo_data.articles("train"):
             summary = first_sentences(article.extract)
             if len(summary) <= MAX_ANSWER_CHARS:
                 self._rows.append((article.title, article.topic == "People", summary))
-        self._repeats = repeats
 
     def __len__(self) -> int:
-        return len(self._rows) * self._repeats
+        return len(self._rows)
 
     def row(self, index: int) -> Conversation:
-        title, person, summary = self._rows[index % len(self._rows)]
+        title, person, summary = self._rows[index]
         rng = random.Random(f"{self.name} {index}")
         if person:
             verb = "is" if " is " in summary.partition(" was ")[0] else "was"

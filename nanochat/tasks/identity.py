@@ -22,18 +22,15 @@ class IdentityQuestions(GradedTask):
 
     name = "identity questions"
 
-    def __init__(self, model_name: str = MODEL_NAME) -> None:
-        self.model_name = model_name
-
     def __len__(self) -> int:
         return len(HELD_OUT_QUESTIONS)
 
     def row(self, index: int) -> Conversation:
-        return conversation(HELD_OUT_QUESTIONS[index], f"I am {self.model_name}.")
+        return conversation(HELD_OUT_QUESTIONS[index], f"I am {MODEL_NAME}.")
 
     def grade(self, conversation: Conversation, reply: Reply) -> float:
         """1.0 if the reply contains the model's name as a word, in any case, else 0.0."""
-        named = re.search(rf"\b{re.escape(self.model_name)}\b", final_text(reply), re.IGNORECASE)
+        named = re.search(rf"\b{re.escape(MODEL_NAME)}\b", final_text(reply), re.IGNORECASE)
         return float(named is not None)
 
 

@@ -74,7 +74,7 @@ class ARC(CategoricalTask):
 
 
 class MMLU(CategoricalTask):
-    """Four choices in 57 subjects (https://arxiv.org/abs/2009.03300).
+    """Four choices, from 57 subjects (https://arxiv.org/abs/2009.03300).
 
     `train` is the auxiliary set: 100K questions from other exams, disjoint from `test`.
     """
@@ -93,7 +93,3 @@ class MMLU(CategoricalTask):
         row = self.rows[index]
         row = row.get("train", row)  # the auxiliary file wraps each row in a struct of that name
         return Choices(row["question"].strip(), row["choices"], row["answer"])
-
-    def subject(self, index: int) -> str:
-        """Subject of a test row, such as abstract_algebra."""
-        return str(self.rows[index]["subject"])

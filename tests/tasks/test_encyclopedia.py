@@ -24,14 +24,6 @@ def test_people_are_asked_for_with_who() -> None:
     assert any(question.startswith("Who is ") for question in asked)
 
 
-def test_each_repeat_uses_another_question() -> None:
-    once, twice = Encyclopedia(), Encyclopedia(repeats=2)
-    assert len(twice) == 2 * len(once)
-    pairs = [(twice[i], twice[i + len(once)]) for i in range(50)]
-    assert all(first["messages"][1] == second["messages"][1] for first, second in pairs)
-    assert any(first["messages"][0] != second["messages"][0] for first, second in pairs)
-
-
 @pytest.mark.parametrize(
     ("text", "first"),
     [

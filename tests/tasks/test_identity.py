@@ -54,12 +54,6 @@ def test_the_reply_must_contain_the_name(reply: str, grade: float) -> None:
     assert all(task.grade(row, text_of(row["messages"][1])) == 1.0 for row in task)
 
 
-def test_the_name_is_the_user_s_to_choose() -> None:
-    task = IdentityQuestions("Sparky 2.0")
-    assert task.grade(task[0], "My name is Sparky 2.0.") == 1.0
-    assert task.grade(task[0], "My name is nanochat.") == 0.0
-
-
 def test_the_user_s_file_is_made_once_and_read_from_then_on(tmp_path: Path) -> None:
     path = tmp_path / "identity.jsonl"
     assert identity.write_default(path)

@@ -25,7 +25,6 @@ def test_a_question_and_its_lettered_choices(start_hub: StartHub) -> None:
 def test_the_auxiliary_rows_of_mmlu_are_unwrapped(start_hub: StartHub) -> None:
     start_hub()
     train, test = MMLU("train"), MMLU("test")
-    assert test.subject(0) == "abstract_algebra"
     for task in (train, test):
         assert not [row for row in task if find_problem(row)]
     assert text_of(train[0]["messages"][0]).startswith("What is 50 plus 2?\nA) 50\n")
