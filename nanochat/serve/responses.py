@@ -9,7 +9,7 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from nanochat.conversations import Part
 from nanochat.inference.detokenizer import Delta, TokenLogprob
@@ -46,6 +46,7 @@ class ResponseBuilder(ABC):
     id_prefix: str
     object_type: str
     chunk_type: str
+    final_choice: ClassVar[Json]  # streamed with the finish_reason
 
     def __init__(self, model: str, tokenizer: Tokenizer, num_replies: int, include_usage: bool) -> None:
         """include_usage: OpenAI's stream option; all chunks but the last then have "usage": null."""
@@ -63,7 +64,7 @@ class ResponseBuilder(ABC):
             if choice := self.choice_delta(index, delta):
                 yield self.chunk(index, choice)
         if output.finish_reason:
-            yield self.chunk(index, self.final_choice(), output.finish_reason)
+            yield self.chunk(index, self.final_choice, output.finish_reason)
 
     def chunk(self, index: int, choice: Json, finish_reason: str | None = None) -> Json:
         choices = [{"index": index, **choice, "finish_reason": finish_reason}]
@@ -86,10 +87,6 @@ class ResponseBuilder(ABC):
         """Build a streamed choice; None: nothing is sent for this delta."""
 
     @abstractmethod
-    def final_choice(self) -> Json:
-        """Build the streamed choice that has the finish_reason."""
-
-    @abstractmethod
     def choice(self, index: int, deltas: list[Delta]) -> Json:
         """Build a complete choice."""
 
@@ -100,6 +97,7 @@ class ChatResponseBuilder(ResponseBuilder):
     id_prefix = "chatcmpl"
     object_type = "chat.completion"
     chunk_type = "chat.completion.chunk"
+    final_choice: ClassVar[Json] = {"delta": {}, "logprobs": None}
 
     def opening_chunks(self) -> Iterable[Json]:
         for index in range(self.num_replies):
@@ -109,9 +107,6 @@ class ChatResponseBuilder(ResponseBuilder):
         if delta.type != "text":
             return {"delta": {"nanochat": {"type": delta.type, "text": delta.text}}, "logprobs": None}
         return {"delta": {"content": delta.text}, "logprobs": self._logprobs(delta.logprobs)}
-
-    def final_choice(self) -> Json:
-        return {"delta": {}, "logprobs": None}
 
     def choice(self, index: int, deltas: list[Delta]) -> Json:
         parts: list[Part] = [{"type": delta.type, "text": delta.text} for delta in deltas]
@@ -140,6 +135,7 @@ class TextResponseBuilder(ResponseBuilder):
 
     id_prefix = "cmpl"
     object_type = chunk_type = "text_completion"
+    final_choice: ClassVar[Json] = {"text": "", "logprobs": None}
 
     def __init__(self, model: str, tokenizer: Tokenizer, include_usage: bool, echo: Sequence[str]) -> None:
         """echo: the text to repeat before each reply, empty for none."""
@@ -158,9 +154,6 @@ class TextResponseBuilder(ResponseBuilder):
         offset = self._num_characters[index]
         self._num_characters[index] += len(delta.text)
         return {"text": delta.text, "logprobs": self._logprobs(delta.logprobs, offset)}
-
-    def final_choice(self) -> Json:
-        return {"text": "", "logprobs": None}
 
     def choice(self, index: int, deltas: list[Delta]) -> Json:
         text, logprobs = self.echo[index], None
