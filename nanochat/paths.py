@@ -37,7 +37,7 @@ def data_dir(dataset: str) -> Path:
 def checkpoints_dir(source: str) -> Path:
     """Checkpoints of one stage: base, mid, sft or rl. Raises UserError for another name."""
     if source not in STAGES:
-        raise UserError(f'stage must be one of {", ".join(STAGES)}, got "{source}"')
+        raise UserError(f'source must be one of {", ".join(STAGES)}, got "{source}"')
     return base_dir() / STAGES[source].checkpoint_folder
 
 
@@ -54,11 +54,6 @@ def identity_file() -> Path:
 def words_file() -> Path:
     """Frequent words of the pretraining text, one per line."""
     return base_dir() / "words.txt"
-
-
-def eval_bundle_dir() -> Path:
-    """Tasks of CORE."""
-    return base_dir() / "eval_bundle"
 
 
 def report_dir() -> Path:

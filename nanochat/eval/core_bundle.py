@@ -35,7 +35,7 @@ def fetch_bundle() -> Path:
     An interrupted download resumes, also in the next run, and concurrent processes wait for each other. Raises
     UserError if the bundle cannot be downloaded.
     """
-    folder = paths.eval_bundle_dir()
+    folder = paths.base_dir() / FOLDER_IN_ZIP
     if folder.exists():
         return folder
     downloads = paths.data_dir(FOLDER_IN_ZIP)

@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Regex, decoders, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from nanochat.errors import UserError
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
@@ -17,17 +18,9 @@ TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text()
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 """transformers 5 would write TokenizersBackend, which older readers do not know; it reads both."""
-
-
-def _byte_names() -> list[str]:
-    """The character that byte-level BPE writes for each byte: itself if printable, else one above 255."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
-
-
-BYTE_NAMES = _byte_names()
-BYTES = {name: byte for byte, name in enumerate(BYTE_NAMES)}
+BYTE_NAMES: dict[int, str] = bytes_to_unicode()
+"""character that byte-level BPE writes for each byte"""
+BYTES = {name: byte for byte, name in BYTE_NAMES.items()}
 
 
 def fast_tokenizer(tokenizer: Tokenizer) -> FastTokenizer:

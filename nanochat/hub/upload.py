@@ -1,6 +1,5 @@
 """Upload the folders that hf_prepare.sh wrote: find them, check the account, send, verify what arrived."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -14,6 +13,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.utils.sha import git_hash
 
 from nanochat.data.download import retry
 from nanochat.errors import UserError
@@ -171,17 +171,11 @@ def verify_upload(api: HfApi, model: ExportedModel, revision: str | None = None)
             problem = f"has {entry.size} bytes on the hub, {size} here"
         elif entry.lfs and entry.lfs.sha256 != sha256(path):
             problem = "has another sha256 on the hub"
-        elif not entry.lfs and entry.blob_id != _git_blob_id(path):
+        elif not entry.lfs and entry.blob_id != git_hash(path.read_bytes()):
             problem = "has other content on the hub"
         else:
             continue
         raise UserError(f"{name} of {model.repository} {problem}: run the same command again to send it")
-
-
-def _git_blob_id(path: Path) -> str:
-    """Git's hash of a file that is not in LFS."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def add_to_collection(api: HfApi, models: list[ExportedModel], account: str, private: bool) -> str:
