@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run lint, types, shellcheck and all tests; with arguments, only pytest with these arguments:
+# Run lint, the word list, types, shellcheck and all tests; with arguments, only pytest with these arguments:
 # ./test.sh tests/test_shell.py -k path
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
@@ -11,6 +11,9 @@ if (($#)); then exec python -m pytest "$@"; fi
 
 python -m ruff check .
 python -m ruff format --check .
+python tests/check_words.py ./*.md ./*.sh ./*.toml .github docs scripts nanochat/*.py \
+  nanochat/{eval,hub,inference,model,report,sandbox,serve,spark,tasks} \
+  tests/*.py tests/{benchmarks,data,eval,hub,inference,model,report,sandbox,tasks,telemetry}
 python -m mypy
 if command -v shellcheck >/dev/null; then
   shellcheck ./*.sh scripts/*.sh .ci/run

@@ -16,7 +16,7 @@ from nanochat.errors import UserError
 from nanochat.hub.card import Publisher
 from nanochat.hub.export import check_free, export, export_folder
 from nanochat.runtime import resolve_device_type
-from nanochat.stages import STAGES
+from nanochat.stages import STAGES, StageName
 from nanochat.train import checkpoint
 from nanochat.train.checkpoint import Checkpoint
 
@@ -27,7 +27,7 @@ class Options:
 
     author: str = ""
     """your user name or organization on the hub: the models will be NAME/nanochat-..."""
-    stage: Literal["base", "mid", "sft", "rl", "all"] = "all"
+    stage: Literal[StageName, "all"] = "all"
     """stage to export; all: every stage that is trained"""
     tag: str | None = None
     """model to export, such as d20; by default the newest"""

@@ -13,6 +13,7 @@ from huggingface_hub import HfApi
 from nanochat import cli
 from nanochat.errors import UserError
 from nanochat.hub.upload import add_to_collection, check_login, check_repository, exported_models, upload
+from nanochat.stages import StageName
 from nanochat.units import format_bytes
 
 
@@ -22,7 +23,7 @@ class Options:
 
     username: str = ""
     """your user name or organization on the hub"""
-    stage: Literal["base", "mid", "sft", "rl", "all"] = "all"
+    stage: Literal[StageName, "all"] = "all"
     """stage to upload; all: every stage that is exported"""
     tag: str | None = None
     """model to upload, such as d20; by default all that are exported"""

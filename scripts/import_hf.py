@@ -15,7 +15,7 @@ from nanochat.errors import UserError
 from nanochat.hub import import_model
 from nanochat.hub.import_model import ImportedModel
 from nanochat.runtime import Runtime
-from nanochat.stages import STAGES, previous
+from nanochat.stages import STAGES, StageName, previous
 from nanochat.train.options import PretrainOptions
 from nanochat.train.scaling import scale_options
 
@@ -26,7 +26,7 @@ class Options:
 
     origin: Annotated[str, tyro.conf.Positional] = ""
     """repository on the hub, such as ada/nanochat-d20-sft, or a folder"""
-    stage: Literal["auto", "base", "mid", "sft", "rl"] = "auto"
+    stage: Literal["auto", StageName] = "auto"
     """stage of the checkpoint, which the next stage starts from; auto: as in its card or name, else sft"""
     tag: str | None = None
     """name of the model here; by default that of its folder or repository"""

@@ -106,7 +106,6 @@ def test_the_root_is_short() -> None:
     assert len([name for name in entries if not GENERATED.fullmatch(name)]) <= 22
 
 
-@pytest.mark.xfail(reason="some modules still list the stages", strict=False)
 def test_stages_are_listed_once() -> None:
     """A tuple, list, set, dictionary or Literal with three of the four names lists the stages."""
     found = set()
