@@ -20,5 +20,5 @@ if command -v shellcheck >/dev/null; then
 else
   echo "shellcheck: skipped, not found in .venv or PATH: sudo apt install shellcheck"
 fi
-# One test per core, up to four: each test computes with one thread. Tests of one xdist_group share a process.
-OMP_NUM_THREADS=1 exec python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+# One process per core, up to four, each with one thread. A file's tests share a process, and the fixtures of the file.
+OMP_NUM_THREADS=1 exec python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

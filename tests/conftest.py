@@ -36,7 +36,7 @@ def base_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def random_model(vocab_size: int = 512, depth: int = 2, sequence_len: int = 64, **shape: int) -> GPT:
-    """A model whose every matrix is random, the head and the residual projections too."""
+    """Make a model with random weights, also in the head and the residual projections."""
     torch.manual_seed(0)
     config = GPTConfig.from_depth(depth, vocab_size, sequence_len)
     model = GPT(GPTConfig(**{**vars(config), **shape}))
@@ -48,7 +48,7 @@ def random_model(vocab_size: int = 512, depth: int = 2, sequence_len: int = 64, 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
-    """120 GB of memory, no GPU, and no commands but the system's."""
+    """A machine with 120 GB of memory, no GPU and the system's commands."""
     fake = FakeMachine(tmp_path / "root", tmp_path / "bin", tmp_path / "calls")
     fake.bin.mkdir()
     fake.write("proc/meminfo", MEMINFO)

@@ -1,4 +1,4 @@
-"""A machine of the tests' own: a root folder, and stand-ins for commands that record how they were called."""
+"""A fake machine: a root folder, and commands that record how they were called."""
 
 import stat
 from dataclasses import dataclass, replace
@@ -21,33 +21,33 @@ H100 = "NVIDIA H100 80GB HBM3, GPU-2, 580.95.05, 9.0, 55, 1980, 1980, 650.0, 0x0
 
 @dataclass
 class FakeMachine:
-    """`root` stands for /; `calls` has a line for each command that was called."""
+    """`root` stands for /; `calls` has one line per command that was called."""
 
     root: Path
     bin: Path
     calls_file: Path
 
     def write(self, path: str, text: str) -> Path:
-        """A file below the root."""
+        """Write a file below the root."""
         file = self.root / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         return file
 
     def command(self, name: str, script: str = "") -> None:
-        """A command that records its arguments and then runs `script`."""
+        """Add a command that records its arguments and then runs `script`."""
         file = self.bin / name
         file.write_text(f'#!/bin/bash\necho "{name} $*" >>"{self.calls_file}"\n{script}\n')
         file.chmod(file.stat().st_mode | stat.S_IXUSR)
 
     def gpu(self, *lines: str) -> None:
-        """An nvidia-smi that prints these lines, and the name for -L."""
+        """Add an nvidia-smi that prints these lines, and the names for -L."""
         names = "".join(f"GPU {i}: {line.split(',')[0]}\\n" for i, line in enumerate(lines))
         rows = "".join(f"{line}\\n" for line in lines)
         self.command("nvidia-smi", f'case "$*" in -L) printf "{names}" ;; *) printf "{rows}" ;; esac')
 
     def older_driver(self, script: str) -> None:
-        """An nvidia-smi that knows no clocks_event_reasons; asked in older words it runs `script`."""
+        """Add an nvidia-smi without clocks_event_reasons; asked with the older name it runs `script`."""
         refusal = 'Field "clocks_event_reasons.active" is not a valid field to query.'
         self.command("nvidia-smi", f"case \"$*\" in *clocks_event*) echo '{refusal}'; exit 2 ;; esac\n{script}")
 

@@ -49,7 +49,7 @@ def save_model(
 
 @pytest.fixture(scope="session")
 def exported(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that hf_prepare.sh made, of a model with random weights; not to be changed."""
+    """A folder made by hf_prepare.sh from a model with random weights; not to be changed."""
     with pytest.MonkeyPatch.context() as context:
         context.setenv("NANOCHAT_BASE_DIR", str(tmp_path_factory.mktemp("base")))
         return export(save_model(tokenizer), ADA, tmp_path_factory.mktemp("hf models"), torch.device("cpu"), print)

@@ -1,4 +1,4 @@
-"""What scripts/env.sh and scripts/cuda.sh set on machines played with stand-ins."""
+"""The variables that scripts/env.sh and scripts/cuda.sh set on fake machines."""
 
 import shutil
 import subprocess

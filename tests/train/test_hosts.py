@@ -18,8 +18,6 @@ from nanochat.train.agreement import difference
 from scripts import launch
 from tests.training import HOW, FewRows, batches, begin
 
-pytestmark = pytest.mark.xdist_group("processes")  # each test starts several
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 ADDRESSES = ["10.97.31.1", "10.97.31.2"]
 NAMESPACES = {address: f"nanochat-{os.getpid()}-{address}" for address in ADDRESSES}

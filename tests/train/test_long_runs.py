@@ -1,4 +1,4 @@
-"""What happens to a run in days: signals, a full disk, a second run, a damaged checkpoint."""
+"""Events in runs of several days: signals, a full disk, a second run, a damaged checkpoint."""
 
 import math
 import os
@@ -31,8 +31,6 @@ from nanochat.train.checkpoint import MODEL_FILE, OPTIMIZER_FILE
 from nanochat.train.loop import Evaluation
 from tests.training import HOW, OPTIONS, Eventful, FewRows, batches, begin, flip_a_byte, losses, steps_saved
 
-pytestmark = pytest.mark.xdist_group("processes")  # each test starts several
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -44,7 +42,7 @@ def runtime(base_dir: Path) -> Iterator[Runtime]:
 
 @pytest.fixture
 def small_base_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A base directory on a disk of 20 MB, four checkpoints of the test's model."""
+    """A base directory on a disk of 20 MB, which holds four checkpoints of the test's model."""
     base = tmp_path / "disk"
     base.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(base)]

@@ -1,4 +1,4 @@
-"""What a run will need is what it takes, and running out of it costs a step's time and no more."""
+"""The memory estimate is near the peak, and running out of memory costs one step's time."""
 
 import json
 import os
@@ -99,7 +99,7 @@ def test_fp8_keeps_less(compute_dtype: torch.dtype) -> None:
 
 
 def run(script: str, *arguments: str) -> dict[str, Any]:
-    """What the last line of a Python process says, as JSON, and under `said` what the others do."""
+    """Return the last line of a Python process as JSON, and the other lines as `said`."""
     result = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         env=os.environ | ENVIRONMENT,

@@ -38,8 +38,6 @@ from nanochat.train.options import PretrainOptions, TrainOptions, check_same_cou
 from tests.training import HOW, EvenLength, FewRows, Stopping, batches, begin
 from tests.training import OPTIONS as SHORT
 
-pytestmark = pytest.mark.xdist_group("processes")  # each test starts several
-
 SEQUENCE_LEN, STEPS = 96, 6
 OPTIONS = TrainOptions(
     tracker="none", device_type="cpu", device_batch_size=4, save_every=2, warmdown_ratio=0.5, sample_every=0
@@ -90,7 +88,7 @@ class Stages:
 
 
 def logged(run: Training) -> list[dict[str, Any]]:
-    """What was logged of each step, the figures of clock and machine left out."""
+    """Return the logged steps without the figures that depend on clock and machine."""
     measured = ("tokens_per_second", "flops_per_second", "mfu", "seconds", "memory_available_bytes", "page_cache_bytes")
     return [
         {name: value for name, value in row.items() if name not in measured}

@@ -20,8 +20,6 @@ from nanochat.train.sharding import share_out
 from tests.conftest import random_model
 from tests.training import HOW, OPTIONS, FewRows, batches, begin
 
-pytestmark = pytest.mark.xdist_group("processes")  # each test starts several
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 # One process of several. It trains up to a step and leaves behind what there is to compare.
 PROCESS = """

@@ -14,8 +14,6 @@ import pytest
 import scripts
 from nanochat.train.signals import Interruption
 
-pytestmark = pytest.mark.xdist_group("processes")  # each test starts several
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Stands for a stage: takes a step of the seconds given, again and again, and saves when it was asked to stop.
 STAGE = """

@@ -1,4 +1,4 @@
-"""Of two processes one is killed, stopped or stuck: both end, with a message that names it, and the run resumes."""
+"""One of two processes is killed, stopped or stuck: both end with a message that names it, and the run resumes."""
 
 import os
 import subprocess
@@ -14,8 +14,6 @@ from nanochat.runtime import Runtime
 from nanochat.telemetry.run_log import read_steps
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import watchdog
-
-pytestmark = pytest.mark.xdist_group("processes")  # each test starts several
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FAULTS = {
