@@ -18,16 +18,16 @@ from typing import Literal, NamedTuple
 import torch
 
 from nanochat import cli, paths
-from nanochat.data.batches import rows_per_step, text_batches
-from nanochat.data.packing import StreamRows
-from nanochat.data.token_shards import TokenShards
+from nanochat.data.batches import StreamRows, rows_per_step, text_batches
+from nanochat.data.token_files import TokenShards
 from nanochat.eval.bits_per_byte import bits_per_byte
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime, fast_rows, software
 from nanochat.tokenizer import Tokenizer
-from nanochat.train.gradients import StepGradients
+from nanochat.train.loop import train_step
 from nanochat.train.optim import MuonAdamW, OptimizerOptions
 from nanochat.train.options import PretrainOptions, TrainOptions, check_range
+from nanochat.train.run import TrainingRun
 from nanochat.train.scaling import default_batch_size, lr_multiplier
 
 EVAL_ROWS = 8
@@ -152,8 +152,8 @@ class Training:
         self.schedule = TrainOptions(
             warmup_ratio=recipe.warmup_ratio, warmdown_ratio=recipe.warmdown_ratio, grad_clip=recipe.grad_clip
         )
-        self.optimizer = (NewtonSchulzMuon if recipe.newton_schulz else MuonAdamW)(self.model, recipe.optimizer)
-        self.gradients = StepGradients(self.model, self.optimizer, runtime, recipe.grad_clip)
+        optimizer = (NewtonSchulzMuon if recipe.newton_schulz else MuonAdamW)(self.model, recipe.optimizer)
+        self.run = TrainingRun("base", "benchmark", self.schedule, runtime, "", self.model, optimizer)
         self.total_batch_size = recipe.total_batch_size or default_batch_size(options.tokens, options.max_seq_len)
         self.num_iterations = max(1, options.tokens // self.total_batch_size)
         self.batches = text_batches(
@@ -173,10 +173,9 @@ class Training:
         """Train up to step `until`."""
         start = time.perf_counter()
         while self.step < until:
-            self.gradients.compute(self.batches.step_data(self.step).batches, sys.maxsize)
-            self.optimizer.step(lr_multiplier(self.step, self.num_iterations, self.schedule))
+            lr_scale = lr_multiplier(self.step, self.num_iterations, self.schedule)
+            train_step(self.run, self.batches.step_data(self.step).batches, lr_scale)
             self.step += 1
-        self.runtime.synchronize()
         self.seconds += time.perf_counter() - start
 
     def evaluate(self, num_tokens: int) -> Point:

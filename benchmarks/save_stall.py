@@ -14,11 +14,11 @@ import torch
 from nanochat import cli
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime, software
-from nanochat.train import saving
+from nanochat.train import checkpoint
+from nanochat.train.checkpoint import CheckpointWriter
 from nanochat.train.optim import MuonAdamW
 from nanochat.train.options import TrainOptions, check_range
 from nanochat.train.resume import optimizer_options
-from nanochat.train.saving import CheckpointWriter
 
 
 @dataclass
@@ -45,8 +45,8 @@ def main(options: SaveStallOptions) -> None:
         waiting, copying, writing = [], [], []
         for step in range(options.repeats):
             begun = time.perf_counter()
-            states = saving.host_copy(model.state_dict()), saving.host_copy(optimizer.state_dict())
-            saving.write(Path(folder), 1, *states, {"source": "base"})
+            states = checkpoint.host_copy(model.state_dict()), checkpoint.host_copy(optimizer.state_dict())
+            checkpoint.write(Path(folder), 1, *states, {"source": "base"})
             waiting.append(time.perf_counter() - begun)
             del states
             writer = CheckpointWriter(Path(folder), keep_last=1, keep_every=0)

@@ -13,9 +13,9 @@ import torch
 from nanochat.dist import World
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.train import memory
-from nanochat.train.batch_size import SAFE_SHARE
+from nanochat.train.memory import SAFE_SHARE
 from nanochat.train.optim import POLAR_EXPRESS, MuonAdamW, OptimizerOptions
-from nanochat.train.sharding import share_out
+from nanochat.train.sharding import partition
 
 VOCAB_SIZE, SEQUENCE_LEN = 65_536, 2_048
 BATCH = {20: 524_288, 26: 1_048_576, 32: 1_048_576}
@@ -68,10 +68,10 @@ def shape(depth: int, vocab_size: int = VOCAB_SIZE) -> GPT:
         return GPT(GPTConfig.from_depth(depth, vocab_size, SEQUENCE_LEN), torch.bfloat16)
 
 
-def needs(depth: int, setting: Setting, rows: int) -> memory.Needs:
+def needs(depth: int, setting: Setting, rows: int) -> memory.MemoryEstimate:
     """Memory of the first process, whose share is no smaller than another's; not compiled, so the most that it is."""
     optimizer = MuonAdamW(shape(depth), OptimizerOptions(), World(0, setting.processes))
-    return memory.needs(shape(depth), optimizer, rows, shared=setting.shared)
+    return memory.estimate_memory(shape(depth), optimizer, rows, shared=setting.shared)
 
 
 def rows_that_fit(depth: int, setting: Setting) -> int:
@@ -85,7 +85,7 @@ def rows_that_fit(depth: int, setting: Setting) -> int:
 def muon_flops(depth: int, processes: int) -> float:
     """FLOPs of the process that owns the most: 4 r²c + 2 r³ per iteration on a matrix of r <= c."""
     work = [0.0] * processes
-    for shard in share_out(shape(depth), processes):
+    for shard in partition(shape(depth), processes):
         if shard.name.startswith("layers"):
             r, c = sorted(shard.weight.shape)
             work[shard.owner] += len(POLAR_EXPRESS) * (4 * r * r * c + 2 * r**3)

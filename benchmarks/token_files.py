@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nanochat import cli, paths
 from nanochat.data.datasets import ParquetShard
-from nanochat.data.token_shards import TokenShards, write_shards
+from nanochat.data.token_files import TokenShards, write_shards
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
 

@@ -21,22 +21,24 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from nanochat import cli
-from nanochat.data.batches import Batch, RowBatches
-from nanochat.data.packing import StreamRows
-from nanochat.data.token_shards import ShardedIds, TokenShards
+from nanochat.data.batches import Batch, RowBatches, StreamRows
+from nanochat.data.token_files import ShardedIds, TokenShards
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.model.loss import IGNORE
 from nanochat.runtime import Runtime, fast_rows, measure_matmul_flops, peak_memory_bytes, software
-from nanochat.train.gradients import StepGradients
+from nanochat.train.loop import train_step
 from nanochat.train.optim import MuonAdamW, OptimizerOptions
-from nanochat.train.options import check_range
+from nanochat.train.options import TrainOptions, check_range
+from nanochat.train.run import TrainingRun
 from nanochat.units import format_gib
 
 COPY_BYTES = 1 << 28
 WARM_UP_STEPS = 2
 MATMULS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_mm", "mkldnn::_linear_pointwise"}
 ATTENTION = ("scaled_dot_product", "flash_attention", "BlockedAttention")
-LOSS, OPTIMIZER, LOADER = "head and loss", "optimizer", "loader"
+LOSS, LOADER = "head and loss", "loader"
+OPTIMIZER_STEP = "Optimizer.step#MuonAdamW.step"
+"""Name that torch.optim gives to a step in a profile."""
 
 Step = Callable[[], object]
 
@@ -140,15 +142,13 @@ def our_step(options: BenchmarkOptions, runtime: Runtime, model: GPT) -> Step:
     if runtime.can_compile() if options.compile is None else options.compile:
         model.compile_training()
     optimizer = MuonAdamW(model, OptimizerOptions())
-    gradients = StepGradients(model, optimizer, runtime, grad_clip=1.0)
+    run = TrainingRun("base", "benchmark", TrainOptions(), runtime, "", model, optimizer)
     loader = random_batches(options, runtime)
 
     def step() -> None:
         with record_function(LOADER):
             batches = loader()
-        gradients.compute(batches, sys.maxsize)
-        with record_function(OPTIMIZER):
-            optimizer.step(1.0)
+        train_step(run, batches)
 
     return step
 
@@ -239,9 +239,10 @@ def category(event: FunctionEvent) -> str:
         parent = parent.cpu_parent
     if any("LinearCrossEntropy" in name for name in names):
         return LOSS
-    for section in (OPTIMIZER, LOADER):
-        if section in names:
-            return section
+    if OPTIMIZER_STEP in names:
+        return "optimizer"
+    if LOADER in names:
+        return LOADER
     if any(part in name for part in ATTENTION for name in names):
         return "attention"
     if any(name in MATMULS for name in names):

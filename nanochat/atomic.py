@@ -31,11 +31,11 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Create a temporary folder that becomes `path` when the block ends, and is removed if the block raises.
 
-    Every file in it is on the disk before the folder gets its name. Raises FileExistsError if `path` exists by then
-    and is not an empty folder.
+    Every file in it is on the disk before the folder gets its name. An existing folder that is not empty is replaced
+    with `replace`, else FileExistsError or OSError is raised.
     """
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -44,6 +44,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield partial
         for entry in (*partial.rglob("*"), partial):
             fsync(entry)
+        old = rename_away(path) if replace and path.exists() else None
         if path.is_dir():
             path.rmdir()
         partial.rename(path)
@@ -51,6 +52,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     fsync(path.parent)
+    if old:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def rename_away(path: Path) -> Path:
+    """Rename a folder to .<name>.old, so that a half-removed one is not mistaken for a whole one."""
+    old = path.with_name(f".{path.name}.old")
+    if old.exists():
+        shutil.rmtree(old)
+    return path.rename(old)
 
 
 def fsync(path: Path) -> None:

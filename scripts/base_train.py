@@ -8,18 +8,18 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from nanochat import cli, paths
-from nanochat.data.batches import rows_per_step, text_batches
-from nanochat.data.packing import StreamRows
-from nanochat.data.token_shards import TokenShards
+from nanochat.data.batches import StreamRows, rows_per_step, text_batches
+from nanochat.data.token_files import TokenShards
 from nanochat.eval.bits_per_byte import bits_per_byte
 from nanochat.eval.samples import continuations
 from nanochat.model.gpt import GPTConfig
-from nanochat.report import build
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import agreement, batch_size, resume
-from nanochat.train.loop import Evaluation
+from nanochat.train import agreement, resume
+from nanochat.train.loop import train
+from nanochat.train.memory import choose_device_batch_size
 from nanochat.train.options import PretrainOptions
+from nanochat.train.run import Evaluation, rebuild_report
 from nanochat.train.scaling import scale_options
 
 DEMO = PretrainOptions(
@@ -39,10 +39,10 @@ def main(options: PretrainOptions) -> None:
         held_out = StreamRows(TokenShards.open(folder, "val", tokenizer), config.sequence_len, tokenizer.bos_id)
         options = scale_options(options, config, runtime)
         data = f"{options.dataset}, {rows.num_tokens:,} tokens"
-        run = resume.begin("base", options, runtime, tokenizer, config=config, data=data)
+        run = resume.start_or_resume("base", options, runtime, tokenizer, config=config, data=data)
         assert options.total_batch_size and options.num_iterations
         in_a_step = rows_per_step(options.total_batch_size, config.sequence_len, runtime.world)
-        device_batch_size = batch_size.choose(run, most_rows=in_a_step // runtime.world.size)
+        device_batch_size = choose_device_batch_size(run, max_rows=in_a_step // runtime.world.size)
         batches = text_batches(
             rows, options.short_rows_ratio, options.num_iterations,
             rows_per_step=in_a_step, device_batch_size=device_batch_size, world=runtime.world, seed=options.seed,
@@ -55,7 +55,8 @@ def main(options: PretrainOptions) -> None:
             )
             return {"bpb": bpb}
 
-        run.run(
+        train(
+            run,
             batches,
             options.num_iterations,
             learns=data,
@@ -65,7 +66,7 @@ def main(options: PretrainOptions) -> None:
             evaluation=Evaluation(options.eval_every, evaluate),
         )
         if runtime.world.is_main:
-            build.rebuild(run.tag)
+            rebuild_report(run.tag)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from nanochat import cli, host
 from nanochat.errors import UserError
 from nanochat.runtime import Runtime, cpu_name
 from nanochat.spark.gpu import hardware_checks
-from nanochat.train.saving import commit
+from nanochat.train.checkpoint import commit
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks/results"
 STEP = "benchmarks.train_step"

@@ -11,14 +11,16 @@ from nanochat.eval.samples import answers
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling_params import SamplingParams
-from nanochat.report import build
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
 from nanochat.tasks import mixtures
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import agreement, batch_size, resume
+from nanochat.train import agreement, resume
 from nanochat.train.grpo import RolloutBatches
+from nanochat.train.loop import train
+from nanochat.train.memory import choose_device_batch_size
 from nanochat.train.options import TrainOptions, check_not_compiled, check_range, inherit
+from nanochat.train.run import rebuild_report
 
 
 @dataclass
@@ -63,11 +65,11 @@ def main(options: RLOptions) -> None:
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
         parent = resume.parent_of("rl", options.model_tag, runtime, fresh=options.fresh)
         options = inherit(options, parent.meta["options"])
-        run = resume.begin("rl", options, runtime, tokenizer, parent=parent)
+        run = resume.start_or_resume("rl", options, runtime, tokenizer, parent=parent)
         assert options.num_iterations
         own = -(-options.examples_per_step // runtime.world.size) * options.num_samples
         task = mixtures.rl(options.mixture)
-        device_batch_size = batch_size.choose(run, most_rows=own)
+        device_batch_size = choose_device_batch_size(run, max_rows=own)
         # Writing keeps far less of a token than learning does; --device-batch-size has to help all the same.
         at_once = min(own, 128, 16 * device_batch_size)
         batches = RolloutBatches(
@@ -79,7 +81,8 @@ def main(options: RLOptions) -> None:
             device_batch_size=device_batch_size,
             sampling=SamplingParams(options.max_new_tokens, options.temperature, options.top_k, options.seed),
         )
-        run.run(
+        train(
+            run,
             batches,
             options.num_iterations,
             learns=f"{task.name}: {len(task):,} problems",
@@ -88,7 +91,7 @@ def main(options: RLOptions) -> None:
             samples=lambda: answers(run.model, tokenizer, calculator),
         )
         if runtime.world.is_main:
-            build.rebuild(run.tag)
+            rebuild_report(run.tag)
 
 
 if __name__ == "__main__":

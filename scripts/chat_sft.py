@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 from nanochat import cli, paths
 from nanochat.data.batches import RowBatches
 from nanochat.eval.samples import answers
-from nanochat.report import build
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
 from nanochat.tasks import mixtures
 from nanochat.tasks.mixtures import conversation_rows
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import agreement, batch_size, resume
+from nanochat.train import agreement, resume
+from nanochat.train.loop import train
+from nanochat.train.memory import choose_device_batch_size
 from nanochat.train.options import TrainOptions, check_not_compiled, check_range, inherit
+from nanochat.train.run import rebuild_report
 
 
 @dataclass
@@ -49,10 +51,12 @@ def main(options: SFTOptions) -> None:
         parent = resume.parent_of("sft", options.model_tag, runtime, fresh=options.fresh)
         options = inherit(options, parent.meta["options"])
         mixture = mixtures.sft(options.mixture)
-        run = resume.begin("sft", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint)
+        run = resume.start_or_resume("sft", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint)
         sequence_len = run.model.config.sequence_len
         rows = conversation_rows(mixture, tokenizer, sequence_len, runtime, learn_all=False, one_per_row=True)
-        device_batch_size = batch_size.choose(run, most_rows=-(-options.target_examples_per_step // runtime.world.size))
+        device_batch_size = choose_device_batch_size(
+            run, max_rows=-(-options.target_examples_per_step // runtime.world.size)
+        )
         batches = RowBatches(
             rows,
             rows_per_step=options.target_examples_per_step,
@@ -62,7 +66,8 @@ def main(options: SFTOptions) -> None:
             trim=True,
         )
         steps = max(1, round(options.num_epochs * len(rows) / options.target_examples_per_step))
-        run.run(
+        train(
+            run,
             batches,
             options.num_iterations or steps,
             learns=str(mixture),
@@ -71,7 +76,7 @@ def main(options: SFTOptions) -> None:
             samples=lambda: answers(run.model, tokenizer, calculator),
         )
         if runtime.world.is_main:
-            build.rebuild(run.tag)
+            rebuild_report(run.tag)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 from nanochat import cli, paths
 from nanochat.data.batches import RowBatches, rows_per_step
 from nanochat.eval.samples import answers
-from nanochat.report import build
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
 from nanochat.tasks import mixtures
 from nanochat.tasks.mixtures import conversation_rows
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import agreement, batch_size, resume
+from nanochat.train import agreement, resume
+from nanochat.train.loop import train
+from nanochat.train.memory import choose_device_batch_size
 from nanochat.train.options import TrainOptions, check_range, inherit
+from nanochat.train.run import rebuild_report
 
 
 @dataclass
@@ -46,12 +48,12 @@ def main(options: MidtrainOptions) -> None:
         parent = resume.parent_of("mid", options.model_tag, runtime, fresh=options.fresh)
         options = inherit(options, parent.meta["options"])
         mixture = mixtures.mid(options.mixture)
-        run = resume.begin("mid", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint)
+        run = resume.start_or_resume("mid", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint)
         sequence_len = run.model.config.sequence_len
         rows = conversation_rows(mixture, tokenizer, sequence_len, runtime, learn_all=True, one_per_row=False)
         assert options.total_batch_size
         in_a_step = rows_per_step(options.total_batch_size, sequence_len, runtime.world)
-        device_batch_size = batch_size.choose(run, most_rows=in_a_step // runtime.world.size)
+        device_batch_size = choose_device_batch_size(run, max_rows=in_a_step // runtime.world.size)
         batches = RowBatches(
             rows,
             rows_per_step=in_a_step,
@@ -60,7 +62,8 @@ def main(options: MidtrainOptions) -> None:
             seed=options.seed,
         )
         steps = options.num_iterations or max(1, round(options.num_epochs * len(rows) / in_a_step))
-        run.run(
+        train(
+            run,
             batches,
             steps,
             learns=str(mixture),
@@ -69,7 +72,7 @@ def main(options: MidtrainOptions) -> None:
             samples=lambda: answers(run.model, tokenizer, calculator),
         )
         if runtime.world.is_main:
-            build.rebuild(run.tag)
+            rebuild_report(run.tag)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from nanochat import cli, host, paths
 from nanochat.model.gpt import GPTConfig
 from nanochat.runtime import has_unified_memory
 from nanochat.spark.disk import default_config, disk_space
-from nanochat.spark.needs import training_bytes
 from nanochat.spark.plan import (
     PLAN_FILE,
     Plan,
@@ -24,6 +23,7 @@ from nanochat.spark.plan import (
     stage_table,
     stages_from,
 )
+from nanochat.train.memory import estimate_for_shape
 from nanochat.train.options import PretrainOptions, check_range
 from nanochat.train.scaling import default_batch_size
 from nanochat.units import format_bytes
@@ -81,7 +81,8 @@ def main(options: PlanOptions) -> None:
 def memory_lines(config: GPTConfig) -> str:
     """Maximum memory by --device-batch-size, and the memory of this machine."""
     shared = has_unified_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    sizes = "  ".join(f"{rows}: {training_bytes(config, rows, shared=shared) / 1e9:.0f}" for rows in BATCH_SIZES)
+    totals = {rows: estimate_for_shape(config, rows, shared=shared).total for rows in BATCH_SIZES}
+    sizes = "  ".join(f"{rows}: {total / 1e9:.0f}" for rows, total in totals.items())
     here = ""
     if not shared:
         here = f"; this GPU has {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB"

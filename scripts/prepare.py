@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from nanochat import cli, paths
 from nanochat.data.datasets import DATASETS, DatasetName, TextDataset, encyclopedia, shards_for_depth
-from nanochat.data.token_shards import TokenShards, write_shards
+from nanochat.data.token_files import TokenShards, write_shards
 from nanochat.errors import UserError
 from nanochat.locks import folder_lock
 from nanochat.tasks import identity

@@ -7,7 +7,7 @@ import pytest
 
 from nanochat import paths
 from nanochat.data import demo_data
-from nanochat.data.token_shards import TokenShards
+from nanochat.data.token_files import TokenShards
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
 from scripts import prepare

@@ -11,19 +11,18 @@ import torch
 
 from nanochat import paths
 from nanochat.conversations import Conversation, conversation
-from nanochat.data.batches import BatchSource, RowBatches, StepData
-from nanochat.data.packing import Row
+from nanochat.data.batches import BatchSource, Row, RowBatches, StepData
 from nanochat.dist import World
 from nanochat.model.gpt import GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.tasks.task import GradedTask, Reply
 from nanochat.telemetry.run_log import read_steps
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import checkpoint, resume, saving
+from nanochat.train import checkpoint, resume
 from nanochat.train.checkpoint import Checkpoint
-from nanochat.train.loop import Training
 from nanochat.train.optim import MuonAdamW, OptimizerOptions
 from nanochat.train.options import TrainOptions
+from nanochat.train.run import TrainingRun
 from tests.conftest import random_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,14 +56,14 @@ def batches(rows: FewRows, options: TrainOptions = OPTIONS, world: World = World
     return RowBatches(rows, rows_per_step=8, device_batch_size=options.device_batch_size, world=world, seed=1)
 
 
-def begin(runtime: Runtime, tokenizer: Tokenizer, options: TrainOptions = OPTIONS) -> Training:
+def begin(runtime: Runtime, tokenizer: Tokenizer, options: TrainOptions = OPTIONS) -> TrainingRun:
     # Whatever the CPU: in bfloat16 sums made in another order differ by more than what these tests bound.
     runtime = replace(runtime, compute_dtype=torch.float32)
     config = GPTConfig.from_depth(2, tokenizer.vocab_size, SEQUENCE_LEN)
-    return resume.begin("base", options, runtime, tokenizer, config=config)
+    return resume.start_or_resume("base", options, runtime, tokenizer, config=config)
 
 
-def losses(run: Training) -> list[float]:
+def losses(run: TrainingRun) -> list[float]:
     return [row["loss"] for row in read_steps(run.folder / "metrics.jsonl")]
 
 
@@ -81,10 +80,10 @@ def save(
 ) -> Checkpoint:
     model = random_model(tokenizer.vocab_size)
     meta = {"source": source, "tag": tag, "tokenizer": tokenizer.hash, "model_config": vars(model.config)}
-    state = MuonAdamW(model, OptimizerOptions()).state_dict()
+    state = MuonAdamW(model, OptimizerOptions()).full_state()
     folder = paths.checkpoints_dir(source) / tag
-    saved = saving.write(folder, step, model.state_dict(), state, meta)
-    saving.prune(folder, keep_last, keep_every)
+    saved = checkpoint.write(folder, step, model.state_dict(), state, meta)
+    checkpoint.prune(folder, keep_last, keep_every)
     return saved
 
 

@@ -1,8 +1,8 @@
-"""From rows to the batches of a step.
+"""From token files to the batches of a step.
 
-A batch is a function of the step alone: the rows of all epochs are one fixed order, step s takes the next
-`rows_per_step` of them, and each process its share. So there is nothing to save and nothing to forget on a resume,
-also with another number of processes.
+Documents of any length become rows of one length without losing a token. The rows of all epochs are one fixed order;
+step s takes the next `rows_per_step` of them and each process its part. So a batch is a function of the step alone:
+there is no loader state to save, and a resume may use another number of processes.
 """
 
 import math
@@ -14,44 +14,178 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanochat.data.packing import Row, Rows, StreamRows
+from nanochat.data.token_files import TokenFile, TokenShards
 from nanochat.dist import World
 from nanochat.errors import UserError
 from nanochat.model.loss import IGNORE
 
-MOSTLY_TRAINED = 0.9
-"""Where more of a batch's targets than this are trained on, picking them out saves nothing."""
+MAX_GATHERED_SHARE = 0.9
+"""Share of trained targets above which gathering their hidden states for the head saves nothing."""
+PIECES_PER_ROW = 4
+"""Short rows at the start of pretraining are a quarter of the context, or the next size that divides it."""
+
+
+class Row(NamedTuple):
+    """One row of a batch."""
+
+    tokens: np.ndarray
+    """(T,) int64, starting with bos"""
+    targets: np.ndarray
+    """(T,) int64, the next token, or IGNORE if it is not trained on"""
+
+
+class Rows(Protocol):
+    """A numbered set of rows."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    def __getitem__(self, index: int) -> Row:
+        """Row `index`."""
+
+
+class StreamRows:
+    """Text as one stream of documents, cut every `sequence_len` tokens.
+
+    Row r predicts tokens [r T, (r + 1) T) of the stream from bos and the tokens before them in the row: each token is a
+    target exactly once, and rows are independent of each other.
+    """
+
+    def __init__(self, stream: TokenFile | TokenShards, sequence_len: int, bos_id: int) -> None:
+        self.stream = stream
+        self.sequence_len = sequence_len
+        self.bos_id = bos_id
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the stream."""
+        return len(self.stream.ids)
+
+    def split(self, pieces_per_row: int) -> "StreamRows":
+        """The same stream in shorter rows: row i becomes rows i x pieces_per_row and following."""
+        return StreamRows(self.stream, self.sequence_len // pieces_per_row, self.bos_id)
+
+    def __len__(self) -> int:
+        """Number of rows; the last one is padded."""
+        return -(-len(self.stream.ids) // self.sequence_len)
+
+    def __getitem__(self, index: int) -> Row:
+        """Row `index`; past the end of the stream, a row without targets."""
+        stream = self.stream.ids[index * self.sequence_len : (index + 1) * self.sequence_len].astype(np.int64)
+        tokens = np.full(self.sequence_len, self.bos_id, np.int64)
+        targets = np.full(self.sequence_len, IGNORE, np.int64)
+        tokens[1 : len(stream) + 1] = stream[: self.sequence_len - 1]
+        targets[: len(stream)] = stream
+        if len(stream) and stream[0] == self.bos_id:  # the row starts with a document, whose bos is given
+            targets[0] = IGNORE
+        return Row(tokens, targets)
+
+
+class PackedRows:
+    """Conversations packed whole into rows, padded; longer ones are cut to the length of a row."""
+
+    def __init__(
+        self, file: TokenFile, sequence_len: int, bos_id: int, *, learn_all: bool, documents_per_row: int | None = None
+    ) -> None:
+        """`learn_all`: train on every token, not only on those of the mask; `documents_per_row`: maximum, or None."""
+        self.file = file
+        self.sequence_len = sequence_len
+        self.bos_id = bos_id
+        self.learn_all = learn_all or file.mask is None
+        self.rows = best_fit(*_cut_documents(file.offsets[:], sequence_len), sequence_len, documents_per_row)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        """Row `index`."""
+        tokens = np.full(self.sequence_len, self.bos_id, np.int64)
+        targets = np.full(self.sequence_len, IGNORE, np.int64)
+        at = 0
+        for start, length in self.rows[index]:
+            document = self.file.ids[start : start + length].astype(np.int64)
+            tokens[at : at + length] = document
+            trained = document[1:].copy()
+            if not self.learn_all:
+                assert self.file.mask is not None
+                trained[self.file.mask[start + 1 : start + length] == 0] = IGNORE
+            targets[at : at + length - 1] = trained
+            at += length
+        return Row(tokens, targets)
+
+
+def _cut_documents(offsets: np.ndarray, sequence_len: int) -> tuple[list[int], list[int]]:
+    """Starts and lengths of all documents, longer ones cut. A cut repeats one token, from which to predict the next."""
+    starts, lengths = [], []
+    for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        while end - start > sequence_len:
+            starts.append(start)
+            lengths.append(sequence_len)
+            start += sequence_len - 1
+        starts.append(start)
+        lengths.append(end - start)
+    return starts, lengths
+
+
+def best_fit(
+    starts: list[int], lengths: list[int], capacity: int, max_per_row: int | None = None
+) -> list[list[tuple[int, int]]]:
+    """Best-fit decreasing packing: rows of (start, length).
+
+    Rows that are not full are kept in buckets by free space: O(documents x capacity) at worst, close to linear in
+    practice. Ties keep their order, so the result depends on the arguments alone.
+    """
+    rows: list[list[tuple[int, int]]] = []
+    by_space: list[list[int]] = [[] for _ in range(capacity + 1)]
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        space = next((space for space in range(lengths[i], capacity) if by_space[space]), None)
+        if space is None:
+            row, space = len(rows), capacity
+            rows.append([])
+        else:
+            row = by_space[space].pop()
+        rows[row].append((starts[i], lengths[i]))
+        if max_per_row is None or len(rows[row]) < max_per_row:
+            by_space[space - lengths[i]].append(row)
+    return rows
 
 
 class Batch(NamedTuple):
-    """One micro-batch: what one forward pass sees."""
+    """One micro-batch: the input of one forward pass."""
 
     tokens: Tensor
     """(B, T) int64"""
     targets: Tensor
-    """(B, T) int64, loss.IGNORE where not trained on"""
+    """(B, T) int64, IGNORE if not trained on"""
     weights: Tensor | None = None
-    """(B, T) fp32, what each token's loss counts; None: one"""
+    """(B, T) fp32, weight of each token's loss; None: one"""
     trained: Tensor | None = None
-    """(N,) int64, the positions of the flattened targets that are trained on; None: any may be"""
+    """(N,) int64, positions of the flattened targets that are trained on; None: any may be"""
 
     @property
     def num_trained(self) -> int:
-        """Tokens that are trained on."""
+        """Number of tokens trained on."""
         return int((self.targets != IGNORE).sum())
 
-    def to(self, device: torch.device) -> "Batch":
-        """The same on another device, with `trained` if that spares the head much work.
+    @property
+    def trained_share(self) -> float:
+        """Fraction of the positions that are trained on."""
+        return self.num_trained / self.targets.numel()
 
-        Conversations train on less than half of their tokens. Here, on the CPU, they are found without a GPU waiting.
+    def to(self, device: torch.device) -> "Batch":
+        """Copy to `device`, with `trained` if that saves the head much work.
+
+        Conversations train on less than half of their tokens. The positions are found here, on the CPU, so that a GPU
+        does not wait for them.
         """
-        few = self.num_trained < MOSTLY_TRAINED * self.targets.numel()
-        trained = (self.targets.flatten() != IGNORE).nonzero().squeeze(1) if few else None
+        gather = self.trained_share < MAX_GATHERED_SHARE
+        trained = (self.targets.flatten() != IGNORE).nonzero().squeeze(1) if gather else None
         parts = (self.tokens, self.targets, self.weights, trained)
-        return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in parts))  # type: ignore[arg-type]  # tokens and targets are there
+        return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in parts))  # type: ignore[arg-type]  # tokens and targets are not None
 
     def split(self, rows: int) -> "list[Batch]":
-        """The same rows in batches of at most so many."""
+        """Batches of at most `rows` rows."""
         cuts = [slice(start, start + rows) for start in range(0, len(self.tokens), rows)]
         return [
             Batch(self.tokens[cut], self.targets[cut], None if self.weights is None else self.weights[cut])
@@ -60,18 +194,18 @@ class Batch(NamedTuple):
 
 
 class StepData(NamedTuple):
-    """What one process works on in one optimizer step."""
+    """The part of one optimizer step that one process works on."""
 
     batches: list[Batch]
     metrics: dict[str, float]
-    """what the source itself wants logged at this step"""
+    """logged with the step"""
 
 
 class BatchSource(Protocol):
-    """Where the trainer gets its data."""
+    """Anything the training loop gets batches from."""
 
     def step_data(self, step: int) -> StepData:
-        """This process's part of optimizer step `step`, a function of the step (and, in RL, of the model)."""
+        """This process's part of optimizer step `step`: a function of the step and, in RL, of the model."""
 
 
 class RowBatches:
@@ -80,7 +214,7 @@ class RowBatches:
     def __init__(
         self, rows: Rows, *, rows_per_step: int, device_batch_size: int, world: World, seed: int, trim: bool = False
     ) -> None:
-        """`trim`, for padded rows: put rows of like length together and cut the columns that train nothing."""
+        """`trim`, for padded rows: batch rows of similar length and cut columns without targets."""
         self.rows = rows
         self.rows_per_step = rows_per_step
         self.device_batch_size = device_batch_size
@@ -91,40 +225,40 @@ class RowBatches:
         )
 
     def row_index(self, position: int) -> int:
-        """Which row is the one at `position` of the order, over all epochs and processes."""
+        """Index of the row at `position` of the order over all epochs and processes."""
         return int(self._permutation(position // len(self.rows))[position % len(self.rows)])
 
     def row_indices(self, step: int) -> list[int]:
-        """The rows of a step, over all processes."""
+        """Indices of the rows of a step, over all processes."""
         first = step * self.rows_per_step
         return [self.row_index(position) for position in range(first, first + self.rows_per_step)]
 
     def step_data(self, step: int) -> StepData:
-        """Micro-batches of at most `device_batch_size` rows, or of trimmed rows as many tokens."""
-        mine = [self.rows[i] for i in self.row_indices(step)[self.world.rank :: self.world.size]]
+        """Micro-batches of at most `device_batch_size` rows, or as many tokens of trimmed rows."""
+        own = [self.rows[i] for i in self.row_indices(step)[self.world.rank :: self.world.size]]
         if not self.trim:
-            return StepData(list(stacks(mine, self.device_batch_size)), {"epoch": self.epoch(step)})
-        mine.sort(key=trained_length)
-        cuts = cuts_by_tokens(list(map(trained_length, mine)), self.device_batch_size * len(mine[0].tokens))
-        return StepData([stack(mine[cut], trim=True) for cut in cuts], {"epoch": self.epoch(step)})
+            return StepData(list(stack_all(own, self.device_batch_size)), {"epoch": self.epoch(step)})
+        own.sort(key=trained_length)
+        groups = group_by_tokens(list(map(trained_length, own)), self.device_batch_size * len(own[0].tokens))
+        return StepData([stack(own[group], trim=True) for group in groups], {"epoch": self.epoch(step)})
 
     def epoch(self, step: int) -> float:
-        """How often the rows have been seen before `step`."""
+        """Epochs completed before `step`."""
         return step * self.rows_per_step / len(self.rows)
 
 
 class ShortRowsFirst:
-    """The rows of a training's first steps in pieces, each step's from many places; from then on the rows whole.
+    """Pretraining batches: pieces of rows, shuffled, in the first steps; whole rows from then on.
 
-    Short rows cost less attention, and what a step learns from is more varied: eight pages instead of two. While a
-    model knows little it has no use for long contexts (https://arxiv.org/abs/2012.15832).
+    Short rows cost less attention, and each step learns from more documents. An untrained model has no use for a long
+    context (https://arxiv.org/abs/2012.15832).
     """
 
-    MIXED_STEPS = 64
-    """The pieces of so many steps are shuffled together."""
+    SHUFFLED_STEPS = 64
+    """The pieces of this many steps are shuffled together."""
 
     def __init__(self, whole: RowBatches, pieces: Rows, pieces_per_row: int, steps: int, seed: int) -> None:
-        """`pieces`: those of row i are from number i x pieces_per_row on; `steps`: that train on pieces."""
+        """`pieces`: row i is pieces i x pieces_per_row and following; `steps`: number of steps on pieces."""
         self.whole = whole
         self.pieces = pieces
         self.pieces_per_row = pieces_per_row
@@ -134,86 +268,82 @@ class ShortRowsFirst:
         )
 
     def piece_index(self, position: int) -> int:
-        """Which piece is the one at `position` of the rows' order, were none shuffled."""
+        """Index of the piece at `position` of the order before shuffling."""
         row, piece = divmod(position, self.pieces_per_row)
         return self.whole.row_index(row) * self.pieces_per_row + piece
 
     def step_data(self, step: int) -> StepData:
-        """Micro-batches of the same number of tokens, whether in pieces or whole."""
+        """Micro-batches with the same number of tokens, of pieces or of whole rows."""
         if step >= self.steps:
             return self.whole.step_data(step)
-        a_step = self.whole.rows_per_step * self.pieces_per_row
-        block, in_block = divmod(step, self.MIXED_STEPS)
-        first = block * self.MIXED_STEPS
-        order = self._permutation(block, min(self.MIXED_STEPS, self.steps - first) * a_step)
+        pieces_per_step = self.whole.rows_per_step * self.pieces_per_row
+        block, in_block = divmod(step, self.SHUFFLED_STEPS)
+        start = block * self.SHUFFLED_STEPS
+        order = self._permutation(block, min(self.SHUFFLED_STEPS, self.steps - start) * pieces_per_step)
         world = self.whole.world
-        mine = order[in_block * a_step : (in_block + 1) * a_step][world.rank :: world.size]
-        rows = [self.pieces[self.piece_index(first * a_step + int(place))] for place in mine]
-        batches = stacks(rows, self.whole.device_batch_size * self.pieces_per_row)
+        own = order[in_block * pieces_per_step : (in_block + 1) * pieces_per_step][world.rank :: world.size]
+        rows = [self.pieces[self.piece_index(start * pieces_per_step + int(place))] for place in own]
+        batches = stack_all(rows, self.whole.device_batch_size * self.pieces_per_row)
         return StepData(list(batches), {"epoch": self.whole.epoch(step)})
-
-
-PIECES_PER_ROW = 4
-"""Pieces of a row of text that a training begins with; of a context that is no multiple, fewer."""
 
 
 def text_batches(
     rows: StreamRows, short_rows_ratio: float, num_iterations: int, *,
     rows_per_step: int, device_batch_size: int, world: World, seed: int,
 ) -> ShortRowsFirst:  # fmt: skip
-    """Rows of text in a shuffled order, in pieces for that share of the steps, the first ones."""
+    """Batches for pretraining, with short rows in the first `short_rows_ratio` of the steps."""
     whole = RowBatches(
         rows, rows_per_step=rows_per_step, device_batch_size=device_batch_size, world=world, seed=seed
     )  # fmt: skip
     pieces_per_row = math.gcd(rows.sequence_len, PIECES_PER_ROW)
     steps = round(short_rows_ratio * num_iterations)
-    return ShortRowsFirst(whole, rows.in_pieces(pieces_per_row), pieces_per_row, steps, seed)
+    return ShortRowsFirst(whole, rows.split(pieces_per_row), pieces_per_row, steps, seed)
 
 
 def rows_per_step(total_batch_size: int, sequence_len: int, world: World) -> int:
-    """Rows that make `total_batch_size` tokens. Raises UserError if the processes cannot share them out evenly."""
+    """Rows that make up `total_batch_size` tokens. Raises UserError if the processes cannot share them evenly."""
     unit = sequence_len * world.size
     if total_batch_size < unit or total_batch_size % unit:
         raise UserError(
-            f"--total-batch-size {total_batch_size} is not a multiple of {unit} (context x processes): "
-            f"the nearest that is is {max(1, round(total_batch_size / unit)) * unit}"
+            f"--total-batch-size must be a multiple of {unit} (sequence length x processes), got {total_batch_size}; "
+            f"nearest: {max(1, round(total_batch_size / unit)) * unit}"
         )
     return total_batch_size // sequence_len
 
 
 def padded_length(length: int) -> int:
-    """The columns of a batch whose longest row is so long: the next multiple of 8, which tensor cores want.
+    """Columns of a batch whose longest row has `length` tokens: the next multiple of 8, for tensor cores.
 
-    32 would make fewer shapes, and demo conversations 1.15 times as slow to train on.
+    Multiples of 32 would make fewer shapes, but training on the demo's conversations 1.15 times slower.
     """
     return max(-(-length // 8), 1) * 8
 
 
 def trained_length(row: Row) -> int:
-    """Positions up to the last that is trained on."""
+    """Positions up to the last target that is trained on."""
     return int(np.flatnonzero(row.targets != IGNORE).max(initial=-1)) + 1
 
 
-def cuts_by_tokens(lengths: Sequence[int], most_tokens: int) -> list[slice]:
-    """Which rows share a batch, where they are in order of length: as many as have at most so many tokens when padded.
+def group_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[slice]:
+    """Group rows sorted by length into batches of at most `max_tokens` tokens, padding included.
 
-    A longer row than that has one to itself.
+    A longer row gets a batch to itself.
     """
     starts = [0]
     for i, length in enumerate(lengths):
-        if i > starts[-1] and (i + 1 - starts[-1]) * padded_length(length) > most_tokens:
+        if i > starts[-1] and (i + 1 - starts[-1]) * padded_length(length) > max_tokens:
             starts.append(i)
     return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(lengths)], strict=True) if start < end]
 
 
-def stacks(rows: list[Row], device_batch_size: int) -> Iterator[Batch]:
-    """Batches of at most `device_batch_size` of the rows, in their order."""
+def stack_all(rows: list[Row], device_batch_size: int) -> Iterator[Batch]:
+    """Batches of at most `device_batch_size` rows, in order."""
     for start in range(0, len(rows), device_batch_size):
         yield stack(rows[start : start + device_batch_size])
 
 
 def stack(rows: list[Row], trim: bool = False) -> Batch:
-    """Rows of one length as a batch."""
+    """One batch of rows of the same length."""
     tokens = torch.from_numpy(np.stack([row.tokens for row in rows]))
     targets = torch.from_numpy(np.stack([row.targets for row in rows]))
     if trim:
@@ -222,8 +352,8 @@ def stack(rows: list[Row], trim: bool = False) -> Batch:
     return Batch(tokens, targets)
 
 
-def in_order(rows: Rows, device_batch_size: int, world: World, most_rows: int) -> Iterator[Batch]:
-    """This process's part of the first `most_rows` rows, in order; for evaluation."""
-    mine = range(world.rank, min(len(rows), most_rows), world.size)
-    for start in range(0, len(mine), device_batch_size):
-        yield stack([rows[i] for i in mine[start : start + device_batch_size]])
+def in_order(rows: Rows, device_batch_size: int, world: World, max_rows: int) -> Iterator[Batch]:
+    """This process's part of the first `max_rows` rows, in order; for evaluation."""
+    own = range(world.rank, min(len(rows), max_rows), world.size)
+    for start in range(0, len(own), device_batch_size):
+        yield stack([rows[i] for i in own[start : start + device_batch_size]])

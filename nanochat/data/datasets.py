@@ -15,7 +15,7 @@ import pyarrow.parquet
 from nanochat import paths
 from nanochat.data import demo_data
 from nanochat.data.download import HubFile, fetch
-from nanochat.data.token_shards import TextShard
+from nanochat.data.token_files import TextShard
 from nanochat.errors import UserError
 
 DatasetName = Literal["fineweb-edu", "climbmix", "encyclopedia"]

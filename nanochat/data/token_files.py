@@ -1,56 +1,114 @@
-"""Token ids on disk: written once, memory-mapped ever after, tied to the tokenizer that made them.
+"""Token files: one file of token ids per text shard, memory-mapped, read as one stream.
 
-A folder holds for each split `<split>.ids` (the ids of all documents end to end, each opening with bos),
-`<split>.mask` where some tokens are not learned, `<split>.offsets` (where documents begin) and `<split>.json`, with the
-checksums of the others. They take their names when they are whole, the last one last: a split without it does not
-exist. Nothing is written in place, so a run that has mapped a split goes on with the one it opened.
+    <split>.shards.json                      the shards of a split, in order
+    <shard>.ids  .offsets  [.mask]  .json    token ids; where documents start; 1 if a token is trained on; settings
+
+A shard has its own file, so an interrupted run continues with the missing shards, and only what a new tokenizer or new
+text makes stale is written again. Blocks are verified against their checksums when they are first read: hashing 20 GB
+before the first step would take as long as reading them, and would miss what goes bad later.
 """
 
 import json
+import multiprocessing
 import os
-from collections.abc import Iterable
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
+from nanochat.atomic import atomic_write
 from nanochat.conversations import Conversation
-from nanochat.data.checked_array import CheckedArray, checksums
+from nanochat.data.progress import progress_bar
 from nanochat.errors import UserError
+from nanochat.locks import folder_lock
 from nanochat.tokenizer import Rendered, Tokenizer
 
+BLOCK_BYTES = 1 << 16
+"""Unit of checksums. Verifying one takes 18 us (CRC-32 at 3.6 GB/s on one x86 core), 5 ms for a step at depth 20."""
 DOCUMENTS_AT_ONCE = 256
+"""Documents per numpy call when writing: one call per document took a sixth of the time."""
+
+
+class CheckedArray:
+    """A memory-mapped array, read by slices without a step, whose blocks are verified on first use."""
+
+    def __init__(self, path: Path, dtype: np.dtype, length: int, checksums: list[int]) -> None:
+        """Raises UserError if the file is missing or has another size."""
+        self._path = path
+        self._mapped: np.ndarray
+        try:
+            self._mapped = np.memmap(path, dtype=dtype, mode="r")
+        except (FileNotFoundError, ValueError):  # missing, or empty
+            self._mapped = np.empty(0, dtype)
+        if len(self._mapped) != length:
+            raise UserError(f"{path} is damaged: delete that file and run ./prepare.sh, which writes it again")
+        self._per_block = BLOCK_BYTES // dtype.itemsize
+        self._checksums = checksums
+        self._verified = np.zeros(len(checksums), bool)
+
+    def __len__(self) -> int:
+        return len(self._mapped)
+
+    def __getitem__(self, span: slice) -> np.ndarray:
+        """A slice of the file. Raises UserError if it does not match its checksums."""
+        start, stop, step = span.indices(len(self))
+        if step != 1:
+            raise ValueError("only slices without a step are supported")
+        if stop > start:
+            first, last = start // self._per_block, (stop - 1) // self._per_block
+            for block in (first + np.flatnonzero(~self._verified[first : last + 1])).tolist():
+                self._verify(block)
+        return self._mapped[start:stop]
+
+    def _verify(self, block: int) -> None:
+        found = zlib.crc32(self._mapped[block * self._per_block : (block + 1) * self._per_block].data)
+        if found != self._checksums[block]:
+            raise UserError(
+                f"{self._path} is damaged near byte {block * BLOCK_BYTES:,}: delete that file, run ./prepare.sh, which "
+                "writes it again, and rerun this command"
+            )
+        self._verified[block] = True
+
+
+def checksums(path: Path) -> list[int]:
+    """CRC-32 of each block of a file."""
+    with path.open("rb") as file:
+        return [zlib.crc32(block) for block in iter(lambda: file.read(BLOCK_BYTES), b"")]
+
 
 Ids = np.ndarray | CheckedArray
-"""What can be read by slices."""
+"""Anything that can be read by slices."""
 
 
 @dataclass(frozen=True)
 class TokenFile:
-    """One split, memory-mapped."""
+    """The token file of one shard, or of a mixture of conversations."""
 
     ids: Ids
     """(N,) uint16 or uint32"""
     offsets: Ids
     """(documents + 1,) int64: document i is ids[offsets[i] : offsets[i + 1]]"""
     mask: Ids | None
-    """(N,) uint8, 1 where the token is learned; None where all are"""
+    """(N,) uint8, 1 if the token is trained on; None if all are"""
     num_bytes: int
-    """raw bytes of the text, special tokens not counted"""
+    """raw bytes of the text, without special tokens"""
 
     def __len__(self) -> int:
         """Number of documents."""
         return len(self.offsets) - 1
 
     @classmethod
-    def open(cls, folder: Path, split: str, tokenizer: Tokenizer) -> "TokenFile":
-        """Map a split. Raises UserError if it is missing, damaged, or another tokenizer made it.
-
-        What is damaged inside is noticed when it is read.
-        """
+    def open(cls, folder: Path, name: str, tokenizer: Tokenizer) -> "TokenFile":
+        """Map a token file. Raises UserError if it is missing, damaged, or was made by another tokenizer."""
         try:
-            settings = json.loads((folder / f"{split}.json").read_text())
+            settings = json.loads((folder / f"{name}.json").read_text())
             if settings["tokenizer"] != tokenizer.hash:
                 raise UserError(f"the tokens in {folder} were made by another tokenizer: run ./prepare.sh again")
             lengths = {"ids": settings["tokens"], "offsets": settings["documents"] + 1}
@@ -58,51 +116,190 @@ class TokenFile:
                 lengths["mask"] = settings["tokens"]
             dtypes = {"ids": np.dtype(settings["dtype"]), "offsets": np.dtype(np.int64), "mask": np.dtype(np.uint8)}
             parts = {
-                part: CheckedArray(folder / f"{split}.{part}", dtypes[part], length, settings["crc32"][part])
+                part: CheckedArray(folder / f"{name}.{part}", dtypes[part], length, settings["crc32"][part])
                 for part, length in lengths.items()
             }
             return cls(parts["ids"], parts["offsets"], parts.get("mask"), settings["bytes"])
         except FileNotFoundError:
-            raise UserError(f"there are no tokens in {folder}: run ./prepare.sh first") from None
+            raise UserError(f"no tokens in {folder}: run ./prepare.sh first") from None
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{folder / split}.json is damaged: delete it and run ./prepare.sh again") from None
+            raise UserError(f"{folder / name}.json is damaged: delete it and run ./prepare.sh again") from None
 
     @classmethod
-    def is_current(cls, folder: Path, split: str, tokenizer: Tokenizer, origin: str) -> bool:
-        """Whether the split is there and whole, made by this tokenizer from text that calls itself `origin`."""
+    def is_current(cls, folder: Path, name: str, tokenizer: Tokenizer, origin: str) -> bool:
+        """True if the file is complete and was made by this tokenizer from the text identified by `origin`."""
         try:
-            settings = json.loads((folder / f"{split}.json").read_text())
-            cls.open(folder, split, tokenizer)
+            settings = json.loads((folder / f"{name}.json").read_text())
+            cls.open(folder, name, tokenizer)
         except (FileNotFoundError, ValueError, UserError):
             return False
         return bool(settings.get("origin") == origin)
 
 
-def write_documents(folder: Path, split: str, tokenizer: Tokenizer, texts: Iterable[str], origin: str) -> None:
-    """Write plain documents, on one core. `origin` names the text, so that other text is noticed later."""
+class ShardedIds:
+    """Arrays read as one: `ids[a:b]` copies from as many of them as it spans."""
+
+    def __init__(self, arrays: Sequence[Ids]) -> None:
+        self.arrays = arrays
+        self._starts = list(accumulate((len(array) for array in arrays), initial=0))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, span: slice) -> np.ndarray:
+        start, stop, step = span.indices(len(self))
+        if step != 1:
+            raise ValueError("only slices without a step are supported")
+        pieces = []
+        while start < stop:
+            index = bisect_right(self._starts, start) - 1
+            end = min(stop, self._starts[index + 1])
+            pieces.append(self.arrays[index][start - self._starts[index] : end - self._starts[index]])
+            start = end
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces) if pieces else np.empty(0, np.uint16)
+
+
+@dataclass(frozen=True)
+class TokenShards:
+    """One split of a text: the token files of its shards as one stream."""
+
+    ids: ShardedIds
+    num_documents: int
+    num_bytes: int
+    """raw bytes of the text, without special tokens"""
+
+    @classmethod
+    def open(cls, folder: Path, split: str, tokenizer: Tokenizer) -> "TokenShards":
+        """Map a split. Raises UserError if it or a shard is missing, damaged, or was made by another tokenizer."""
+        try:
+            names = json.loads(_index(folder, split).read_text())["shards"]
+        except FileNotFoundError:
+            raise UserError(f"no tokens in {folder}: run ./prepare.sh first") from None
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{_index(folder, split)} is damaged: run ./prepare.sh, which writes it again") from None
+        files = [TokenFile.open(folder, name, tokenizer) for name in names]
+        return cls(
+            ShardedIds([file.ids for file in files]),
+            sum(len(file) for file in files),
+            sum(file.num_bytes for file in files),
+        )
+
+
+def _index(folder: Path, split: str) -> Path:
+    return folder / f"{split}.shards.json"
+
+
+# Writing token files
+
+
+class TextShard(Protocol):
+    """A part of a text that one process tokenizes. Pickled on its way there."""
+
+    @property
+    def name(self) -> str:
+        """Name of its token file."""
+
+    @property
+    def origin(self) -> str:
+        """Identifies exactly this text."""
+
+    def texts(self) -> Iterator[str]:
+        """Its documents."""
+
+
+def write_shards(
+    folder: Path, splits: Mapping[str, Sequence[TextShard]], tokenizer: Tokenizer, workers: int | None = None
+) -> int:
+    """Write all token files that are missing or stale, with one process per core or `workers`; return their number.
+
+    tiktoken encodes 12 MB/s per core of a 2-core x86 machine; threads would wait for each other. A second call waits
+    for the first. Raises UserError if a process was killed or the disk is full; finished shards are kept.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with folder_lock(folder):
+            shards = [shard for part in splits.values() for shard in part]
+            stale = [shard for shard in shards if not TokenFile.is_current(folder, shard.name, tokenizer, shard.origin)]
+            with progress_bar("tokenizing", len(stale)) as advance:
+                for _ in _tokenize(folder, stale, tokenizer, min(workers or os.cpu_count() or 1, len(stale))):
+                    advance(1)
+            for split, part in splits.items():
+                with atomic_write(_index(folder, split)) as file:
+                    file.write(json.dumps({"shards": [shard.name for shard in part]}, indent=2) + "\n")
+        return len(stale)
+    except BrokenProcessPool:
+        raise UserError(
+            "a tokenizing process was killed (possibly out of memory): run ./prepare.sh again to continue with the "
+            "remaining shards"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror or error}): free some space and run ./prepare.sh again"
+        ) from error
+
+
+def _tokenize(folder: Path, shards: Sequence[TextShard], tokenizer: Tokenizer, workers: int) -> Iterator[None]:
+    """Write shards, yielding after each."""
+    if workers < 2:
+        for shard in shards:
+            write_documents(folder, shard.name, tokenizer, shard.texts(), shard.origin)
+            yield
+        return
+    # Spawned, not forked: torch and the downloads have left threads behind.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_Worker.start, initargs=(folder, tokenizer)) as pool:
+        futures = [pool.submit(_Worker.write, shard) for shard in shards]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+class _Worker:
+    """State of a worker process, sent once and not with every shard."""
+
+    folder: Path
+    tokenizer: Tokenizer
+
+    @classmethod
+    def start(cls, folder: Path, tokenizer: Tokenizer) -> None:
+        cls.folder, cls.tokenizer = folder, tokenizer
+
+    @classmethod
+    def write(cls, shard: TextShard) -> None:
+        write_documents(cls.folder, shard.name, cls.tokenizer, shard.texts(), shard.origin)
+
+
+def write_documents(folder: Path, name: str, tokenizer: Tokenizer, texts: Iterable[str], origin: str) -> None:
+    """Write plain documents, each starting with <|bos|>. `origin` identifies the text."""
     rendered = (Rendered([tokenizer.bos_id, *tokenizer.encode(text)], []) for text in texts)
-    _write(folder, split, tokenizer, rendered, origin, masked=False)
+    _write(folder, name, tokenizer, rendered, origin, masked=False)
 
 
 def write_conversations(
-    folder: Path, split: str, tokenizer: Tokenizer, conversations: Iterable[Conversation], max_tokens: int, origin: str
+    folder: Path, name: str, tokenizer: Tokenizer, conversations: Iterable[Conversation], max_tokens: int, origin: str
 ) -> None:
-    """Write conversations with their loss mask, each cut to `max_tokens`."""
+    """Write conversations with their loss mask, each truncated to `max_tokens`."""
     rendered = (tokenizer.render_conversation(conversation, max_tokens) for conversation in conversations)
-    _write(folder, split, tokenizer, rendered, origin, masked=True)
+    _write(folder, name, tokenizer, rendered, origin, masked=True)
 
 
 def _write(
-    folder: Path, split: str, tokenizer: Tokenizer, documents: Iterable[Rendered], origin: str, masked: bool
+    folder: Path, name: str, tokenizer: Tokenizer, documents: Iterable[Rendered], origin: str, masked: bool
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    final = {suffix: folder / f"{split}.{suffix}" for suffix in ("ids", "mask", "offsets", "json")}
-    partial = {suffix: path.with_name(f"{path.name}.partial") for suffix, path in final.items()}
+    final = {part: folder / f"{name}.{part}" for part in ("ids", "offsets", "mask")}
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     offsets, num_bytes = [0], 0
-    with partial["ids"].open("wb") as ids_file, partial["mask"].open("wb") as mask_file:
+    with (
+        atomic_write(final["ids"], "wb") as ids_file,
+        atomic_write(final["mask"], "wb") as mask_file,
+        atomic_write(final["offsets"], "wb") as offsets_file,
+    ):
         remaining = iter(documents)
-        # Some documents at a time: a few numpy calls for each of them are a sixth of the time.
         while batch := list(islice(remaining, DOCUMENTS_AT_ONCE)):
             ids = np.fromiter(chain.from_iterable(document.ids for document in batch), dtype)
             ids_file.write(ids.data)
@@ -110,7 +307,8 @@ def _write(
                 mask_file.write(bytes(document.mask))
                 offsets.append(offsets[-1] + len(document.ids))
             num_bytes += int(tokenizer.token_bytes[ids].sum())
-    np.array(offsets, np.int64).tofile(partial["offsets"])
+        offsets_file.write(np.array(offsets, np.int64).data)
+        (folder / f"{name}.json").unlink(missing_ok=True)  # old settings never describe new ids
     settings = {
         "tokenizer": tokenizer.hash,
         "origin": origin,
@@ -119,9 +317,7 @@ def _write(
         "tokens": offsets[-1],
         "bytes": num_bytes,
         "masked": masked,
-        "crc32": {part: checksums(partial[part]) for part in ("ids", "offsets", "mask")},
+        "crc32": {part: checksums(path) for part, path in final.items()},
     }
-    partial["json"].write_text(json.dumps(settings, indent=2) + "\n")
-    final["json"].unlink(missing_ok=True)  # from here to the end there is no split: never old settings over new ids
-    for suffix, path in partial.items():
-        os.replace(path, final[suffix])
+    with atomic_write(folder / f"{name}.json") as file:
+        file.write(json.dumps(settings, indent=2) + "\n")

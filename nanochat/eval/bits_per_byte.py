@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from nanochat.data.batches import in_order
-from nanochat.data.packing import StreamRows
+from nanochat.data.batches import StreamRows, in_order
 from nanochat.model.gpt import GPT
 from nanochat.runtime import Runtime, cpu_rows
 from nanochat.tokenizer import Tokenizer

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from nanochat import paths
 from nanochat.atomic import atomic_write
 from nanochat.data import demo_data
-from nanochat.data.packing import StreamRows
-from nanochat.data.token_shards import TokenShards
+from nanochat.data.batches import StreamRows
+from nanochat.data.token_files import TokenShards
 from nanochat.eval.bits_per_byte import bits_per_byte
 from nanochat.eval.chat_eval import reply_grades
 from nanochat.eval.results import (

@@ -24,7 +24,7 @@ from nanochat.hub.convert_model import check_tensors, read_config
 from nanochat.hub.convert_tokenizer import TOKENIZER_FILE, read_tokenizer
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import checkpoint, saving
+from nanochat.train import checkpoint
 from nanochat.train.checkpoint import Checkpoint
 
 CONFIG_FILE = "config.json"
@@ -214,9 +214,9 @@ def save_checkpoint(imported: ImportedModel, model: GPT, source: str, tag: str, 
         "machine": "unknown",
         "software": "unknown",
         "peak_memory": 0,
-        "commit": saving.commit(),
+        "commit": checkpoint.commit(),
     }
     try:
-        return saving.write(folder, imported.step, model.state_dict(), {}, meta)
-    except saving.SaveError as error:
+        return checkpoint.write(folder, imported.step, model.state_dict(), {}, meta)
+    except checkpoint.SaveError as error:
         raise UserError(f"{error}: free some space, or set NANOCHAT_BASE_DIR to a folder on another disk") from None

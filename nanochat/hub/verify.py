@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from nanochat import paths
 from nanochat.conversations import Message
 from nanochat.data import demo_data
-from nanochat.data.token_shards import ShardedIds, TokenShards
+from nanochat.data.token_files import ShardedIds, TokenShards
 from nanochat.errors import UserError
 from nanochat.hub.convert_model import quiet_transformers
 from nanochat.model.gpt import GPT

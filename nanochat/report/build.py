@@ -2,6 +2,7 @@
 
 import base64
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from io import BytesIO
@@ -87,3 +88,7 @@ def page(stages: Sequence[Stage], pictures: Mapping[str, bytes], tariff: Tariff,
     refresh = f'<meta http-equiv="refresh" content="{refresh_seconds}">' if refresh_seconds else ""
     title = f"nanochat {stages[-1].facts['tag']}"
     return template.replace("{{refresh}}", refresh).replace("{{title}}", title).replace("{{body}}", body)
+
+
+if __name__ == "__main__":
+    rebuild(sys.argv[1])

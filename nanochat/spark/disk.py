@@ -6,7 +6,7 @@ from nanochat.data.datasets import CHARS_PER_TOKEN, DATASETS, SHARD_CHARS, shard
 from nanochat.model.gpt import GPTConfig
 from nanochat.spark.plan import MID_TOKENS
 from nanochat.stages import STAGES
-from nanochat.train.memory import checkpoint_bytes
+from nanochat.train.checkpoint import checkpoint_bytes
 from nanochat.train.options import PretrainOptions
 
 VOCAB_SIZE = 65_536

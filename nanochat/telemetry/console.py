@@ -1,4 +1,4 @@
-"""What a run says: on its terminal for as long as there is one, and in its log file always."""
+"""A run's lines: on the terminal for as long as there is one, and always in its log file."""
 
 import contextlib
 import io
@@ -7,26 +7,33 @@ import stat
 import sys
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nanochat.units import format_duration
 
 LOG_FILE = "log.txt"
-"""In a model's folder, beside its checkpoints."""
+"""In a model's folder, next to its checkpoints."""
+SECONDS_BETWEEN_LINES = 10.0
+"""Interval of progress lines without a terminal to draw a bar on."""
 
 
 class LogFile:
-    """log.txt: the lines that a run says, each with its time. A full disk costs lines, not the run."""
+    """log.txt: the lines that a run prints, with timestamps. A full disk costs lines, not the run."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", buffering=1)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Append a line."""
         with contextlib.suppress(OSError):
             self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
-    def take_over(self, descriptor: int) -> None:
-        """Let what is written to `descriptor` go to this file from now on."""
+    def redirect(self, descriptor: int) -> None:
+        """Send what is written to the file descriptor to this file from now on."""
         os.dup2(self._file.fileno(), descriptor)
 
     def close(self) -> None:
@@ -36,12 +43,11 @@ class LogFile:
 
 
 class Terminal(io.TextIOBase):
-    """Standard output that may go away.
+    """Standard output that may go away or stop reading, without ending or blocking the run.
 
-    Whoever closes a terminal, or the reader of a pipe, leaves a run that writes to nowhere: the first line would end
-    it. Instead, what goes to standard output, and to standard error where that was the same, goes to the log then.
-    And whoever stops to read without a word, as a connection does that is lost, would hold the run up for ever once
-    a terminal's 8 kB or a pipe's 64 are full: what does not fit there is dropped, for the log has it.
+    When a terminal or the reader of a pipe is closed, standard output (and standard error, if it was the same) goes to
+    the log instead. When a reader stops reading without closing, as a lost connection does, text that does not fit into
+    the terminal's 8 kB or the pipe's 64 kB is dropped; the log has it.
     """
 
     def __init__(self, log: LogFile) -> None:
@@ -49,23 +55,23 @@ class Terminal(io.TextIOBase):
         self._log = log
         self._stream: TextIO = sys.stdout
         self._stream.flush()
-        self._without_waiting = opened_without_waiting(self._stream)
+        self._nonblocking = open_nonblocking(self._stream)
 
     @property
-    def encoding(self) -> str:  # type: ignore[override]  # a plain attribute in io, which no subclass can set
-        """Of standard output."""
+    def encoding(self) -> str:  # type: ignore[override]  # a plain attribute in io, which a subclass may not set
+        """Encoding of standard output."""
         return self._stream.encoding or "utf-8"
 
     def isatty(self) -> bool:
-        """Whether a person is looking."""
+        """True if a person may be looking."""
         return not self.gone and self._stream.isatty()
 
     def write(self, text: str) -> int:
-        """Write if there is still somebody to read."""
+        """Write if somebody still reads."""
         if not self.gone:
             try:
-                if self._without_waiting:
-                    self._without_waiting.write(text.encode(self.encoding, "replace"))
+                if self._nonblocking:
+                    self._nonblocking.write(text.encode(self.encoding, "replace"))
                 else:
                     self._stream.write(text)
                     self._stream.flush()
@@ -74,26 +80,26 @@ class Terminal(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Nothing: `write` does."""
+        """Nothing to do: `write` flushes."""
 
     def _hang_up(self) -> None:
         self.gone = True
         if self._stream is not sys.__stdout__:
             return
         same = [1, 2] if os.path.sameopenfile(1, 2) else [1]
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.close(nowhere)
-        self._stream.flush()  # what could not be written, part of a bar perhaps, is still in its buffer
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)
+        self._stream.flush()  # discards buffered text, such as part of a bar
         for descriptor in same:
-            self._log.take_over(descriptor)
+            self._log.redirect(descriptor)
 
 
-def opened_without_waiting(stream: TextIO) -> io.FileIO | None:
-    """The terminal or pipe behind a stream, so that writing takes what there is room for; None if it is neither.
+def open_nonblocking(stream: TextIO) -> io.FileIO | None:
+    """Open the terminal or pipe behind a stream for non-blocking writes; None if it is neither.
 
-    Opened anew: who shares the stream, such as a shell, would get errors if its own way to write were changed. Looking
-    first (select) does not do, for a terminal waits in the middle of a text.
+    Opened again, since O_NONBLOCK on the shared description would give errors to others, such as the shell. select()
+    does not help: a terminal may block in the middle of a write.
     """
     try:
         kind = os.fstat(stream.fileno()).st_mode
@@ -101,5 +107,61 @@ def opened_without_waiting(stream: TextIO) -> io.FileIO | None:
             return None
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
         return io.FileIO(os.open(f"/proc/self/fd/{stream.fileno()}", flags), "w")
-    except OSError:  # another user's terminal, say, or no file at all
+    except OSError:  # another user's terminal, or not a file
         return None
+
+
+class ProgressDisplay:
+    """A progress bar with loss, speed and time left on a terminal; elsewhere, and in the log, a line now and then."""
+
+    def __init__(self, title: str, total: int, start: int, terminal: io.TextIOBase | None, log: LogFile | None) -> None:
+        """Both None: print nothing (processes other than the main one)."""
+        self._console = Console(file=cast(TextIO, terminal)) if terminal else None
+        self._log = log
+        self._title = title
+        self._total = total
+        self._start_time, self._start_step = time.monotonic(), start
+        self._last_line = 0.0
+        self._progress: Progress | None = None
+        if self._console and self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(compact=True),
+                console=self._console,
+                expand=True,
+            )
+            self._task = self._progress.add_task(title, total=total, completed=start, figures="")
+            self._progress.start()
+
+    def update(self, step: int, figures: str) -> None:
+        """Show that `step` steps are done, with `figures` such as `loss 2.31  4,200 tok/s`."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, figures=figures)
+        now = time.monotonic()
+        if now - self._last_line >= SECONDS_BETWEEN_LINES or step == self._total:
+            self._last_line = now
+            seconds_left = (now - self._start_time) / max(step - self._start_step, 1) * (self._total - step)
+            line = f"{self._title} {step}/{self._total}  {figures}  {format_duration(seconds_left)} left"
+            if self._progress is None:
+                self.show(line)
+            if self._log:
+                self._log.print(line)
+
+    def print(self, text: str) -> None:
+        """Print a line above the bar, and log it."""
+        self.show(text)
+        if self._log:
+            self._log.print(text)
+
+    def show(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self._console:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._progress is not None:
+            self._progress.stop()

@@ -14,10 +14,10 @@ from nanochat import host
 from nanochat.host import GPU
 from nanochat.spark.plan import MeasuredPlan
 from nanochat.telemetry.alerts import Alerts
-from nanochat.train.memory import checkpoint_bytes
+from nanochat.train.checkpoint import checkpoint_bytes
 
 if TYPE_CHECKING:
-    from nanochat.train.loop import Training
+    from nanochat.train.run import TrainingRun
 
 SECONDS_BETWEEN_SAMPLES = 5
 STALE_SECONDS = 30.0
@@ -27,7 +27,7 @@ STALE_SECONDS = 30.0
 class MachineWatch:
     """Sensors, alerts and the re-estimated plan of one run."""
 
-    def __init__(self, run: "Training", num_iterations: int, energy_before: float) -> None:
+    def __init__(self, run: "TrainingRun", num_iterations: int, energy_before: float) -> None:
         """`energy_before`: joules that earlier runs of this stage used."""
         self._sensors = Sensors(gpu_ids() if run.runtime.device.type == "cuda" else (), energy_before)
         self._alerts = Alerts(run.folder, checkpoint_bytes(run.model.config))

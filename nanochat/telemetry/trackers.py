@@ -1,4 +1,4 @@
-"""wandb or trackio, where one is wanted. None of their failures is worth a run."""
+"""wandb and trackio behind one interface. Their failures never end a run."""
 
 import importlib.util
 import netrc
@@ -10,37 +10,34 @@ from nanochat.errors import UserError
 
 
 class Tracker:
-    """wandb, trackio or nothing, behind one `log`."""
+    """wandb, trackio or nothing."""
 
     def __init__(
         self, kind: str, run: str | None, project: str, config: Mapping[str, Any], run_id: str | None = None
     ) -> None:
-        """`kind` auto: wandb if the user named a run, or is logged in and it is installed. Never asks a question.
+        """`kind` auto: wandb if `run` is given or the user is logged in. Never prompts.
 
-        `run_id` is what a run that is resumed was called there, so that its curves go on. Raises UserError if the
-        tracker asked for is not installed.
+        `run_id` is the id of a resumed run, whose curves continue. Raises UserError if the tracker is not installed.
         """
         if kind == "auto":
-            wanted = run is not None or (is_logged_in_to_wandb() and importlib.util.find_spec("wandb") is not None)
+            wanted = run is not None or is_logged_in_to_wandb()
             kind = "wandb" if wanted else "none"
         self.run_id = run_id
-        """what the tracker calls this run; None if there is none"""
+        """the tracker's id of this run, if any"""
         self._kind = kind
-        self._trouble: str | None = None
+        self._failure: str | None = None
         self._module: Any = None
         if kind == "none":
             return
         if importlib.util.find_spec(kind) is None:
-            raise UserError(
-                f"{kind} is not installed: run .venv/bin/pip install {kind}, or leave out --run and --tracker"
-            )
+            raise UserError(f"--tracker {kind} is not installed: run .venv/bin/pip install {kind}, or leave it out")
         if kind == "wandb" and not is_logged_in_to_wandb():
             os.environ.setdefault("WANDB_MODE", "offline")  # `wandb sync` sends it later; a login prompt would block
         self._module = importlib.import_module(kind)
-        self._unless_it_fails("does not start", lambda module: self._begin(module, run, project, config))
+        self._try("failed to start", lambda module: self._start(module, run, project, config))
 
-    def _begin(self, module: Any, run: str | None, project: str, config: Mapping[str, Any]) -> None:
-        # wandb knows a run by its id; trackio by its name, and makes one up where none is given.
+    def _start(self, module: Any, run: str | None, project: str, config: Mapping[str, Any]) -> None:
+        # wandb identifies a run by its id; trackio by its name, which it makes up if none is given.
         name = {"name": run, "id": self.run_id} if self._kind == "wandb" else {"name": run or self.run_id}
         started = module.init(project=project, config=dict(config), resume="allow", **name)
         self.run_id = str(started.id if self._kind == "wandb" else started.name)
@@ -48,31 +45,31 @@ class Tracker:
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Send the numbers of one step."""
         numbers = {name: v for name, v in metrics.items() if isinstance(v, int | float)}
-        self._unless_it_fails("takes no more", lambda module: module.log(numbers, step=step))
+        self._try("stopped logging", lambda module: module.log(numbers, step=step))
 
     def close(self) -> None:
         """Finish the run."""
-        self._unless_it_fails("does not finish", lambda module: module.finish())
+        self._try("failed to finish", lambda module: module.finish())
 
-    def trouble(self) -> str | None:
-        """Why the tracker gets nothing more of this run, such as a server that is out of reach; told once."""
-        trouble, self._trouble = self._trouble, None
-        return trouble
+    def take_failure(self) -> str | None:
+        """Why logging to the tracker ended, such as an unreachable server; returned once."""
+        failure, self._failure = self._failure, None
+        return failure
 
-    def _unless_it_fails(self, failure: str, act: Callable[[Any], object]) -> None:
-        """Use the module until it fails once: a server that is out of reach may take minutes to fail at each step."""
+    def _try(self, failure: str, act: Callable[[Any], object]) -> None:
+        """Use the module until it fails once: an unreachable server may take minutes to fail at every step."""
         if self._module is None:
             return
         try:
             act(self._module)
-        except Exception as error:  # each tracker has errors of its own
+        except Exception as error:  # each tracker has its own exceptions
             self._module = None
             reason = " ".join(str(error).split()) or type(error).__name__
-            self._trouble = f"{self._kind} {failure} ({reason})"
+            self._failure = f"{self._kind} {failure} ({reason})"
 
 
 def is_logged_in_to_wandb() -> bool:
-    """Whether wandb can be used without asking who this is."""
+    """True if wandb works without a login prompt."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline":
         return True
     try:

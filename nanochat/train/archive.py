@@ -13,7 +13,7 @@ from nanochat.errors import UserError
 from nanochat.stages import STAGES
 from nanochat.telemetry.run_log import FACTS_FILE, METRICS_FILE, SAMPLES_FILE
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import saving
+from nanochat.train import checkpoint
 from nanochat.train.checkpoint import Checkpoint, find, saved_steps
 
 TOKENIZER = "tokenizer"
@@ -72,11 +72,11 @@ def prune(source: str | None, tag: str | None, keep_last: int, keep_every: int) 
         if holder := locks.hold(paths.run_lock(stage, name.replace("/", "-"))):
             raise UserError(f"{holder} is training the {stage} model {name}: stop it first, or name others with --tag")
         folder = paths.checkpoints_dir(stage) / name
-        sound = [checkpoint for checkpoint in saved_steps(folder) if not checkpoint.damage()]
-        if sound:  # else keep the damaged ones: there is nothing better
-            steps = {checkpoint.step for checkpoint in sound}
-            removed += saving.remove([checkpoint for checkpoint in saved_steps(folder) if checkpoint.step not in steps])
-            removed += saving.prune(folder, keep_last, keep_every)
+        intact = [found for found in saved_steps(folder) if not found.damage()]
+        if intact:  # else keep the damaged ones: there is nothing better
+            steps = {found.step for found in intact}
+            removed += checkpoint.remove([found for found in saved_steps(folder) if found.step not in steps])
+            removed += checkpoint.prune(folder, keep_last, keep_every)
     return removed
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from nanochat.data.batches import Batch, StepData, cuts_by_tokens, padded_length
+from nanochat.data.batches import Batch, StepData, group_by_tokens, padded_length
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.detokenizer import reply_parts
 from nanochat.inference.request import Completion
@@ -76,7 +76,7 @@ class RolloutBatches:
         rows = [(prompts[i // self.samples_per_problem], completions[i], advantages[i]) for i in teaching]
         rows.sort(key=lambda row: len(row[0]) + len(row[1].tokens))
         lengths = [len(prompt) + len(completion.tokens) - 1 for prompt, completion, _ in rows]
-        cuts = cuts_by_tokens(lengths, self.device_batch_size * self.chat.context)
+        cuts = group_by_tokens(lengths, self.device_batch_size * self.chat.context)
         batches = [self._batch(rows[cut]) for cut in cuts]
         reward, length, taught, count = self.runtime.world.sum(
             rewards.sum(), sum(len(c.tokens) for c in completions), len(teaching), len(completions)

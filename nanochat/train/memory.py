@@ -1,114 +1,161 @@
-"""What memory a run needs, what there is, and whether an error means that it ran out."""
+"""Memory that training needs, and how many rows of a batch fit into it at once."""
 
-import contextlib
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 
 import torch
 
-from nanochat.errors import UserError
 from nanochat.model.cpu_kernels import saved_attention_weights
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.model.loss import workspace_bytes
-from nanochat.runtime import free_memory
-from nanochat.train.optim import MuonAdamW
+from nanochat.runtime import cpu_rows, free_memory, has_unified_memory
+from nanochat.train.checkpoint import checkpoint_bytes
+from nanochat.train.optim import MuonAdamW, OptimizerOptions
+from nanochat.train.run import TrainingRun
+from nanochat.units import format_gib
 
 ACTIVATIONS_PER_LAYER = {"cpu": 15, "cuda": 18}
-"""Numbers that one layer keeps for the backward pass, for each token and each unit of width: what comes out of two
-RMSNorms (2), query and key after theirs (2), value and output of the attention (2), the MLP's hidden units before and
-after squaring (8). A GPU also keeps what goes into the RMSNorms (4), a CPU the attention's output in two layouts (1),
-where that is not in blocks."""
-ACTIVATIONS_BESIDES = 6
-"""The same, of no layer: embedding and last RMSNorm keep 2, and the backward pass of an MLP works in about 4."""
+"""Numbers kept for the backward pass per layer, token and unit of width: outputs of two RMSNorms (2), query and key
+after theirs (2), value and output of the attention (2), hidden units of the MLP before and after squaring (8). A GPU
+also keeps the inputs of the RMSNorms (4), a CPU a second layout of the attention's output (1), unless it is blocked."""
+ACTIVATIONS_OUTSIDE_LAYERS = 6
+"""The same outside the layers: embedding and last RMSNorm keep 2, and the backward pass of an MLP works in about 4."""
 HEAP_GAPS = 0.9
-"""On a CPU, what malloc keeps unused between tensors that come and go, as a share of them, at most (measured with the
-settings of scripts/env.sh)."""
-
-
-class ExhaustedError(Exception):
-    """A process of the run had too little memory for its batch."""
-
-
-@contextlib.contextmanager
-def explained() -> Iterator[None]:
-    """Turn CUDA's running out of memory into a sentence."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise UserError(
-            "the GPU's memory ran out: run again with half the --device-batch-size; it resumes from the last checkpoint"
-        ) from None
+"""On a CPU, memory that malloc keeps unused, as an upper bound relative to the tensors that come and go (measured with
+the settings of scripts/env.sh)."""
+SAFE_SHARE = 0.9
+"""Part of the free memory to plan with; the rest is for fragmentation and the like."""
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What training takes at most, in bytes, in one process."""
+class MemoryEstimate:
+    """Upper bounds in bytes for training in one process."""
 
     weights: int
-    """in fp32, and once more in the compute dtype where that is another"""
+    """fp32, plus a copy in the compute dtype if that differs"""
     gradients: int
     optimizer: int
     activations: int
     """kept by the forward pass of `rows` rows"""
     logits: int
-    """the loss's slice of logits, and the head's gradient until it is added to the others"""
+    """the loss's slice of logits, and the head's gradient before it is accumulated"""
     rows: int
     checkpoint: int
-    """the copy that is written while training goes on, where it lies in the memory that is counted here"""
+    """the copy written in the background, if it lies in the same memory"""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.checkpoint
 
     def describe(self) -> str:
-        """For a person, in GiB."""
+        """The parts and their sum, on one line."""
         fixed = self.weights + self.gradients + self.optimizer
-        copy = f", {gib(self.checkpoint)} for a checkpoint on its way to the disk" if self.checkpoint else ""
+        copy = f", {format_gib(self.checkpoint)} for a checkpoint being written" if self.checkpoint else ""
         return (
-            f"{gib(fixed)} for weights, gradients and optimizer, {gib(self.activations)} for the activations of "
-            f"{self.rows} rows, {gib(self.logits)} for logits{copy}: {gib(self.total)} GiB"
+            f"{format_gib(fixed)} for weights, gradients and optimizer, {format_gib(self.activations)} for the "
+            f"activations of {self.rows} rows, {format_gib(self.logits)} for logits{copy}: {format_gib(self.total)}"
         )
 
 
-def checkpoint_bytes(config: GPTConfig) -> int:
-    """A checkpoint: weights, Muon's momentum, and AdamW's two moments of embedding and head, all in fp32."""
-    embeddings = 2 * config.vocab_size * config.n_embd
-    return 4 * (2 * config.num_parameters + embeddings)
+def estimate_memory(model: GPT, optimizer: MuonAdamW, rows: int, *, shared: bool) -> MemoryEstimate:
+    """Estimate training with `rows` rows per forward pass, neither compiled nor in FP8, which need less.
 
-
-def needs(model: GPT, optimizer: MuonAdamW, rows: int, *, shared: bool) -> Needs:
-    """What a step with `rows` rows in a forward pass takes, not compiled and not in FP8; with either it is less.
-
-    `shared`: whether the device uses the CPU's memory, where the main process copies what it saves. A model of a
-    shape only cannot tell.
+    `shared`: the device uses the CPU's memory, to which the main process also copies its checkpoints.
     """
     config, itemsize = model.config, model.compute_dtype.itemsize
     head = config.vocab_size * config.n_embd
     tokens = rows * config.sequence_len
     logits = workspace_bytes(tokens, config.vocab_size, model.compute_dtype, model.device)
-    per_layer = ACTIVATIONS_PER_LAYER["cpu" if model.device.type == "cpu" else "cuda"]
-    in_attention = config.n_head * saved_attention_weights(config.sequence_len, model.device, model.compute_dtype)
-    kept = (config.n_layer * (per_layer * config.n_embd + in_attention) + ACTIVATIONS_BESIDES * config.n_embd) * tokens
+    per_layer = ACTIVATIONS_PER_LAYER["cpu" if model.device.type == "cpu" else "cuda"] * config.n_embd
+    attention = config.n_head * saved_attention_weights(config.sequence_len, model.device, model.compute_dtype)
+    kept = (config.n_layer * (per_layer + attention) + ACTIVATIONS_OUTSIDE_LAYERS * config.n_embd) * tokens
     gaps = 1 + HEAP_GAPS if model.device.type == "cpu" else 1
     casts = (config.num_parameters - head) * itemsize if model.compute_dtype != torch.float32 else 0
-    return Needs(
+    return MemoryEstimate(
         weights=4 * config.num_parameters + casts,
         gradients=4 * config.num_parameters,
-        optimizer=sum(tensor.nbytes for tensor in optimizer.state.values()),
+        optimizer=sum(tensor.nbytes for tensor in optimizer.state_tensors),
         activations=round(gaps * kept * itemsize),
         logits=round(gaps * (logits + 2 * 4 * head)),
         rows=rows,
-        checkpoint=checkpoint_bytes(config) if shared and optimizer.world.rank == 0 else 0,
+        checkpoint=checkpoint_bytes(config) if shared and optimizer.world.is_main else 0,
     )
 
 
-def room(model: GPT, optimizer: MuonAdamW) -> int:
-    """Bytes that there are for one process: what is free, and what weights and optimizer have taken already."""
-    held = sum(tensor.nbytes for tensor in [*model.parameters(), *optimizer.state.values()])
-    return held + free_memory(model.device)
+def estimate_for_shape(config: GPTConfig, rows: int, *, shared: bool) -> MemoryEstimate:
+    """`estimate_memory` on a GPU for a model that does not exist yet."""
+    with torch.device("meta"):
+        model = GPT(config, torch.bfloat16)
+        return estimate_memory(model, MuonAdamW(model, OptimizerOptions()), rows, shared=shared)
 
 
-def gib(count: int) -> str:
-    """Bytes in GiB, with two digits that count."""
-    return f"{count / 2**30:.1f}" if count >= 2**30 else f"{count / 2**30:.2g}"
+def choose_device_batch_size(run: TrainingRun, max_rows: int) -> int:
+    """Rows per forward pass: --device-batch-size, or for "auto" the largest power of two up to `max_rows` that fits.
+
+    The main process prints the memory needed and available.
+    """
+    model, optimizer = run.model, run.optimizer
+    held = sum(tensor.nbytes for tensor in [*model.parameters(), *optimizer.state_tensors])
+    available = held + free_memory(model.device)
+    rows = run.options.device_batch_size
+    if rows == "auto":
+        rows = run.world.min(_largest_that_fits(model, optimizer, available, max_rows))
+    assert rows is not None  # the stages have filled it in
+    if run.world.is_main:
+        print(explain(model, optimizer, rows, available))
+    return rows
+
+
+def explain(model: GPT, optimizer: MuonAdamW, rows: int, available: int) -> str:
+    """The memory needed and available, and what to do if it does not fit."""
+    shared = has_unified_memory(model.device)
+    estimate = estimate_memory(model, optimizer, rows, shared=shared)
+    text = f"memory: {estimate.describe()} of {format_gib(available)}"
+    if estimate.total <= available:
+        return text
+    danger = "the system may kill it" if shared else "it may run out and continue with fewer rows"
+    fits = fitting_rows(model, optimizer, available, rows)
+    advice = f"--device-batch-size {fits} fits, with the same result" if fits else "only a smaller --depth fits"
+    return f"{text}\nwarning: that does not fit, so {danger}; {advice}"
+
+
+def fitting_rows(model: GPT, optimizer: MuonAdamW, available: int, max_rows: int) -> int:
+    """The largest power of two up to `max_rows` whose estimate is within `available` bytes; 0 if there is none."""
+    sizes = (1 << exponent for exponent in reversed(range(max_rows.bit_length())))
+    shared = has_unified_memory(model.device)
+    fits = (rows for rows in sizes if estimate_memory(model, optimizer, rows, shared=shared).total <= available)
+    return next(fits, 0)
+
+
+def _largest_that_fits(model: GPT, optimizer: MuonAdamW, available: int, max_rows: int) -> int:
+    """The estimate, corrected by trying on a GPU with its own memory.
+
+    With unified memory nothing stops a process that takes too much until the system kills it, or another.
+    """
+    safe = math.floor(SAFE_SHARE * available)
+    if model.device.type == "cpu":
+        max_rows = min(max_rows, cpu_rows(model.config.sequence_len, model.compute_dtype))
+    rows = max(1, fitting_rows(model, optimizer, safe, max_rows))
+    if has_unified_memory(model.device):
+        return rows
+    while rows > 1 and not _fits(model, rows, safe):
+        rows //= 2
+    while 2 * rows <= max_rows and _fits(model, 2 * rows, safe):
+        rows *= 2
+    return rows
+
+
+def _fits(model: GPT, rows: int, available: int) -> bool:
+    """Try two micro-batches: the second one runs with the gradients of the first in memory."""
+    torch.cuda.reset_peak_memory_stats()
+    tokens = torch.zeros(rows, model.config.sequence_len, dtype=torch.int64, device=model.device)
+    try:
+        for _ in range(2):
+            model.loss(tokens, tokens).backward()
+        return torch.cuda.max_memory_allocated() <= available
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        model.zero_grad()
+        torch.cuda.empty_cache()

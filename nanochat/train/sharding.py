@@ -1,12 +1,12 @@
-"""Which process keeps the optimizer's state of which parameters, and what travels between them for it.
+"""Sharding of the optimizer's state over processes, and the collectives that go with it.
 
-Every process holds all weights, but the optimizer's state is shared out (ZeRO, https://arxiv.org/abs/1910.02054): a
-gradient is summed at the one process that owns it, which updates its weights and sends them to the others. That is as
-many bytes as an all-reduce of the gradients, for it is an all-reduce with the update in its middle.
+Every process holds all weights, but only its share of the optimizer's state (ZeRO-1, https://arxiv.org/abs/1910.02054):
+a gradient is reduced to the process that owns it, which updates its weights and broadcasts them. That moves as many
+bytes as an all-reduce of the gradients.
 
-A matrix inside a block has one owner, for Muon needs all of it; embedding and head, whose elements AdamW treats one by
-one, are cut into rows, so that each process gets the same share of them. No shape has to divide by the number of
-processes. Nothing is put into buckets: the smallest matrix is (64 depth)^2 fp32, 6.5 MB at depth 20.
+A matrix inside a block has one owner, since Muon needs all of it. Embedding and head, which AdamW updates element by
+element, are cut into rows, one range per process. No dimension has to divide by the number of processes. Gradients are
+not bucketed: the smallest matrix is (64 x depth)^2 in fp32, 6.5 MB at depth 20.
 """
 
 import math
@@ -26,10 +26,9 @@ CUT_INTO_ROWS = ("embed_tokens.weight", "lm_head.weight")
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows of one parameter (of a matrix inside a block: all), and the process that owns them."""
+    """Rows of one parameter (all rows of a matrix inside a block) and the rank that owns them."""
 
     name: str
-    """the parameter's"""
     parameter: nn.Parameter
     rows: slice
     owner: int
@@ -41,16 +40,16 @@ class Shard:
 
     @property
     def gradient(self) -> Tensor:
-        """(rows, columns), a view. Raises ValueError if there is none."""
+        """(rows, columns), a view. Raises ValueError without a gradient."""
         if self.parameter.grad is None:
-            raise ValueError("a parameter has no gradient: the optimizer steps after a backward pass")
+            raise ValueError(f"{self.name} has no gradient: call backward before the optimizer's step")
         return self.parameter.grad[self.rows]
 
 
-def share_out(model: nn.Module, world_size: int) -> list[Shard]:
-    """All parameters as shards, in about the order in which a backward pass completes their gradients.
+def partition(model: nn.Module, world_size: int) -> list[Shard]:
+    """Cut all parameters into shards, roughly in the order in which a backward pass completes their gradients.
 
-    Matrices go, largest first, to whoever has the fewest elements so far; Muon's arithmetic is nearly proportional.
+    Matrices are assigned largest first to the rank with the fewest elements so far: Muon's work is nearly proportional.
     """
     parameters = dict(model.named_parameters())
     whole = {name: parameter for name, parameter in parameters.items() if name not in CUT_INTO_ROWS}
@@ -69,8 +68,8 @@ def share_out(model: nn.Module, world_size: int) -> list[Shard]:
     return shards
 
 
-class GradientSum:
-    """Sums gradients over processes, each shard's at its owner, while the backward pass still runs.
+class GradientReducer:
+    """Sums gradients over processes, each shard's at its owner, overlapped with the backward pass.
 
     With one process it does nothing.
     """
@@ -80,61 +79,61 @@ class GradientSum:
         self._shards: dict[nn.Parameter, list[Shard]] = defaultdict(list)
         for shard in shards:
             self._shards[shard.parameter].append(shard)
-        # Each process begins the sums in this order, whatever the order in which its own gradients are complete:
-        # collectives are matched by their order alone.
-        self._waiting = deque(self._shards)
+        # Collectives are matched by their order alone, so every process starts them in this order, whatever the order
+        # in which its own gradients are complete.
+        self._pending = deque(self._shards)
         self._complete: set[nn.Parameter] = set()
         self._works: list[dist.Work] = []
-        self._is_last_pass = False
+        self._is_last_backward = False
         if world.size > 1:
             for parameter in self._shards:
-                parameter.register_post_accumulate_grad_hook(self._on_complete)
+                parameter.register_post_accumulate_grad_hook(self._on_gradient)
 
     @contextmanager
-    def last_pass(self) -> Iterator[None]:
-        """Around the step's last backward pass: what it completes is sent off at once."""
-        self._is_last_pass = True
+    def overlap(self, last: bool) -> Iterator[None]:
+        """Around a backward pass: in the `last` of the step, each gradient is sent as soon as it is complete."""
+        self._is_last_backward = last
         try:
             yield
         finally:
-            self._is_last_pass = False
+            self._is_last_backward = False
 
     def finish(self) -> None:
-        """Send what is left, zeros where there was no gradient, and wait. Other processes' gradients are let go."""
+        """Send the remaining gradients (zeros if there are none) and wait. Frees gradients that others own."""
         if self.world.size == 1:
             return
-        while self._waiting:
+        while self._pending:
             self._send_next()
         for work in self._works:
             work.wait()
         for parameter, shards in self._shards.items():
             if all(shard.owner != self.world.rank for shard in shards):
                 parameter.grad = None
-        self._waiting.extend(self._shards)
+        self._pending.extend(self._shards)
         self._complete.clear()
         self._works.clear()
 
-    def _on_complete(self, parameter: nn.Parameter) -> None:
-        if self._is_last_pass:
+    def _on_gradient(self, parameter: nn.Parameter) -> None:
+        if self._is_last_backward:
             self._complete.add(parameter)
-            while self._waiting and self._waiting[0] in self._complete:
+            while self._pending and self._pending[0] in self._complete:
                 self._send_next()
 
     @torch.no_grad()
     def _send_next(self) -> None:
-        parameter = self._waiting.popleft()
+        parameter = self._pending.popleft()
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         for shard in self._shards[parameter]:
             work = dist.reduce(shard.gradient, shard.owner, async_op=True)
-            assert work is not None  # as async_op has it
+            assert work is not None  # as async_op is set
             self._works.append(work)
 
 
 def clip_gradients(shards: Sequence[Shard], world: World, max_norm: float) -> float:
-    """Scale the gradients, which are summed already, down to a global norm of `max_norm`; what it was before.
+    """Clip the reduced gradients to a global norm of `max_norm`; return the norm before clipping.
 
-    Every process gives its own shards and gets the same answer. A norm that is not finite scales nothing.
+    Every process passes its own shards and gets the same result. A non-finite norm scales nothing.
     """
     gradients = [shard.gradient for shard in shards]
     square = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
@@ -146,9 +145,9 @@ def clip_gradients(shards: Sequence[Shard], world: World, max_norm: float) -> fl
     return norm
 
 
-def send_weights(shards: Sequence[Shard]) -> None:
-    """Give every process the owners' weights."""
+def broadcast_weights(shards: Sequence[Shard]) -> None:
+    """Send every shard's weights from its owner to all processes."""
     works = [dist.broadcast(shard.weight, shard.owner, async_op=True) for shard in shards]
     for work in works:
-        assert work is not None  # as async_op has it
+        assert work is not None  # as async_op is set
         work.wait()

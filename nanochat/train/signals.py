@@ -1,20 +1,19 @@
-"""What a person may ask of a run by a signal: to stop, to save, or, by closing the terminal, nothing at all."""
+"""Signals as requests: stop, save, and SIGHUP, which is ignored."""
 
 import signal
 from types import FrameType
 from typing import Any
 
 
-class StopAskedError(Exception):
-    """What was being done is left by every process, for one of them was asked to stop."""
+class StopRequested(Exception):  # noqa: N818  # like KeyboardInterrupt
+    """Leave an evaluation in every process, since one of them was asked to stop."""
 
 
-class Interruption:
-    """A context manager within which signals are requests, met at the end of the step or in its evaluation.
+class SignalHandler:
+    """A context manager that turns signals into requests, which the loop meets at the end of a step.
 
-    The first SIGINT or SIGTERM sets `stop`, SIGUSR1 sets `save`, and SIGHUP, which the end of a terminal or of a
-    connection sends, does nothing. A second Ctrl-C raises KeyboardInterrupt at once. Usable from the main thread alone,
-    as all signal handling is.
+    The first SIGINT or SIGTERM sets `stop`, SIGUSR1 sets `save`, and SIGHUP, sent when a terminal or a connection
+    closes, is ignored. A second Ctrl-C raises KeyboardInterrupt at once. Main thread only, like all signal handling.
     """
 
     def __init__(self) -> None:
@@ -23,7 +22,7 @@ class Interruption:
         self._interrupted = False
         self._previous: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> "SignalHandler":
         handlers: dict[signal.Signals, Any] = {
             signal.SIGINT: self._on_stop,
             signal.SIGTERM: self._on_stop,
@@ -37,15 +36,15 @@ class Interruption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def requests(self) -> tuple[bool, bool]:
-        """Whether to stop, and whether it was asked to save since this was last called."""
+    def take_save(self) -> bool:
+        """True if a save was requested since the last call."""
         save, self.save = self.save, False
-        return self.stop, save
+        return save
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
-        # A supervisor may send SIGTERM to every process, and torchrun pass its own on: a second one means nothing. But
-        # whoever pressed Ctrl-C and does so again is in a hurry. Processes that torchrun started have no terminal: it
-        # passes the first Ctrl-C on as SIGINT and the second as SIGTERM.
+        # A supervisor may send SIGTERM to every process and torchrun forward its own: a second SIGTERM means nothing. A
+        # second Ctrl-C does. Processes under torchrun have no terminal: it forwards the first Ctrl-C as SIGINT and the
+        # second as SIGTERM.
         if self._interrupted:
             raise KeyboardInterrupt
         self.stop = True

@@ -1,9 +1,7 @@
-"""Ends all processes of a run, with a message, when one of them is gone or stuck.
+"""Ends all processes of a run, naming the one that died, instead of letting the others wait for it in a collective.
 
-They meet in every step, so one that never comes would hold up the others, silently and for hours: a collective's own
-time limit has to be long enough for the longest evaluation. Here a thread of each process says every second that it is
-alive and how long its main thread has not moved, in a store of key and value that torchrun runs (TCPStore). What to
-look for is not the time a step may take, which differs by a thousand, but whether anything moves at all.
+A thread in each process writes a heartbeat to the key-value store of torchrun (TCPStore) every second and reads those
+of the others. A process that is alive but stuck is left to the timeouts of torch.distributed (NCCL, gloo).
 """
 
 import contextlib
@@ -11,253 +9,151 @@ import json
 import os
 import platform
 import signal
-import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
 
 from torch.distributed import TCPStore
 
-from nanochat.runtime import Runtime
+from nanochat.dist import World
 
-BEAT_SECONDS = 1.0
+HEARTBEAT_SECONDS = 1.0
 SILENCE_SECONDS = 40.0
-"""Without a sign of life after which a process on another machine, or one that was stopped, counts as gone."""
-STILL_SECONDS = 40.0
-"""Without a move of any process after which they count as stuck, where steps are short."""
-STILL_STEPS = 2
-"""The same in steps as long as the longest so far, where that is more."""
-STILL_SECONDS_AT_FIRST = 1800.0
-"""The same until two steps are taken: compiling waits for compilers, and the second tells how long a step is."""
-SECONDS_OF_GRACE = 5.0
-"""For processes that end one after the other to do so by themselves."""
-WAITING = (
-    "/torch/distributed/",
-    *(f"/nanochat/{name}.py" for name in ("runtime", "train/gradients", "train/optim", "train/sharding")),
-)
-"""Where a main thread stands that waits for the others."""
-SAVING = "/nanochat/train/saving.py"
-"""Where it waits for the disk: that takes as long as it takes."""
-REMEDY = "run the same command again, without --fresh: it goes on from the last checkpoint"
+"""Without a heartbeat, after which a process on another machine, or a stopped one, counts as dead."""
+GRACE_SECONDS = 5.0
+"""For processes that fail or end one after the other to do so by themselves."""
+START_SECONDS = 1800.0
+"""For all processes to reach the start of training."""
+REMEDY = "rerun the same command without --fresh to resume from the last checkpoint"
 
 
 @dataclass(frozen=True)
-class Beat:
-    """A sign of life of one process."""
+class Heartbeat:
+    """Sign of life of one process."""
 
     pid: int
-    pids: str
-    """where that number means this process: a boot of a machine, and a namespace of numbers"""
+    pid_namespace: str
     host: str
     count: int = 0
-    still_seconds: float = 0.0
-    """since its main thread moved"""
-    where: str = ""
-    """the line of this project that its main thread is in"""
-    waits: bool = False
-    """whether it is there to wait for the others"""
     state: str = "running"
-    """running, saving, done or failed"""
-
-
-class Stand(NamedTuple):
-    """Where a main thread is at one moment."""
-
-    stack: tuple[tuple[int, int], ...]
-    """code object and instruction of every frame"""
-    files: tuple[str, ...]
-    where: str
+    """running, done or failed"""
 
 
 class Watchdog:
-    """A context manager around the loop of every process. Does nothing where there is only one."""
+    """A context manager around training in every process. Does nothing with one process."""
 
-    def __init__(self, runtime: Runtime, say: Callable[[str], None]) -> None:
-        """`say` tells a person why the run ends; the first of the processes that are left calls it."""
-        self._rank, self._world_size = runtime.world.rank, runtime.world.size
-        self._say = say
-        self.still_limit = STILL_SECONDS_AT_FIRST
-        self._longest_step = 0.0
-        self._steps = 0
-        self._beat = Beat(os.getpid(), own_pids(), platform.node())
-        self._heard: dict[int, tuple[Beat, float]] = {}
-        self._main_thread = threading.get_ident()
-        self._stand = (self._where_main_stands(), time.monotonic())
-        self._ended = threading.Event()
+    def __init__(self, world: World, report: Callable[[str], None]) -> None:
+        """`report` is called with the reason, in the first surviving process, before all of them end."""
+        self.world = world
+        self._report = report
+        self._own = Heartbeat(os.getpid(), pid_namespace(), platform.node())
+        self._seen: dict[int, tuple[Heartbeat, float]] = {}
+        self._finished = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "Watchdog":
-        if self._world_size > 1:
-            self._store = TCPStore(
-                os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=SILENCE_SECONDS)
-            )
-            self._send(self._beat)
-            everyone = [f"beat/{rank}" for rank in range(self._world_size)]
-            self._store.wait(everyone, timedelta(seconds=STILL_SECONDS_AT_FIRST))  # so that each is known by name
-            self._hear()
+        if self.world.size > 1:
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            self._store = TCPStore(address, port, timeout=timedelta(seconds=SILENCE_SECONDS))
+            self._send(self._own)
+            self._store.wait([f"beat/{rank}" for rank in range(self.world.size)], timedelta(seconds=START_SECONDS))
+            self._receive()
             self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
-        if self._world_size == 1:
+        if self.world.size == 1:
             return
-        if isinstance(error, RuntimeError) and at_a_meeting(error):
-            # Another process closed its connection. The thread finds out which and why, says it, and ends this one.
-            time.sleep(2 * SECONDS_OF_GRACE + 2 * BEAT_SECONDS)
-        self._ended.set()
+        if isinstance(error, RuntimeError) and in_collective(error):
+            # Another process closed its connection. The thread finds out which, reports it and ends this process.
+            time.sleep(2 * GRACE_SECONDS + 2 * HEARTBEAT_SECONDS)
+        self._finished.set()
         self._thread.join()
         failed = error is not None and not isinstance(error, KeyboardInterrupt)
         with contextlib.suppress(RuntimeError):  # the store may be gone
-            self._send(replace(self._beat, state="failed" if failed else "done"))
-
-    @contextlib.contextmanager
-    def step(self) -> Iterator[None]:
-        """Around each optimizer step: the first compiles, and from the others follows how long stillness is no sign.
-
-        A main thread that waits for its GPU does not move, at worst for all of a step, and that is minutes where
-        a large model is trained on a small machine.
-        """
-        begun = time.monotonic()
-        yield
-        self._steps += 1
-        if self._steps > 1:
-            self._longest_step = max(self._longest_step, time.monotonic() - begun)
-            self.still_limit = max(STILL_SECONDS, STILL_STEPS * self._longest_step)
-
-    def compiles_again(self) -> None:
-        """The step that is being taken is as slow as the first: its batches have another shape."""
-        self._steps = 0
-        self.still_limit = STILL_SECONDS_AT_FIRST
+            self._send(replace(self._own, state="failed" if failed else "done"))
 
     def _watch(self) -> None:
         last = time.monotonic()
-        while not self._ended.wait(BEAT_SECONDS):
-            awake, last = time.monotonic() - last < 5 * BEAT_SECONDS, time.monotonic()
-            if not awake:  # this process was stopped itself, perhaps all were: nobody's silence counts
-                self._heard = {rank: (beat, last) for rank, (beat, _) in self._heard.items()}
+        while not self._finished.wait(HEARTBEAT_SECONDS):
+            now = time.monotonic()
+            if now - last > 5 * HEARTBEAT_SECONDS:  # this process was suspended itself: nobody's silence counts
+                self._seen = {rank: (beat, now) for rank, (beat, _) in self._seen.items()}
+            last = now
             try:
-                self._send(self._new_beat())
-                beats = self._hear()
+                self._own = replace(self._own, count=self._own.count + 1)
+                self._send(self._own)
+                self._receive()
             except RuntimeError:
-                self._end_all("the process that started this one, or its machine, is gone", {})
-                return
-            for find in (self._gone, self._stuck):
-                if found := find(beats):
-                    self._end_all(found, beats)
-                    return
+                self._end_run("the main process, or its machine, is gone", [])
+            dead = [rank for rank in self._seen if self._is_dead(rank)]
+            failed = [rank for rank, (beat, _) in self._seen.items() if beat.state == "failed"]
+            if dead:
+                exited = [rank for rank in dead if self._has_exited(rank)]
+                reason = "was killed (possibly out of memory)" if exited else f"was silent for {SILENCE_SECONDS:.0f} s"
+                self._end_run(f"{self._names(exited or dead)} {reason}", dead)
+            elif failed and max(self._silence(rank) for rank in failed) > GRACE_SECONDS:
+                self._end_run(f"{self._names(failed)} ended with an error", [])
 
-    def _end_all(self, verdict: str, beats: dict[int, Beat]) -> None:
-        """Say it once, end what cannot end itself, and this process too, wherever its main thread is."""
-        sentence = f"error: {verdict}: {REMEDY}"
-        lost = self._lost(beats)
-        alive = [rank for rank in range(self._world_size) if rank not in lost]
-        if self._rank > min(alive):
-            time.sleep(3 * BEAT_SECONDS)  # let that one find the same and say it, before this one's end is all it sees
+    def _end_run(self, reason: str, dead: list[int]) -> None:
+        """Report once, kill what is stopped on this machine, and end this process."""
+        if self.world.rank > min(rank for rank in range(self.world.size) if rank not in dead):
+            time.sleep(3 * HEARTBEAT_SECONDS)  # the first survivor reports, before it sees this process end
         else:
-            self._say(sentence)
-        for rank in lost:
-            if beats[rank].pids == self._beat.pids:
+            self._report(f"error: {reason}: {REMEDY}")
+        for rank in dead:
+            beat, _ = self._seen[rank]
+            if beat.pid_namespace == self._own.pid_namespace:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(beats[rank].pid, signal.SIGKILL)
+                    os.kill(beat.pid, signal.SIGKILL)
         os._exit(1)
 
-    def _new_beat(self) -> Beat:
-        stand, now = self._where_main_stands(), time.monotonic()
-        if stand.stack != self._stand[0].stack:
-            self._stand = (stand, now)
-        self._beat = replace(
-            self._beat,
-            count=self._beat.count + 1,
-            still_seconds=now - self._stand[1],
-            where=stand.where,
-            waits=any(place in file for file in stand.files for place in WAITING),
-            state="saving" if any(SAVING in file for file in stand.files) else "running",
-        )
-        return self._beat
+    def _send(self, beat: Heartbeat) -> None:
+        self._store.set(f"beat/{self.world.rank}", json.dumps(asdict(beat)))
 
-    def _where_main_stands(self) -> Stand:
-        frame = sys._current_frames().get(self._main_thread)
-        stack, files, where = [], [], ""
-        while frame:
-            file = frame.f_code.co_filename
-            stack.append((id(frame.f_code), frame.f_lasti))
-            files.append(file)
-            if not where and ("/nanochat/" in file or "/scripts/" in file):
-                where = f"{Path(file).name}:{frame.f_lineno} {frame.f_code.co_name}"
-            frame = frame.f_back
-        return Stand(tuple(stack), tuple(files), where)
+    def _receive(self) -> None:
+        for rank in range(self.world.size):
+            beat = Heartbeat(**json.loads(self._store.get(f"beat/{rank}")))
+            if rank not in self._seen or self._seen[rank][0] != beat:
+                self._seen[rank] = (beat, time.monotonic())
 
-    def _send(self, beat: Beat) -> None:
-        self._store.set(f"beat/{self._rank}", json.dumps(asdict(beat)))
+    def _is_dead(self, rank: int) -> bool:
+        if self._seen[rank][0].state != "running":
+            return False
+        return self._has_exited(rank) or self._silence(rank) > SILENCE_SECONDS
 
-    def _hear(self) -> dict[int, Beat]:
-        """The last beat of each process."""
-        for rank in range(self._world_size):
-            beat = Beat(**json.loads(self._store.get(f"beat/{rank}")))
-            if rank not in self._heard or self._heard[rank][0] != beat:
-                self._heard[rank] = (beat, time.monotonic())
-        return {rank: beat for rank, (beat, _) in self._heard.items()}
-
-    def _lost(self, beats: dict[int, Beat]) -> list[int]:
-        """Processes that are not there any more, or give no sign of it."""
-        return [
-            rank
-            for rank, beat in beats.items()
-            if beat.state not in ("done", "failed") and (self._silence(rank) > SILENCE_SECONDS or self._is_dead(beat))
-        ]
-
-    def _is_dead(self, beat: Beat) -> bool:
-        """Whether the process is known not to exist; on another machine that cannot be known."""
-        return beat.pids == self._beat.pids and not exists(beat.pid)
+    def _has_exited(self, rank: int) -> bool:
+        """True if the process is known not to exist. Unknown for other machines."""
+        beat, _ = self._seen[rank]
+        return beat.pid_namespace == self._own.pid_namespace and not is_running(beat.pid)
 
     def _silence(self, rank: int) -> float:
-        return time.monotonic() - self._heard[rank][1]
+        return time.monotonic() - self._seen[rank][1]
 
-    def _gone(self, beats: dict[int, Beat]) -> str | None:
-        failed = [rank for rank, beat in beats.items() if beat.state == "failed"]
-        if failed and max(map(self._silence, failed)) > SECONDS_OF_GRACE:  # it was not the same error in all
-            return f"{named(failed, beats)} ended with an error"
-        lost = self._lost(beats)
-        dead = [rank for rank in lost if self._is_dead(beats[rank])]
-        if dead:
-            return f"{named(dead, beats)} was killed, perhaps for want of memory"
-        return f"{named(lost, beats)} has given no sign of life for {SILENCE_SECONDS:.0f} s" if lost else None
-
-    def _stuck(self, beats: dict[int, Beat]) -> str | None:
-        running = {rank: beat for rank, beat in beats.items() if beat.state != "done"}
-        if len(running) < self._world_size or any(
-            beat.state == "saving" or beat.still_seconds < self.still_limit for beat in running.values()
-        ):
-            return None
-        guilty = [rank for rank, beat in running.items() if not beat.waits] or list(running)
-        places = ", ".join(f"process {rank} in {beat.where}" for rank, beat in running.items())
-        return f"{named(guilty, beats)} is stuck; nothing has moved for {self.still_limit:.0f} s ({places})"
+    def _names(self, ranks: list[int]) -> str:
+        """`process 1 (4711 on spark)`."""
+        beats = {rank: self._seen[rank][0] for rank in ranks}
+        return " and ".join(f"process {rank} ({beat.pid} on {beat.host})" for rank, beat in beats.items())
 
 
-def at_a_meeting(error: BaseException) -> bool:
-    """Whether it was raised where processes wait for each other."""
+def in_collective(error: BaseException) -> bool:
+    """True if `error` was raised inside torch.distributed."""
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return any(place in file for file in files for place in WAITING)
+    return any("/torch/distributed/" in file for file in files)
 
 
-def named(ranks: list[int], beats: dict[int, Beat]) -> str:
-    """For a person: `process 1 (4711 on spark)`."""
-    return " and ".join(f"process {rank} ({beats[rank].pid} on {beats[rank].host})" for rank in ranks)
-
-
-def own_pids() -> str:
-    """Identifies the processes that this one's numbers of processes speak of."""
+def pid_namespace() -> str:
+    """Identifies the boot and the namespace in which a process id is valid."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
 
 
-def exists(pid: int) -> bool:
-    """Whether there is such a process on this machine; one that has ended and whose parent has not noticed does not."""
+def is_running(pid: int) -> bool:
+    """True if the process exists on this machine and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:

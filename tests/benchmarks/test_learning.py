@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks.learning import RECIPE_2025, BenchmarkOptions, Point, Recipe, Text, Training, mean_curve, table
-from nanochat.data.packing import StreamRows
-from nanochat.data.token_shards import ShardedIds, TokenShards
+from nanochat.data.batches import StreamRows
+from nanochat.data.token_files import ShardedIds, TokenShards
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 

@@ -3,9 +3,8 @@
 import numpy as np
 import torch
 
-from nanochat.data.batches import BatchSource, RowBatches, cuts_by_tokens, stack, text_batches
-from nanochat.data.packing import Row, StreamRows
-from nanochat.data.token_shards import ShardedIds, TokenShards
+from nanochat.data.batches import BatchSource, Row, RowBatches, StreamRows, group_by_tokens, stack, text_batches
+from nanochat.data.token_files import ShardedIds, TokenShards
 from nanochat.dist import World
 from nanochat.model.loss import IGNORE
 
@@ -55,9 +54,9 @@ def test_micro_batches_hold_at_most_the_device_batch_size() -> None:
 def test_short_rows_share_a_batch_up_to_its_tokens() -> None:
     lengths = [1, 8, 8, 9, 30, 64, 200]
     # Padded: 8, 8, 8 and 16 make 4 x 16 tokens; 32 and 64 would make 2 x 64; 200 is longer than all.
-    assert cuts_by_tokens(lengths, 64) == [slice(0, 4), slice(4, 5), slice(5, 6), slice(6, 7)]
-    assert cuts_by_tokens(lengths, 10_000) == [slice(0, 7)]
-    assert cuts_by_tokens([], 64) == []
+    assert group_by_tokens(lengths, 64) == [slice(0, 4), slice(4, 5), slice(5, 6), slice(6, 7)]
+    assert group_by_tokens(lengths, 10_000) == [slice(0, 7)]
+    assert group_by_tokens([], 64) == []
 
 
 def test_trimming_drops_columns_nothing_is_learned_in() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanochat.data.checked_array import BLOCK_BYTES, CheckedArray, checksums
+from nanochat.data.token_files import BLOCK_BYTES, CheckedArray, checksums
 from nanochat.errors import UserError
 
 LENGTH = 5 * BLOCK_BYTES // 4 + 3  # of uint16: two whole blocks and a part

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanochat.data.packing import PackedRows, StreamRows, best_fit
+from nanochat.data.batches import PackedRows, StreamRows, best_fit
 from nanochat.data.token_files import TokenFile, write_documents
 from nanochat.model.loss import IGNORE
 from nanochat.tokenizer import Tokenizer
@@ -67,7 +67,7 @@ def test_best_fit_fills_rows() -> None:
     assert sorted(start for row in rows for start, _ in row) == list(range(2000))
     assert max(sum(length for _, length in row) for row in rows) <= 64
     assert sum(lengths) / (64 * len(rows)) > 0.99
-    assert best_fit([0, 1], [5, 5], 64, most=1) == [[(0, 5)], [(1, 5)]]
+    assert best_fit([0, 1], [5, 5], 64, max_per_row=1) == [[(0, 5)], [(1, 5)]]
 
 
 def test_rows_of_a_real_file(tmp_path: Path, tokenizer: Tokenizer) -> None:

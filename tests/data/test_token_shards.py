@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanochat.data.packing import StreamRows
-from nanochat.data.token_files import TokenFile
-from nanochat.data.token_shards import ShardedIds, TokenShards, write_shards
+from nanochat.data.batches import StreamRows
+from nanochat.data.token_files import ShardedIds, TokenFile, TokenShards, write_shards
 from nanochat.errors import UserError
 from nanochat.model.loss import IGNORE
 from nanochat.tokenizer import Tokenizer

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanochat.data.packing import StreamRows
+from nanochat.data.batches import StreamRows
 from nanochat.data.token_files import TokenFile, write_documents
 from nanochat.dist import World
 from nanochat.eval.bits_per_byte import bits_per_byte

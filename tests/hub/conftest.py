@@ -12,7 +12,7 @@ from nanochat import paths
 from nanochat.hub.card import Publisher
 from nanochat.hub.export import export
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import saving
+from nanochat.train import checkpoint
 from nanochat.train.checkpoint import Checkpoint
 from tests.conftest import random_model
 from tests.hub.fake_hub import FakeHub
@@ -44,7 +44,7 @@ def save_model(
         "peak_memory": 1,
         "commit": "unknown",
     }
-    return saving.write(paths.checkpoints_dir(source) / tag, 7, model.state_dict(), {}, meta)
+    return checkpoint.write(paths.checkpoints_dir(source) / tag, 7, model.state_dict(), {}, meta)
 
 
 @pytest.fixture(scope="session")

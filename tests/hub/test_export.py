@@ -203,7 +203,7 @@ def test_mistakes_get_a_sentence(base_dir: Path, options: list[str], sentence: s
 
 def test_held_out_passages_are_the_run_s_own_where_they_are_there(base_dir: Path, tokenizer: Tokenizer) -> None:
     from nanochat.data.datasets import encyclopedia
-    from nanochat.data.token_shards import write_shards
+    from nanochat.data.token_files import write_shards
 
     assert passages(tokenizer).origin == "encyclopedia val"
     corpus = encyclopedia("mine")

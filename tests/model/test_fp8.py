@@ -17,9 +17,10 @@ from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import resume
-from nanochat.train.gradients import StepGradients
+from nanochat.train.loop import train_step
 from nanochat.train.optim import MuonAdamW, OptimizerOptions
-from nanochat.train.options import TrainOptions, check_same_course, inherit
+from nanochat.train.options import TrainOptions, check_resumable, inherit
+from nanochat.train.run import TrainingRun
 from tests.conftest import random_model
 
 E4M3 = (2**-4, 2**-10 / 224)
@@ -101,14 +102,19 @@ def test_what_is_not_finite_stays_so(bad: float, where: str) -> None:
         assert result is not None and result.isfinite().all() == (where == left_out)
 
 
+def run_of(model: GPT) -> TrainingRun:
+    optimizer = MuonAdamW(model, OptimizerOptions())
+    return TrainingRun("base", "test", TrainOptions(), Runtime.start("cpu"), "", model, optimizer)
+
+
 def test_a_step_whose_gradient_is_not_finite_can_be_told() -> None:
     model = fp8_model()
-    gradients = StepGradients(model, MuonAdamW(model, OptimizerOptions()), Runtime.start("cpu"), grad_clip=1.0)
+    run = run_of(model)
     batch = random_batch(4, 16)
-    assert torch.tensor(gradients.compute([batch], 4).gradient_norm).isfinite()
+    assert train_step(run, [batch]).is_finite
     with torch.no_grad():
         model.get_parameter("layers.1.mlp.fc1.weight")[0, 0] = float("nan")
-    assert not torch.tensor(gradients.compute([batch], 4).gradient_norm).isfinite()
+    assert not train_step(run, [batch]).is_finite
 
 
 class Products(TorchDispatchMode):
@@ -149,13 +155,9 @@ def test_a_model_learns_a_batch_by_heart() -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig.from_depth(2, 512, 32))
     model.train_in_fp8()
-    optimizer = MuonAdamW(model, OptimizerOptions())
-    gradients = StepGradients(model, optimizer, Runtime.start("cpu"), grad_clip=1.0)
+    run = run_of(model)
     batch = random_batch(8, 32)
-    losses = []
-    for _ in range(60):
-        losses.append(gradients.compute([batch], 8).loss)
-        optimizer.step(1.0)
+    losses = [train_step(run, [batch]).loss for _ in range(60)]
     assert losses[0] == pytest.approx(6.24, abs=0.01) and losses[-1] < 0.1
 
 
@@ -197,7 +199,7 @@ def test_a_device_without_fp8_gets_a_sentence(
     def stage(options: TrainOptions) -> None:
         with Runtime.start(options.device_type) as runtime:
             config = GPTConfig.from_depth(1, tokenizer.vocab_size, 32)
-            resume.begin("base", options, runtime, tokenizer, config=config)
+            resume.start_or_resume("base", options, runtime, tokenizer, config=config)
 
     with pytest.raises(SystemExit) as stop:
         cli.run(stage, TrainOptions, args=["--fp8", "--device-type", "cpu"])
@@ -209,8 +211,8 @@ def test_a_device_without_fp8_gets_a_sentence(
 
 def test_a_run_may_take_it_up_and_leave_it_and_the_next_stage_asks_for_it_anew() -> None:
     with_it, without = (dataclasses.asdict(TrainOptions(fp8=fp8)) for fp8 in (True, False))
-    check_same_course(TrainOptions(fp8=False), with_it)
-    check_same_course(TrainOptions(fp8=True), without)
+    check_resumable(TrainOptions(fp8=False), with_it)
+    check_resumable(TrainOptions(fp8=True), without)
     assert not inherit(TrainOptions(), with_it).fp8
 
 

@@ -10,7 +10,8 @@ import pytest
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import checkpoint, resume
-from nanochat.train.loop import Evaluation, Training
+from nanochat.train.loop import train
+from nanochat.train.run import Evaluation, TrainingRun
 from tests.training import HOW, OPTIONS, FewRows, batches, begin
 
 
@@ -20,10 +21,10 @@ def runtime(base_dir: Path) -> Iterator[Runtime]:
         yield runtime
 
 
-def train_mid(runtime: Runtime, tokenizer: Tokenizer) -> Training:
+def train_mid(runtime: Runtime, tokenizer: Tokenizer) -> TrainingRun:
     options = replace(OPTIONS, init_lr_frac=0.5)
-    mid = resume.begin("mid", options, runtime, tokenizer, parent=checkpoint.find("base"), data="talk")
-    mid.run(batches(FewRows()), 3, **{**HOW, "samples": lambda: ["Who? — ```\n# not a heading", "<b>bold</b>"]})
+    mid = resume.start_or_resume("mid", options, runtime, tokenizer, parent=checkpoint.find("base"), data="talk")
+    train(mid, batches(FewRows()), 3, **{**HOW, "samples": lambda: ["Who? — ```\n# not a heading", "<b>bold</b>"]})
     return mid
 
 
@@ -34,7 +35,7 @@ def trained_once(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory)
     with pytest.MonkeyPatch.context() as patch, Runtime.start("cpu") as runtime:
         patch.setenv("NANOCHAT_BASE_DIR", str(folder))
         base = begin(runtime, tokenizer)
-        base.run(batches(FewRows()), 24, **HOW, evaluation=Evaluation(8, lambda _: {"bpb": 2.0 - base.step / 100}))
+        train(base, batches(FewRows()), 24, **HOW, evaluation=Evaluation(8, lambda _: {"bpb": 2.0 - base.step / 100}))
         train_mid(runtime, tokenizer)
     return folder
 

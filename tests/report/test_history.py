@@ -12,6 +12,7 @@ from nanochat.report.history import newest_folder, newest_stages
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import checkpoint
+from nanochat.train.loop import train
 from tests.report.conftest import train_mid
 from tests.training import HOW, OPTIONS, FewRows, batches, begin
 
@@ -28,7 +29,7 @@ def test_a_stage_comes_after_those_it_grew_from(trained: Path) -> None:
 
 
 def test_the_newest_stage_decides_whose_story_is_told(trained: Path, runtime: Runtime, tokenizer: Tokenizer) -> None:
-    begin(runtime, tokenizer, replace(OPTIONS, model_tag="other")).run(batches(FewRows()), 1, **HOW)
+    train(begin(runtime, tokenizer, replace(OPTIONS, model_tag="other")), batches(FewRows()), 1, **HOW)
     assert [stage.facts["tag"] for stage in newest_stages()] == ["other"]
     assert [stage.source for stage in newest_stages("test")] == ["base", "mid"]
     assert newest_stages("unknown") == []

@@ -21,7 +21,7 @@ from nanochat.spark.plan import (
     stage_table,
     stages_from,
 )
-from nanochat.train.memory import checkpoint_bytes
+from nanochat.train.checkpoint import checkpoint_bytes
 from nanochat.train.optim import MuonAdamW, OptimizerOptions
 from scripts import plan, prepare
 from tests.spark.measured import CONFIG, STEP, take_steps
@@ -37,8 +37,8 @@ def test_the_operations_are_those_that_the_trainer_counts() -> None:
 
 def test_a_checkpoint_has_the_size_of_the_tensors_in_it() -> None:
     model = GPT(GPTConfig.from_depth(3, 512, 64))
-    state = {**model.state_dict(), **MuonAdamW(model, OptimizerOptions()).state}
-    assert checkpoint_bytes(model.config) == sum(tensor.nbytes for tensor in state.values())
+    tensors = [*model.state_dict().values(), *MuonAdamW(model, OptimizerOptions()).state_tensors]
+    assert checkpoint_bytes(model.config) == sum(tensor.nbytes for tensor in tensors)
 
 
 def test_the_published_run_comes_out_as_published() -> None:

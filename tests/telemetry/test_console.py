@@ -22,7 +22,9 @@ from dataclasses import replace
 from nanochat import cli, paths
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
+from nanochat.train.loop import train
 from tests.training import Eventful
+from nanochat.train.loop import train
 from tests.training import HOW, OPTIONS, begin
 
 def wait_for_the_terminal_to_close():
@@ -32,7 +34,7 @@ def wait_for_the_terminal_to_close():
 def main(options):
     with Runtime.start("cpu") as runtime:
         run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), OPTIONS)
-        run.run(Eventful({3: wait_for_the_terminal_to_close}), 6, **HOW)
+        train(run, Eventful({3: wait_for_the_terminal_to_close}), 6, **HOW)
         print("printed by others")
 
 cli.run(main, type(OPTIONS), args=[])

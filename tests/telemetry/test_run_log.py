@@ -45,7 +45,7 @@ def test_energy_counts_the_steps_that_a_resume_takes_again(tmp_path: Path) -> No
 def test_a_log_that_cannot_be_rewritten_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n')
-    (tmp_path / "metrics.jsonl.partial").mkdir()
+    (tmp_path / ".metrics.jsonl.partial").mkdir()
     with pytest.raises(IsADirectoryError):
         StepLog(path, 1)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
@@ -86,7 +86,7 @@ def test_what_an_evaluation_found_joins_the_last_line_and_the_log_goes_on(tmp_pa
     log.amend(2, {"bpb": 0.5})
     log.amend(7, {"bpb": 0.1})  # a step that was never logged
     log.log(3, {"loss": 2.0})
-    (tmp_path / "metrics.jsonl.partial").mkdir()  # stands for a full disk
+    (tmp_path / ".metrics.jsonl.partial").mkdir()  # stands for a full disk
     log.amend(3, {"bpb": 0.4})
     log.log(4, {"loss": 3.0})
     log.close()

@@ -12,6 +12,7 @@ from nanochat.errors import UserError
 from nanochat.runtime import Runtime
 from nanochat.telemetry.trackers import Tracker
 from nanochat.tokenizer import Tokenizer
+from nanochat.train.loop import train
 from tests.training import HOW, OPTIONS, FewRows, batches, begin, losses
 
 # A tracker whose server is gone from some moment on.
@@ -53,9 +54,9 @@ def out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 @pytest.mark.parametrize(
     ("gone_at", "arrived", "failure"),
     [
-        ("init", "", "does not start"),
-        ("3", "init 1 2 ", "takes no more"),
-        ("finish", "init 1 2 3 4 ", "does not finish"),
+        ("init", "", "start"),
+        ("3", "init 1 2 ", "logging"),
+        ("finish", "init 1 2 3 4 ", "finish"),
         ("never", "init 1 2 3 4 finish ", ""),
     ],
 )
@@ -72,13 +73,13 @@ def test_a_tracker_that_fails_is_one_warning_and_the_run_goes_on(
     monkeypatch.setenv("GONE_AT", gone_at)
     with Runtime.start("cpu") as runtime:
         run = begin(runtime, tokenizer, replace(OPTIONS, tracker="trackio"))
-        run.run(batches(FewRows()), 4, **HOW)
+        train(run, batches(FewRows()), 4, **HOW)
     assert run.step == 4 and len(losses(run)) == 4
     assert run.tracker_id == (None if gone_at == "init" else "made-up")
     assert (out_of_reach.read_text() if out_of_reach.exists() else "") == arrived
     warnings = [line for line in capsys.readouterr().out.splitlines() if "trackio" in line]
-    expected = f"warning: trackio {failure} (no route to host); metrics.jsonl is written without it"
-    assert warnings == ([expected] if failure else [])
+    assert len(warnings) == bool(failure)
+    assert all(failure in warning and "no route to host" in warning for warning in warnings)
     assert all(warning in (run.folder / "log.txt").read_text() for warning in warnings)
 
 
@@ -88,7 +89,7 @@ def test_no_tracker_without_a_login_or_a_name(monkeypatch: pytest.MonkeyPatch, t
     tracker = Tracker("auto", None, "project", {})
     tracker.log(0, {"loss": 1.0})
     tracker.close()
-    assert tracker.run_id is None and tracker.trouble() is None
+    assert tracker.run_id is None and tracker.take_failure() is None
 
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +108,6 @@ def test_wandb_out_of_reach_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_pa
     tracker = Tracker("wandb", "run", "project", {}, run_id="before")
     tracker.log(1, {"loss": 1.0})
     tracker.close()
-    trouble = tracker.trouble()
-    assert trouble and "wandb does not start" in trouble and "\n" not in trouble
+    failure = tracker.take_failure()
+    assert failure and "wandb failed to start" in failure and "\n" not in failure
     assert tracker.run_id == "before"

@@ -10,10 +10,9 @@ import torch
 from nanochat import paths
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import checkpoint, saving
-from nanochat.train.checkpoint import META_FILE, MODEL_FILE, OPTIMIZER_FILE, SUMS_FILE, Checkpoint
+from nanochat.train import checkpoint
+from nanochat.train.checkpoint import META_FILE, MODEL_FILE, OPTIMIZER_FILE, SUMS_FILE, Checkpoint, SaveError
 from nanochat.train.optim import MuonAdamW, OptimizerOptions
-from nanochat.train.saving import SaveError
 from tests.conftest import random_model
 from tests.training import flip_a_byte, save
 
@@ -25,7 +24,7 @@ def test_round_trip(base_dir: Path, tokenizer: Tokenizer) -> None:
     model = saved.load_model(CPU, torch.float32, tokenizer)
     expected = random_model(tokenizer.vocab_size).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
-    MuonAdamW(model, OptimizerOptions()).load_state_dict(saved.load_optimizer(CPU))
+    MuonAdamW(model, OptimizerOptions()).load_full_state(saved.load_optimizer(CPU))
     assert {path.name for path in saved.folder.iterdir()} == {MODEL_FILE, OPTIMIZER_FILE, META_FILE, SUMS_FILE}
 
 
@@ -91,7 +90,7 @@ def test_a_save_that_fails_leaves_the_old_and_nothing_half(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saving, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(SaveError, match="No space left on device"):
         save(tokenizer, step=2)
     assert [path.name for path in (paths.checkpoints_dir("base") / "d2").iterdir()] == ["step_000001"]
@@ -125,7 +124,7 @@ def test_old_steps_that_cannot_be_removed_do_not_fail_the_save(
         if not ignore_errors:
             raise OSError(16, "Device or resource busy", str(path))
 
-    monkeypatch.setattr(saving.shutil, "rmtree", busy)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", busy)
     save(tokenizer, step=1, keep_last=1)
     assert save(tokenizer, step=2, keep_last=1).step == 2
     assert [c.step for c in checkpoint.checkpoints(paths.checkpoints_dir("base") / "d2")] == [2]
@@ -153,7 +152,7 @@ def test_a_damaged_optimizer_matters_to_training_alone(base_dir: Path, tokenizer
         saved = save(tokenizer, step=step)
     flip_a_byte(saved.folder / OPTIMIZER_FILE)
     assert checkpoint.find("base").step == 2
-    sound = checkpoint.newest_sound("base")
+    sound = checkpoint.newest_verified("base")
     assert sound.checkpoint and sound.checkpoint.step == 1 and OPTIMIZER_FILE in sound.notes[0]
 
 

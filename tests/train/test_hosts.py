@@ -15,6 +15,7 @@ from nanochat.telemetry.run_log import read_steps
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import agreement
 from nanochat.train.agreement import difference
+from nanochat.train.loop import train
 from scripts import launch
 from tests.training import HOW, FewRows, batches, begin
 
@@ -46,6 +47,7 @@ from nanochat.train import agreement
 from nanochat.train.options import TrainOptions
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
+from nanochat.train.loop import train
 from tests.training import FewRows, HOW, OPTIONS, batches, begin
 
 def main(options):
@@ -61,7 +63,7 @@ def main(options):
                     os.killpg(os.getpgid(os.getppid()), signal.SIGINT)
                 return batches(FewRows(64), OPTIONS, runtime.world).step_data(step)
 
-        run.run(Source(), 20, **HOW)
+        train(run, Source(), 20, **HOW)
 
 cli.run(main, TrainOptions)
 """
@@ -151,7 +153,7 @@ def test_two_machines_are_one_also_after_ctrl_c_and_the_main_one_alone_has_the_c
         patch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "alone"))
         with Runtime.start("cpu") as runtime:
             run = begin(runtime, tokenizer)
-            run.run(batches(FewRows(64)), 20, **HOW)
+            train(run, batches(FewRows(64)), 20, **HOW)
             alone = [row["loss"] for row in read_steps(run.folder / "metrics.jsonl")]
     assert machines.losses() == pytest.approx(alone, abs=1e-3)
     assert list(machines.bases[0].glob("base_checkpoints/*/step_*"))

@@ -28,7 +28,8 @@ from nanochat.telemetry.run_log import read_steps
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import checkpoint
 from nanochat.train.checkpoint import MODEL_FILE, OPTIMIZER_FILE
-from nanochat.train.loop import Evaluation
+from nanochat.train.loop import train
+from nanochat.train.run import Evaluation
 from tests.training import HOW, OPTIONS, Eventful, FewRows, batches, begin, flip_a_byte, losses, steps_saved
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -64,25 +65,25 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_run_goes_on_from_the_one_b
 ) -> None:
     options = replace(OPTIONS, save_every=2, keep_last=9)
     straight = begin(runtime, tokenizer, replace(options, model_tag="straight"))
-    straight.run(batches(FewRows()), 8, **HOW)
-    begin(runtime, tokenizer, options).run(batches(FewRows()), 6, **HOW)
+    train(straight, batches(FewRows()), 8, **HOW)
+    train(begin(runtime, tokenizer, options), batches(FewRows()), 6, **HOW)
     folder = paths.checkpoints_dir("base") / "test"
     flip_a_byte(folder / "step_000006" / OPTIMIZER_FILE)
     (folder / "step_000004" / "meta.json").write_text("")
     resumed = begin(runtime, tokenizer, options)
     out = capsys.readouterr().out
-    assert f"{folder}/step_000006 is damaged ({OPTIMIZER_FILE} is not as it was written)" in out
-    assert f"{folder}/step_000004 is damaged (meta.json cannot be read)" in out
+    assert f"{folder}/step_000006 is damaged ({OPTIMIZER_FILE}" in out
+    assert f"{folder}/step_000004 is damaged (meta.json" in out
     assert (folder / "log.txt").read_text().count("is damaged") == 2
     assert resumed.step == 2
-    resumed.run(batches(FewRows()), 8, **HOW)
+    train(resumed, batches(FewRows()), 8, **HOW)
     assert losses(resumed) == losses(straight) and steps_saved("test") == [2, 4, 6, 8]
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_silently_start_over(
     runtime: Runtime, tokenizer: Tokenizer
 ) -> None:
-    begin(runtime, tokenizer).run(batches(FewRows()), 1, **HOW)
+    train(begin(runtime, tokenizer), batches(FewRows()), 1, **HOW)
     folder = paths.checkpoints_dir("base") / "test" / "step_000001"
     flip_a_byte(folder / MODEL_FILE)
     with pytest.raises(UserError, match="step_000001"):
@@ -97,7 +98,7 @@ def test_sigusr1_saves_and_the_run_goes_on(
     runtime: Runtime, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = begin(runtime, tokenizer, replace(OPTIONS, keep_last=9))
-    run.run(Eventful({3: lambda: signal.raise_signal(signal.SIGUSR1)}), 5, **HOW)
+    train(run, Eventful({3: lambda: signal.raise_signal(signal.SIGUSR1)}), 5, **HOW)
     assert steps_saved("test") == [3, 5] and "step 3" in capsys.readouterr().out
 
 
@@ -105,7 +106,7 @@ def test_the_start_of_a_run_says_how_to_follow_and_to_stop_it(
     runtime: Runtime, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = begin(runtime, tokenizer)
-    run.run(batches(FewRows()), 1, **HOW)
+    train(run, batches(FewRows()), 1, **HOW)
     out = capsys.readouterr().out
     assert "./nanochat.sh watch" in out and str(run.folder / "log.txt") in out and f"kill -INT {os.getpid()}" in out
     log = (run.folder / "log.txt").read_text()
@@ -117,7 +118,7 @@ def test_on_a_full_disk_the_run_says_so_keeps_what_it_has_and_goes_on(
 ) -> None:
     with Runtime.start("cpu") as runtime:
         straight = begin(runtime, tokenizer, replace(OPTIONS, model_tag="straight"))
-        straight.run(batches(FewRows()), 8, **HOW)
+        train(straight, batches(FewRows()), 8, **HOW)
         run = begin(runtime, tokenizer, replace(OPTIONS, save_every=2, keep_last=1))
         saved_at_fault: list[int] = []
 
@@ -125,7 +126,7 @@ def test_on_a_full_disk_the_run_says_so_keeps_what_it_has_and_goes_on(
             saved_at_fault.extend(steps_saved("test"))
             (small_base_dir / "ballast").unlink()
 
-        run.run(Eventful({4: lambda: fill(small_base_dir), 6: room_again}), 8, **HOW)
+        train(run, Eventful({4: lambda: fill(small_base_dir), 6: room_again}), 8, **HOW)
     out = capsys.readouterr().out
     assert "step 4" in out and "No space left on device" in out
     assert saved_at_fault == [2] and steps_saved("test") == [8]
@@ -136,11 +137,11 @@ def test_a_last_save_that_fails_ends_the_run_with_a_sentence(small_base_dir: Pat
     options = replace(OPTIONS, save_every=2)
     with Runtime.start("cpu") as runtime:
         with pytest.raises(UserError, match=r"step 3.*No space left"):
-            begin(runtime, tokenizer, options).run(Eventful({3: lambda: fill(small_base_dir)}), 3, **HOW)
+            train(begin(runtime, tokenizer, options), Eventful({3: lambda: fill(small_base_dir)}), 3, **HOW)
         assert steps_saved("test") == [2]
         (small_base_dir / "ballast").unlink()
         resumed = begin(runtime, tokenizer, options)
-        resumed.run(batches(FewRows()), 3, **HOW)
+        train(resumed, batches(FewRows()), 3, **HOW)
     assert steps_saved("test") == [2, 3] and len(losses(resumed)) == 3
 
 
@@ -152,11 +153,11 @@ def test_steps_left_out_are_counted(runtime: Runtime, tokenizer: Tokenizer, caps
             return StepData([b._replace(weights=torch.full(b.targets.shape, weight)) for b in data.batches], {})
 
     run = begin(runtime, tokenizer, replace(OPTIONS, save_every=2))
-    run.run(BadSteps(), 5, **HOW)
+    train(run, BadSteps(), 5, **HOW)
     rows = read_steps(run.folder / "metrics.jsonl")
     assert [row["skipped_steps"] for row in rows] == [0, 1, 1, 2, 2]
     assert rows[1]["loss"] is None and rows[2]["loss"] is not None
-    assert "5 steps, 2 of them left out" in capsys.readouterr().out
+    assert "5 steps (2 skipped)" in capsys.readouterr().out
     assert begin(runtime, tokenizer).skipped_steps == 2
 
 
@@ -179,21 +180,24 @@ def test_weights_that_may_be_bad_are_not_saved_and_prune_nothing(
 ) -> None:
     options = replace(OPTIONS, save_every=1, keep_last=1)
     with pytest.raises(KeyboardInterrupt):
-        begin(runtime, tokenizer, options).run(
-            BadFrom(range(3, 99), (5, lambda: signal.raise_signal(signal.SIGTERM))), 9, **HOW
+        train(
+            begin(runtime, tokenizer, options),
+            BadFrom(range(3, 99), (5, lambda: signal.raise_signal(signal.SIGTERM))),
+            9,
+            **HOW,
         )
     assert steps_saved("test") == [2] and "step 5" in capsys.readouterr().out
     with pytest.raises(UserError, match="finite"):
-        begin(runtime, tokenizer, options).run(BadFrom(range(4, 5)), 4, **HOW)
+        train(begin(runtime, tokenizer, options), BadFrom(range(4, 5)), 4, **HOW)
     assert steps_saved("test") == [3]
-    begin(runtime, tokenizer, replace(options, save_every=4)).run(BadFrom(range(4, 6)), 7, **HOW)
+    train(begin(runtime, tokenizer, replace(options, save_every=4)), BadFrom(range(4, 6)), 7, **HOW)
     assert steps_saved("test") == [7]
 
 
 def test_a_save_that_was_due_at_a_bad_step_comes_after_the_next_good_one(
     runtime: Runtime, tokenizer: Tokenizer
 ) -> None:
-    begin(runtime, tokenizer, replace(OPTIONS, save_every=4, keep_last=9)).run(BadFrom(range(4, 6)), 7, **HOW)
+    train(begin(runtime, tokenizer, replace(OPTIONS, save_every=4, keep_last=9)), BadFrom(range(4, 6)), 7, **HOW)
     assert steps_saved("test") == [6, 7]
 
 
@@ -203,8 +207,11 @@ def test_a_stop_saves_before_anything_else(runtime: Runtime, tokenizer: Tokenize
 
     how = {**HOW, "samples": never, "evaluation": Evaluation(2, lambda _: never())}
     with pytest.raises(KeyboardInterrupt):
-        begin(runtime, tokenizer, replace(OPTIONS, sample_every=2)).run(
-            Eventful({2: lambda: signal.raise_signal(signal.SIGTERM)}), 9, **how
+        train(
+            begin(runtime, tokenizer, replace(OPTIONS, sample_every=2)),
+            Eventful({2: lambda: signal.raise_signal(signal.SIGTERM)}),
+            9,
+            **how,
         )
     assert steps_saved("test") == [2]
 
@@ -212,12 +219,13 @@ def test_a_stop_saves_before_anything_else(runtime: Runtime, tokenizer: Tokenize
 EVALUATING = """
 import signal, sys
 from nanochat import cli, paths
-from nanochat.data.packing import StreamRows
+from nanochat.data.batches import StreamRows
 from nanochat.data.token_files import TokenFile
 from nanochat.eval.bits_per_byte import bits_per_byte
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
-from nanochat.train.loop import Evaluation
+from nanochat.train.run import Evaluation
+from nanochat.train.loop import train
 from tests.training import HOW, OPTIONS, SEQUENCE_LEN, FewRows, batches, begin
 
 class Held(StreamRows):
@@ -244,7 +252,7 @@ def main(options):
             finally:
                 sys.stderr.write(f"{run.step}:{rows.count}\\n")
 
-        run.run(batches(FewRows(), world=runtime.world), 5, **HOW, evaluation=Evaluation(2, measure))
+        train(run, batches(FewRows(), world=runtime.world), 5, **HOW, evaluation=Evaluation(2, measure))
 
 cli.run(main, type(OPTIONS), args=[])
 """
@@ -289,17 +297,17 @@ def test_a_run_that_ends_in_its_last_evaluation_loses_no_step(runtime: Runtime, 
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        begin(runtime, tokenizer).run(batches(FewRows()), 3, **HOW, evaluation=Evaluation(0, killed))
+        train(begin(runtime, tokenizer), batches(FewRows()), 3, **HOW, evaluation=Evaluation(0, killed))
     before = checkpoint.find("base")
     assert before.step == 3 and before.meta["results"] == {}
     again = begin(runtime, tokenizer)
-    again.run(batches(FewRows()), 3, **HOW, evaluation=Evaluation(0, lambda _: {"bpb": 1.5}))
+    train(again, batches(FewRows()), 3, **HOW, evaluation=Evaluation(0, lambda _: {"bpb": 1.5}))
     after = checkpoint.find("base")
     assert after.step == 3 and after.meta["results"] == {"bpb": 1.5}
     assert after.meta["saved_at"] == before.meta["saved_at"]  # what grew from it, or was measured of it, stays its own
     rows = read_steps(again.folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3] and rows[-1]["bpb"] == 1.5 and rows[-1]["loss"] > 0
-    begin(runtime, tokenizer).run(batches(FewRows()), 3, **HOW, evaluation=Evaluation(0, killed))  # not made again
+    train(begin(runtime, tokenizer), batches(FewRows()), 3, **HOW, evaluation=Evaluation(0, killed))  # not made again
 
 
 def test_an_evaluation_or_samples_without_memory_cost_no_step(
@@ -309,7 +317,7 @@ def test_an_evaluation_or_samples_without_memory_cost_no_step(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     how = {**HOW, "samples": exhausted, "evaluation": Evaluation(0, lambda _: exhausted())}
-    begin(runtime, tokenizer).run(batches(FewRows()), 2, **how)
+    train(begin(runtime, tokenizer), batches(FewRows()), 2, **how)
     out = capsys.readouterr().out
     assert steps_saved("test") == [2] and "evaluation" in out and "samples" in out
 
@@ -317,16 +325,16 @@ def test_an_evaluation_or_samples_without_memory_cost_no_step(
 def test_after_fresh_the_command_to_go_on_with_is_another(
     runtime: Runtime, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begin(runtime, tokenizer, replace(OPTIONS, fresh=True)).run(batches(FewRows()), 1, **HOW)
+    train(begin(runtime, tokenizer, replace(OPTIONS, fresh=True)), batches(FewRows()), 1, **HOW)
     assert "without --fresh" in capsys.readouterr().out
 
 
 def test_a_learning_rate_may_be_lowered_on_a_resume_and_not_raised(runtime: Runtime, tokenizer: Tokenizer) -> None:
-    begin(runtime, tokenizer).run(batches(FewRows()), 1, **HOW)
+    train(begin(runtime, tokenizer), batches(FewRows()), 1, **HOW)
     with pytest.raises(UserError, match=r"--matrix-lr.*0\.03"):
         begin(runtime, tokenizer, replace(OPTIONS, matrix_lr=0.03))
     lower = replace(OPTIONS, matrix_lr=0.01)
-    begin(runtime, tokenizer, lower).run(batches(FewRows()), 2, **HOW)
+    train(begin(runtime, tokenizer, lower), batches(FewRows()), 2, **HOW)
     with pytest.raises(UserError, match=r"--matrix-lr.*0\.01"):
         begin(runtime, tokenizer)
 
@@ -363,7 +371,7 @@ def test_a_second_run_of_a_model_is_refused_until_the_first_ends_however_that_co
 def test_last_words_do_not_wait_for_a_display_that_is_held(
     runtime: Runtime, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_log, "SECONDS_FOR_LAST_WORDS", 0.1)
+    monkeypatch.setattr(run_log, "LAST_WORDS_SECONDS", 0.1)
     run = begin(runtime, tokenizer)
     with run_log.RunLog(run, 1, {}) as log:
         held = threading.Event()

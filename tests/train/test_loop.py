@@ -23,8 +23,9 @@ from nanochat.telemetry.run_log import read_steps
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import checkpoint, resume
 from nanochat.train.checkpoint import MODEL_FILE
-from nanochat.train.loop import Training
+from nanochat.train.loop import train
 from nanochat.train.options import TrainOptions, inherit
+from nanochat.train.run import TrainingRun
 from nanochat.train.scaling import lr_multiplier
 from tests.training import HOW, OPTIONS, SEQUENCE_LEN, FewRows, batches, begin, flip_a_byte, losses
 
@@ -37,14 +38,14 @@ def runtime(base_dir: Path) -> Iterator[Runtime]:
 
 def test_training_learns_a_small_batch_by_heart(runtime: Runtime, tokenizer: Tokenizer) -> None:
     run = begin(runtime, tokenizer)
-    run.run(batches(FewRows(8)), 60, **HOW)
+    train(run, batches(FewRows(8)), 60, **HOW)
     first, *_, last = losses(run)
     assert first == pytest.approx(math.log(512), abs=0.01) and last < 0.1
 
 
 def test_the_machine_s_state_is_logged_with_each_step(runtime: Runtime, tokenizer: Tokenizer) -> None:
     run = begin(runtime, tokenizer)
-    run.run(batches(FewRows(8)), 2, **HOW)
+    train(run, batches(FewRows(8)), 2, **HOW)
     for row in read_steps(run.folder / "metrics.jsonl"):
         assert row["memory_available_bytes"] > 0 and row["page_cache_bytes"] >= 0
         assert not any(name.startswith(("gpu_", "energy")) for name in row)  # a CPU does not tell
@@ -55,14 +56,14 @@ def test_micro_batches_do_not_change_the_result(runtime: Runtime, tokenizer: Tok
     for size in (8, 3):
         options = replace(OPTIONS, device_batch_size=size, model_tag=f"size{size}")
         run = begin(runtime, tokenizer, options)
-        run.run(batches(FewRows(), options), 4, **HOW)
+        train(run, batches(FewRows(), options), 4, **HOW)
         figures.append(losses(run))
     assert figures[0] == pytest.approx(figures[1], abs=1e-4)
 
 
 def test_a_resumed_run_is_bit_for_bit_the_one_never_stopped(runtime: Runtime, tokenizer: Tokenizer) -> None:
     straight = begin(runtime, tokenizer, replace(OPTIONS, model_tag="straight"))
-    straight.run(batches(FewRows()), 8, **HOW)
+    train(straight, batches(FewRows()), 8, **HOW)
     options = replace(OPTIONS, model_tag="stopped", save_every=3, num_iterations=8)
 
     class Stops:
@@ -74,10 +75,10 @@ def test_a_resumed_run_is_bit_for_bit_the_one_never_stopped(runtime: Runtime, to
             return batches(FewRows()).step_data(step)
 
     with pytest.raises(KeyboardInterrupt):
-        begin(runtime, tokenizer, options).run(Stops(), 8, **HOW)
+        train(begin(runtime, tokenizer, options), Stops(), 8, **HOW)
     resumed = begin(runtime, tokenizer, options)
     assert resumed.step == 6
-    resumed.run(batches(FewRows()), 8, **HOW)
+    train(resumed, batches(FewRows()), 8, **HOW)
     assert losses(resumed) == losses(straight)
     for a, b in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -85,7 +86,7 @@ def test_a_resumed_run_is_bit_for_bit_the_one_never_stopped(runtime: Runtime, to
 
 def test_ctrl_c_finishes_the_step_saves_and_loses_nothing(runtime: Runtime, tokenizer: Tokenizer) -> None:
     straight = begin(runtime, tokenizer, replace(OPTIONS, model_tag="straight"))
-    straight.run(batches(FewRows()), 6, **HOW)
+    train(straight, batches(FewRows()), 6, **HOW)
 
     class PressesCtrlC:
         def step_data(self, step: int) -> StepData:
@@ -95,10 +96,10 @@ def test_ctrl_c_finishes_the_step_saves_and_loses_nothing(runtime: Runtime, toke
 
     options = replace(OPTIONS, model_tag="stopped")
     with pytest.raises(KeyboardInterrupt):
-        begin(runtime, tokenizer, options).run(PressesCtrlC(), 6, **HOW)
+        train(begin(runtime, tokenizer, options), PressesCtrlC(), 6, **HOW)
     resumed = begin(runtime, tokenizer, options)
     assert resumed.step == 3
-    resumed.run(batches(FewRows()), 6, **HOW)
+    train(resumed, batches(FewRows()), 6, **HOW)
     assert losses(resumed) == losses(straight)
 
 
@@ -111,12 +112,12 @@ def test_a_second_ctrl_c_ends_at_once(runtime: Runtime, tokenizer: Tokenizer) ->
 
     run = begin(runtime, tokenizer)
     with pytest.raises(KeyboardInterrupt):
-        run.run(PressesTwice(), 6, **HOW)
+        train(run, PressesTwice(), 6, **HOW)
     assert run.step == 0 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_other_options_do_not_bend_a_resumed_run(runtime: Runtime, tokenizer: Tokenizer) -> None:
-    begin(runtime, tokenizer).run(batches(FewRows()), 1, **HOW)
+    train(begin(runtime, tokenizer), batches(FewRows()), 1, **HOW)
     with pytest.raises(UserError, match=r"--seed.*42.*43|--seed.*43.*42"):
         begin(runtime, tokenizer, replace(OPTIONS, seed=43))
     assert begin(runtime, tokenizer, replace(OPTIONS, device_batch_size=2, save_every=5)).step == 1
@@ -125,15 +126,15 @@ def test_other_options_do_not_bend_a_resumed_run(runtime: Runtime, tokenizer: To
 def test_a_complete_run_is_not_trained_further(
     runtime: Runtime, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begin(runtime, tokenizer).run(batches(FewRows()), 3, **HOW)
+    train(begin(runtime, tokenizer), batches(FewRows()), 3, **HOW)
     again = begin(runtime, tokenizer)
-    again.run(batches(FewRows()), 3, **HOW)
+    train(again, batches(FewRows()), 3, **HOW)
     assert again.step == 3 and len(losses(again)) == 3
     assert "complete" in capsys.readouterr().out
 
 
 def test_fresh_sets_the_old_run_aside(runtime: Runtime, tokenizer: Tokenizer) -> None:
-    begin(runtime, tokenizer).run(batches(FewRows()), 2, **HOW)
+    train(begin(runtime, tokenizer), batches(FewRows()), 2, **HOW)
     run = begin(runtime, tokenizer, replace(OPTIONS, fresh=True))
     assert run.step == 0
     (kept,) = (paths.checkpoints_dir("base") / "aside").iterdir()
@@ -146,56 +147,56 @@ def test_pretraining_on_other_text_is_refused_and_other_conversations_begin_anew
     runtime: Runtime, tokenizer: Tokenizer
 ) -> None:
     config = GPTConfig.from_depth(2, tokenizer.vocab_size, SEQUENCE_LEN)
-    base = resume.begin("base", OPTIONS, runtime, tokenizer, config=config, data="8 shards")
-    base.run(batches(FewRows()), 1, **HOW)
+    base = resume.start_or_resume("base", OPTIONS, runtime, tokenizer, config=config, data="8 shards")
+    train(base, batches(FewRows()), 1, **HOW)
     with pytest.raises(UserError, match=r"8 shards.*9 shards|9 shards.*8 shards"):
-        resume.begin("base", OPTIONS, runtime, tokenizer, config=config, data="9 shards")
+        resume.start_or_resume("base", OPTIONS, runtime, tokenizer, config=config, data="9 shards")
     parent = resume.parent_of("mid", None, runtime)
-    mid = resume.begin("mid", OPTIONS, runtime, tokenizer, parent=parent, data="old")
-    mid.run(batches(FewRows()), 1, **HOW)
-    assert resume.begin("mid", OPTIONS, runtime, tokenizer, parent=parent, data="old").step == 1
-    assert resume.begin("mid", OPTIONS, runtime, tokenizer, parent=parent, data="new").step == 0
+    mid = resume.start_or_resume("mid", OPTIONS, runtime, tokenizer, parent=parent, data="old")
+    train(mid, batches(FewRows()), 1, **HOW)
+    assert resume.start_or_resume("mid", OPTIONS, runtime, tokenizer, parent=parent, data="old").step == 1
+    assert resume.start_or_resume("mid", OPTIONS, runtime, tokenizer, parent=parent, data="new").step == 0
 
 
 def test_a_run_of_another_shape_is_refused(runtime: Runtime, tokenizer: Tokenizer) -> None:
-    begin(runtime, tokenizer).run(batches(FewRows()), 1, **HOW)
+    train(begin(runtime, tokenizer), batches(FewRows()), 1, **HOW)
     with pytest.raises(UserError, match=r"n_layer.*--fresh"):
-        resume.begin("base", OPTIONS, runtime, tokenizer, config=GPTConfig.from_depth(3, 512, SEQUENCE_LEN))
+        resume.start_or_resume("base", OPTIONS, runtime, tokenizer, config=GPTConfig.from_depth(3, 512, SEQUENCE_LEN))
 
 
 def test_the_next_stage_starts_from_the_newest_parent_and_again_when_the_parent_changes(
     runtime: Runtime, tokenizer: Tokenizer
 ) -> None:
-    begin(runtime, tokenizer).run(batches(FewRows()), 1, **HOW)
+    train(begin(runtime, tokenizer), batches(FewRows()), 1, **HOW)
     parent = resume.parent_of("mid", None, runtime)
-    mid = resume.begin("mid", OPTIONS, runtime, tokenizer, parent=parent)
+    mid = resume.start_or_resume("mid", OPTIONS, runtime, tokenizer, parent=parent)
     assert torch.equal(mid.model.lm_head.weight, begin(runtime, tokenizer).model.lm_head.weight)
-    mid.run(batches(FewRows()), 2, **HOW)
-    assert resume.begin("mid", OPTIONS, runtime, tokenizer, parent=parent).step == 2
-    begin(runtime, tokenizer).run(batches(FewRows()), 2, **HOW)
+    train(mid, batches(FewRows()), 2, **HOW)
+    assert resume.start_or_resume("mid", OPTIONS, runtime, tokenizer, parent=parent).step == 2
+    train(begin(runtime, tokenizer), batches(FewRows()), 2, **HOW)
     changed = resume.parent_of("mid", None, runtime)
-    assert resume.begin("mid", OPTIONS, runtime, tokenizer, parent=changed).step == 0
+    assert resume.start_or_resume("mid", OPTIONS, runtime, tokenizer, parent=changed).step == 0
 
 
 @pytest.mark.parametrize("accident", ["damaged", "deleted"])
 def test_a_run_goes_on_without_its_parent(runtime: Runtime, tokenizer: Tokenizer, accident: str) -> None:
     options = replace(OPTIONS, save_every=1)
     base = begin(runtime, tokenizer, options)
-    base.run(batches(FewRows()), 2, **HOW)
+    train(base, batches(FewRows()), 2, **HOW)
 
-    def mid(fresh: bool = False) -> Training:
+    def mid(fresh: bool = False) -> TrainingRun:
         asked = replace(options, fresh=fresh)
         parent = resume.parent_of("mid", None, runtime, fresh=fresh)
-        return resume.begin("mid", asked, runtime, tokenizer, parent=parent, data="talk")
+        return resume.start_or_resume("mid", asked, runtime, tokenizer, parent=parent, data="talk")
 
-    mid().run(batches(FewRows()), 1, **HOW)
+    train(mid(), batches(FewRows()), 1, **HOW)
     if accident == "damaged":
         flip_a_byte(base.folder / "step_000002" / MODEL_FILE)
     else:
         shutil.rmtree(base.folder)
     resumed = mid()
     assert resumed.step == 1 and resumed.parent and resumed.parent["step"] == 2
-    resumed.run(batches(FewRows()), 2, **HOW)
+    train(resumed, batches(FewRows()), 2, **HOW)
     if accident == "damaged":
         begun = mid(fresh=True)
         assert begun.step == 0 and begun.parent and begun.parent["step"] == 1
@@ -206,7 +207,7 @@ def test_a_run_goes_on_without_its_parent(runtime: Runtime, tokenizer: Tokenizer
 
 def test_a_run_says_what_it_is_and_keeps_what_the_model_wrote(runtime: Runtime, tokenizer: Tokenizer) -> None:
     run = begin(runtime, tokenizer)
-    run.run(batches(FewRows()), 20, **HOW)
+    train(run, batches(FewRows()), 20, **HOW)
     facts = json.loads((run.folder / "run.json").read_text())
     assert (facts["source"], facts["num_iterations"], facts["learns"]) == ("base", 20, "few rows")
     assert facts["num_parameters"] == sum(p.numel() for p in run.model.parameters())
@@ -230,7 +231,7 @@ def test_steps_with_nothing_to_learn_change_nothing(runtime: Runtime, tokenizer:
 
     run = begin(runtime, tokenizer)
     before = run.model.embed_tokens.weight.detach().clone()
-    run.run(Nothing(), 2, **HOW)
+    train(run, Nothing(), 2, **HOW)
     assert torch.equal(run.model.embed_tokens.weight, before) and losses(run) == [0.0, 0.0]
 
 
@@ -242,9 +243,9 @@ def test_a_step_that_is_not_finite_is_left_out(runtime: Runtime, tokenizer: Toke
             return StepData([b._replace(weights=torch.full(b.targets.shape, weight)) for b in data.batches], {})
 
     run = begin(runtime, tokenizer)
-    run.run(OneBadStep(), 3, **HOW)
+    train(run, OneBadStep(), 3, **HOW)
     assert all(torch.isfinite(parameter).all() for parameter in run.model.parameters())
-    assert run.optimizer.steps == 2
+    assert run.optimizer.param_groups[0]["step"] == 2
 
 
 def test_too_many_bad_steps_end_the_run(runtime: Runtime, tokenizer: Tokenizer) -> None:
@@ -254,7 +255,7 @@ def test_too_many_bad_steps_end_the_run(runtime: Runtime, tokenizer: Tokenizer) 
             return StepData([b._replace(weights=torch.full(b.targets.shape, math.inf)) for b in data.batches], {})
 
     with pytest.raises(UserError, match="finite"):
-        begin(runtime, tokenizer).run(Bad(), 50, **HOW)
+        train(begin(runtime, tokenizer), Bad(), 50, **HOW)
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:
@@ -285,11 +286,11 @@ def test_whether_a_run_is_compiled(tokenizer: Tokenizer, runtime: Runtime, monke
     run = begin(runtime, tokenizer)
     width = run.model.config.n_layer * run.model.config.n_embd
     steps = round(COMPILE_THRESHOLD / width / 1000)  # of 1,000 tokens
-    assert not run.wants_compiling(steps - 1, 1000) and run.wants_compiling(steps + 1, 1000)
-    assert not run.wants_compiling(10 * steps, None)  # many shapes
+    assert not run.should_compile(steps - 1, 1000) and run.should_compile(steps + 1, 1000)
+    assert not run.should_compile(10 * steps, None)  # many shapes
     run.runtime = replace(runtime, world=World(0, 4))
-    assert not run.wants_compiling(4 * steps - 4, 1000) and run.wants_compiling(4 * steps + 4, 1000)
+    assert not run.should_compile(4 * steps - 4, 1000) and run.should_compile(4 * steps + 4, 1000)
     run.options = replace(run.options, compile=True)
-    assert run.wants_compiling(1, 1000)
+    assert run.should_compile(1, 1000)
     run.options = replace(run.options, compile=False)
-    assert not run.wants_compiling(10 * steps, 1000) and not run.wants_compiling(1, None)
+    assert not run.should_compile(10 * steps, 1000) and not run.should_compile(1, None)

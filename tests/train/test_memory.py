@@ -18,10 +18,10 @@ from nanochat.model.cpu_kernels import saved_attention_weights
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import free_memory, is_out_of_memory
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import batch_size, memory
+from nanochat.train import memory
+from nanochat.train.checkpoint import host_copy
 from nanochat.train.memory import ACTIVATIONS_PER_LAYER
 from nanochat.train.optim import MuonAdamW, OptimizerOptions
-from nanochat.train.saving import host_copy
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENVIRONMENT = {
@@ -115,7 +115,7 @@ import json, torch
 from nanochat.train import memory
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.train.optim import MuonAdamW, OptimizerOptions
-from nanochat.train.saving import host_copy
+from nanochat.train.checkpoint import host_copy
 
 def resident(peak):  # getrusage would count what the parent held
     status = dict(line.split(":", 1) for line in open("/proc/self/status"))
@@ -128,9 +128,9 @@ tokens = torch.randint(8192, (16, 256))
 for _ in range(2):  # the optimizer's zeros take memory once they are no longer all zero
     for _ in range(2):
         model.loss(tokens, tokens).backward()
-    optimizer.step(1.0)
-    saved = host_copy(model.state_dict()), host_copy(optimizer.state_dict())  # held while the next step goes on
-needs = memory.needs(model, optimizer, 16, shared=True)
+    optimizer.step()
+    saved = host_copy(model.state_dict()), host_copy(optimizer.full_state())  # held while the next step goes on
+needs = memory.estimate_memory(model, optimizer, 16, shared=True)
 print(json.dumps({"estimate": needs.total, "measured": resident(peak=True) - before}))
 """
 
@@ -142,34 +142,34 @@ def test_the_estimate_is_near_the_peak() -> None:
 
 def test_only_the_main_process_copies_what_it_saves_and_only_where_memory_is_shared() -> None:
     model, optimizer = small_model()
-    copy = host_copy(model.state_dict()) | host_copy(optimizer.state)
-    shared = memory.needs(model, optimizer, 1, shared=True)
-    assert shared.checkpoint == sum(tensor.nbytes for tensor in copy.values())
-    assert "for a checkpoint" in shared.describe()
-    apart = memory.needs(model, optimizer, 1, shared=False)
+    copy = [*host_copy(model.state_dict()).values(), *optimizer.state_tensors]
+    shared = memory.estimate_memory(model, optimizer, 1, shared=True)
+    assert shared.checkpoint == sum(tensor.nbytes for tensor in copy)
+    assert "checkpoint" in shared.describe()
+    apart = memory.estimate_memory(model, optimizer, 1, shared=False)
     assert apart.total == shared.total - shared.checkpoint and "checkpoint" not in apart.describe()
     first, second = (MuonAdamW(model, OptimizerOptions(), World(rank, 2)) for rank in range(2))
-    assert memory.needs(model, first, 1, shared=True).checkpoint == shared.checkpoint
-    assert memory.needs(model, second, 1, shared=True).checkpoint == 0
+    assert memory.estimate_memory(model, first, 1, shared=True).checkpoint == shared.checkpoint
+    assert memory.estimate_memory(model, second, 1, shared=True).checkpoint == 0
 
 
 def test_it_says_what_does_not_fit_and_what_does() -> None:
     model, optimizer = small_model()
-    needs = memory.needs(model, optimizer, 64, shared=True)
-    assert "warning" not in batch_size.explain(model, optimizer, 64, room=needs.total)
-    half = memory.needs(model, optimizer, 32, shared=True).total
-    text = batch_size.explain(model, optimizer, 64, room=half)
+    needs = memory.estimate_memory(model, optimizer, 64, shared=True)
+    assert "warning" not in memory.explain(model, optimizer, 64, available=needs.total)
+    half = memory.estimate_memory(model, optimizer, 32, shared=True).total
+    text = memory.explain(model, optimizer, 64, available=half)
     assert "--device-batch-size 32" in text
-    assert "only a smaller --depth does" in batch_size.explain(model, optimizer, 64, room=2**20)
+    assert "smaller --depth" in memory.explain(model, optimizer, 64, available=2**20)
 
 
 @pytest.mark.parametrize("most", [1, 5, 64])
 def test_the_largest_that_fits_is_a_power_of_two_within_bounds(most: int) -> None:
     model, optimizer = small_model()
-    exactly = memory.needs(model, optimizer, 16, shared=True).total
-    assert batch_size.fitting(model, optimizer, exactly, most) == min(16, 1 << (most.bit_length() - 1))
-    assert batch_size.fitting(model, optimizer, exactly - 1, most) == min(8, 1 << (most.bit_length() - 1))
-    assert batch_size.fitting(model, optimizer, 1000, most) == 0
+    exactly = memory.estimate_memory(model, optimizer, 16, shared=True).total
+    assert memory.fitting_rows(model, optimizer, exactly, most) == min(16, 1 << (most.bit_length() - 1))
+    assert memory.fitting_rows(model, optimizer, exactly - 1, most) == min(8, 1 << (most.bit_length() - 1))
+    assert memory.fitting_rows(model, optimizer, 1000, most) == 0
 
 
 @pytest.mark.parametrize(
@@ -203,6 +203,7 @@ from nanochat.data.batches import RowBatches
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
 from nanochat.telemetry.run_log import read_steps
+from nanochat.train.loop import train
 from tests.training import FewRows, HOW, OPTIONS, batches, begin
 
 class Limited:
@@ -221,9 +222,9 @@ class Limited:
 torch.set_num_threads(1)
 with Runtime.start("cpu") as runtime:
     run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), replace(OPTIONS, model_tag=f"run{len(sys.argv)}"))
-    run.run(Limited(), 4, **HOW)
+    train(run, Limited(), 4, **HOW)
     losses = [row["loss"] for row in read_steps(run.folder / "metrics.jsonl")]
-    print(json.dumps({"losses": losses, "most_rows": run.most_rows}))
+    print(json.dumps({"losses": losses, "max_rows": run.max_rows}))
 """
 
 
@@ -231,5 +232,5 @@ def test_a_step_that_runs_out_of_memory_is_taken_again_with_fewer_rows(base_dir:
     tokenizer.save(paths.tokenizer_dir())
     free, limited = run(LIMITED), run(LIMITED, "limited")
     assert re.search("512.*256", limited["said"])
-    assert limited["most_rows"] <= 256 and "ran out" not in free["said"]
+    assert limited["max_rows"] <= 256 and "out of memory" not in free["said"]
     assert limited["losses"] == pytest.approx(free["losses"], abs=1e-4)

@@ -1,6 +1,5 @@
 """A run that was stopped and goes on is the run that was never stopped, bit for bit, at every stage."""
 
-import dataclasses
 import multiprocessing
 import os
 import signal
@@ -18,11 +17,9 @@ import torch
 from nanochat import paths
 from nanochat.conversations import Conversation, conversation
 from nanochat.data import demo_data
-from nanochat.data.batches import BatchSource, RowBatches
-from nanochat.data.packing import PackedRows, StreamRows
+from nanochat.data.batches import BatchSource, PackedRows, RowBatches, StreamRows
 from nanochat.data.token_files import TokenFile, write_conversations, write_documents
 from nanochat.dist import World
-from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling_params import SamplingParams
@@ -33,8 +30,9 @@ from nanochat.tokenizer import Tokenizer
 from nanochat.train import checkpoint, resume
 from nanochat.train.checkpoint import Checkpoint
 from nanochat.train.grpo import RolloutBatches
-from nanochat.train.loop import Training
-from nanochat.train.options import PretrainOptions, TrainOptions, check_same_course
+from nanochat.train.loop import train
+from nanochat.train.options import TrainOptions
+from nanochat.train.run import TrainingRun
 from tests.training import HOW, EvenLength, FewRows, Stopping, batches, begin
 from tests.training import OPTIONS as SHORT
 
@@ -60,21 +58,22 @@ class Stages:
         write_conversations(folder, "chat", tokenizer, chats(), SEQUENCE_LEN, "chat")
         self.text = TokenFile.open(folder, "text", tokenizer)
         self.chat = TokenFile.open(folder, "chat", tokenizer)
+        self.tokenizer = tokenizer
         self.bos_id = tokenizer.bos_id
 
-    def base(self, run: Training) -> BatchSource:
+    def base(self, run: TrainingRun) -> BatchSource:
         return self._rows(StreamRows(self.text, SEQUENCE_LEN, self.bos_id))
 
-    def mid(self, run: Training) -> BatchSource:
+    def mid(self, run: TrainingRun) -> BatchSource:
         return self._rows(PackedRows(self.chat, SEQUENCE_LEN, self.bos_id, learn_all=True))
 
-    def sft(self, run: Training) -> BatchSource:
+    def sft(self, run: TrainingRun) -> BatchSource:
         rows = PackedRows(self.chat, SEQUENCE_LEN, self.bos_id, learn_all=False, documents_per_row=1)
         return self._rows(rows, trim=True)
 
-    def rl(self, run: Training) -> BatchSource:
+    def rl(self, run: TrainingRun) -> BatchSource:
         return RolloutBatches(
-            ChatModel("rl", run.tag, run.step, Engine(run.model, run.tokenizer)),
+            ChatModel("rl", run.tag, run.step, Engine(run.model, self.tokenizer)),
             EvenLength(),
             run.runtime,
             problems_per_step=3,
@@ -87,7 +86,7 @@ class Stages:
         return RowBatches(rows, rows_per_step=6, device_batch_size=4, world=World(), seed=1, trim=trim)
 
 
-def logged(run: Training) -> list[dict[str, Any]]:
+def logged(run: TrainingRun) -> list[dict[str, Any]]:
     """Return the logged steps without the figures that depend on clock and machine."""
     measured = ("tokens_per_second", "flops_per_second", "mfu", "seconds", "memory_available_bytes", "page_cache_bytes")
     return [
@@ -102,25 +101,27 @@ def test_every_stage_resumes_bit_for_bit(base_dir: Path, tokenizer: Tokenizer, s
     config = GPTConfig.from_depth(2, tokenizer.vocab_size, SEQUENCE_LEN)
     with Runtime.start("cpu") as runtime:
 
-        def started(source: str, tag: str, parent: Checkpoint | None) -> Training:
+        def started(source: str, tag: str, parent: Checkpoint | None) -> TrainingRun:
             options = replace(OPTIONS, model_tag=tag)
-            return resume.begin(source, options, runtime, tokenizer, config=None if parent else config, parent=parent)
+            return resume.start_or_resume(
+                source, options, runtime, tokenizer, config=None if parent else config, parent=parent
+            )
 
         parent = None
         if source != "base":
             before = started("base", "parent", None)
-            before.run(stages.base(before), 2, **HOW)
+            train(before, stages.base(before), 2, **HOW)
             parent = checkpoint.find("base")
         straight = started(source, "straight", parent)
-        straight.run(getattr(stages, source)(straight), STEPS, **HOW)
+        train(straight, getattr(stages, source)(straight), STEPS, **HOW)
         for stop in (1, 2, 4):
             stopped = started(source, "stopped", parent)
             assert stopped.step == {1: 0, 2: 2, 4: 3}[stop]
             with pytest.raises(KeyboardInterrupt):
-                stopped.run(Stopping(getattr(stages, source)(stopped), stop), STEPS, **HOW)
+                train(stopped, Stopping(getattr(stages, source)(stopped), stop), STEPS, **HOW)
         resumed = started(source, "stopped", parent)
         assert resumed.step == 5
-        resumed.run(getattr(stages, source)(resumed), STEPS, **HOW)
+        train(resumed, getattr(stages, source)(resumed), STEPS, **HOW)
     assert logged(resumed) == logged(straight)
     assert any(row["loss"] for row in logged(straight))
     for a, b in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
@@ -135,7 +136,7 @@ def train_in_a_process(base: str, tag: str) -> None:
     torch.set_num_threads(1)
     with Runtime.start("cpu") as runtime:
         run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), replace(SHORT, model_tag=tag, save_every=1))
-        run.run(batches(FewRows()), 20, **HOW)
+        train(run, batches(FewRows()), 20, **HOW)
 
 
 def test_a_run_killed_while_it_starts_trains_and_saves_loses_nothing(base_dir: Path, tokenizer: Tokenizer) -> None:
@@ -180,6 +181,7 @@ import torch
 from nanochat import paths
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
+from nanochat.train.loop import train
 from tests.training import FewRows, HOW, OPTIONS, Stopping, batches, begin
 
 torch.set_num_threads(1)
@@ -188,7 +190,7 @@ with Runtime.start("cpu") as runtime:
     run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), replace(OPTIONS, model_tag=tag, device_batch_size=3))
     source = batches(FewRows(64), run.options, runtime.world)
     try:
-        run.run(Stopping(source, stop) if runtime.world.is_main else source, 12, **HOW)
+        train(run, Stopping(source, stop) if runtime.world.is_main else source, 12, **HOW)
     except KeyboardInterrupt:
         pass
 """
@@ -214,11 +216,3 @@ def test_another_number_of_processes_goes_on_where_the_first_stopped(base_dir: P
     assert [row["step"] for row in other] == list(range(1, 13))
     assert [row["loss"] for row in other] == pytest.approx([row["loss"] for row in one], abs=1e-3)
     assert [row["tokens"] for row in other] == [row["tokens"] for row in one]
-
-
-def test_a_run_begun_before_there_were_short_rows_goes_on_without_them() -> None:
-    saved = dataclasses.asdict(PretrainOptions())
-    del saved["short_rows_ratio"]
-    check_same_course(PretrainOptions(short_rows_ratio=0.0), saved)
-    with pytest.raises(UserError, match=r"--short-rows-ratio.*(0\.0.*0\.6|0\.6.*0\.0)"):
-        check_same_course(PretrainOptions(), saved)

@@ -16,7 +16,8 @@ from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.telemetry.run_log import read_steps
 from nanochat.tokenizer import Tokenizer
-from nanochat.train.sharding import share_out
+from nanochat.train.loop import train
+from nanochat.train.sharding import partition
 from tests.conftest import random_model
 from tests.training import HOW, OPTIONS, FewRows, batches, begin
 
@@ -32,6 +33,7 @@ from nanochat import paths
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
+from nanochat.train.loop import train
 from tests.training import FewRows, HOW, OPTIONS, batches, begin
 
 sent = Counter()
@@ -50,11 +52,11 @@ with Runtime.start("cpu") as runtime:
     run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), replace(OPTIONS, model_tag=tag, device_batch_size=3))
     begun = run.step
     dist.reduce, dist.broadcast = counted(dist.reduce), counted(dist.broadcast)
-    run.run(batches(FewRows(64), OPTIONS, runtime.world), steps, **HOW)
+    train(run, batches(FewRows(64), OPTIONS, runtime.world), steps, **HOW)
     weights = b"".join(parameter.detach().numpy().tobytes() for parameter in run.model.parameters())
     found = {
         "weights": hashlib.sha256(weights).hexdigest(),
-        "state": sum(tensor.nbytes for tensor in run.optimizer.state.values()),
+        "state": sum(tensor.nbytes for tensor in run.optimizer.state_tensors),
         "reduced": sent["reduce"] // (steps - begun),
         "overlapped": sent["during backward"] // (steps - begun),
         "broadcast": sent["broadcast"],
@@ -64,7 +66,7 @@ with Runtime.start("cpu") as runtime:
 """
 
 
-def train(processes: int, base_dir: Path, tag: str, steps: int) -> list[dict[str, Any]]:
+def train_in(processes: int, base_dir: Path, tag: str, steps: int) -> list[dict[str, Any]]:
     """Train the model `tag` up to step `steps` in several processes; what each of them found."""
     (base_dir / "process.py").write_text(PROCESS)
     subprocess.run(
@@ -79,7 +81,7 @@ def train(processes: int, base_dir: Path, tag: str, steps: int) -> list[dict[str
 def train_alone(runtime: Runtime, tokenizer: Tokenizer, tag: str, steps: int) -> list[float]:
     """The same in this process; the losses of all steps so far."""
     run = begin(runtime, tokenizer, replace(OPTIONS, model_tag=tag))
-    run.run(batches(FewRows(64)), steps, **HOW)
+    train(run, batches(FewRows(64)), steps, **HOW)
     return losses(tag)
 
 
@@ -97,7 +99,7 @@ def test_two_processes_give_the_losses_of_one_with_half_the_state_each_and_send_
     runtime: Runtime, base_dir: Path, tokenizer: Tokenizer
 ) -> None:
     alone = train_alone(runtime, tokenizer, "one", 20)
-    first, second = train(2, base_dir, "two", 20)
+    first, second = train_in(2, base_dir, "two", 20)
     assert losses("two") == pytest.approx(alone, abs=1e-3)
     assert first["weights"] == second["weights"]
     whole = sum(tensor.nbytes for tensor in begin(runtime, tokenizer, OPTIONS).optimizer.state.values())
@@ -109,8 +111,8 @@ def test_two_processes_give_the_losses_of_one_with_half_the_state_each_and_send_
 
 def test_a_run_goes_on_in_another_number_of_processes(runtime: Runtime, base_dir: Path, tokenizer: Tokenizer) -> None:
     alone = train_alone(runtime, tokenizer, "one", 20)
-    train(1, base_dir, "mixed", 5)
-    found = train(4, base_dir, "mixed", 12)
+    train_in(1, base_dir, "mixed", 5)
+    found = train_in(4, base_dir, "mixed", 12)
     assert len({process["weights"] for process in found}) == 1
     assert train_alone(runtime, tokenizer, "mixed", 20) == pytest.approx(alone, abs=1e-3)
 
@@ -119,7 +121,7 @@ def test_a_run_goes_on_in_another_number_of_processes(runtime: Runtime, base_dir
 def test_every_row_has_one_owner(world_size: int) -> None:
     model = random_model(depth=3)
     owners = {name: torch.zeros(parameter.size(0)) for name, parameter in model.named_parameters()}
-    for shard in share_out(model, world_size):
+    for shard in partition(model, world_size):
         assert 0 <= shard.owner < world_size
         owners[shard.name][shard.rows] += 1
     assert all((count == 1).all() for count in owners.values())
@@ -130,6 +132,6 @@ def test_the_shares_are_about_equal(depth: int, world_size: int, most: float) ->
     with torch.device("meta"):
         model = GPT(GPTConfig.from_depth(depth, 512, 64))
     load = [0] * world_size
-    for shard in share_out(model, world_size):
+    for shard in partition(model, world_size):
         load[shard.owner] += shard.weight.numel()
     assert max(load) <= most * sum(load) / world_size

@@ -12,22 +12,22 @@ from pathlib import Path
 import pytest
 
 import scripts
-from nanochat.train.signals import Interruption
+from nanochat.train.signals import SignalHandler
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Stands for a stage: takes a step of the seconds given, again and again, and saves when it was asked to stop.
 STAGE = """
 import os, sys, time
-from nanochat.train.signals import Interruption
+from nanochat.train.signals import SignalHandler
 
 def say(line):
     os.write(1, f"{line}\\n".encode())  # at once, or the lines of two processes could mix
 
-with Interruption() as interruption:
+with SignalHandler() as interruption:
     say("ready")
     while not interruption.stop:
         time.sleep(0.01)
-        if interruption.requests()[1]:
+        if interruption.take_save():
             say("saving")
     say("stopping")
     time.sleep(float(sys.argv[1]))
@@ -39,7 +39,7 @@ sys.exit(130)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_a_request(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with Interruption() as interruption:
+    with SignalHandler() as interruption:
         os.kill(os.getpid(), number)
         assert interruption.stop
     assert signal.getsignal(number) is before
@@ -47,25 +47,25 @@ def test_a_signal_is_a_request(number: signal.Signals) -> None:
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_one_after_ctrl_c_interrupts_at_once(second: signal.Signals) -> None:
-    with Interruption(), pytest.raises(KeyboardInterrupt):
+    with SignalHandler(), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), second)
 
 
 def test_a_supervisor_may_say_it_twice() -> None:
-    with Interruption() as interruption:
+    with SignalHandler() as interruption:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.stop
 
 
 def test_sigusr1_asks_once_for_a_save_and_sighup_for_nothing() -> None:
-    with Interruption() as interruption:
+    with SignalHandler() as interruption:
         os.kill(os.getpid(), signal.SIGHUP)
-        assert interruption.requests() == (False, False)
+        assert not interruption.stop and not interruption.take_save()
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert interruption.requests() == (False, True)
-        assert interruption.requests() == (False, False)
+        assert not interruption.stop and interruption.take_save()
+        assert not interruption.stop and not interruption.take_save()
 
 
 def test_sigusr1_ends_no_run_that_is_starting(monkeypatch: pytest.MonkeyPatch) -> None:
