@@ -124,7 +124,11 @@ class Evil:
         return os.system, ("touch evil",)
 
 
-@pytest.mark.parametrize("content", [Evil(), {"a": [Evil()]}, sys.modules, 7, "cl100k_base"], ids=str)
+@pytest.mark.parametrize(
+    "content",
+    [Evil(), {"a": [Evil()]}, sys.modules, 7, "cl100k_base"],
+    ids=["command", "nested command", "modules", "number", "name"],
+)
 def test_a_pickle_that_is_no_tokenizer_is_refused_and_runs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: object
 ) -> None:
