@@ -1,4 +1,4 @@
-"""Pretraining: the next token of plain text.
+"""Pretraining: predict the next token of plain text.
 
 ./pretrain.sh --depth 20
 NPROC=8 ./pretrain.sh --depth 32 --device-batch-size 16
@@ -34,27 +34,31 @@ def main(options: PretrainOptions) -> None:
         agreement.check(agreement.TEXT)
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
         config = GPTConfig.from_depth(options.depth, tokenizer.vocab_size, options.max_seq_len)
-        folder = paths.tokens_dir(options.dataset)
-        rows = StreamRows(TokenShards.open(folder, "train", tokenizer), config.sequence_len, tokenizer.bos_id)
-        held_out = StreamRows(TokenShards.open(folder, "val", tokenizer), config.sequence_len, tokenizer.bos_id)
+        text, held_out = (
+            StreamRows(
+                TokenShards.open(paths.tokens_dir(options.dataset), split, tokenizer),
+                config.sequence_len,
+                tokenizer.bos_id,
+            )
+            for split in ("train", "val")
+        )
         options = scale_options(options, config, runtime)
-        data = f"{options.dataset}, {rows.num_tokens:,} tokens"
+        data = f"{options.dataset}, {text.num_tokens:,} tokens"
         run = resume.start_or_resume("base", options, runtime, tokenizer, config=config, data=data)
         assert options.total_batch_size and options.num_iterations
-        in_a_step = rows_per_step(options.total_batch_size, config.sequence_len, runtime.world)
-        device_batch_size = choose_device_batch_size(run, max_rows=in_a_step // runtime.world.size)
+        rows = rows_per_step(options.total_batch_size, config.sequence_len, runtime.world)
+        device_batch_size = choose_device_batch_size(run, max_rows=rows // runtime.world.size)
         batches = text_batches(
-            rows, options.short_rows_ratio, options.num_iterations,
-            rows_per_step=in_a_step, device_batch_size=device_batch_size, world=runtime.world, seed=options.seed,
+            text, options.short_rows_ratio, options.num_iterations,
+            rows_per_step=rows, device_batch_size=device_batch_size, world=runtime.world, seed=options.seed,
         )  # fmt: skip
-        short_rows = f", the first {batches.steps:,} in short rows" if batches.steps else ""
 
-        def evaluate(leave_if_asked: Callable[[], None]) -> dict[str, float]:
-            bpb = bits_per_byte(
-                run.model, tokenizer, held_out, device_batch_size, options.eval_tokens, runtime, leave_if_asked
-            )
+        def evaluate(check_stop: Callable[[], None]) -> dict[str, float]:
+            tokens = options.eval_tokens
+            bpb = bits_per_byte(run.model, tokenizer, held_out, device_batch_size, tokens, runtime, check_stop)
             return {"bpb": bpb}
 
+        short_rows = f", the first {batches.steps:,} in short rows" if batches.steps else ""
         train(
             run,
             batches,
@@ -65,8 +69,7 @@ def main(options: PretrainOptions) -> None:
             samples=lambda: continuations(run.model, tokenizer),
             evaluation=Evaluation(options.eval_every, evaluate),
         )
-        if runtime.world.is_main:
-            rebuild_report(run.tag)
+        rebuild_report(run)
 
 
 if __name__ == "__main__":

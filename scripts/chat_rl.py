@@ -1,9 +1,10 @@
-"""Reinforcement learning on problems with checkable answers.
+"""Reinforcement learning on problems with verifiable answers.
 
 ./rl.sh
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from nanochat import cli, paths
 from nanochat.errors import UserError
@@ -19,33 +20,33 @@ from nanochat.train import agreement, resume
 from nanochat.train.grpo import RolloutBatches
 from nanochat.train.loop import train
 from nanochat.train.memory import choose_device_batch_size
-from nanochat.train.options import TrainOptions, check_not_compiled, check_range, inherit
+from nanochat.train.options import FRACTION, FREE, Range, TrainOptions, check_not_compiled, inherit
 from nanochat.train.run import rebuild_report
+
+MAX_CONCURRENT_REPLIES = 128
 
 
 @dataclass
 class RLOptions(TrainOptions):
-    """Let the newest SFT model solve problems, and make what worked likelier."""
+    """Let the newest SFT model solve problems and reinforce the replies that were right."""
 
     mixture: mixtures.Choice = "real"
-    """real: GSM8K; demo: sums and little stories"""
-    num_iterations: int | None = 200
-    init_lr_frac: float = 0.05
-    warmdown_ratio: float = 1.0
-    examples_per_step: int = 16
-    """problems in one optimizer step, over all processes"""
-    num_samples: int = 16
-    """replies to each problem"""
-    max_new_tokens: int = 256
-    """tokens after which a reply is cut"""
+    """real: GSM8K; demo: arithmetic and word problems"""
+    num_iterations: Annotated[int | None, Range(1), FREE] = 200
+    init_lr_frac: Annotated[float, Range(0)] = 0.05
+    warmdown_ratio: Annotated[float, FRACTION] = 1.0
+    examples_per_step: Annotated[int, Range(1)] = 16
+    """problems per optimizer step, over all processes"""
+    num_samples: Annotated[int, Range(2)] = 16
+    """replies per problem"""
+    max_new_tokens: Annotated[int, Range(1)] = 256
+    """maximum tokens of a reply"""
     temperature: float = 1.0
     top_k: int = 50
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_not_compiled(self)
-        check_range("num_samples", self.num_samples, 2)  # a reply is compared with at least one other
-        check_range("max_new_tokens", self.max_new_tokens, 1)
 
 
 DEMO = RLOptions(
@@ -59,21 +60,22 @@ def main(options: RLOptions) -> None:
         agreement.check(agreement.CONVERSATIONS)
         if options.examples_per_step < runtime.world.size:
             raise UserError(
-                f"--examples-per-step {options.examples_per_step} leaves processes idle: "
-                f"the nearest that does not is {runtime.world.size}"
+                f"--examples-per-step must be at least {runtime.world.size}, the number of processes, got "
+                f"{options.examples_per_step}"
             )
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
         parent = resume.parent_of("rl", options.model_tag, runtime, fresh=options.fresh)
         options = inherit(options, parent.meta["options"])
         run = resume.start_or_resume("rl", options, runtime, tokenizer, parent=parent)
         assert options.num_iterations
-        own = -(-options.examples_per_step // runtime.world.size) * options.num_samples
         task = mixtures.rl(options.mixture)
-        device_batch_size = choose_device_batch_size(run, max_rows=own)
-        # Writing keeps far less of a token than learning does; --device-batch-size has to help all the same.
-        at_once = min(own, 128, 16 * device_batch_size)
+        replies = -(-options.examples_per_step // runtime.world.size) * options.num_samples
+        device_batch_size = choose_device_batch_size(run, max_rows=replies)
+        # Generation needs far less memory per token than training; --device-batch-size limits it all the same.
+        concurrent = min(replies, MAX_CONCURRENT_REPLIES, 16 * device_batch_size)
+        engine = Engine(run.model, tokenizer, calculator, max_batch_size=concurrent)
         batches = RolloutBatches(
-            ChatModel("rl", run.tag, run.step, Engine(run.model, tokenizer, calculator, max_batch_size=at_once)),
+            ChatModel("rl", run.tag, run.step, engine),
             task,
             runtime,
             problems_per_step=options.examples_per_step,
@@ -86,12 +88,11 @@ def main(options: RLOptions) -> None:
             batches,
             options.num_iterations,
             learns=f"{task.name}: {len(task):,} problems",
-            step_size=f"{options.examples_per_step} problems, {options.num_samples} replies to each",
+            step_size=f"{options.examples_per_step} problems with {options.num_samples} replies each",
             fixed_tokens=None,
             samples=lambda: answers(run.model, tokenizer, calculator),
         )
-        if runtime.world.is_main:
-            rebuild_report(run.tag)
+        rebuild_report(run)
 
 
 if __name__ == "__main__":

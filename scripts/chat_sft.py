@@ -1,9 +1,10 @@
-"""Supervised fine-tuning: one conversation a row, and only what the assistant says is learned.
+"""Supervised fine-tuning: one conversation per row, with a loss on what the assistant writes.
 
 ./sft.sh
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from nanochat import cli, paths
 from nanochat.data.batches import RowBatches
@@ -16,7 +17,7 @@ from nanochat.tokenizer import Tokenizer
 from nanochat.train import agreement, resume
 from nanochat.train.loop import train
 from nanochat.train.memory import choose_device_batch_size
-from nanochat.train.options import TrainOptions, check_not_compiled, check_range, inherit
+from nanochat.train.options import FRACTION, FREE, Range, TrainOptions, check_not_compiled, inherit
 from nanochat.train.run import rebuild_report
 
 
@@ -25,19 +26,17 @@ class SFTOptions(TrainOptions):
     """Train the newest midtrained model on fewer and better conversations."""
 
     mixture: mixtures.Choice = "real"
-    """real: ARC, GSM8K, SmolTalk and more, as prepare.sh fetched them; demo: what comes with the installation"""
-    warmdown_ratio: float = 1.0
-    init_lr_frac: float = 0.02
-    num_epochs: float = 1.0
-    """times through the mixture, unless --num-iterations is given"""
-    target_examples_per_step: int = 32
-    """conversations in one optimizer step"""
+    """real: ARC, GSM8K, SmolTalk and more, downloaded by prepare.sh; demo: data that comes with the installation"""
+    warmdown_ratio: Annotated[float, FRACTION] = 1.0
+    init_lr_frac: Annotated[float, Range(0)] = 0.02
+    num_epochs: Annotated[float, Range(0.01), FREE] = 1.0
+    """epochs over the mixture, unless --num-iterations is given"""
+    target_examples_per_step: Annotated[int, Range(1)] = 32
+    """conversations per optimizer step"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_not_compiled(self)
-        check_range("num_epochs", self.num_epochs, 0.01)
-        check_range("target_examples_per_step", self.target_examples_per_step, 1)
 
 
 DEMO = SFTOptions(mixture="demo", model_tag="d4", init_lr_frac=0.4, target_examples_per_step=64, save_every=0)
@@ -53,30 +52,26 @@ def main(options: SFTOptions) -> None:
         mixture = mixtures.sft(options.mixture)
         run = resume.start_or_resume("sft", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint)
         sequence_len = run.model.config.sequence_len
-        rows = conversation_rows(mixture, tokenizer, sequence_len, runtime, learn_all=False, one_per_row=True)
-        device_batch_size = choose_device_batch_size(
-            run, max_rows=-(-options.target_examples_per_step // runtime.world.size)
-        )
+        conversations = conversation_rows(mixture, tokenizer, sequence_len, runtime, learn_all=False, one_per_row=True)
+        rows = options.target_examples_per_step
         batches = RowBatches(
-            rows,
-            rows_per_step=options.target_examples_per_step,
-            device_batch_size=device_batch_size,
+            conversations,
+            rows_per_step=rows,
+            device_batch_size=choose_device_batch_size(run, max_rows=-(-rows // runtime.world.size)),
             world=runtime.world,
             seed=options.seed,
             trim=True,
         )
-        steps = max(1, round(options.num_epochs * len(rows) / options.target_examples_per_step))
         train(
             run,
             batches,
-            options.num_iterations or steps,
+            options.num_iterations or max(1, round(options.num_epochs * len(conversations) / rows)),
             learns=str(mixture),
-            step_size=f"{options.target_examples_per_step} conversations",
+            step_size=f"{rows} conversations",
             fixed_tokens=None,
             samples=lambda: answers(run.model, tokenizer, calculator),
         )
-        if runtime.world.is_main:
-            rebuild_report(run.tag)
+        rebuild_report(run)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ THROUGHPUT = Metric("tokens_per_second", "Throughput", "tokens per second")
 MFU = Metric("mfu", "Model FLOPs utilization", "share of peak", percent=True)
 REWARD = Metric("reward", "Reward", "share of correct replies", ("rl",), percent=True)
 LENGTH = Metric("reply_tokens", "Reply length", "tokens", ("rl",))
-TAUGHT = Metric("taught_share", "Replies with a gradient", "share of replies", ("rl",), percent=True)
+TAUGHT = Metric("useful_share", "Replies with a gradient", "share of replies", ("rl",), percent=True)
 
 CURVES: dict[str, tuple[Metric, ...]] = {
     "loss": (LOSS,),

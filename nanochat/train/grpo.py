@@ -1,9 +1,9 @@
-"""Reinforcement learning's batches: the model's own replies, weighted by how good they were.
+"""Batches for reinforcement learning: the model's own replies, weighted by their advantage.
 
-Group Relative Policy Optimization (https://arxiv.org/abs/2402.03300) with what is not needed left out: on-policy,
-so no ratio and no clipping; no reference model; the advantage is the reward minus its group's mean, not divided by
-the deviation (Dr. GRPO, https://arxiv.org/abs/2503.20783); the loss is a mean over the step's tokens
-(DAPO, https://arxiv.org/abs/2503.14476).
+Group Relative Policy Optimization (https://arxiv.org/abs/2402.03300), simplified: on-policy, without ratio and
+clipping; no reference model; the advantage is the reward minus the mean of its group, not divided by the deviation
+(Dr. GRPO, https://arxiv.org/abs/2503.20783); the loss is a mean over the step's tokens (DAPO,
+https://arxiv.org/abs/2503.14476).
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from nanochat.tasks.task import GradedTask
 
 
 class RolloutBatches:
-    """Several replies to each of a step's problems; those of a group that are all as good teach nothing."""
+    """Samples a group of replies per problem; groups in which all rewards are equal are dropped."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class RolloutBatches:
         device_batch_size: int,
         sampling: SamplingParams,
     ) -> None:
-        """`sampling.seed` is the run's: each reply's own seed follows from it, the step, problem and sample."""
+        """Each reply's seed is derived from `sampling.seed`, the step, the problem and the sample."""
         self.chat = chat
         self.task = task
         self.runtime = runtime
@@ -45,51 +45,41 @@ class RolloutBatches:
         self.sampling = sampling
 
     def step_data(self, step: int) -> StepData:
-        """Sample with the model as it is, grade, and keep the groups that have something to teach."""
+        """Sample replies with the current weights, grade them, and batch those with a nonzero advantage."""
+        group, world = self.samples_per_problem, self.runtime.world
         first = step * self.problems_per_step
-        world = self.runtime.world
-        mine = range(first + world.rank, first + self.problems_per_step, world.size)
-        problems = [self.task[i % len(self.task)] for i in mine]
-        prompts = [self.chat.prompt(self.task.prompt(problem)) for problem in problems]
+        own = range(first + world.rank, first + self.problems_per_step, world.size)
+        problems = [self.task[i % len(self.task)] for i in own]
+        prompts = [self.chat.prompt(self.task.prompt(problem)) for problem in problems for _ in range(group)]
+        base_seed = self.sampling.seed << 40
         samplings = [
-            dataclasses.replace(self.sampling, seed=(self.sampling.seed << 40) + i * self.samples_per_problem + sample)
-            for i in mine
-            for sample in range(self.samples_per_problem)
+            dataclasses.replace(self.sampling, seed=base_seed + i * group + n) for i in own for n in range(group)
         ]
         engine = self.chat.engine
         engine.reset()  # the weights have changed since the last step
-        completions = engine.generate(
-            [prompt for prompt in prompts for _ in range(self.samples_per_problem)], samplings
-        )
-        engine.reset()  # the memory is wanted for training
-        rewards = np.array(
-            [
-                self.task.grade(
-                    problems[i // self.samples_per_problem], reply_parts(self.chat.tokenizer, completion.tokens)
-                )
-                for i, completion in enumerate(completions)
-            ]
-        ).reshape(len(problems), self.samples_per_problem)
+        completions = engine.generate(prompts, samplings)
+        engine.reset()  # training needs the memory
+        replies = [reply_parts(self.chat.tokenizer, completion.tokens) for completion in completions]
+        grades = [self.task.grade(problems[i // group], reply) for i, reply in enumerate(replies)]
+        rewards = np.array(grades).reshape(len(problems), group)
         advantages = (rewards - rewards.mean(axis=1, keepdims=True)).ravel()
-        teaching = np.flatnonzero(np.repeat(np.ptp(rewards, axis=1) > 0, self.samples_per_problem))
-        # Rows of similar length share a micro-batch, so little of it is padding.
-        rows = [(prompts[i // self.samples_per_problem], completions[i], advantages[i]) for i in teaching]
-        rows.sort(key=lambda row: len(row[0]) + len(row[1].tokens))
+        useful = np.flatnonzero(np.repeat(np.ptp(rewards, axis=1) > 0, group))
+        rows = [(prompts[i], completions[i], advantages[i]) for i in useful]
+        rows.sort(key=lambda row: len(row[0]) + len(row[1].tokens))  # similar lengths share a batch: less padding
         lengths = [len(prompt) + len(completion.tokens) - 1 for prompt, completion, _ in rows]
-        cuts = group_by_tokens(lengths, self.device_batch_size * self.chat.context)
-        batches = [self._batch(rows[cut]) for cut in cuts]
-        reward, length, taught, count = self.runtime.world.sum(
-            rewards.sum(), sum(len(c.tokens) for c in completions), len(teaching), len(completions)
+        groups = group_by_tokens(lengths, self.device_batch_size * self.chat.context)
+        reward, reply_tokens, num_useful, count = world.sum(
+            rewards.sum(), sum(len(completion.tokens) for completion in completions), len(useful), len(completions)
         )
-        return StepData(
-            batches, {"reward": reward / count, "reply_tokens": length / count, "taught_share": taught / count}
-        )
+        metrics = {
+            "reward": reward / count,
+            "reply_tokens": reply_tokens / count,
+            "useful_share": num_useful / count,
+        }
+        return StepData([self._batch(rows[part]) for part in groups], metrics)
 
     def _batch(self, rows: list[tuple[list[int], Completion, float]]) -> Batch:
-        """Prompts with their completions, padded; the targets are the tokens that the model drew itself.
-
-        The end-of-turn token is one of them; a tool's output is not.
-        """
+        """Prompts with their replies, padded. Targets are the sampled tokens, end of turn included, tool output not."""
         length = max(len(prompt) + len(completion.tokens) for prompt, completion, _ in rows) - 1
         length = min(padded_length(length), self.chat.context)
         tokens = torch.full((len(rows), length), self.chat.tokenizer.bos_id)
@@ -97,8 +87,8 @@ class RolloutBatches:
         weights = torch.zeros(len(rows), length)
         for row, (prompt, completion, advantage) in enumerate(rows):
             ids = torch.tensor(prompt + completion.tokens)
-            drawn = torch.tensor([False] * len(prompt) + completion.sampled)
+            sampled = torch.tensor([False] * len(prompt) + completion.sampled)
             tokens[row, : len(ids) - 1] = ids[:-1]
-            targets[row, : len(ids) - 1] = ids[1:].masked_fill(~drawn[1:], IGNORE)
+            targets[row, : len(ids) - 1] = ids[1:].masked_fill(~sampled[1:], IGNORE)
             weights[row] = advantage
         return Batch(tokens, targets, weights)

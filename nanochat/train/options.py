@@ -30,7 +30,7 @@ FRACTION = Range(0, 1)
 class TrainOptions:
     """Options of a training stage. None if inherited from the previous stage or derived from depth."""
 
-    more_help: ClassVar[str] = """Besides the options below, the shell script of a stage takes:
+    more_help: ClassVar[str] = """The shell script of a stage also takes:
   NPROC=8 in front  number of processes on this machine, one per GPU
   --hosts a,b       train on these machines together, this one first
   --print           with --hosts: start nothing, print what to type on each"""

@@ -177,7 +177,7 @@ class TrainingRun:
         }
 
     def progress(self) -> dict[str, Any]:
-        """What a checkpoint stores of the run beyond `facts`."""
+        """The part of meta.json that changes during a run."""
         return {
             "saved_at": self.saved_at,
             "seconds": self.seconds,
@@ -363,7 +363,8 @@ def is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def rebuild_report(tag: str) -> None:
-    """Rebuild the report of model `tag` in a process of its own: it imports matplotlib and every task."""
-    command = [sys.executable, "-m", "scripts.report", "--model-tag", tag, "--quiet"]
-    subprocess.run(command, check=False)
+def rebuild_report(run: TrainingRun) -> None:
+    """Rebuild the report in another process, since it imports matplotlib and every task."""
+    if run.world.is_main:
+        command = [sys.executable, "-m", "scripts.report", "--model-tag", run.tag, "--quiet"]
+        subprocess.run(command, check=False)

@@ -1,4 +1,4 @@
-"""What follows from the depth of a model and the length of its training: batch, steps, learning-rate schedule."""
+"""Scaling rules: batch size, number of steps and learning-rate schedule from depth and training length."""
 
 import math
 from dataclasses import replace

@@ -41,7 +41,7 @@ def test_advantages_are_rewards_minus_their_group_s_mean(tokenizer: Tokenizer) -
 
 def test_groups_of_equal_rewards_are_left_out(tokenizer: Tokenizer) -> None:
     data = source(tokenizer, EvenLength((1.0, 1.0))).step_data(0)
-    assert data.batches == [] and data.metrics["reward"] == 1 and data.metrics["taught_share"] == 0
+    assert data.batches == [] and data.metrics["reward"] == 1 and data.metrics["useful_share"] == 0
 
 
 def test_a_step_can_be_repeated_and_steps_differ(tokenizer: Tokenizer) -> None:
