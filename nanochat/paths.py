@@ -6,6 +6,9 @@ from pathlib import Path
 from nanochat.errors import UserError
 from nanochat.stages import STAGES
 
+MANIFEST_FILE = "manifest.json"
+"""Names, sizes and checksums of the files in a download folder (nanochat.data.download)."""
+
 
 def base_dir() -> Path:
     """$NANOCHAT_BASE_DIR, by default ~/.cache/nanochat. Raises UserError if it cannot be created or written to."""

@@ -11,7 +11,7 @@ import random
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -25,9 +25,9 @@ from nanochat.atomic import atomic_write
 from nanochat.data.progress import Advance, progress_bar
 from nanochat.errors import UserError
 from nanochat.locks import folder_lock
+from nanochat.paths import MANIFEST_FILE
 from nanochat.units import format_bytes
 
-MANIFEST_FILE = "manifest.json"
 PARALLEL_FILES = 8
 MAX_DAMAGED_DOWNLOADS = 3
 DISK_RESERVE_BYTES = 1 << 30
@@ -36,14 +36,13 @@ MAX_FAILURES = 6
 FIRST_PAUSE_SECONDS = 1.0
 MAX_PAUSE_SECONDS = 60.0
 TEMPORARY_STATUS = (408, 425, 429, 500, 502, 503, 504)
+NEVER = threading.Event()
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file as the hub describes it."""
-
     name: str
     """path in the repository, and in the download folder"""
     size: int
@@ -62,7 +61,6 @@ class Manifest:
     revision: str | None = None
     """commit of the repository"""
     files: dict[str, HubFile] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def load(cls, folder: Path, repository: str) -> "Manifest":
@@ -85,17 +83,12 @@ class Manifest:
 
     def add(self, file: HubFile) -> None:
         """Record a file whose sha256 has just been verified."""
-        with self._lock:
-            self.files[file.name] = replace(file, checked=(self.folder / file.name).stat().st_ctime_ns)
-            self.save()
+        self.files[file.name] = replace(file, checked=(self.folder / file.name).stat().st_ctime_ns)
+        self.save()
 
     def save(self) -> None:
-        """Write manifest.json."""
-        files = {
-            name: {"size": file.size, "sha256": file.sha256, "checked": file.checked}
-            for name, file in sorted(self.files.items())
-        }
-        content = {"repository": self.repository, "revision": self.revision, "files": files}
+        files = {f.name: {"size": f.size, "sha256": f.sha256, "checked": f.checked} for f in self.files.values()}
+        content = {"repository": self.repository, "revision": self.revision, "files": dict(sorted(files.items()))}
         with atomic_write(self.folder / MANIFEST_FILE) as out:
             out.write(json.dumps(content, indent=2) + "\n")
 
@@ -136,19 +129,20 @@ def fetch(
 
 
 def _verify(manifest: Manifest, files: Sequence[HubFile], again: bool = False) -> None:
-    files = [file for file in files if again or not manifest.is_verified(file.name)]
-    files = [file for file in files if (manifest.folder / file.name).is_file()]
+    """Hash files that exist and are not verified yet, or all if `again`, and remove damaged ones."""
 
-    def verify(file: HubFile, advance: Advance, stop: threading.Event) -> None:
+    def verify(file: HubFile, advance: Advance, stop: threading.Event) -> bool:
         path = manifest.folder / file.name
-        if _sha256(path) == file.sha256:
-            manifest.add(file)
-        else:
+        intact = _sha256(path) == file.sha256
+        if not intact:
             path.unlink()
             print(f"{path} is damaged and will be downloaded again", flush=True)
         advance(file.size)
+        return intact
 
-    _in_threads(f"verifying {manifest.repository}", files, verify)
+    present = [file for file in files if (manifest.folder / file.name).is_file()]
+    files = [file for file in present if again or not manifest.is_verified(file.name)]
+    _in_threads(manifest, f"verifying {manifest.repository}", files, verify)
 
 
 def _download_missing(manifest: Manifest, names: Sequence[str], disk_factor: float) -> None:
@@ -166,15 +160,17 @@ def _download_missing(manifest: Manifest, names: Sequence[str], disk_factor: flo
     # Files that were copied here without a manifest.
     _verify(manifest, [listing[name] for name in names if _size(folder / name) == listing[name].size])
     files = [listing[name] for name in names if not manifest.is_verified(name)]
+    if not files:
+        return
     num_bytes = sum(max(0, file.size - _size(_partial(folder, file))) for file in files)
     needed, free = round(num_bytes * disk_factor) + DISK_RESERVE_BYTES, shutil.disk_usage(folder).free
-    if files and needed > free:
+    if needed > free:
         raise UserError(
             f"{folder} needs {format_bytes(needed)} of free disk space and has {format_bytes(free)}: free some, lower "
             "--num-shards, or set NANOCHAT_BASE_DIR to a folder on a larger disk"
         )
 
-    def download(file: HubFile, advance: Advance, stop: threading.Event) -> None:
+    def download(file: HubFile, advance: Advance, stop: threading.Event) -> bool:
         """Download until the sha256 is right, then rename the partial file."""
         partial = _partial(folder, file)
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -186,8 +182,7 @@ def _download_missing(manifest: Manifest, names: Sequence[str], disk_factor: flo
             resume_download(url, file.size, partial, advance, stop)
             if _sha256(partial) == file.sha256:
                 partial.replace(folder / file.name)
-                manifest.add(file)
-                return
+                return True
             advance(-_size(partial))
             partial.unlink()
         raise UserError(
@@ -195,10 +190,8 @@ def _download_missing(manifest: Manifest, names: Sequence[str], disk_factor: flo
             "another network"
         )
 
-    if files:
-        count = f"{len(files)} file{'s' * (len(files) > 1)}"
-        print(f"downloading {repository}: {count}, {format_bytes(num_bytes)}", flush=True)
-    _in_threads(repository, files, download)
+    print(f"downloading {repository}: {format_bytes(num_bytes)}, files: {len(files)}", flush=True)
+    _in_threads(manifest, repository, files, download)
 
 
 def _list_files(manifest: Manifest) -> dict[str, HubFile]:
@@ -213,18 +206,25 @@ def _list_files(manifest: Manifest) -> dict[str, HubFile]:
 
 
 def _in_threads(
-    title: str, files: Sequence[HubFile], work: Callable[[HubFile, Advance, threading.Event], None]
+    manifest: Manifest,
+    title: str,
+    files: Sequence[HubFile],
+    work: Callable[[HubFile, Advance, threading.Event], bool],
 ) -> None:
-    """Process several files at a time with one progress bar. The first failure and Ctrl-C stop all of them."""
+    """Call `work` on several files at a time and record those for which it returns True.
+
+    The first failure and Ctrl-C stop all of them.
+    """
     if not files:
         return
     stop = threading.Event()
     total = sum(file.size for file in files)
     with progress_bar(title, total, in_bytes=True) as advance, ThreadPoolExecutor(PARALLEL_FILES) as pool:
-        futures = [pool.submit(work, file, advance, stop) for file in files]
+        futures = {pool.submit(work, file, advance, stop): file for file in files}
         try:
-            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                future.result()
+            for future in as_completed(futures):
+                if future.result():
+                    manifest.add(futures[future])
         except BaseException:
             stop.set()
             pool.shutdown(cancel_futures=True)
@@ -236,7 +236,7 @@ def resume_download(
     size: int,
     path: Path,
     advance: Advance,
-    stop: threading.Event | None = None,
+    stop: threading.Event = NEVER,
     headers: Mapping[str, str] | None = None,
 ) -> None:
     """Download what `path` lacks of a file of `size` bytes; temporary failures are retried from where they occurred.
@@ -259,7 +259,7 @@ def resume_download(
             with open(path, "r+b" if done else "wb") as out:
                 out.seek(done)
                 for chunk in response.iter_bytes():  # no chunk size: a cut connection would lose up to one chunk
-                    if stop and stop.is_set():
+                    if stop.is_set():
                         raise CancelledError
                     out.write(chunk)
                     done += len(chunk)
@@ -273,7 +273,7 @@ def resume_download(
 
 
 def retry(
-    request: Callable[[], Result], *, progress: Callable[[], int] = lambda: 0, stop: threading.Event | None = None
+    request: Callable[[], Result], *, progress: Callable[[], int] = lambda: 0, stop: threading.Event = NEVER
 ) -> Result:
     """Call `request` again after temporary failures, with doubling pauses, or longer ones if the server asks for them.
 
@@ -297,7 +297,7 @@ def retry(
             pause = FIRST_PAUSE_SECONDS * 2 ** (failures - 1) * random.uniform(0.8, 1.2)
             retry_after = response.headers.get("Retry-After", "") if response else ""
             pause = max(pause, float(retry_after) if retry_after.isdecimal() else 0.0)
-            if (stop or threading.Event()).wait(min(pause, MAX_PAUSE_SECONDS)):
+            if stop.wait(min(pause, MAX_PAUSE_SECONDS)):
                 raise CancelledError from error
 
 

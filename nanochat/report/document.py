@@ -7,8 +7,8 @@ from dataclasses import replace
 from statistics import mean, median
 
 from nanochat import paths
-from nanochat.data.download import MANIFEST_FILE
 from nanochat.eval.results import TaskScore, centered_mean, centered_mean_error
+from nanochat.paths import MANIFEST_FILE
 from nanochat.report.history import Stage
 from nanochat.spark.plan import Tariff
 from nanochat.stages import STAGES

@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 
 from nanochat import paths
-from nanochat.data.download import MANIFEST_FILE
 from nanochat.errors import UserError
+from nanochat.paths import MANIFEST_FILE
 
 NAME = "NANOCHAT_HOST"
 """Environment variable with this machine's name in --hosts."""

@@ -13,8 +13,9 @@ import pytest
 from huggingface_hub import constants
 
 from nanochat.data import download
-from nanochat.data.download import MANIFEST_FILE, fetch
+from nanochat.data.download import fetch
 from nanochat.errors import UserError
+from nanochat.paths import MANIFEST_FILE
 from tests.conftest import StartHub
 
 REPOSITORY = "someone/text"
