@@ -20,8 +20,8 @@ from nanochat import cli
 from nanochat.data import demo_data
 from nanochat.hub.convert_model import hf_name, hf_shape
 from nanochat.inference.engine import Engine
-from nanochat.inference.request import Request
 from nanochat.inference.sampling_params import SamplingParams
+from nanochat.inference.scheduler import Request
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime, measure_matmul_flops, software
 from nanochat.tokenizer import Tokenizer

@@ -1,15 +1,15 @@
 """Chatting with a trained model: load a checkpoint and stream replies."""
 
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from nanochat import paths
 from nanochat.conversations import Message
-from nanochat.inference.detokenizer import Delta, Detokenizer
+from nanochat.inference.detokenizer import Delta
 from nanochat.inference.engine import Engine
-from nanochat.inference.request import Completion, Request
 from nanochat.inference.sampling_params import SamplingParams
+from nanochat.inference.scheduler import Completion
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
 from nanochat.tokenizer import Tokenizer
@@ -52,21 +52,13 @@ class ChatModel:
         """
         request = self.engine.submit(self.prompt(messages), sampling)
         try:
-            yield from self._deltas(request, stop)
+            while not request.completion.finish_reason and not (stop and stop.is_set()):
+                self.engine.step()
+                yield from request.new_deltas(end=False)
+            yield from request.new_deltas(end=True)
             return request.completion
         finally:
             self.engine.cancel(request)
-
-    def _deltas(self, request: Request, stop: threading.Event | None) -> Iterator[Delta]:
-        detokenizer = Detokenizer(self.tokenizer, request.sampling.stop)
-        seen = 0
-        while not request.completion.finish_reason and not (stop and stop.is_set()):
-            self.engine.step()
-            new_tokens = request.completion.tokens[seen:]
-            seen += len(new_tokens)
-            yield from filter(None, map(detokenizer.feed, new_tokens))
-        if rest := detokenizer.flush():
-            yield rest
 
 
 def prompt_tokens(tokenizer: Tokenizer, source: str, messages: Sequence[Message]) -> list[int]:

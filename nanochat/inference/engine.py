@@ -2,7 +2,7 @@
 
 import concurrent.futures
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from nanochat.errors import UserError
-from nanochat.inference.detokenizer import Detokenizer, TokenLogprob
-from nanochat.inference.kv_cache import KVCache, num_slots
-from nanochat.inference.model_runner import ModelRunner, Span, on_device
-from nanochat.inference.request import Completion, Request
+from nanochat.inference.detokenizer import TokenLogprob
+from nanochat.inference.model_runner import ModelRunner, Span, num_slots, on_device
 from nanochat.inference.sampler import Sampler, SamplerOutput
 from nanochat.inference.sampling_params import SamplingParams
-from nanochat.inference.scheduler import Chunk, Scheduler
+from nanochat.inference.scheduler import Chunk, Completion, Request, Scheduler
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 
@@ -70,8 +68,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.tool = tool
         self.slots = num_slots(model, max_batch_size, kv_cache_gb)
-        prefill_tokens = PREFILL_TOKENS.get(model.device.type, PREFILL_TOKENS["cpu"])
-        self.scheduler = Scheduler(self.slots, prefill_tokens, self._copy_slot)
+        self.scheduler = Scheduler(self.slots, PREFILL_TOKENS[model.device.type], self._copy_slot)
         self.is_async = model.device.type == "cuda"  # read tokens one step later, so that the GPU never waits
         self._end_ids = {tokenizer.bos_id, tokenizer.special("<|assistant_end|>")}
         self._python_start = tokenizer.special("<|python_start|>")
@@ -121,7 +118,7 @@ class Engine:
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             slots=self.slots,
-            kv_bytes=self._runner.cache.nbytes if self._runner else 0,
+            kv_bytes=2 * self._runner.keys.nbytes if self._runner else 0,
             prompt_tokens=scheduler.prompt_tokens,
             prefilled_tokens=scheduler.prompt_tokens - scheduler.prefix_tokens,
             generated_tokens=self._generated_tokens,
@@ -134,14 +131,15 @@ class Engine:
         Call it after changing the model's weights, or to free memory. Only while not `busy`.
         """
         self._runner = self._unread = None
-        self.scheduler.reset()
+        for slot in self.scheduler.slots:
+            slot.tokens = []
 
     @torch.inference_mode()
     def step(self) -> None:
         """Admit waiting requests, then advance each running one by one token or by one chunk of its prompt."""
         self._append_tool_outputs()
         if self._runner is None:
-            self._runner = ModelRunner(self.model, KVCache(self.model, self.slots), self.tokenizer.vocab_size)
+            self._runner = ModelRunner(self.model, self.slots, self.tokenizer.vocab_size)
         chunks = self.scheduler.schedule()
         previous, self._unread = self._unread, self._launch(self._runner, chunks) if chunks else None
         if previous:
@@ -156,13 +154,12 @@ class Engine:
         max_length = self.model.config.sequence_len
         if not 0 < len(prompt) < max_length:
             raise UserError(f"the prompt has {len(prompt)} tokens, the model's context is {max_length}: shorten it")
-        detokenizer = Detokenizer(self.tokenizer, sampling.stop) if sampling.stop else None
-        return Request(prompt, sampling, max_length, detokenizer)
+        return Request(prompt, sampling, max_length, self.tokenizer)
 
     def _copy_slot(self, source: int, target: int, length: int) -> None:
         if length:
             assert self._runner is not None
-            self._runner.cache.copy(source, target, length)
+            self._runner.copy_slot(source, target, length)
 
     def _launch(self, runner: ModelRunner, chunks: list[Chunk]) -> SamplerOutput | None:
         """Run the model on the chunks and sample a token for each request with no uncomputed tokens left."""
@@ -191,21 +188,19 @@ class Engine:
     def _input_tokens(self, chunks: list[Chunk]) -> Tensor:
         """Concatenate the chunks' tokens, (N,). Tokens that the host has not read yet are filled in on the device."""
         tokens: list[int] = []
-        in_flight_rows: list[int] = []
-        in_flight: list[Request] = []
+        in_flight: dict[int, Request] = {}  # by row
         for chunk in chunks:
             tokens += chunk.request.tokens[chunk.start : chunk.start + chunk.count]
             if chunk.start + chunk.count > len(chunk.request.tokens):
-                in_flight_rows.append(len(tokens))
-                in_flight.append(chunk.request)
+                in_flight[len(tokens)] = chunk.request
                 tokens.append(0)
         inputs = on_device(tokens, self.model.device)
         if in_flight:
-            rows = on_device(in_flight_rows, inputs.device)
-            inputs.index_copy_(0, rows, self._last_tokens[self._slot_ids(in_flight)])
+            rows = on_device(list(in_flight), inputs.device)
+            inputs.index_copy_(0, rows, self._last_tokens[self._slot_ids(in_flight.values())])
         return inputs
 
-    def _slot_ids(self, requests: list[Request]) -> Tensor:
+    def _slot_ids(self, requests: Iterable[Request]) -> Tensor:
         return on_device([request.slot for request in requests if request.slot is not None], self.model.device)
 
     def _sampler_for(self, requests: list[Request], has_prefill: bool) -> Sampler:
@@ -241,9 +236,7 @@ class Engine:
         self._generated_tokens += 1
         if request.sampling.logprobs is not None:
             completion.logprobs.append(logprob)
-        if request.detokenizer:
-            request.detokenizer.feed(token)
-        if token in self._end_ids or (request.detokenizer and request.detokenizer.stopped):
+        if token in self._end_ids or request.found_stop_string():
             completion.finish_reason = "stop"
         elif len(request.tokens) >= request.max_length:
             completion.finish_reason = "length"
@@ -261,7 +254,6 @@ class Engine:
         return [request.tool_call for request in self.scheduler.running.values() if request.tool_call]
 
     def _append_tool_outputs(self) -> None:
-        """Append the output of finished tool calls to their requests."""
         for request in list(self.scheduler.running.values()):
             if request.tool_call is None or not request.tool_call.done():
                 continue

@@ -1,22 +1,26 @@
-"""The model's forward pass for the engine, with a KV cache and ragged batches.
+"""The model's forward pass for the engine, with its KV cache and ragged batches.
 
 Same arithmetic as nanochat.model.gpt with fewer operations: on a CPU each operation costs about 5 us to call, and one
 token at depth 4 takes about a hundred. The tokens of all sequences, prefill and decode, go through the matrices in one
 batch without padding; only attention runs per sequence.
 """
 
+import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat.inference.kv_cache import KVCache
+from nanochat.errors import UserError
 from nanochat.model.cpu_kernels import blocked_attention, use_blocked_attention
 from nanochat.model.gpt import GPT, rms_norm, squared_relu
+from nanochat.runtime import free_memory
 
+FREE_MEMORY_FRACTION = 0.25
 TRANSPOSED_ROWS = range(16, 128)
 """Batch sizes for which MKL computes W x^T faster than x W^T: 70 us against 108 us for 16 rows and 1,024 outputs."""
 
@@ -29,10 +33,6 @@ class Span:
     first_slot: int
     starts: tuple[int, ...]  # tokens already in each slot
     count: int  # new tokens per slot
-
-    @property
-    def rows(self) -> int:
-        return len(self.starts) * self.count
 
 
 class Matrix:
@@ -81,11 +81,14 @@ class Layer:
 
 
 class ModelRunner:
-    """Runs a snapshot of the model's weights: create a new runner after changing them."""
+    """Runs a snapshot of the model's weights: create a new runner after changing them.
 
-    def __init__(self, model: GPT, cache: KVCache, vocab_size: int) -> None:
+    keys, values: the KV cache, (n_layer, slots, n_kv_head, length, head_dim), in the compute dtype. A slot holds one
+    sequence of at most the model's context length. On a CPU, memory is allocated as slots fill.
+    """
+
+    def __init__(self, model: GPT, slots: int, vocab_size: int) -> None:
         """vocab_size: tokens of the tokenizer; the head's remaining rows are padding."""
-        self.cache = cache
         self.config = config = model.config
         self.device, dtype = model.device, model.compute_dtype
         self.n_rotated = config.n_head + config.n_kv_head
@@ -95,21 +98,27 @@ class ModelRunner:
         # Rotary embedding in three operations: x cos + (x with its halves swapped) sin.
         self.cos = torch.cat((model.cos, model.cos), dim=1).to(dtype).unsqueeze(1)
         self.sin = torch.cat((model.sin, -model.sin), dim=1).to(dtype).unsqueeze(1)
+        shape = (config.n_layer, slots, config.n_kv_head, config.sequence_len, config.head_dim)
+        self.keys, self.values = (_zeros(shape, dtype, self.device) for _ in range(2))
         # (slots x n_kv_head x length, head_dim) per layer
-        self.flat_keys = cache.keys.view(config.n_layer, -1, config.head_dim).unbind(0)
-        self.flat_values = cache.values.view(config.n_layer, -1, config.head_dim).unbind(0)
-        kv_heads = torch.arange(config.n_kv_head, device=self.device)
-        self.head_offset = kv_heads * self.cache.length
+        self.flat_keys = self.keys.view(config.n_layer, -1, config.head_dim).unbind(0)
+        self.flat_values = self.values.view(config.n_layer, -1, config.head_dim).unbind(0)
+        self.head_offset = torch.arange(config.n_kv_head, device=self.device) * config.sequence_len
+
+    def copy_slot(self, source: int, target: int, length: int) -> None:
+        """Copy keys and values of the first `length` tokens of one slot to another."""
+        for cached in (self.keys, self.values):
+            cached[:, target, :, :length] = cached[:, source, :, :length]
 
     def hidden(self, tokens: Tensor, spans: Sequence[Span]) -> Tensor:
         """Return the final hidden states, (N, C), and append keys and values to the spans' slots.
 
         tokens: (N,), the spans' tokens concatenated.
         """
-        config, cache = self.config, self.cache
+        config = self.config
         positions, slots = self._positions_and_slots(spans)
-        cache_rows = (slots * (config.n_kv_head * cache.length) + positions).unsqueeze(1) + self.head_offset
-        cache_rows = cache_rows.flatten()
+        first_rows = slots * (config.n_kv_head * config.sequence_len) + positions
+        cache_rows = (first_rows.unsqueeze(1) + self.head_offset).flatten()
         cos, sin = self.cos[positions], self.sin[positions]
         visible = [(span, *self._visible(span)) for span in spans]
         head_dim, half = config.head_dim, config.head_dim // 2
@@ -157,12 +166,12 @@ class ModelRunner:
         """Return a span's keys and values per layer, each (sequences, n_kv_head, length, head_dim), and its mask."""
         slots = slice(span.first_slot, span.first_slot + len(span.starts))
         length = max(span.starts) + span.count
-        keys, values = (cached[:, slots, :, :length].unbind(0) for cached in (self.cache.keys, self.cache.values))
+        keys, values = (cached[:, slots, :, :length].unbind(0) for cached in (self.keys, self.values))
         return keys, values, self._mask(span)
 
     def _attend(self, query: Tensor, span: Span, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Return attention of a span's tokens, (rows, n_head * head_dim). query: (N, n_head, head_dim)."""
-        query = query[span.first_row : span.first_row + span.rows]
+        query = query[span.first_row : span.first_row + len(span.starts) * span.count]
         query = query.unsqueeze(2) if span.count == 1 else query.transpose(0, 1).unsqueeze(0)
         if use_blocked_attention(span.count, self.device, self.embedding.dtype, training=False):
             attended = blocked_attention(query, keys, values)
@@ -186,3 +195,26 @@ def on_device(values: Sequence[float], device: torch.device) -> Tensor:
 
 def _transposed(x: Tensor) -> bool:
     return x.size(0) in TRANSPOSED_ROWS and x.device.type == "cpu"
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Zeros because attention multiplies masked values by 0, and 0 x NaN is NaN. numpy's zeros are allocated on write.
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+
+
+def num_slots(model: GPT, wanted: int, budget_gb: float | None) -> int:
+    """Return how many slots fit in `budget_gb` (default: a quarter of the free memory), at most `wanted`.
+
+    Raises UserError if the budget does not hold one sequence.
+    """
+    config = model.config
+    elements = 2 * config.n_layer * config.n_kv_head * config.head_dim * config.sequence_len
+    slot_bytes = elements * model.compute_dtype.itemsize
+    if budget_gb is None:
+        return min(wanted, max(1, int(FREE_MEMORY_FRACTION * free_memory(model.device) / slot_bytes)))
+    slots = min(wanted, int(budget_gb * 1e9 / slot_bytes))
+    if slots < 1:
+        raise UserError(f"--kv-cache-gb must be at least {slot_bytes / 1e9:.3g} (one sequence), got {budget_gb}")
+    return slots

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from nanochat.inference.detokenizer import TokenLogprob
 from nanochat.inference.model_runner import on_device
-from nanochat.inference.request import Request
 from nanochat.inference.sampling_params import GREEDY_BELOW, SamplingParams
+from nanochat.inference.scheduler import Request
 from nanochat.model.gpt import soft_cap
 
 Method = Literal["greedy", "top", "all"]

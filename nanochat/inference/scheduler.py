@@ -1,4 +1,4 @@
-"""Continuous batching: which requests run, and what is computed in each step.
+"""Continuous batching: requests, which of them run, and what is computed in each step.
 
 Requests wait in a first-come, first-served queue for a slot of the KV cache. In each step, every running request whose
 only uncomputed token is its newest decodes one token. Longer stretches of uncomputed tokens, such as prompts, are
@@ -10,13 +10,90 @@ in use, so that several samples of one prompt prefill it once.
 
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Literal
 
-from nanochat.inference.request import Request
+from nanochat.inference.detokenizer import Delta, Detokenizer, TokenLogprob
+from nanochat.inference.sampling_params import SamplingParams, uniform
+from nanochat.tokenizer import Tokenizer
 
 MIN_PREFIX = 8
 """Shorter shared prefixes (all chats share two tokens) are not worth copying or waiting for."""
+UNIFORM_BLOCK = 64
+"""Random numbers computed at once: one numpy call per token would take longer than the numbers."""
+
+
+@dataclass
+class Completion:
+    """Tokens generated after a prompt."""
+
+    tokens: list[int] = field(default_factory=list)  # includes the closing <|assistant_end|> or <|bos|> and stop string
+    sampled: list[bool] = field(default_factory=list)  # False for a tool's output
+    finish_reason: Literal["stop", "length"] | None = None  # None while running
+    logprobs: list[TokenLogprob | None] = field(default_factory=list)  # per token if requested, None for tool output
+
+
+class Request:
+    """A prompt, the tokens generated so far, and the state of both in the KV cache."""
+
+    def __init__(self, prompt: Sequence[int], sampling: SamplingParams, context: int, tokenizer: Tokenizer) -> None:
+        """context: maximum length of prompt and completion together."""
+        self.sampling = sampling
+        self.completion = Completion()
+        self.prompt_length = len(prompt)
+        self.max_length = min(len(prompt) + sampling.max_tokens, context)
+        self.tokens = list(prompt)  # prompt and completion
+        self.num_computed = 0  # tokens whose keys and values are in the cache, or are queued on the device
+        self.num_in_flight = 0  # 1 if a token has been sampled on the device that the host has not read yet
+        self.slot: int | None = None  # slot in the KV cache while running
+        self.tool_code: list[int] | None = None  # tokens since <|python_start|>
+        self.tool_call: Future[str] | None = None  # while set, nothing is sampled: the tool's output comes next
+        self._detokenizer = Detokenizer(tokenizer, sampling.stop)
+        self._num_detokenized = 0
+        self._deltas: list[Delta] = []  # not returned yet
+        self._uniforms: list[float] = []
+
+    @property
+    def is_ready(self) -> bool:
+        """False while a tool runs, and when the last token allowed is in flight."""
+        return self.tool_call is None and len(self.tokens) + self.num_in_flight < self.max_length
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Tokens that the model has not read yet; the next token is sampled once this is 0."""
+        return len(self.tokens) + self.num_in_flight - self.num_computed
+
+    def next_uniform(self) -> float:
+        """Return the random number in [0, 1) for the next token, a function of the seed and the token's index."""
+        index = len(self.tokens) + self.num_in_flight - self.prompt_length
+        if index % UNIFORM_BLOCK == 0 or not self._uniforms:
+            start = index - index % UNIFORM_BLOCK
+            seeds = [self.sampling.seed] * UNIFORM_BLOCK
+            self._uniforms = uniform(seeds, range(start, start + UNIFORM_BLOCK)).tolist()
+        return self._uniforms[index % UNIFORM_BLOCK]
+
+    def found_stop_string(self) -> bool:
+        if not self.sampling.stop:
+            return False
+        self._detokenize()
+        return self._detokenizer.stopped
+
+    def new_deltas(self, *, end: bool) -> list[Delta]:
+        """Return the text generated since the last call; with `end` also the text that the detokenizer holds back."""
+        self._detokenize()
+        if end and (rest := self._detokenizer.flush()):
+            self._deltas.append(rest)
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def _detokenize(self) -> None:
+        tokens, logprobs = self.completion.tokens, self.completion.logprobs
+        for index in range(self._num_detokenized, len(tokens)):
+            if delta := self._detokenizer.feed(tokens[index], logprobs[index] if logprobs else None):
+                self._deltas.append(delta)
+        self._num_detokenized = len(tokens)
 
 
 @dataclass(frozen=True)
@@ -78,11 +155,6 @@ class Scheduler:
         slot.tokens, slot.last_used = request.tokens[: request.num_computed], next(self._uses)
         del self.running[slot.index]
         request.slot = None
-
-    def reset(self) -> None:
-        """Invalidate the tokens in all slots."""
-        for slot in self.slots:
-            slot.tokens = []
 
     def _admit(self) -> None:
         """Assign free slots to waiting requests."""

@@ -4,7 +4,6 @@ A process and not a thread, because decoding with a small model is mostly Python
 and the model would wait for each other's GIL.
 """
 
-import itertools
 import logging
 import os
 import queue
@@ -12,7 +11,6 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Literal, NamedTuple
 
@@ -20,10 +18,10 @@ import torch
 
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
-from nanochat.inference.detokenizer import Delta, Detokenizer
+from nanochat.inference.detokenizer import Delta
 from nanochat.inference.engine import EngineStats
-from nanochat.inference.request import Request
 from nanochat.inference.sampling_params import SamplingParams
+from nanochat.inference.scheduler import Request
 from nanochat.runtime import release_memory
 from nanochat.serve.model_registry import ModelCard
 
@@ -81,29 +79,6 @@ EngineRequest = LoadModel | AddRequest | AbortRequest
 EngineEvent = EngineReady | ModelLoaded | StepOutputs
 
 
-@dataclass
-class _RequestState:
-    """A request in the engine and how much of its completion has been sent."""
-
-    id: int
-    request: Request
-    detokenizer: Detokenizer
-    num_sent: int = 0
-
-    def output(self) -> RequestOutput | None:
-        """Return the output since the last call, None if there is none."""
-        completion = self.request.completion
-        new_tokens = completion.tokens[self.num_sent :]
-        logprobs = completion.logprobs[self.num_sent :] or itertools.repeat(None)
-        self.num_sent += len(new_tokens)
-        deltas = [self.detokenizer.feed(token, logprob) for token, logprob in zip(new_tokens, logprobs, strict=False)]
-        if completion.finish_reason:
-            deltas.append(self.detokenizer.flush())
-        elif not any(deltas):
-            return None
-        return RequestOutput(self.id, list(filter(None, deltas)), self.num_sent, completion.finish_reason)
-
-
 class EngineLoop:
     """Handles requests from the pipe and steps the engine while there is work."""
 
@@ -112,7 +87,7 @@ class EngineLoop:
         self.load = load
         self.chat: ChatModel | None = None
         self.load_error = ""
-        self.active: dict[int, _RequestState] = {}
+        self.active: dict[int, Request] = {}
         self._received: queue.SimpleQueue[EngineRequest | None] = queue.SimpleQueue()
         self._pending: deque[LoadModel | AddRequest] = deque()
 
@@ -189,9 +164,7 @@ class EngineLoop:
         error = self.load_error
         if self.chat is not None:
             try:
-                engine_request = self.chat.engine.submit(request.prompt, request.sampling)
-                detokenizer = Detokenizer(self.chat.tokenizer, request.sampling.stop)
-                self.active[request.id] = _RequestState(request.id, engine_request, detokenizer)
+                self.active[request.id] = self.chat.engine.submit(request.prompt, request.sampling)
                 return
             except UserError as refusal:
                 error = str(refusal)
@@ -199,9 +172,9 @@ class EngineLoop:
 
     def _abort(self, id: int) -> None:
         self._pending = deque(other for other in self._pending if isinstance(other, LoadModel) or other.id != id)
-        state = self.active.pop(id, None)
-        if state and self.chat:
-            self.chat.engine.cancel(state.request)
+        request = self.active.pop(id, None)
+        if request and self.chat:
+            self.chat.engine.cancel(request)
             self._send_outputs([])
 
     def _step(self) -> None:
@@ -213,26 +186,31 @@ class EngineLoop:
             raise
         except Exception:
             log.exception("generation failed")
-            for state in self.active.values():
-                engine.cancel(state.request)
+            for request in self.active.values():
+                engine.cancel(request)
             self._send_outputs([RequestOutput(id, error=GENERATION_FAILED) for id in self.active])
             self.active.clear()
             return
-        outputs = [output for state in self.active.values() if (output := self._output(state))]
+        outputs = [output for id, request in self.active.items() if (output := self._output(id, request))]
         for output in outputs:
             if output.finish_reason or output.error:
                 del self.active[output.id]
         if outputs:
             self._send_outputs(outputs)
 
-    def _output(self, state: _RequestState) -> RequestOutput | None:
+    def _output(self, id: int, request: Request) -> RequestOutput | None:
+        """Return the output since the last call, None if there is none."""
+        completion = request.completion
         try:
-            return state.output()
+            deltas = request.new_deltas(end=bool(completion.finish_reason))
         except Exception:  # fail this request only
             log.exception("detokenization failed")
             assert self.chat is not None
-            self.chat.engine.cancel(state.request)
-            return RequestOutput(state.id, error=GENERATION_FAILED)
+            self.chat.engine.cancel(request)
+            return RequestOutput(id, error=GENERATION_FAILED)
+        if not deltas and not completion.finish_reason:
+            return None
+        return RequestOutput(id, deltas, len(completion.tokens), completion.finish_reason)
 
     def _send_outputs(self, outputs: list[RequestOutput]) -> None:
         self.connection.send(StepOutputs(outputs, self.chat.engine.stats() if self.chat else None))

@@ -25,8 +25,8 @@ from nanochat.conversations import Message, Part, text_of
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.detokenizer import Delta, add_delta
-from nanochat.inference.request import Completion
 from nanochat.inference.sampling_params import SamplingParams
+from nanochat.inference.scheduler import Completion
 from nanochat.runtime import is_out_of_memory, release_memory
 from nanochat.serve.model_registry import ModelCard, ModelRegistry
 from nanochat.serve.terminal_output import MarkdownPrinter, PlainPrinter, ReplyPrinter

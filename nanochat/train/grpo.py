@@ -14,8 +14,8 @@ import torch
 from nanochat.data.batches import Batch, StepData, group_by_tokens, padded_length
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.detokenizer import reply_parts
-from nanochat.inference.request import Completion
 from nanochat.inference.sampling_params import SamplingParams
+from nanochat.inference.scheduler import Completion
 from nanochat.model.loss import IGNORE
 from nanochat.runtime import Runtime
 from nanochat.tasks.task import GradedTask

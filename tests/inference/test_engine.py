@@ -9,8 +9,8 @@ import torch
 
 from nanochat.errors import UserError
 from nanochat.inference.engine import SUPPRESSED_TOKENS, Engine
-from nanochat.inference.request import Request
 from nanochat.inference.sampling_params import SamplingParams
+from nanochat.inference.scheduler import Request
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 from tests.conftest import random_model

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from nanochat.inference.kv_cache import KVCache
 from nanochat.inference.model_runner import ModelRunner, Span
 from nanochat.model.gpt import soft_cap
 from tests.conftest import random_model
@@ -18,7 +17,7 @@ def test_chunks_and_single_tokens_in_one_pass(shape: dict[str, int], count: int)
     model = random_model(sequence_len=340, **shape).eval()
     tokens = torch.randint(500, (4, 340), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        runner = ModelRunner(model, KVCache(model, slots=5), vocab_size=500)
+        runner = ModelRunner(model, slots=5, vocab_size=500)
         held = (9, 17, 30, 0)
         for row, slot in ((0, 1), (1, 2), (2, 4)):
             runner.hidden(tokens[row, : held[row]], [Span(0, slot, (0,), held[row])])
@@ -36,7 +35,7 @@ def test_bfloat16_is_as_close_as_it_can_be() -> None:
     model.compute_dtype = torch.bfloat16
     tokens = torch.randint(500, (1, 40), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        runner = ModelRunner(model, KVCache(model, slots=1), vocab_size=500)
+        runner = ModelRunner(model, slots=1, vocab_size=500)
         logits = soft_cap(runner.compute_logits(runner.hidden(tokens[0], [Span(0, 0, (0,), 40)])))
         model.compute_dtype = torch.float32
         exact = model(tokens)[0, :, :500]
@@ -48,7 +47,7 @@ def test_bfloat16_is_as_close_as_it_can_be() -> None:
 def test_a_step_on_a_gpu_does_not_wait_for_it() -> None:
     model = random_model().to("cuda").eval()
     with torch.inference_mode():
-        runner = ModelRunner(model, KVCache(model, slots=2), vocab_size=500)
+        runner = ModelRunner(model, slots=2, vocab_size=500)
         tokens = torch.arange(12, device="cuda")
         runner.hidden(tokens, [Span(0, 0, (0,), 12)])
         torch.cuda.set_sync_debug_mode("error")

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from nanochat.conversations import Message, Part
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
-from nanochat.inference.detokenizer import Detokenizer, TokenLogprob
+from nanochat.inference.detokenizer import TokenLogprob
 from nanochat.inference.engine import EngineStats
-from nanochat.inference.request import Request
 from nanochat.inference.sampling_params import SamplingParams
+from nanochat.inference.scheduler import Request
 from nanochat.serve.model_registry import ModelCard
 from nanochat.tokenizer import Tokenizer
 
@@ -66,7 +66,7 @@ class ScriptedEngine:
         self.samplings.append(sampling)
         if self._text(prompt) == "refuse":
             raise UserError("this cannot be answered: ask something else")
-        request = Request(prompt, sampling, CONTEXT, Detokenizer(self.tokenizer, sampling.stop))
+        request = Request(prompt, sampling, CONTEXT, self.tokenizer)
         self._waiting.append(request)
         return request
 
@@ -89,11 +89,9 @@ class ScriptedEngine:
                 continue
             completion = request.completion
             completion.tokens.append(token)
-            assert request.detokenizer
-            request.detokenizer.feed(token)
             if (most := request.sampling.logprobs) is not None:
                 completion.logprobs.append(TokenLogprob(token, -0.5, ((token, -0.5), (0, -2.0))[:most]))
-            if token == self.tokenizer.special("<|assistant_end|>") or request.detokenizer.stopped:
+            if token == self.tokenizer.special("<|assistant_end|>") or request.found_stop_string():
                 completion.finish_reason = "stop"
             elif len(completion.tokens) == request.sampling.max_tokens:
                 completion.finish_reason = "length"

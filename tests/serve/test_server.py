@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from nanochat.errors import UserError
+from nanochat.inference import scheduler
 from nanochat.inference.chat import ChatModel
-from nanochat.serve import engine_process, http_server
+from nanochat.serve import http_server
 from nanochat.serve.engine_process import ModelLoader
 from nanochat.serve.model_registry import ModelCard
 from nanochat.tokenizer import Tokenizer
@@ -201,7 +202,7 @@ def test_detokenization_error_fails_one_request_only(tokenizer: Tokenizer, monke
     with scripted(tokenizer) as (served, model), ThreadPoolExecutor(1) as clients:
         other = clients.submit(served.client.post, CHAT, json=say("wait"))
         until(lambda: served.pool.running)
-        monkeypatch.setattr(engine_process, "Detokenizer", lambda tokenizer, stop: None)
+        monkeypatch.setattr(scheduler, "Detokenizer", lambda tokenizer, stop: None)
         assert served.client.post(CHAT, json=say("hello")).status_code == 500
         monkeypatch.undo()
         model.engine.go.set()

@@ -7,8 +7,8 @@ from nanochat.conversations import Conversation, conversation
 from nanochat.dist import World
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
-from nanochat.inference.request import Completion
 from nanochat.inference.sampling_params import SamplingParams
+from nanochat.inference.scheduler import Completion
 from nanochat.model.loss import IGNORE
 from nanochat.runtime import Runtime
 from nanochat.tasks.task import GradedTask
