@@ -10,19 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GPU_FIELDS = (
-    "name", "uuid", "driver_version", "compute_cap", "temperature.gpu", "clocks.sm", "clocks.max.sm", "power.draw",
+    "name", "uuid", "driver_version", "compute_cap", "temperature.gpu", "clocks.sm", "power.draw",
     "clocks_event_reasons.active",
 )  # fmt: skip
 OLDER_GPU_FIELDS = (*GPU_FIELDS[:-1], "clocks_throttle_reasons.active")
-"""The same fields in the words of older drivers."""
-TIMEOUT_SECONDS = 10.0
+"""The same fields as older drivers name them."""
 THERMAL, POWER_BRAKE = 0x20 | 0x40, 0x08 | 0x80
 """Bits of clocks_event_reasons: throttled by heat (software, hardware); by a lack of power (hardware)."""
+DROP_CACHE = "sync && echo 3 | sudo tee /proc/sys/vm/drop_caches"
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "StrictHostKeyChecking=accept-new")
 
 
 def root() -> Path:
-    """The root folder."""
     return Path(os.environ.get("NANOCHAT_ROOT") or "/")
 
 
@@ -34,19 +33,15 @@ def read(path: str) -> str:
         return ""
 
 
-def output(*command: str, seconds: float = TIMEOUT_SECONDS) -> str | None:
+def output(*command: str, seconds: float = 10.0) -> str | None:
     """Output of a command; None if it does not exist, fails or times out."""
-    result = _result(command, seconds)
-    return result.stdout.strip() if result and result.returncode == 0 else None
-
-
-def _result(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str] | None:
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL, check=False
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL, check=True
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.SubprocessError):
         return None
+    return result.stdout.strip()
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ class Memory:
 
 
 def memory() -> Memory | None:
-    """Memory now; None if the system does not report it."""
+    """Memory at this moment; None if the system does not report it."""
     lines = (line.split() for line in read("proc/meminfo").splitlines())
     kilobytes = {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
     if not {"MemTotal", "MemAvailable"} <= kilobytes.keys():
@@ -89,7 +84,6 @@ class GPU:
     """degrees Celsius"""
     clock: float | None
     """MHz, of the multiprocessors"""
-    max_clock: float | None
     power: float | None
     """watts"""
     slowed_by: int
@@ -104,17 +98,11 @@ class GPU:
 def parse_gpu(line: str) -> GPU | None:
     """Parse a line of nvidia-smi with GPU_FIELDS or OLDER_GPU_FIELDS; None for any other line."""
     cells = [cell.strip() for cell in line.split(",")]
-    if len(cells) != len(GPU_FIELDS) or cells[0] == "name":
+    if len(cells) != len(GPU_FIELDS):
         return None
-    name, uuid, driver, compute_cap, temperature, clock, max_clock, power, reasons = cells
-    try:
-        slowed_by = int(reasons, 16)
-    except ValueError:
-        slowed_by = 0
-    return GPU(
-        name, uuid, driver, compute_cap, _number(temperature), _number(clock), _number(max_clock), _number(power),
-        slowed_by,
-    )  # fmt: skip
+    name, uuid, driver, compute_cap, temperature, clock, power, reasons = cells
+    slowed_by = int(reasons, 16) if reasons.startswith("0x") else 0
+    return GPU(name, uuid, driver, compute_cap, _number(temperature), _number(clock), _number(power), slowed_by)
 
 
 def nvidia_smi(fields: Sequence[str], *options: str) -> list[str]:
@@ -122,18 +110,19 @@ def nvidia_smi(fields: Sequence[str], *options: str) -> list[str]:
     return ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", *options]
 
 
-def is_older(answer: str) -> bool:
-    """True if the output of nvidia-smi says that the driver does not know one of GPU_FIELDS."""
-    return "is not a valid field" in answer
-
-
 def gpus() -> list[GPU]:
     """NVIDIA GPUs of this machine; empty without a driver."""
-    result = _result(nvidia_smi(GPU_FIELDS), TIMEOUT_SECONDS)
-    if result and is_older(result.stdout):
-        result = _result(nvidia_smi(OLDER_GPU_FIELDS), TIMEOUT_SECONDS)
-    lines = result.stdout.splitlines() if result and result.returncode == 0 else []
-    return [gpu for line in lines if (gpu := parse_gpu(line))]
+    lines = output(*nvidia_smi(GPU_FIELDS)) or output(*nvidia_smi(OLDER_GPU_FIELDS)) or ""
+    return [gpu for line in lines.splitlines() if (gpu := parse_gpu(line))]
+
+
+def slowdown(gpu: GPU) -> str:
+    """The reason that the driver gives for a slow GPU, and what to do."""
+    if gpu.slowed_by & THERMAL:
+        return "too hot: leave space for air on all sides, remove dust, avoid direct sun"
+    if gpu.slowed_by & POWER_BRAKE:
+        return "not enough power: use the original power supply, directly at the wall, and unplug it for a minute"
+    return "see `nvidia-smi -q -d PERFORMANCE`"
 
 
 def _number(cell: str) -> float | None:

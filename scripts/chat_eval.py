@@ -3,6 +3,8 @@
 ./eval.sh --source sft
 """
 
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,7 +18,6 @@ from nanochat.eval.core import Core
 from nanochat.eval.core_bundle import fetch_bundle
 from nanochat.eval.evaluate import Benchmark, EvalModel
 from nanochat.eval.results import StageEvalConfig, StageResult, TaskScore, score_table, stage_table
-from nanochat.report import build
 from nanochat.runtime import Runtime
 from nanochat.stages import STAGES
 from nanochat.train import checkpoint
@@ -89,7 +90,8 @@ def main(options: EvalOptions) -> None:
     for name, by_stage in scores.items():
         if by_stage:
             console.print(score_table(name, by_stage))
-    build.rebuild(found[-1].tag)
+    report = [sys.executable, "-m", "scripts.report", "--model-tag", found[-1].tag, "--quiet"]
+    subprocess.run(report, check=False)
 
 
 def load_benchmarks(options: EvalOptions) -> list[Benchmark]:

@@ -15,11 +15,12 @@ from nanochat.runtime import has_unified_memory
 from nanochat.spark.disk import default_config, disk_space
 from nanochat.spark.plan import (
     PLAN_FILE,
+    SPARK_FLOPS,
+    Machine,
     Plan,
     Tariff,
     flops_per_token,
     format_count,
-    machines,
     stage_table,
     stages_from,
 )
@@ -29,6 +30,7 @@ from nanochat.train.scaling import default_batch_size
 from nanochat.units import format_bytes
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+SPARK_WATTS, LINK_EFFICIENCY = 120.0, 0.97
 
 
 @dataclass
@@ -76,6 +78,24 @@ def main(options: PlanOptions) -> None:
         "published for a similar mixture; those of SFT and RL are assumed. After 20\n"
         "steps a run prints an estimate from its own speed."
     )
+
+
+def machines(hosts: int, watts: float | None = None) -> list[Machine]:
+    """One Spark and `hosts` of them. `watts`: power of one Spark, if the user measured it."""
+    link = LINK_EFFICIENCY if hosts > 1 else 1.0
+    mfu = (
+        "MFU 40%: d20's 11.2B tokens in 9 days, github.com/jasonacox/dgx-spark (38% at d12: "
+        "lakshmankolasani.github.io, 8.95e17 operations in 316.5 minutes)"
+    )
+    power = f"{SPARK_WATTS:g} W for the whole machine: github.com/jasonacox/dgx-spark"
+    if watts is not None:
+        power = f"{watts:g} W for the whole machine, from NANOCHAT_WATTS"
+    watts = SPARK_WATTS if watts is None else watts
+    scaling = f"{hosts} times one, times {link:.0%} for the link: assumed; reported for two at d24"
+    return [
+        Machine("GB10", SPARK_FLOPS, watts, (mfu, power)),
+        Machine(f"{hosts} x GB10", SPARK_FLOPS * hosts * link, watts * hosts, (scaling,)),
+    ]
 
 
 def memory_lines(config: GPTConfig) -> str:

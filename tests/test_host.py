@@ -25,9 +25,9 @@ def test_each_gpu_is_a_line(machine: FakeMachine) -> None:
 
 
 def test_what_a_gpu_does_not_know_is_none(machine: FakeMachine) -> None:
-    machine.gpu("NVIDIA GB10, GPU-1, 580.95.05, 12.1, [N/A], 2411, [Not Supported], [N/A], [N/A]")
+    machine.gpu("NVIDIA GB10, GPU-1, 580.95.05, 12.1, [N/A], [Not Supported], [N/A], [N/A]")
     (gpu,) = host.gpus()
-    assert (gpu.temperature, gpu.max_clock, gpu.power, gpu.slowed_by) == (None, None, None, 0)
+    assert (gpu.temperature, gpu.clock, gpu.power, gpu.slowed_by) == (None, None, None, 0)
 
 
 def test_an_older_driver_is_asked_in_its_own_words(machine: FakeMachine) -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from io import BytesIO
@@ -44,14 +43,6 @@ def write(model_tag: str | None = None) -> Path:
     return folder / "report.html"
 
 
-def rebuild(model_tag: str | None = None) -> None:
-    """Write the report after a stage; a failure is only printed."""
-    try:
-        print(f"report: {write(model_tag)}")
-    except Exception as error:
-        print(f"note: report not written ({error}); ./nanochat.sh report tries again")
-
-
 def stages_to_report(model_tag: str | None = None) -> list[Stage]:
     """The stages of the model. Raises UserError if there are none."""
     stages = newest_stages(model_tag)
@@ -88,7 +79,3 @@ def page(stages: Sequence[Stage], pictures: Mapping[str, bytes], tariff: Tariff,
     refresh = f'<meta http-equiv="refresh" content="{refresh_seconds}">' if refresh_seconds else ""
     title = f"nanochat {stages[-1].facts['tag']}"
     return template.replace("{{refresh}}", refresh).replace("{{title}}", title).replace("{{body}}", body)
-
-
-if __name__ == "__main__":
-    rebuild(sys.argv[1])

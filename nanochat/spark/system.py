@@ -11,9 +11,8 @@ import time
 from pathlib import Path
 
 from nanochat import host, paths
-from nanochat.host import GPU, POWER_BRAKE, THERMAL
+from nanochat.host import DROP_CACHE, GPU, POWER_BRAKE, THERMAL, slowdown
 from nanochat.spark.checks import Check, run_checks
-from nanochat.telemetry.alerts import DROP_CACHE, slowdown
 from nanochat.units import format_bytes, format_gib
 
 CUDA_13_DRIVER = 580

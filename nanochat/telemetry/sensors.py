@@ -1,20 +1,22 @@
-"""Samples GPU temperature, clocks, power and memory during a run, and adds up the energy."""
+"""Samples GPU temperature, clocks, power and memory during a run, adds up the energy, and warns of problems."""
 
 import contextlib
 import os
+import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from nanochat import host
-from nanochat.host import GPU
+from nanochat.host import DROP_CACHE, GPU, slowdown
 from nanochat.spark.plan import MeasuredPlan
-from nanochat.telemetry.alerts import Alerts
 from nanochat.train.checkpoint import checkpoint_bytes
+from nanochat.units import format_bytes, format_gib
 
 if TYPE_CHECKING:
     from nanochat.train.run import TrainingRun
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_SAMPLES = 5
 STALE_SECONDS = 30.0
 """Age at which a sample is ignored: nvidia-smi has died, or hangs in the driver."""
+LOW_MEMORY = 0.05
+"""Share of all memory below which the system starts to swap or to kill processes."""
+SLOW_CLOCK, SLOW_SECONDS = 0.75, 60.0
+"""A clock this long below this share of its maximum has dropped; shorter is only a pause of the GPU."""
+SECONDS_BETWEEN_CHECKS = 10.0
+SECONDS_BETWEEN_REPEATS = 3600.0
 
 
 class MachineWatch:
@@ -29,27 +37,19 @@ class MachineWatch:
 
     def __init__(self, run: "TrainingRun", num_iterations: int, energy_before: float) -> None:
         """`energy_before`: joules that earlier runs of this stage used."""
-        self._sensors = Sensors(gpu_ids() if run.runtime.device.type == "cuda" else (), energy_before)
+        gpu_ids: list[str] = []
+        if run.runtime.device.type == "cuda":  # UUIDs, as nvidia-smi prints them
+            count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            gpu_ids = [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(count)]
+        self._sensors = Sensors(gpu_ids, energy_before)
         self._alerts = Alerts(run.folder, checkpoint_bytes(run.model.config))
         self._plan = MeasuredPlan(run.source, run.model.config, num_iterations, run.folder)
-
-    def readings(self) -> dict[str, float]:
-        """Values for metrics.jsonl: gpu_temperature_c, gpu_clock_mhz, gpu_power_w, energy_j and memory if measured."""
-        return self._sensors.readings()
+        self.readings = self._sensors.readings
+        self.close = self._sensors.close
 
     def news(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Return lines to print after a step; `metrics` are those of the step, readings included."""
         return [*self._alerts.check(metrics, self._sensors.gpus()), *self._plan.step(step, metrics)]
-
-    def close(self) -> None:
-        """Stop the sensors."""
-        self._sensors.close()
-
-
-def gpu_ids() -> list[str]:
-    """UUIDs, as nvidia-smi prints them, of the GPUs that this run uses on this machine."""
-    count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(count)]
 
 
 class Sensors:
@@ -72,35 +72,25 @@ class Sensors:
             threading.Thread(target=self._listen, args=(gpu_ids,), name="sensors", daemon=True).start()
 
     def _listen(self, gpu_ids: Sequence[str]) -> None:
-        if self._take_lines(self._start(host.GPU_FIELDS, gpu_ids)):
-            self._take_lines(self._start(host.OLDER_GPU_FIELDS, gpu_ids))
-
-    def _start(self, fields: Sequence[str], gpu_ids: Sequence[str]) -> "subprocess.Popen[str] | None":
-        command = host.nvidia_smi(fields, f"--id={','.join(gpu_ids)}", f"--loop={SECONDS_BETWEEN_SAMPLES}")
-        with self._lock, contextlib.suppress(OSError):
-            if not self._is_closed:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    text=True,
-                    start_new_session=True,  # Ctrl-C is meant for the run, which first finishes its step
-                )
-                return self._process
-        return None
-
-    def _take_lines(self, process: "subprocess.Popen[str] | None") -> bool:
-        """Record samples until nvidia-smi ends; return True if an older driver rejected a field."""
-        if not process:
-            return False
-        assert process.stdout
-        is_older = False
-        for line in process.stdout:
-            is_older = is_older or host.is_older(line)
-            if gpu := host.parse_gpu(line):
-                self.take(gpu, time.monotonic())
-        return is_older
+        for fields in (host.GPU_FIELDS, host.OLDER_GPU_FIELDS):
+            with self._lock:
+                if self._is_closed or self._last:
+                    return
+                try:
+                    self._process = subprocess.Popen(
+                        host.nvidia_smi(fields, f"--id={','.join(gpu_ids)}", f"--loop={SECONDS_BETWEEN_SAMPLES}"),
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.DEVNULL,
+                        text=True,
+                        start_new_session=True,  # Ctrl-C is meant for the run, which first finishes its step
+                    )
+                except OSError:
+                    return
+            assert self._process.stdout
+            for line in self._process.stdout:
+                if gpu := host.parse_gpu(line):
+                    self.take(gpu, time.monotonic())
 
     def take(self, gpu: GPU, now: float) -> None:
         """Record a sample of one GPU at `now` seconds, and integrate its power by trapezoids."""
@@ -117,7 +107,10 @@ class Sensors:
         return [gpu for taken, gpu in self._last.copy().values() if now - taken < STALE_SECONDS]
 
     def readings(self, now: float | None = None) -> dict[str, float]:
-        """Maximum temperature, minimum clock, total power and energy of all GPUs, memory; unknown values are absent."""
+        """Values for metrics.jsonl: maximum temperature, minimum clock, total power and energy of all GPUs, memory.
+
+        Unknown values are absent.
+        """
         gpus = self.gpus(now)
         found: dict[str, float] = {}
         for name, values, combine in (
@@ -125,21 +118,86 @@ class Sensors:
             ("gpu_clock_mhz", [gpu.clock for gpu in gpus], min),
             ("gpu_power_w", [gpu.power for gpu in gpus], sum),
         ):
-            known = [value for value in values if value is not None]
-            if known:
+            if known := [value for value in values if value is not None]:
                 found[name] = combine(known)
         if self._measures_energy:
             found["energy_j"] = self._energy
-        memory = host.memory()
-        if memory:
+        if memory := host.memory():
             found |= {"memory_available_bytes": memory.available, "page_cache_bytes": memory.page_cache}
         return found
 
     def close(self) -> None:
-        """Terminate nvidia-smi. One that hangs in the driver is abandoned, so that it cannot block the run's end."""
+        """Terminate nvidia-smi. One that hangs in the driver is abandoned, so that it does not block the run's end."""
         with self._lock:
             self._is_closed = True
         if self._process:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=5)
+
+
+class Alerts:
+    """Checks memory, disk and GPU clocks every ten seconds; repeats a warning every hour while its cause lasts."""
+
+    def __init__(self, folder: Path, checkpoint_bytes: int) -> None:
+        """`folder`: where checkpoints of `checkpoint_bytes` are saved."""
+        self._folder = folder
+        self._checkpoint_bytes = checkpoint_bytes
+        self._next_check = 0.0
+        self._printed: dict[str, float] = {}
+        self._max_clock = 0.0
+        self._slow_since: float | None = None
+
+    def check(self, readings: Mapping[str, float], gpus: Sequence[GPU], now: float | None = None) -> list[str]:
+        """Return the warnings that are due at `now` seconds; `readings` and `gpus` are the sensors'."""
+        now = time.monotonic() if now is None else now
+        if now < self._next_check:
+            return []
+        self._next_check = now + SECONDS_BETWEEN_CHECKS
+        found = {"memory": self._memory(readings, gpus), "disk": self._disk(), "clock": self._clock(gpus, now)}
+        due = []
+        for name, text in found.items():
+            if text is None:
+                self._printed.pop(name, None)
+            elif now - self._printed.get(name, -SECONDS_BETWEEN_REPEATS) >= SECONDS_BETWEEN_REPEATS:
+                self._printed[name] = now
+                due.append(f"warning: {text}")
+        return due
+
+    def _memory(self, readings: Mapping[str, float], gpus: Sequence[GPU]) -> str | None:
+        memory = host.memory()
+        available = readings.get("memory_available_bytes")
+        if memory is None or available is None or available > LOW_MEMORY * memory.total:
+            return None
+        advice = "end other programs, or stop with Ctrl-C and resume with half the --device-batch-size"
+        if any(gpu.is_gb10 for gpu in gpus):
+            cache = format_gib(readings.get("page_cache_bytes", 0))
+            advice += f"; to free the page cache ({cache}) for the GPU: {DROP_CACHE}"
+        return f"{format_gib(available)} of {format_gib(memory.total)} of memory available: {advice}"
+
+    def _disk(self) -> str | None:
+        try:
+            free = shutil.disk_usage(self._folder).free
+        except OSError:
+            return None
+        if free > self._checkpoint_bytes:
+            return None
+        return (
+            f"{format_bytes(free)} free on disk, the next checkpoint needs {format_bytes(self._checkpoint_bytes)}: "
+            f"make room in {self._folder}"
+        )
+
+    def _clock(self, gpus: Sequence[GPU], now: float) -> str | None:
+        clocks = [(gpu.clock, gpu) for gpu in gpus if gpu.clock is not None]
+        if not clocks:
+            return None
+        clock, slowest = min(clocks, key=lambda pair: pair[0])
+        self._max_clock = max(self._max_clock, clock)
+        if clock >= SLOW_CLOCK * self._max_clock:
+            self._slow_since = None
+            return None
+        self._slow_since = now if self._slow_since is None else self._slow_since
+        if now - self._slow_since < SLOW_SECONDS:
+            return None
+        heat = "" if slowest.temperature is None else f" at {slowest.temperature:.0f} °C"
+        return f"the GPU clock dropped from {self._max_clock:.0f} to {clock:.0f} MHz{heat}: {slowdown(slowest)}"

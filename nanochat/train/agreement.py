@@ -6,11 +6,10 @@ Checkpoints are not compared: only the main process reads and writes them.
 import hashlib
 import json
 import os
-import platform
 import shlex
 import socket
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -42,43 +41,43 @@ def check(reads: Collection[str]) -> None:
         return
     everyone: list[dict[str, str]] = [{}] * dist.get_world_size()
     dist.all_gather_object(everyone, facts(reads))
-    main = everyone[0]
-    problems = [problem for other in everyone[1:] if (problem := difference(main, other))]
-    if problems:
+    problem = next(filter(None, (difference(everyone[0], other) for other in everyone)), None)
+    if problem:
         dist.destroy_process_group()  # gloo's threads abort a process that ends before they do
-        raise UserError(problems[0])
+        raise UserError(problem)
 
 
 def facts(reads: Collection[str]) -> dict[str, str]:
     """Facts about this machine for a run that reads `reads`."""
-    torch_version = torch.__version__.split("+")[0]
+    code = sorted(path for folder in ("nanochat", "scripts") for path in (ROOT / folder).rglob("*.py"))
     return {
         HOST: os.environ.get(NAME, socket.gethostname()),
         FOLDER: str(paths.base_dir()),
         OPTIONS: " ".join(sys.argv[1:]),
-        CODE: _digest(sorted(path for folder in ("nanochat", "scripts") for path in (ROOT / folder).rglob("*.py"))),
-        SOFTWARE: f"Python {'.'.join(platform.python_version_tuple()[:2])}, torch {torch_version}",
+        CODE: _digest(_described(path) for path in code),
+        SOFTWARE: f"Python {sys.version_info.major}.{sys.version_info.minor}, torch {torch.__version__.split('+')[0]}",
         **{name: digest for name, digest in files(paths.base_dir()).items() if name.split("/")[0] in reads},
     }
 
 
 def files(base: Path) -> dict[str, str]:
     """Digests of the files that training reads, by path below `base`."""
-    texts = [index.parent for index in sorted(base.glob("tokens/*/train.shards.json"))]
-    found = {f"tokens/{folder.name}": _digest_of_tokens(folder) for folder in texts}
-    if (base / "tokenizer").is_dir():
-        found["tokenizer"] = _digest(sorted(path for path in (base / "tokenizer").rglob("*") if path.is_file()))
-    # Text is not read again once it is tokenized; the conversations of the later stages are.
-    manifests = [
-        path for path in sorted(base.glob(f"data/*/{MANIFEST_FILE}")) if base / "tokens" / path.parent.name not in texts
-    ]
-    found |= {f"data/{path.parent.name}": _digest_of_manifest(path) for path in manifests}
+    found = {
+        f"tokens/{index.parent.name}": _digest_of_tokens(index.parent)
+        for index in base.glob("tokens/*/train.shards.json")
+    }
+    tokenizer = [path for path in sorted((base / "tokenizer").rglob("*")) if path.is_file()]
+    found |= {"tokenizer": _digest(map(_described, tokenizer))} if tokenizer else {}
+    for manifest in base.glob(f"data/*/{MANIFEST_FILE}"):
+        # Text is not read again once it is tokenized; the conversations of the later stages are.
+        if f"tokens/{manifest.parent.name}" not in found:
+            found[f"data/{manifest.parent.name}"] = _digest_of_manifest(manifest)
     singles = [base / "identity_conversations.jsonl", base / "words.txt"]
-    return found | {path.name: _digest([path]) for path in singles if path.exists()}
+    return found | {path.name: _digest([_described(path)]) for path in singles if path.exists()}
 
 
 def difference(main: dict[str, str], other: dict[str, str]) -> str | None:
-    """The first difference that prevents training together, with its fix; None if there is none."""
+    """The first difference that prevents training together, with its fix; None if all is equal."""
     there = other[HOST]
     if other[OPTIONS] != main[OPTIONS]:
         return f"all machines need the same options: {other[OPTIONS]} on {there}, {main[OPTIONS]} on {main[HOST]}"
@@ -95,13 +94,14 @@ def difference(main: dict[str, str], other: dict[str, str]) -> str | None:
     return None
 
 
-def _digest(contents: Sequence[Path]) -> str:
-    """Digest of names and contents."""
-    digest = hashlib.sha256()
-    for path in contents:
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+def _digest(parts: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+
+def _described(path: Path) -> bytes:
+    """Name, size and contents of a file."""
+    content = path.read_bytes()
+    return f"{path.name} {len(content)}\n".encode() + content
 
 
 def _digest_of_tokens(folder: Path) -> str:
@@ -109,13 +109,14 @@ def _digest_of_tokens(folder: Path) -> str:
     lists = sorted(folder.glob("*.shards.json"))
     names = {name for path in lists for name in json.loads(path.read_text())["shards"]}
     files = lists + sorted(path for name in names for path in folder.glob(f"{name}.*") if path.suffix != ".partial")
-    sizes = "".join(f"{path.name} {path.stat().st_size}\n" for path in files)
-    described = _digest([path for path in files if path.suffix == ".json"])
-    return hashlib.sha256((sizes + described).encode()).hexdigest()[:16]
+    return _digest(
+        _described(path) if path.suffix == ".json" else f"{path.name} {path.stat().st_size}\n".encode()
+        for path in files
+    )
 
 
 def _digest_of_manifest(path: Path) -> str:
     """Digest of repository, file names, sizes and sha256, not of the times of verification."""
     kept = json.loads(path.read_text())
-    read = [kept["repository"], [(name, file["size"], file["sha256"]) for name, file in sorted(kept["files"].items())]]
-    return hashlib.sha256(json.dumps(read).encode()).hexdigest()[:16]
+    files = [(name, file["size"], file["sha256"]) for name, file in sorted(kept["files"].items())]
+    return _digest([json.dumps([kept["repository"], files]).encode()])

@@ -17,13 +17,13 @@ from nanochat.spark.plan import (
     StageWork,
     flops_per_token,
     format_count,
-    machines,
     stage_table,
     stages_from,
 )
 from nanochat.train.checkpoint import checkpoint_bytes
 from nanochat.train.optim import MuonAdamW, OptimizerOptions
 from scripts import plan, prepare
+from scripts.plan import machines
 from tests.spark.measured import CONFIG, STEP, take_steps
 
 D20 = GPTConfig.from_depth(20, 65_536, 2048)

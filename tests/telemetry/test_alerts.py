@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.host import GPU
-from nanochat.telemetry.alerts import Alerts
+from nanochat.telemetry.sensors import Alerts
 from tests.machine import FakeMachine, sample
 
 GB = 10**9
