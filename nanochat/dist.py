@@ -89,6 +89,5 @@ class World:
         return outcome[0]
 
     def barrier(self) -> None:
-        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()

@@ -84,7 +84,6 @@ class Runtime:
             dist.destroy_process_group()
 
     def synchronize(self) -> None:
-        """Wait for the device, so that a clock can be read."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -104,7 +103,6 @@ class Runtime:
         return self.can_compile() and (self.device.type == "cuda" or activations > COMPILE_THRESHOLD)
 
     def describe(self) -> str:
-        """Device, dtype and processes on one line."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
         count = torch.get_num_threads()
         threads = f", {count} thread{'s' * (count > 1)}" if self.device.type == "cpu" else ""
@@ -180,7 +178,6 @@ def cpu_flags() -> set[str]:
 
 
 def cpu_name() -> str:
-    """Model name of the CPU."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 

@@ -37,11 +37,8 @@ class Row(NamedTuple):
 class Rows(Protocol):
     """A numbered set of rows."""
 
-    def __len__(self) -> int:
-        """Number of rows."""
-
-    def __getitem__(self, index: int) -> Row:
-        """Row `index`."""
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Row: ...
 
 
 class StreamRows:
@@ -58,7 +55,6 @@ class StreamRows:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the stream."""
         return len(self.stream.ids)
 
     def split(self, pieces_per_row: int) -> "StreamRows":
@@ -95,11 +91,9 @@ class PackedRows:
         self.rows = best_fit(*_cut_documents(file.offsets[:], sequence_len), sequence_len, documents_per_row)
 
     def __len__(self) -> int:
-        """Number of rows."""
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Row:
-        """Row `index`."""
         tokens = np.full(self.sequence_len, self.bos_id, np.int64)
         targets = np.full(self.sequence_len, IGNORE, np.int64)
         at = 0
@@ -165,12 +159,10 @@ class Batch(NamedTuple):
 
     @property
     def num_trained(self) -> int:
-        """Number of tokens trained on."""
         return int((self.targets != IGNORE).sum())
 
     @property
     def trained_share(self) -> float:
-        """Fraction of the positions that are trained on."""
         return self.num_trained / self.targets.numel()
 
     def to(self, device: torch.device) -> "Batch":
@@ -229,7 +221,6 @@ class RowBatches:
         return int(self._permutation(position // len(self.rows))[position % len(self.rows)])
 
     def row_indices(self, step: int) -> list[int]:
-        """Indices of the rows of a step, over all processes."""
         first = step * self.rows_per_step
         return [self.row_index(position) for position in range(first, first + self.rows_per_step)]
 
@@ -243,7 +234,6 @@ class RowBatches:
         return StepData([stack(own[group], trim=True) for group in groups], {"epoch": self.epoch(step)})
 
     def epoch(self, step: int) -> float:
-        """Epochs completed before `step`."""
         return step * self.rows_per_step / len(self.rows)
 
 
@@ -343,7 +333,6 @@ def stack_all(rows: list[Row], device_batch_size: int) -> Iterator[Batch]:
 
 
 def stack(rows: list[Row], trim: bool = False) -> Batch:
-    """One batch of rows of the same length."""
     tokens = torch.from_numpy(np.stack([row.tokens for row in rows]))
     targets = torch.from_numpy(np.stack([row.targets for row in rows]))
     if trim:

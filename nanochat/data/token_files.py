@@ -78,7 +78,6 @@ class CheckedArray:
 
 
 def checksums(path: Path) -> list[int]:
-    """CRC-32 of each block of a file."""
     with path.open("rb") as file:
         return [zlib.crc32(block) for block in iter(lambda: file.read(BLOCK_BYTES), b"")]
 
@@ -101,7 +100,6 @@ class TokenFile:
     """raw bytes of the text, without special tokens"""
 
     def __len__(self) -> int:
-        """Number of documents."""
         return len(self.offsets) - 1
 
     @classmethod
@@ -196,15 +194,12 @@ class TextShard(Protocol):
     """A part of a text that one process tokenizes. Pickled on its way there."""
 
     @property
-    def name(self) -> str:
-        """Name of its token file."""
+    def name(self) -> str: ...  # of its token file
 
     @property
-    def origin(self) -> str:
-        """Identifies exactly this text."""
+    def origin(self) -> str: ...  # identifies exactly this text
 
-    def texts(self) -> Iterator[str]:
-        """Its documents."""
+    def texts(self) -> Iterator[str]: ...
 
 
 def write_shards(
@@ -239,7 +234,6 @@ def write_shards(
 
 
 def _tokenize(folder: Path, shards: Sequence[TextShard], tokenizer: Tokenizer, workers: int) -> Iterator[None]:
-    """Write shards, yielding after each."""
     if workers < 2:
         for shard in shards:
             write_documents(folder, shard.name, tokenizer, shard.texts(), shard.origin)

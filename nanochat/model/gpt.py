@@ -63,13 +63,11 @@ class GPTConfig:
 
     @property
     def num_parameters(self) -> int:
-        """All parameters, embedding and head included."""
         kv = 2 * self.n_kv_head * self.head_dim
         return self.n_layer * self.n_embd * (10 * self.n_embd + kv) + 2 * self.vocab_size * self.n_embd
 
     @property
     def head_dim(self) -> int:
-        """Size of one attention head."""
         return self.n_embd // self.n_head
 
 
@@ -111,7 +109,6 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def squared_relu(x: Tensor) -> Tensor:
-    """max(x, 0)^2."""
     return cpu_kernels.squared_relu(x) if cpu_kernels.enabled(x) else F.relu(x).square()
 
 
@@ -251,7 +248,6 @@ class GPT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
         return self.embed_tokens.weight.device
 
     def flops_per_token(self, row_len: int | None = None, trained_share: float = 1.0) -> float:

@@ -28,7 +28,6 @@ class LogFile:
         self._file = path.open("a", buffering=1)
 
     def print(self, text: str) -> None:
-        """Append a line."""
         with contextlib.suppress(OSError):
             self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
@@ -37,7 +36,6 @@ class LogFile:
         os.dup2(self._file.fileno(), descriptor)
 
     def close(self) -> None:
-        """Close the file."""
         with contextlib.suppress(OSError):
             self._file.close()
 
@@ -59,15 +57,12 @@ class Terminal(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # a plain attribute in io, which a subclass may not set
-        """Encoding of standard output."""
         return self._stream.encoding or "utf-8"
 
     def isatty(self) -> bool:
-        """True if a person may be looking."""
         return not self.gone and self._stream.isatty()
 
     def write(self, text: str) -> int:
-        """Write if somebody still reads."""
         if not self.gone:
             try:
                 if self._nonblocking:
@@ -80,7 +75,7 @@ class Terminal(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Nothing to do: `write` flushes."""
+        pass  # write() flushes
 
     def _hang_up(self) -> None:
         self.gone = True
@@ -157,11 +152,9 @@ class ProgressDisplay:
             self._log.print(text)
 
     def show(self, text: str) -> None:
-        """Print a line above the bar."""
         if self._console:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Remove the bar."""
         if self._progress is not None:
             self._progress.stop()

@@ -95,7 +95,6 @@ class RunLog:
                 log.sync()
 
     def print(self, text: str) -> None:
-        """Print and log a line."""
         self._display.print(text)
 
     def step(self, step: int, metrics: Mapping[str, float], results: Mapping[str, float]) -> None:
@@ -178,7 +177,6 @@ class StepLog:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file."""
         self._write()
         self._file.close()
 

@@ -43,12 +43,10 @@ class Tracker:
         self.run_id = str(started.id if self._kind == "wandb" else started.name)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Send the numbers of one step."""
         numbers = {name: v for name, v in metrics.items() if isinstance(v, int | float)}
         self._try("stopped logging", lambda module: module.log(numbers, step=step))
 
     def close(self) -> None:
-        """Finish the run."""
         self._try("failed to finish", lambda module: module.finish())
 
     def take_failure(self) -> str | None:

@@ -54,7 +54,6 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Optimizer steps taken."""
         return int(self.folder.name.removeprefix("step_"))
 
     @property
@@ -64,12 +63,10 @@ class Checkpoint:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        """Content of meta.json."""
         return json.loads((self.folder / META_FILE).read_text())
 
     @property
     def source(self) -> str:
-        """Name of the stage: base, mid, sft or rl."""
         return str(self.meta["source"])
 
     def is_readable(self) -> bool:
@@ -153,7 +150,6 @@ def checkpoint_bytes(config: GPTConfig) -> int:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -306,7 +302,6 @@ class CheckpointWriter:
 
 
 def host_copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of the tensors in host memory."""
     copies = {name: tensor.detach().to("cpu", copy=True, non_blocking=True) for name, tensor in state.items()}
     if torch.cuda.is_available():
         torch.cuda.synchronize()

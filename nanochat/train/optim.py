@@ -106,7 +106,6 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @property
     def state_tensors(self) -> list[Tensor]:
-        """All state tensors of this process."""
         return [tensor for state in self.state.values() for tensor in state.values()]
 
     @torch.no_grad()

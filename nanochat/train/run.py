@@ -108,7 +108,6 @@ class TrainingRun:
 
     @property
     def world(self) -> World:
-        """The processes of the run."""
         return self.runtime.world
 
     @property
@@ -118,7 +117,6 @@ class TrainingRun:
 
     @property
     def folder(self) -> Path:
-        """Folder of this model's checkpoints."""
         return paths.checkpoints_dir(self.source) / self.tag
 
     def should_compile(self, num_iterations: int, fixed_tokens: int | None) -> bool:
@@ -151,7 +149,6 @@ class TrainingRun:
 
     @cached_property
     def peak_flops(self) -> tuple[float, str]:
-        """Peak FLOP/s of one process and the source of the figure."""
         return self.runtime.peak_flops()
 
     def needs_evaluation(self, evaluation: Evaluation | None) -> bool:

@@ -146,7 +146,6 @@ def clip_gradients(shards: Sequence[Shard], world: World, max_norm: float) -> fl
 
 
 def broadcast_weights(shards: Sequence[Shard]) -> None:
-    """Send every shard's weights from its owner to all processes."""
     works = [dist.broadcast(shard.weight, shard.owner, async_op=True) for shard in shards]
     for work in works:
         assert work is not None  # as async_op is set

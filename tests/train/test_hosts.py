@@ -162,7 +162,7 @@ def test_two_machines_are_one_also_after_ctrl_c_and_the_main_one_alone_has_the_c
     # are all weights and the optimizer's state, which the main machine alone had.
     parameters, steps = run.model.config.num_parameters, 12
     sums, weights = 4 * parameters / 2 * 1.5, 4 * parameters / 2
-    state = sum(tensor.nbytes for tensor in run.optimizer.state.values())
+    state = sum(tensor.nbytes for tensor in run.optimizer.state_tensors)
     expected = steps * (sums + weights) + 4 * parameters + state
     assert sent == pytest.approx(1.05 * expected, rel=0.05)
 
