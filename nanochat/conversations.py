@@ -6,10 +6,10 @@ assistant in turn. An assistant's content may be a list of parts: text, python (
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict, cast
 
+from nanochat import paths
 from nanochat.atomic import atomic_write
 from nanochat.errors import UserError
 from nanochat.locks import folder_lock
@@ -55,18 +55,16 @@ def find_problem(value: Any) -> str | None:
     """Return the reason why `value` is not a valid conversation, or None if it is."""
     if not isinstance(value, dict) or not isinstance(value.get("messages"), list):
         return 'it is not an object with a list "messages"'
-    messages = value["messages"]
-    for i, message in enumerate(messages):
+    expected = "user"
+    for i, message in enumerate(value["messages"]):
         if problem := _problem_in_message(message):
             return f"message {i + 1} {problem}"
-    roles = [message["role"] for message in messages]
-    turns = roles[1:] if roles[:1] == ["system"] else roles
-    for i, role in enumerate(turns):
-        expected = "user" if i % 2 == 0 else "assistant"
-        if role != expected:
-            position = i + 1 + len(roles) - len(turns)
-            return f"message {position} is from the {role}, expected the {expected}"
-    if len(turns) < 2:
+        if i == 0 and message["role"] == "system":
+            continue
+        if message["role"] != expected:
+            return f"message {i + 1} is from the {message['role']}, expected the {expected}"
+        expected = "assistant" if expected == "user" else "user"
+    if "assistant" not in [message["role"] for message in value["messages"]]:
         return "it needs at least one user message and one assistant message"
     return None
 
@@ -107,10 +105,8 @@ def scan(path: Path) -> Iterator[Line]:
             value = json.loads(raw.decode())
         except json.JSONDecodeError as error:
             yield Line(number, None, f"it is not JSON ({error.msg} at column {error.colno})")
-        except UnicodeDecodeError:
-            yield Line(number, None, "it is not UTF-8 text")
-        except (ValueError, RecursionError):  # a number with too many digits, brackets nested too deep
-            yield Line(number, None, "it is not readable JSON")
+        except (ValueError, RecursionError) as error:  # not UTF-8, too many digits, brackets nested too deep
+            yield Line(number, None, f"it is not JSON ({error})")
         else:
             problem = find_problem(value)
             yield Line(number, None if problem else cast(Conversation, value), problem)
@@ -133,40 +129,20 @@ def append(path: Path, conversations: Iterable[Conversation]) -> None:
 
     Atomic. Raises UserError if the file cannot be written, ValueError on an invalid conversation.
     """
-    addition = _encode(conversations)
-    with _locked(path) as target:
-        old = target.read_bytes() if target.exists() else b""
-        newline = b"\n" if old and not old.endswith(b"\n") else b""
-        with atomic_write(target, "wb") as file:
-            file.write(old + newline + addition)
-
-
-def write_if_absent(path: Path, conversations: Iterable[Conversation]) -> bool:
-    """Create a file of these conversations unless it exists. Returns True if it was created. Raises as `append`."""
-    with _locked(path) as target:
-        if target.exists():
-            return False
-        with atomic_write(target, "wb") as file:
-            file.write(_encode(conversations))
-        return True
-
-
-def _encode(conversations: Iterable[Conversation]) -> bytes:
     lines = []
     for value in conversations:
         if problem := find_problem(value):
             raise ValueError(f"not a conversation: {problem}")
         lines.append(json.dumps(value, ensure_ascii=False) + "\n")
-    return "".join(lines).encode()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[Path]:
-    """Resolve links in `path` and hold the lock of its folder, so that concurrent writers lose no lines."""
-    target = path.resolve()
+    target = path.resolve()  # a link is kept
+    locks = paths.base_dir() / "locks"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with folder_lock(target.parent):
-            yield target
+        for folder in (locks, target.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        with folder_lock(locks):  # concurrent writers lose no lines
+            old = target.read_bytes() if target.exists() else b""
+            newline = b"\n" if old and not old.endswith(b"\n") else b""
+            with atomic_write(target, "wb") as file:
+                file.write(old + newline + "".join(lines).encode())
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}): free some space or choose another folder") from None

@@ -9,6 +9,7 @@ from nanochat import conversations
 from nanochat.conversations import conversation, find_problem
 from nanochat.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("base_dir")
 GOOD = conversation("Hi!", [{"type": "python", "text": "1 + 1"}, {"type": "python_output", "text": ""}])
 
 
@@ -101,8 +102,9 @@ def test_append_keeps_every_old_byte(tmp_path: Path) -> None:
 
 
 def test_append_writes_through_a_link_and_keeps_permissions(tmp_path: Path) -> None:
-    target, link = tmp_path / "chats.jsonl", tmp_path / "link.jsonl"
+    target, link = tmp_path / "mine" / "chats.jsonl", tmp_path / "link.jsonl"
     conversations.append(target, [GOOD])
+    assert [path.name for path in target.parent.iterdir()] == ["chats.jsonl"]
     target.chmod(0o640)
     link.symlink_to(target)
     conversations.append(link, [GOOD])
@@ -134,10 +136,3 @@ def test_append_to_an_unwritable_place_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         conversations.append(tmp_path / "file" / "chats.jsonl", [GOOD])
-
-
-def test_write_if_absent_leaves_a_file_alone(tmp_path: Path) -> None:
-    path = tmp_path / "chats.jsonl"
-    assert conversations.write_if_absent(path, [GOOD])
-    assert not conversations.write_if_absent(path, [GOOD, GOOD])
-    assert conversations.read(path) == [GOOD]

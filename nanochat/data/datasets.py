@@ -26,7 +26,6 @@ CHARS_PER_TOKEN = 4.8
 TOKENS_PER_PARAMETER = 20
 SPARE = 1.1
 """Shards differ in length; 10% more than needed keep a run within one epoch."""
-SHARDS_STEP = 8
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,10 @@ class TextDataset:
     """Text in two splits that never mix, `train` and `val`, each in shards."""
 
     name: str
-    """also the name of its folders"""
+    """name of its folders"""
     splits: Mapping[str, Sequence[TextShard]]
 
     def texts(self, split: str) -> Iterator[str]:
-        """Yield the documents of `train` or `val`."""
         for shard in self.splits[split]:
             yield from shard.texts()
 
@@ -51,7 +49,6 @@ class EncyclopediaShard:
     origin: str = demo_data.ENCYCLOPEDIA_ORIGIN
 
     def texts(self) -> Iterator[str]:
-        """Yield title and lead of each article."""
         return iter(demo_data.documents(self.name))
 
 
@@ -70,7 +67,6 @@ class ParquetShard:
 
     @property
     def name(self) -> str:
-        """The file name without its suffix, such as shard_00001."""
         return self.path.stem
 
     def texts(self) -> Iterator[str]:
@@ -93,21 +89,16 @@ class HubDataset:
     num_shards: int
     license: str
 
-    def shard_names(self, num_shards: int) -> list[str]:
-        """Names of the first shards. Raises UserError if there are not as many, or fewer than two."""
+    def fetch(self, num_shards: int, *, verify: bool = False) -> list[HubFile]:
+        """Download the first `num_shards` shards unless they exist. Raises UserError if that fails."""
         if not 2 <= num_shards <= self.num_shards:
             raise UserError(
                 f"--num-shards must be between 2 (the first shard is for validation) and {self.num_shards} for "
                 f"{self.name}, got {num_shards}"
             )
-        return [f"shard_{i:05d}.parquet" for i in range(num_shards)]
-
-    def fetch(self, num_shards: int, *, verify: bool = False) -> list[HubFile]:
-        """Download the first `num_shards` shards unless they are there. Raises UserError if that fails."""
+        names = [f"shard_{i:05d}.parquet" for i in range(num_shards)]
         # Token files take about as much disk space as the compressed text.
-        return fetch(
-            self.repository, self.shard_names(num_shards), paths.data_dir(self.name), verify=verify, disk_factor=2.0
-        )
+        return fetch(self.repository, names, paths.data_dir(self.name), verify=verify, disk_factor=2.0)
 
     def open(self, files: Sequence[HubFile]) -> TextDataset:
         """Open files from `fetch`. The first shard is `val`: every run has it, and the text is shuffled."""
@@ -115,13 +106,9 @@ class HubDataset:
         return TextDataset(self.name, {"val": shards[:1], "train": shards[1:]})
 
 
-DATASETS: dict[str, HubDataset] = {
-    dataset.name: dataset
-    for dataset in (
-        HubDataset("fineweb-edu", "karpathy/fineweb-edu-100b-shuffle", 1823, "ODC-By 1.0"),
-        HubDataset("climbmix", "karpathy/climbmix-400b-shuffle", 6543, "CC BY-NC 4.0, not for commercial use"),
-    )
-}
+FINEWEB_EDU = HubDataset("fineweb-edu", "karpathy/fineweb-edu-100b-shuffle", 1823, "ODC-By 1.0")
+CLIMBMIX = HubDataset("climbmix", "karpathy/climbmix-400b-shuffle", 6543, "CC BY-NC 4.0, not for commercial use")
+DATASETS: dict[str, HubDataset] = {dataset.name: dataset for dataset in (FINEWEB_EDU, CLIMBMIX)}
 
 
 def shards_for_depth(depth: int, vocab_size: int) -> int:
@@ -130,4 +117,4 @@ def shards_for_depth(depth: int, vocab_size: int) -> int:
 
     parameters = GPTConfig.from_depth(depth, vocab_size, 2048).num_parameters
     needed = SPARE * TOKENS_PER_PARAMETER * parameters * CHARS_PER_TOKEN / SHARD_CHARS
-    return max(SHARDS_STEP, math.ceil(needed / SHARDS_STEP) * SHARDS_STEP)
+    return math.ceil(needed / 8) * 8

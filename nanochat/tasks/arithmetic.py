@@ -5,7 +5,6 @@ few million parameters learns to copy long before it learns to calculate.
 """
 
 import ast
-import operator
 import random
 from abc import abstractmethod
 from typing import NamedTuple
@@ -28,9 +27,7 @@ class ToolProblems(NumberTask):
 
     def __init__(self, split: Split, size: int = 10_000, start: int = 0) -> None:
         """`size` problems, numbered from `start`: stages with disjoint numbers share no row."""
-        self.split = split
-        self.size = size
-        self.start = start
+        self.split, self.size, self.start = split, size, start
 
     @abstractmethod
     def draw(self, rng: random.Random) -> Problem:
@@ -44,7 +41,7 @@ class ToolProblems(NumberTask):
         problem = self.draw(rng)
         while held_out(canonical(problem.expression), TEST_SHARE) != (self.split == "test"):
             problem = self.draw(rng)
-        result = str(evaluate(problem.expression))
+        result = str(eval(problem.expression))  # made of our own templates and numbers
         answer: list[Part] = [
             {"type": "python", "text": problem.expression},
             {"type": "python_output", "text": result},
@@ -97,7 +94,7 @@ class WordProblems(ToolProblems):
             b, c, d = rng.randint(2, 60), rng.randint(2, 12), rng.randint(2, 20)
             numbers = {"a": b + rng.randint(1, 140), "b": b, "c": c, "d": d, "bc": b * c}
             expression = story["expression"].format(**numbers)
-            if evaluate(expression) > 0:
+            if eval(expression) > 0:
                 return Problem(story["question"].format(**words, **numbers), expression, "The answer is {result}.")
 
 
@@ -120,24 +117,8 @@ def _operands(rng: random.Random, sign: str) -> tuple[int, int]:
 
 
 def _number(rng: random.Random, max_digits: int) -> int:
-    """Draw a whole number; each number of digits is equally likely."""
-    digits = rng.randint(1, max_digits)
+    digits = rng.randint(1, max_digits)  # 1-digit numbers as often as 3-digit ones
     return rng.randrange(10 ** (digits - 1), 10**digits)
-
-
-_OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
-
-
-def evaluate(expression: str) -> int:
-    """Evaluate an expression of whole numbers, + - * // and parentheses."""
-
-    def value(node: ast.expr) -> int:
-        if isinstance(node, ast.BinOp):
-            return int(_OPERATIONS[type(node.op)](value(node.left), value(node.right)))
-        assert isinstance(node, ast.Constant) and isinstance(node.value, int)
-        return node.value
-
-    return value(ast.parse(expression, mode="eval").body)
 
 
 def canonical(expression: str) -> str:

@@ -23,7 +23,7 @@ class GSM8K(HubTask, GradedTask):
     FILES: ClassVar = {split: [f"main/{split}-00000-of-00001.parquet"] for split in ("train", "test")}
 
     def row(self, index: int) -> Conversation:
-        row = self.rows[index]
+        row = self.source(index)
         return conversation(row["question"].strip(), answer_parts(row["answer"].strip()))
 
     def grade(self, conversation: Conversation, reply: Reply) -> float:

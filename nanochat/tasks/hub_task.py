@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.parquet
 
 from nanochat import paths
+from nanochat.conversations import Conversation
 from nanochat.data.download import HubFile, fetch
 from nanochat.errors import UserError
 from nanochat.tasks.task import Task
@@ -18,28 +19,20 @@ from nanochat.tasks.task import Task
 ROWS_IN_FINGERPRINT = 100
 
 
-class ParquetRows(Sequence[dict[str, Any]]):
-    """The rows of several files with one schema, in Arrow's memory: a tenth of what Python objects would take."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        tables = []
-        for path in paths:
-            try:
-                tables.append(pyarrow.parquet.read_table(path))
-            except (OSError, pyarrow.ArrowException) as error:
-                reason = str(error).splitlines()[0]
-                raise UserError(f"cannot read {path} ({reason}): run ./prepare.sh --verify") from None
-        self._table = pyarrow.concat_tables(tables).combine_chunks()  # one chunk per column: row access in O(1)
-
-    def __len__(self) -> int:
-        return self._table.num_rows
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._table.slice(index, 1).to_pylist()[0]  # IndexError past the end
+def read_parquet(paths: Sequence[Path]) -> pyarrow.Table:
+    """Read several files of one schema: as an Arrow table, a tenth of the memory that Python objects would take."""
+    tables = []
+    for path in paths:
+        try:
+            tables.append(pyarrow.parquet.read_table(path))
+        except (OSError, pyarrow.ArrowException) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"cannot read {path} ({reason}): run ./prepare.sh --verify") from None
+    return pyarrow.concat_tables(tables).combine_chunks()  # one chunk per column: row access in O(1)
 
 
 class HubTask(Task):
-    """A task that builds its conversations from `self.rows`."""
+    """A task that builds its conversations from `self.source(index)`."""
 
     REPOSITORY: ClassVar[str]
     FILES: ClassVar[Mapping[Any, Sequence[str]]]
@@ -49,7 +42,7 @@ class HubTask(Task):
         """Downloads the files unless they are there. Raises UserError if that fails."""
         files = self.fetch(split)
         self.digests = [file.sha256 for file in files]
-        self.rows = ParquetRows([self._folder() / file.name for file in files])
+        self._table = read_parquet([self._folder() / file.name for file in files])
 
     @classmethod
     def fetch(cls, split: Any, *, verify: bool = False) -> list[HubFile]:
@@ -61,10 +54,31 @@ class HubTask(Task):
         return paths.data_dir(cls.REPOSITORY.split("/")[1])
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self._table.num_rows
+
+    def source(self, index: int) -> dict[str, Any]:
+        """Row of the data set, as published."""
+        return self._table.slice(index, 1).to_pylist()[0]
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the files' digests and the first conversations: fast for half a million rows."""
         head = self[:ROWS_IN_FINGERPRINT]
         return hashlib.sha256(json.dumps([self.name, len(self), self.digests, head]).encode()).hexdigest()
+
+
+class SmolTalk(HubTask):
+    """SmolTalk's subset for small models: 460K conversations, some with a system message
+    (https://arxiv.org/abs/2502.02737).
+    """
+
+    name = "smoltalk"
+    REPOSITORY = "HuggingFaceTB/smol-smoltalk"
+    FILES: ClassVar = {
+        "train": [f"data/train-{i:05d}-of-00004.parquet" for i in range(4)],
+        "test": ["data/test-00000-of-00001.parquet"],
+    }
+
+    def row(self, index: int) -> Conversation:
+        messages = self.source(index)["messages"]
+        return {"messages": [{"role": message["role"], "content": message["content"]} for message in messages]}

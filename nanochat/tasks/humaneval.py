@@ -26,24 +26,21 @@ class HumanEval(HubTask, GradedTask):
         """`unconfined` runs the model's code even if the kernel cannot sandbox it."""
         super().__init__("test")
         self.unconfined = unconfined
-        self._index_of: dict[str, int] = {}
+        self._by_question = {question(row["prompt"]): row for row in self._table.to_pylist()}
 
     def row(self, index: int) -> Conversation:
-        row = self.rows[index]
+        row = self.source(index)
         solution = f"```python\n{row['prompt']}{row['canonical_solution'].rstrip()}\n```"
         return conversation(question(row["prompt"]), solution)
 
     def grade(self, conversation: Conversation, reply: Reply) -> float:
         """1.0 if the tests pass, else 0.0. Raises UserError if the code cannot be sandboxed, unless `unconfined`."""
-        if not self._index_of:
-            self._index_of = {question(row["prompt"]): i for i, row in enumerate(self.rows)}
-        row = self.rows[self._index_of[text_of(conversation["messages"][-2])]]
+        row = self._by_question[text_of(conversation["messages"][-2])]
         code = f"{function(row['prompt'], row['entry_point'], final_text(reply))}\n{row['test']}"
         return float(run_program(f"{code}\ncheck({row['entry_point']})\n", unconfined=self.unconfined).passed)
 
 
 def question(prompt: str) -> str:
-    """Build the user message."""
     return f"{INSTRUCTION}\n\n```python\n{prompt.strip()}\n```"
 
 

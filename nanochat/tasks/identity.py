@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nanochat import conversations
 from nanochat.conversations import Conversation, conversation
+from nanochat.locks import folder_lock
 from nanochat.tasks.task import GradedTask, Reply, final_text, load_wording
 
 MODEL_NAME = "nanochat"
@@ -18,8 +19,6 @@ HELD_OUT_QUESTIONS: list[str] = WORDING["held_out_questions"]
 
 
 class IdentityQuestions(GradedTask):
-    """The held-out questions about who the model is."""
-
     name = "identity questions"
 
     def __len__(self) -> int:
@@ -36,7 +35,11 @@ class IdentityQuestions(GradedTask):
 
 def write_default(path: Path) -> bool:
     """Write the default conversations to `path` unless it exists. Return True if they were written."""
-    return conversations.write_if_absent(path, default_conversations())
+    with folder_lock(path.parent):
+        if path.exists():
+            return False
+        conversations.append(path, default_conversations())
+        return True
 
 
 def default_conversations() -> list[Conversation]:
@@ -50,13 +53,8 @@ def default_conversations() -> list[Conversation]:
             greeting, welcome = rng.choice(WORDING["greetings"])
             rows.append(conversation(f"{greeting} {question}", rng.choice(topic["answers"])))
             other = rng.choice([t for t in topics if t is not topic])
-            turns = [
-                question,
-                rng.choice(topic["answers"]),
-                rng.choice(other["questions"]),
-                rng.choice(other["answers"]),
-            ]
-            rows.append(conversation(*turns))
+            follow_up = (rng.choice(topic["answers"]), rng.choice(other["questions"]), rng.choice(other["answers"]))
+            rows.append(conversation(question, *follow_up))
             rows.append(conversation(greeting, welcome, question, rng.choice(topic["answers"])))
     rng.shuffle(rows)
     return rows

@@ -17,10 +17,9 @@ from nanochat.runtime import Runtime
 from nanochat.tasks.arithmetic import Arithmetic, Sums, WordProblems
 from nanochat.tasks.encyclopedia import Encyclopedia, Topics
 from nanochat.tasks.gsm8k import GSM8K
-from nanochat.tasks.hub_task import HubTask
+from nanochat.tasks.hub_task import HubTask, SmolTalk
 from nanochat.tasks.humaneval import HumanEval
 from nanochat.tasks.multiple_choice import ARC, MMLU
-from nanochat.tasks.smoltalk import SmolTalk
 from nanochat.tasks.spelling import LetterCount, Spelling, read_words
 from nanochat.tasks.task import DATA, ConversationList, GradedTask, Mixture, Task
 from nanochat.tokenizer import Tokenizer
@@ -120,7 +119,6 @@ def refusals() -> Task:
 
 
 def small_talk() -> Task:
-    """Openings of human conversations, two to six short turns."""
     return ConversationList("small talk", demo_data.chitchat("train"))
 
 

@@ -34,8 +34,7 @@ class CategoricalTask(HubTask, GradedTask):
     """
 
     @abstractmethod
-    def choices(self, index: int) -> Choices:
-        """Parse row `index`."""
+    def choices(self, index: int) -> Choices: ...
 
     def row(self, index: int) -> Conversation:
         return multiple_choice(self.choices(index))
@@ -68,7 +67,7 @@ class ARC(CategoricalTask):
         super().__init__((subset, split))
 
     def choices(self, index: int) -> Choices:
-        row = self.rows[index]
+        row = self.source(index)
         answer = row["choices"]["label"].index(row["answerKey"])
         return Choices(row["question"].strip(), row["choices"]["text"], answer)
 
@@ -90,6 +89,6 @@ class MMLU(CategoricalTask):
         super().__init__(split)
 
     def choices(self, index: int) -> Choices:
-        row = self.rows[index]
+        row = self.source(index)
         row = row.get("train", row)  # the auxiliary file wraps each row in a struct of that name
         return Choices(row["question"].strip(), row["choices"], row["answer"])

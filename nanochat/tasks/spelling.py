@@ -50,7 +50,7 @@ class Spelling(WordTask):
 
     def grade(self, conversation: Conversation, reply: Reply) -> float:
         """1.0 if the word's letters joined by hyphens are the only hyphenated word of the reply, else 0.0."""
-        expected = final_text(conversation["messages"][-1]["content"])
+        expected = conversation["messages"][-1]["content"]
         words = (word.strip(".,:;!?\"'") for word in final_text(reply).split())
         return float([word for word in words if "-" in word or word == expected] == [expected])
 

@@ -24,7 +24,6 @@ Reply = str | list[Part]
 
 
 def load_wording(name: str) -> Any:
-    """Return the content of data/<name>.json."""
     return json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
 
 

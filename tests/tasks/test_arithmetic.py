@@ -3,7 +3,7 @@ import re
 import pytest
 
 from nanochat.conversations import Conversation, Part, find_problem, text_of
-from nanochat.tasks.arithmetic import Arithmetic, ToolProblems, WordProblems, canonical, evaluate
+from nanochat.tasks.arithmetic import Arithmetic, ToolProblems, WordProblems, canonical
 from nanochat.tasks.task import Split
 
 TASKS = [Arithmetic, WordProblems]
@@ -67,13 +67,6 @@ def test_grade(task_class: type[ToolProblems]) -> None:
         assert task.grade(row, f"{result}, or rather 123456") == 0.0
         assert task.grade(row, parts(row)[:2]) == 0.0  # the tool's output alone is not an answer
         assert task.grade(row, "I do not know.") == 0.0
-
-
-@pytest.mark.parametrize(
-    ("expression", "value"), [("7 * (3 + 5)", 56), ("2 + 3 * 4", 14), ("84 // 7", 12), ("5 - 6", -1)]
-)
-def test_evaluate(expression: str, value: int) -> None:
-    assert evaluate(expression) == value
 
 
 def test_canonical_ignores_the_order_of_what_is_added_or_multiplied() -> None:

@@ -6,7 +6,7 @@ from nanochat import paths
 from nanochat.conversations import find_problem
 from nanochat.errors import UserError
 from nanochat.tasks import identity, mixtures
-from nanochat.tasks.smoltalk import SmolTalk
+from nanochat.tasks.hub_task import SmolTalk
 from nanochat.tasks.spelling import Spelling, read_words, write_words
 from nanochat.tasks.task import Mixture, Task
 from tests.conftest import StartHub
