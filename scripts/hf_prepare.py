@@ -14,7 +14,7 @@ import torch
 from nanochat import cli
 from nanochat.errors import UserError
 from nanochat.hub.card import Publisher
-from nanochat.hub.export import check_free, export, export_folder
+from nanochat.hub.export import export, export_folder
 from nanochat.runtime import resolve_device_type
 from nanochat.stages import STAGES, StageName
 from nanochat.train import checkpoint
@@ -54,7 +54,9 @@ def main(options: Options) -> None:
     device = torch.device(resolve_device_type(options.device_type))
     found = select(options.stage, options.tag)
     publisher = Publisher(options.author, options.author_name or options.author, options.license)
-    check_free([export_folder(c, options.output) for c in found], options.force)
+    folders = [export_folder(c, options.output) for c in found]
+    if not options.force and (existing := [folder for folder in folders if folder.exists()]):
+        raise UserError(f"{existing[0]} already exists: pass --force to replace it")
     for c in found:
         print(f"{c.describe()}:", flush=True)
         folder = export(c, publisher, options.output, device, lambda line: print(f"  {line}", flush=True))

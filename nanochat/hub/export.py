@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 
 from nanochat import paths
 from nanochat.atomic import atomic_folder
-from nanochat.errors import UserError
 from nanochat.hub import verify
-from nanochat.hub.card import Publisher, repository_name, software, write_card
+from nanochat.hub.card import Publisher, repository_name, write_card
 from nanochat.hub.convert_model import check_tensors, write_model
 from nanochat.hub.convert_tokenizer import write_tokenizer
 from nanochat.model.gpt import GPTConfig
@@ -21,18 +21,12 @@ from nanochat.report.history import stages_until
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.checkpoint import MODEL_FILE, Checkpoint
 
-MIT = (Path(__file__).parent / "mit.txt").read_text()
+OTHER_LICENSE = "Copyright {year} {name}\n\nLicense: {license}, see https://spdx.org/licenses\n"
 
 
 def export_folder(checkpoint: Checkpoint, output: Path) -> Path:
     """The folder to export a checkpoint to. It has the name of the repository."""
     return output / repository_name(checkpoint.tag, checkpoint.source)
-
-
-def check_free(folders: list[Path], force: bool) -> None:
-    """Raise UserError if a folder exists and `force` is not set."""
-    if not force and (existing := [folder for folder in folders if folder.exists()]):
-        raise UserError(f"{existing[0]} already exists: pass --force to replace it")
 
 
 def export(
@@ -56,29 +50,28 @@ def export(
     passages = verify.held_out_passages(dataset, tokenizer, config.sequence_len)
     folder = export_folder(checkpoint, output)
     with atomic_folder(folder) as partial:
-        log(f"rounding to bfloat16: {verify.round_to_bfloat16(model, passages)}")
+        loss, rounded, changed = verify.round_to_bfloat16(model, passages)
+        log(f"rounding to bfloat16: loss {loss:.4f} to {rounded:.4f} nats, top token changed at {changed:.2%}")
         write_model(model.state_dict(), config, tokenizer, partial)
         write_tokenizer(tokenizer, config.sequence_len, partial)
-        logits = verify.check_logits(model, partial, passages)
-        log(f"logits compared with transformers on {len(passages.rows)} passages of {passages.origin}: {logits}")
+        difference, agreement = verify.check_logits(model, partial, passages)
+        tokens = f"{passages.tokens:,} tokens of held-out text"
+        log(
+            f"logits compared with transformers on {tokens} ({passages.origin}): largest difference {difference:.1e}, "
+            f"same top token at {agreement:.2%}"
+        )
         log(f"token ids: identical on {verify.check_token_ids(tokenizer, partial):,} texts")
         log(f"chat template: identical on {verify.check_chat_template(tokenizer, partial)} conversations")
         verified = (
-            f"Verified with {software()}: on {logits.tokens:,} tokens of held-out text the logits differ by at most "
-            f"{logits.max_difference:.1e} from those of the trained model rounded to bfloat16."
+            f"Verified with transformers {transformers.__version__}, torch {torch.__version__}: on {tokens} the logits "
+            f"differ by at most {difference:.1e} from those of the trained model rounded to bfloat16."
         )
         write_card(checkpoint, stages, publisher, verified, partial)
-        (partial / "LICENSE").write_text(license_text(publisher))
+        text = Path(__file__).with_name("mit.txt").read_text() if publisher.license == "mit" else OTHER_LICENSE
+        text = text.format(year=time.strftime("%Y"), name=publisher.name, license=publisher.license)
+        (partial / "LICENSE").write_text(text)
         for path in partial.iterdir():
             path.chmod(0o644)  # safetensors creates files with mode 0600
         if folder.exists():  # --force
             shutil.rmtree(folder)
     return folder
-
-
-def license_text(publisher: Publisher) -> str:
-    """Content of LICENSE: MIT in full, any other license by its name."""
-    year = time.strftime("%Y")
-    if publisher.license == "mit":
-        return MIT.format(year=year, name=publisher.name)
-    return f"Copyright {year} {publisher.name}\n\nLicense: {publisher.license}, see https://spdx.org/licenses\n"

@@ -7,9 +7,8 @@ tokenizer by an unpickler that only accepts one class, which it replaces with an
 import json
 import pickle
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,22 +44,13 @@ UNSUPPORTED = {
 """Additions of later versions, by a part of their tensors' names. transformers has no class for them."""
 
 
-class KarpathyCheckpoint(NamedTuple):
-    """Model saved at one step."""
-
-    step: int
-    config: GPTConfig
-    weights: dict[str, Tensor]
-    """by our names, in float32"""
-
-
 def steps(folder: Path) -> list[int]:
     """Steps whose weights are in the folder, in order."""
     return sorted(int(match[1]) for path in folder.glob("model_*.pt") if (match := MODEL_FILE.fullmatch(path.name)))
 
 
-def read_checkpoint(folder: Path, step: int | None = None) -> KarpathyCheckpoint:
-    """Read the checkpoint of `step`, by default the last one.
+def read_checkpoint(folder: Path, step: int | None = None) -> tuple[int, GPTConfig, dict[str, Tensor]]:
+    """Read step, config and weights (by our names, in float32) of the checkpoint of `step`, by default the last one.
 
     Raises UserError if it is missing or damaged, or if the architecture is a later one.
     """
@@ -73,7 +63,14 @@ def read_checkpoint(folder: Path, step: int | None = None) -> KarpathyCheckpoint
     try:
         shape = json.loads((folder / f"meta_{step:06d}.json").read_text())["model_config"]
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        _check_supported(stored, shape, path)
+        unsupported = {feature for part, feature in UNSUPPORTED.items() for name in stored if part in name}
+        if set(str(shape.get("window_pattern", "L")).upper()) != {"L"}:
+            unsupported.add(f"sliding windows ({shape['window_pattern']})")
+        if unsupported:
+            raise UserError(
+                f"{path} has features of a later nanochat that are not supported ({', '.join(sorted(unsupported))}): "
+                "import a model from before 2026"
+            )
         weights = {_our_name(name): tensor.float() for name, tensor in stored.items()}
         config = GPTConfig(vocab_size=len(weights["embed_tokens.weight"]), **{name: int(shape[name]) for name in SHAPE})
     except FileNotFoundError as error:
@@ -81,25 +78,13 @@ def read_checkpoint(folder: Path, step: int | None = None) -> KarpathyCheckpoint
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
         raise UserError(f"cannot read {path} and its meta file ({_first_line(error)}): copy them again") from None
     check_tensors(weights, config, str(path))
-    return KarpathyCheckpoint(step, config, weights)
+    return step, config, weights
 
 
 def _our_name(name: str) -> str:
     for theirs, ours in TENSOR_NAMES.items():
         name = name.replace(theirs, ours)
     return name
-
-
-def _check_supported(tensors: Mapping[str, Tensor], shape: Mapping[str, Any], path: Path) -> None:
-    """Raise UserError if the model computes more than NanoChatForCausalLM."""
-    found = {feature for part, feature in UNSUPPORTED.items() for name in tensors if part in name}
-    if set(str(shape.get("window_pattern", "L")).upper()) != {"L"}:
-        found.add(f"sliding windows ({shape['window_pattern']})")
-    if found:
-        raise UserError(
-            f"{path} has features of a later nanochat that are not supported ({', '.join(sorted(found))}): import a "
-            "model from before 2026"
-        )
 
 
 class _EncodingState:

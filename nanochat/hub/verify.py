@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nanochat import paths
 from nanochat.conversations import Message
@@ -48,7 +48,6 @@ class Passages:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens in all rows."""
         return sum(row.numel() for row in self.rows)
 
 
@@ -71,28 +70,12 @@ def held_out_passages(dataset: str | None, tokenizer: Tokenizer, sequence_len: i
     return Passages(origin, rows)
 
 
-@dataclass(frozen=True)
-class LogitReport:
-    """Difference of two models on the same tokens."""
-
-    tokens: int
-    max_difference: float
-    """largest difference of two logits"""
-    agreement: float
-    """share of positions with the same top token"""
-
-    def __str__(self) -> str:
-        return (
-            f"largest difference {self.max_difference:.1e}, same top token at {self.agreement:.2%} of "
-            f"{self.tokens:,} held-out tokens"
-        )
-
-
 @torch.inference_mode()
-def check_logits(ours: GPT, folder: Path, passages: Passages) -> LogitReport:
+def check_logits(ours: GPT, folder: Path, passages: Passages) -> tuple[float, float]:
     """Compare `ours` with the model that transformers loads from the folder, both in float32.
 
-    Raises UserError if they differ by more than rounding, or if a tensor is missing or unknown to transformers.
+    Returns the largest difference of two logits, and the share of positions with the same top token. Raises UserError
+    if they differ by more than rounding, or if a tensor is missing or unknown to transformers.
     """
     with quiet_transformers():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -114,35 +97,21 @@ def check_logits(ours: GPT, folder: Path, passages: Passages) -> LogitReport:
             f"transformers computes a different model from {folder}: logits differ by up to {largest:.3g}, rounding "
             f"explains {MAX_LOGIT_DIFFERENCE}; please report this with your version of transformers"
         )
-    return LogitReport(passages.tokens, largest, same / passages.tokens)
-
-
-@dataclass(frozen=True)
-class RoundingReport:
-    """Effect of rounding the weights to bfloat16."""
-
-    loss: float
-    """cross-entropy before, nats per token"""
-    rounded_loss: float
-    """cross-entropy after"""
-    changed: float
-    """share of positions with another top token"""
-
-    def __str__(self) -> str:
-        return (
-            f"loss {self.loss:.4f} to {self.rounded_loss:.4f} nats per token, top token changed at {self.changed:.2%}"
-        )
+    return largest, same / passages.tokens
 
 
 @torch.inference_mode()
-def round_to_bfloat16(model: GPT, passages: Passages) -> RoundingReport:
-    """Round the weights in place, as an exported folder stores them."""
+def round_to_bfloat16(model: GPT, passages: Passages) -> tuple[float, float, float]:
+    """Round the weights in place, as an exported folder stores them.
+
+    Returns the cross-entropy before and after, in nats per token, and the share of positions whose top token changed.
+    """
     with _exact_matmuls():
         loss, tops = _loss_and_tops(model, passages)
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16())
         rounded_loss, rounded_tops = _loss_and_tops(model, passages)
-    return RoundingReport(loss, rounded_loss, float((tops != rounded_tops).float().mean()))
+    return loss, rounded_loss, float((tops != rounded_tops).float().mean())
 
 
 def _loss_and_tops(model: GPT, passages: Passages) -> tuple[float, Tensor]:
@@ -167,11 +136,6 @@ def _exact_matmuls() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer as users of transformers do."""
-    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder, local_files_only=True))
-
-
 def check_token_ids(ours: Tokenizer, folder: Path, *, check_defaults: bool = True) -> int:
     """Compare token ids on 5,000 texts; return the number of texts. Raises UserError at the first difference.
 
@@ -179,7 +143,7 @@ def check_token_ids(ours: Tokenizer, folder: Path, *, check_defaults: bool = Tru
     split_special_tokens=True. Ours never does, so that is what is compared. `check_defaults` also compares decoding,
     and encoding without any option for the texts that contain no such name.
     """
-    theirs = load_tokenizer(folder)
+    theirs: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     texts = sample_texts(NUM_TEXTS)
     expected = [ours.encode(text) for text in texts]
     with quiet_transformers():
@@ -194,18 +158,13 @@ def check_token_ids(ours: Tokenizer, folder: Path, *, check_defaults: bool = Tru
 
 
 def check_chat_template(ours: Tokenizer, folder: Path) -> int:
-    """Compare the chat template with our own rendering; return the number of conversations.
-
-    Raises UserError at the first difference.
-    """
-    theirs = load_tokenizer(folder)
+    """Compare the chat template with our own rendering; return the number of conversations. Raises UserError."""
+    theirs: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     conversations = sample_conversations()
     for messages in conversations:
         is_prompt = messages[-1]["role"] != "assistant"
         expected = ours.render_prompt(messages) if is_prompt else ours.render_conversation({"messages": messages}).ids
-        ids = theirs.apply_chat_template(
-            cast(Any, messages), add_generation_prompt=is_prompt, tokenize=True, return_dict=False
-        )
+        ids = theirs.apply_chat_template(messages, add_generation_prompt=is_prompt, return_dict=False)
         if ids != expected:
             raise UserError(f"the chat template in {folder} differs from ours for {messages!r}")
     return len(conversations)
