@@ -19,8 +19,8 @@ from rich.console import Console
 from nanochat import cli, paths
 from nanochat.errors import UserError
 from nanochat.host import SSH
-from nanochat.spark.checks import Check, print_checks
 from nanochat.spark.cluster import Port, check_bandwidth, check_link, command_on, ports_of, shared_networks
+from nanochat.spark.system import Check, print_checks
 from nanochat.train import agreement
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from nanochat import cli, host
 from nanochat.spark import system
-from nanochat.spark.checks import Check, print_checks
+from nanochat.spark.system import Check, print_checks
 
 
 @dataclass

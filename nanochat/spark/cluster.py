@@ -13,16 +13,19 @@ import statistics
 import subprocess
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from nanochat.errors import UserError
 from nanochat.host import SSH
-from nanochat.spark import ports
-from nanochat.spark.checks import Check
+from nanochat.spark.system import Check
 
+READ_PORTS = """ip -json -4 address
+cd "${NANOCHAT_ROOT:-}/sys/class" && grep -Hs . net/*/operstate net/*/mtu net/*/speed \\
+  infiniband/*/ports/1/link_layer infiniband/*/ports/1/state infiniband/*/ports/1/gid_attrs/ndevs/0
+true"""
+"""Shell script that prints a host's addresses and ports; some files of a port that is down are unreadable."""
 JUMBO_MTU = 9000
 RAIL_MEGABITS = 100_000
 """A GB10 reaches each port of its ConnectX-7 over two PCIe links of half its 200 Gb/s, each an interface."""
@@ -47,7 +50,6 @@ class Port:
 
     @property
     def network(self) -> str:
-        """The subnet of the address."""
         return str(ipaddress.ip_interface(self.address).network) if self.address else ""
 
 
@@ -59,16 +61,38 @@ def command_on(host: str, *command: str) -> list[str]:
 
 
 def ports_of(host: str) -> list[Port]:
-    """The ports of a host, which needs passwordless ssh and Python. Raises UserError with the reason of a failure."""
-    script = Path(ports.__file__).read_text()
+    """The interfaces of a host that have an address or RoCE. Raises UserError if it does not answer over ssh."""
     try:
-        command = command_on(host, "python3", "-")
-        result = subprocess.run(command, input=script, capture_output=True, text=True, timeout=30, check=False)
-        return [Port(**port) for port in json.loads(result.stdout)]
-    except subprocess.TimeoutExpired:
-        raise UserError("no answer in 30 s") from None
-    except (OSError, ValueError, TypeError):
-        raise UserError((result.stderr.strip().splitlines() or ["no answer"])[-1]) from None
+        command = command_on(host, "sh", "-c", READ_PORTS)
+        result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"no answer ({error})") from None
+    if result.returncode:
+        raise UserError((result.stderr.strip().splitlines() or ["no answer"])[-1])
+    return parse_ports(result.stdout)
+
+
+def parse_ports(output: str) -> list[Port]:
+    """Parse the output of READ_PORTS: one line of JSON with the addresses, then one `path:content` per line."""
+    lines = output.splitlines()
+    files = dict(line.split(":", 1) for line in lines if line.startswith(("infiniband/", "net/")))
+    addresses = {
+        link["ifname"]: f"{info['local']}/{info['prefixlen']}"
+        for link in json.loads(next((line for line in lines if line.startswith("[")), "[]"))
+        for info in link.get("addr_info", [])[:1]
+        if link["ifname"] != "lo"
+    }
+    found = {name: ("", files.get(f"net/{name}/operstate") != "down") for name in addresses}
+    for path, interface in files.items():
+        folder = path.removesuffix("/gid_attrs/ndevs/0")
+        if folder != path and files.get(f"{folder}/link_layer") == "Ethernet":
+            found[interface] = folder.split("/")[1], files.get(f"{folder}/state", "").endswith("ACTIVE")
+    ports = []
+    for name, (device, active) in sorted(found.items()):
+        mtu, speed = files.get(f"net/{name}/mtu", "0"), files.get(f"net/{name}/speed", "")  # -1 if it is down
+        megabits = int(speed) if speed.isdigit() else 0
+        ports.append(Port(name, device, active, addresses.get(name, ""), int(mtu), megabits))
+    return ports
 
 
 def shared_networks(first: list[Port], second: list[Port]) -> list[tuple[Port, Port]]:

@@ -23,15 +23,9 @@ class Disk:
     """Disk space of one model, in bytes."""
 
     num_shards: int
+    text: float
+    tokens: float
     checkpoint: int
-
-    @property
-    def text(self) -> float:
-        return self.num_shards * SHARD_BYTES
-
-    @property
-    def tokens(self) -> float:
-        return self.num_shards * SHARD_CHARS / CHARS_PER_TOKEN * TOKEN_BYTES
 
     @property
     def checkpoints(self) -> float:
@@ -54,5 +48,6 @@ def default_config(depth: int) -> GPTConfig:
 
 def disk_space(depth: int) -> Disk:
     """Estimate the disk space of a model with only --depth given."""
-    num_shards = min(shards_for_depth(depth, VOCAB_SIZE), DATASETS[PretrainOptions.dataset].num_shards)
-    return Disk(num_shards, checkpoint_bytes(default_config(depth)))
+    shards = min(shards_for_depth(depth, VOCAB_SIZE), DATASETS[PretrainOptions.dataset].num_shards)
+    tokens = shards * SHARD_CHARS / CHARS_PER_TOKEN * TOKEN_BYTES
+    return Disk(shards, shards * SHARD_BYTES, tokens, checkpoint_bytes(default_config(depth)))

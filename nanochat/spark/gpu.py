@@ -7,11 +7,12 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.benchmark import Timer
 
 from nanochat import host
 from nanochat.runtime import DATASHEET_TFLOPS, cpu_name, datasheet, measure_matmul_flops, native_dtype
 from nanochat.spark import system
-from nanochat.spark.checks import Check, run_checks
+from nanochat.spark.system import Check, run_checks
 
 BANDWIDTH_GBPS = {
     "GB10": 273, "GB200": 8000, "B200": 8000, "H200": 4800, "H100 PCIe": 2000, "H100 NVL": 3900, "H100": 3350,
@@ -30,10 +31,8 @@ def hardware_checks(gpus: list[host.GPU]) -> list[Check]:
     checks: dict[str, Callable[[], Check | None]] = {"GPU": lambda: system.driver(gpus)}
     checks |= {"torch": build} if gpus else {"CPU": cpu}
     if torch.cuda.is_available():
-        for name, check in (
-            ("matmul bf16", matmul), ("copy", copy), ("attention", attention), ("Triton", triton_kernel),
-            ("compile", compiled),
-        ):  # fmt: skip
+        kernels = {"matmul bf16": matmul, "copy": copy, "attention": attention, "Triton": triton_kernel}
+        for name, check in {**kernels, "compile": compiled}.items():
             checks[name] = partial(explain_errors, name, check)
         checks["clocks"] = lambda: system.clocks(host.gpus())
     return run_checks({**checks, "memory": lambda: system.memory(gpus)})
@@ -63,7 +62,6 @@ def build() -> Check:
 
 
 def cpu() -> Check:
-    """Matmul speed of the CPU."""
     dtype = native_dtype(torch.device("cpu"))
     flops = measure_matmul_flops(torch.device("cpu"), dtype)
     kind = str(dtype).removeprefix("torch.")
@@ -71,7 +69,6 @@ def cpu() -> Check:
 
 
 def matmul() -> Check:
-    """Speed of a bf16 matmul."""
     tflops = measure_matmul_flops(torch.device("cuda"), torch.bfloat16) / 1e12
     return compare("matmul bf16", tflops, "TFLOP/s", datasheet(DATASHEET_TFLOPS, torch.cuda.get_device_name()))
 
@@ -85,7 +82,6 @@ def copy() -> Check:
 
 
 def compare(name: str, measured: float, unit: str, expected: int | None) -> Check:
-    """Compare a measured speed with the datasheet's."""
     if expected is None:
         return Check(name, "ok", f"{measured:,.0f} {unit}; no datasheet figure for this chip")
     text = f"{measured:,.0f} {unit}, {measured / expected:.0%} of the datasheet's {expected:,}"
@@ -95,26 +91,16 @@ def compare(name: str, measured: float, unit: str, expected: int | None) -> Chec
     return Check(name, "warning", text, fix)
 
 
-def timed(work: Callable[[], object], repeats: int = 10) -> float:
-    """Seconds of GPU work, the minimum of `repeats`."""
-    work()
-    best = float("inf")
-    for _ in range(repeats):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        work()
-        torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
+def timed(work: Callable[[], object]) -> float:
+    """Mean seconds of GPU work, without the first runs."""
+    return float(Timer("work()", globals={"work": work}).timeit(10).mean)
 
 
 def attention() -> Check:
     """Speed of causal SDPA at the shape of depth 20, and its error against fp32."""
     query, key, value = torch.randn(3, 4, 10, 2048, 128, device="cuda", dtype=torch.bfloat16)
 
-    def attend() -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-
+    attend = partial(F.scaled_dot_product_attention, query, key, value, is_causal=True)
     seconds = timed(attend)
     scores = query[:1, :1].float() @ key[:1, :1].float().mT / 128**0.5
     mask = torch.ones(2048, 2048, device="cuda", dtype=torch.bool).triu(1)
@@ -151,11 +137,9 @@ def check_result(name: str, work: Callable[[], Tensor], expected: Tensor) -> Che
         torch.cuda.synchronize()
     except Exception as error:  # compilers raise many types
         lines = str(error).splitlines() or [type(error).__name__]
-        informative = [
-            line.strip() for line in lines if "ptxas" in line or "Python.h" in line or "sm_" in line
-        ] or lines
+        informative = [line.strip() for line in lines if any(word in line for word in ("ptxas", "Python.h", "sm_"))]
         fix = "./setup.sh    # installs the compiler, Python headers and CUDA 13's ptxas"
-        return Check(name, "failed", informative[0][:200], fix)
+        return Check(name, "failed", [*informative, *lines][0][:200], fix)
     if not torch.allclose(result, expected, atol=1e-4):
         return Check(name, "failed", "compiles, but the result is wrong", REINSTALL)
     return Check(name, "ok", f"compiled and correct, in {time.perf_counter() - start:.1f}s")

@@ -1,4 +1,4 @@
-"""Checks of the system around a run: driver, memory, disk, suspend, compiler, network, logins, clock.
+"""Checks for ./nanochat.sh doctor of the system around a run: driver, memory, disk, suspend, compiler, network, time.
 
 The quick ones run before every stage, in a tenth of a second, without torch.
 """
@@ -7,14 +7,23 @@ import os
 import re
 import shutil
 import sysconfig
+import textwrap
 import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.text import Text
 
 from nanochat import host, paths
 from nanochat.host import DROP_CACHE, GPU, POWER_BRAKE, THERMAL, slowdown
-from nanochat.spark.checks import Check, run_checks
 from nanochat.units import format_bytes, format_gib
 
+COLORS = {"ok": "green", "warning": "yellow", "failed": "red"}
+MARGIN = 21
+"""Columns of status and name."""
 CUDA_13_DRIVER = 580
 """The first driver that runs CUDA 13, which the pinned torch is built for."""
 MIN_DISK = 3e9
@@ -26,40 +35,65 @@ MASK_SLEEP = "sudo systemctl mask sleep.target suspend.target hibernate.target h
 MORE_DISK = "free space, or set NANOCHAT_BASE_DIR to another disk"
 
 
+@dataclass(frozen=True)
+class Check:
+    """One finding, with the command or advice that fixes it."""
+
+    name: str
+    status: Literal["ok", "warning", "failed"]
+    text: str
+    fix: str = ""
+
+
+def run_checks(checks: Mapping[str, Callable[[], Check | None]]) -> list[Check]:
+    """Run all checks; those that do not apply return None. An exception in a check becomes a warning."""
+    found = []
+    for name, check in checks.items():
+        try:
+            result = check()
+        except Exception as error:  # the doctor must not stop a run
+            result = Check(name, "warning", f"check failed ({type(error).__name__}: {error})")
+        if result:
+            found.append(result)
+    return found
+
+
+def print_checks(console: Console, checks: Iterable[Check]) -> None:
+    """Print one line per check, wrapped to the console, with its fix below."""
+    for check in checks:
+        width = max(console.width - MARGIN, 20)
+        first, *rest = textwrap.wrap(check.text, width, break_on_hyphens=False) or [""]
+        head = Text(f"{check.status:<8}", COLORS[check.status]) + Text(f"{check.name:<{MARGIN - 8}}{first}")
+        lines = [head, *(Text(" " * MARGIN + line) for line in rest)]
+        if check.fix:  # one line, so that it can be copied
+            lines.append(Text(" " * MARGIN + check.fix, "bold"))
+        for line in lines:
+            console.print(line, soft_wrap=True)
+
+
 def quick_checks() -> list[Check]:
     """Run the checks that come before every stage."""
     gpus = host.gpus()  # once: a sleeping driver takes a second to answer
     return run_checks(
-        {
-            "GPU": lambda: driver(gpus),
-            "clocks": lambda: clocks(gpus),
-            "memory": lambda: memory(gpus),
-            "disk": disk,
-            "suspend": suspend,
-        }
-    )
+        {"GPU": lambda: driver(gpus), "clocks": lambda: clocks(gpus), "memory": lambda: memory(gpus), "disk": disk,
+         "suspend": suspend}
+    )  # fmt: skip
 
 
 def thorough_checks(gpus: list[GPU], needed_disk: float, purpose: str) -> list[Check]:
     """Run the checks that do not involve the GPU. `needed_disk`: bytes for `purpose`, such as "depth 20"."""
     return run_checks(
-        {
-            "CUDA toolkit": lambda: toolkit(gpus),
-            "compiler": lambda: compiler(gpus),
-            "swap": swap,
-            "disk": lambda: disk(needed_disk, purpose),
-            "suspend": suspend,
-            "network": network,
-            "logins": logins,
-            "time": clock,
-        }
-    )
+        {"CUDA toolkit": lambda: toolkit(gpus), "compiler": lambda: compiler(gpus), "swap": swap,
+         "disk": lambda: disk(needed_disk, purpose), "suspend": suspend, "network": network, "logins": logins,
+         "time": clock}
+    )  # fmt: skip
 
 
 def driver(gpus: list[GPU]) -> Check:
-    """GPU and driver version."""
     if not gpus:
-        if _has_nvidia_device():
+        vendors = (host.root() / "sys/bus/pci/devices").glob("*/vendor")
+        nvidia = [vendor.with_name("class") for vendor in vendors if host.read(str(vendor)) == "0x10de"]
+        if any(host.read(str(kind)).startswith("0x03") for kind in nvidia):  # display or 3D controller
             fix = "sudo reboot; if that does not help, reinstall the driver"
             return Check("GPU", "failed", "NVIDIA device found, but nvidia-smi does not answer", fix)
         return Check("GPU", "ok", "none; a CPU is enough for small models (./demo.sh)")
@@ -73,7 +107,6 @@ def driver(gpus: list[GPU]) -> Check:
 
 
 def clocks(gpus: list[GPU]) -> Check | None:
-    """Clock, power and temperature, and a warning if the GPU is throttled now."""
     if not gpus:
         return None
     throttled = [gpu for gpu in gpus if gpu.slowed_by & (THERMAL | POWER_BRAKE)]
@@ -86,7 +119,6 @@ def clocks(gpus: list[GPU]) -> Check | None:
 
 
 def memory(gpus: list[GPU]) -> Check | None:
-    """Available memory, which a GB10 shares between CPU and GPU."""
     memory = host.memory()
     if memory is None:
         return None
@@ -142,17 +174,16 @@ def suspend() -> Check | None:
 
 
 def toolkit(gpus: list[GPU]) -> Check | None:
-    """CUDA 13's ptxas for a GB10: the one inside Triton may not support sm_121."""
     if not any(gpu.is_gb10 for gpu in gpus):
         return None
     ptxas = os.environ.get("TRITON_PTXAS_PATH")
     if ptxas and Path(ptxas).exists():
         return Check("CUDA toolkit", "ok", f"Triton uses {ptxas}")
+    # The ptxas inside Triton may not support sm_121.
     return Check("CUDA toolkit", "warning", "ptxas of CUDA 13 not found; Triton needs it for a GB10", "./setup.sh")
 
 
 def compiler(gpus: list[GPU]) -> Check | None:
-    """The C compiler and Python headers that Triton needs."""
     if not gpus:
         return None
     headers = Path(sysconfig.get_path("include")) / "Python.h"
@@ -164,14 +195,12 @@ def compiler(gpus: list[GPU]) -> Check | None:
 
 
 def network() -> Check:
-    """Time in which the Hugging Face Hub answers."""
     import httpx2  # slow to load
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return Check("network", "ok", "not checked: HF_HUB_OFFLINE is set")
-    url = constants.ENDPOINT
-    start = time.perf_counter()
+    url, start = constants.ENDPOINT, time.perf_counter()
     try:
         httpx2.head(url, timeout=NETWORK_SECONDS, follow_redirects=True)
     except httpx2.HTTPError as error:
@@ -196,12 +225,3 @@ def clock() -> Check:
     if host.output("timedatectl", "show", "--property=NTPSynchronized", "--value") == "no":
         return Check("time", "warning", f"{text}, not synchronized", "sudo timedatectl set-ntp true")
     return Check("time", "ok", text)
-
-
-def _has_nvidia_device() -> bool:
-    """True if PCI lists a display or 3D controller (class 0x03) by NVIDIA (vendor 0x10de)."""
-    vendors = (host.root() / "sys/bus/pci/devices").glob("*/vendor")
-    return any(
-        host.read(str(vendor)) == "0x10de" and host.read(str(vendor.with_name("class"))).startswith("0x03")
-        for vendor in vendors
-    )

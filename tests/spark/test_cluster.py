@@ -15,8 +15,7 @@ import pytest
 from nanochat.data.download import HubFile, Manifest
 from nanochat.errors import UserError
 from nanochat.host import SSH
-from nanochat.spark import ports
-from nanochat.spark.cluster import Port, check_bandwidth, check_link, command_on, shared_networks
+from nanochat.spark.cluster import Port, check_bandwidth, check_link, command_on, ports_of, shared_networks
 from nanochat.train import agreement
 from scripts import cluster
 from tests.machine import FakeMachine
@@ -65,8 +64,8 @@ def test_bandwidth_is_judged_by_what_two_sparks_reach(speed: float, words: str) 
     assert check.status == ("warning" if words else "ok") and words in check.fix
 
 
-def test_ports_are_read_from_the_system(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files of a Spark with one cable; ip tells the addresses."""
+def test_ports_are_read_from_the_system(machine: FakeMachine) -> None:
+    """The files of a Spark with one cable; ip prints the addresses."""
     for device, interface, state in (
         ("rocep1s0f0", "enp1s0f0np0", "4: ACTIVE"),
         ("rocep1s0f1", "enp1s0f1np1", "1: DOWN"),
@@ -78,10 +77,9 @@ def test_ports_are_read_from_the_system(machine: FakeMachine, monkeypatch: pytes
     machine.write("sys/class/net/enp1s0f0np0/speed", "100000\n")
     shown = [{"ifname": "enp1s0f0np0", "addr_info": [{"local": "192.168.100.1", "prefixlen": 24}]}]
     machine.command("ip", f"echo '{json.dumps(shown)}'")
-    monkeypatch.setattr(ports, "ROOT", machine.root)
-    up, down = ports.ports()
-    assert Port(**up) == HALF_A
-    assert (down["device"], down["active"], down["address"]) == ("rocep1s0f1", False, "")
+    up, down = ports_of("localhost")
+    assert up == HALF_A
+    assert (down.device, down.active, down.address) == ("rocep1s0f1", False, "")
 
 
 def prepared(base: Path) -> None:

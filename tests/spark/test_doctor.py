@@ -16,7 +16,7 @@ from rich.console import Console
 from nanochat import host
 from nanochat.runtime import DATASHEET_TFLOPS, datasheet
 from nanochat.spark import gpu, system
-from nanochat.spark.checks import Check, print_checks, run_checks
+from nanochat.spark.system import Check, print_checks, run_checks
 from scripts import doctor
 from tests.machine import GB10, FakeMachine
 
