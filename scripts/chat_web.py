@@ -74,7 +74,6 @@ def main(options: Options) -> None:
         max_waiting=options.max_waiting,
     )
     api_key = options.api_key or os.environ.get("NANOCHAT_API_KEY") or None
-    server = http_server.Server()
 
     def on_loaded(error: UserError | None) -> None:
         if error:
@@ -97,7 +96,8 @@ def main(options: Options) -> None:
         api_key=api_key,
         on_loaded=on_loaded,
     )
-    server.run(app, listener)
+    server = http_server.Server(app)
+    server.run_on(listener)
 
 
 def load_model(card: ModelCard, device_type: str, max_batch_size: int, kv_cache_gb: float | None) -> ChatModel:

@@ -56,7 +56,7 @@ def serve(options: WatchOptions) -> None:
     if not http_server.is_loopback(listener):
         print("warning: readable by everyone who can reach this machine over the network", flush=True)
     app = watch.create_app(options.model_tag, http_server.allowed_hosts(listener, options.host))
-    http_server.Server().run(app, listener)
+    http_server.Server(app).run_on(listener)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,10 @@ from starlette.types import Receive, Scope, Send
 
 from nanochat.inference import chat
 from nanochat.inference.sampling_params import SamplingParams
-from nanochat.serve.engine_client import ReplyStream
-from nanochat.serve.engine_process import RequestOutput
+from nanochat.serve.engine_process import Prompts, RequestOutput
 from nanochat.serve.metrics import Metrics
 from nanochat.serve.model_registry import ModelCard
-from nanochat.serve.pool import EnginePool
+from nanochat.serve.pool import EnginePool, ReplyStream
 from nanochat.serve.protocol import (
     ApiError,
     ChatRequest,
@@ -32,11 +31,10 @@ from nanochat.tokenizer import Tokenizer
 DROPPED_HEADER = "X-Nanochat-Dropped-Messages"  # number of oldest messages that did not fit in the context
 MAX_RESPONSE_LOGPROBS = 100_000  # converting this many to JSON takes 0.4 s of CPU time
 Result = TypeVar("Result")
-Prompts = list[tuple[list[int], SamplingParams]]
 
 
 def routes(pool: EnginePool, tokenizer: Tokenizer, defaults: SamplingParams, metrics: Metrics) -> APIRouter:
-    """Create the routes under /v1 and /tokenize."""
+    """Create the routes under /v1, /tokenize and /stats."""
     router = APIRouter()
 
     def find_model(name: str | None) -> ModelCard:
@@ -58,7 +56,7 @@ def routes(pool: EnginePool, tokenizer: Tokenizer, defaults: SamplingParams, met
     ) -> Response:
         _check_logprobs([sampling for _, sampling in prompts], card.context)
         replies = pool.submit(card, prompts)
-        outputs = _measured(replies, pool, metrics)
+        outputs = _measured(replies, metrics)
         if body.stream:
             return _EventStream(_events(outputs, builder, replies, prompt_tokens), replies, headers)
 
@@ -125,34 +123,32 @@ def routes(pool: EnginePool, tokenizer: Tokenizer, defaults: SamplingParams, met
             tokens = tokenizer.encode(body.text or "")
         return {"count": len(tokens), "tokens": tokens, "max_model_len": card.context}
 
+    @router.get("/stats")
+    async def stats() -> Json:
+        """Return model, load and totals of each engine. Names of the counts as in karpathy/nanochat."""
+        engines = [
+            {
+                "gpu_id": engine.gpu or 0,
+                "model": engine.loaded.id if engine.loaded else None,
+                "replies": len(engine.replies),
+                "engine": asdict(engine.stats) if engine.stats else None,
+            }
+            for engine in pool.engines
+        ]
+        busy = sum(bool(engine.replies) for engine in pool.engines)
+        return {
+            "total_workers": len(engines),
+            "busy_workers": busy,
+            "available_workers": len(engines) - busy,
+            "running": pool.running,
+            "waiting": pool.waiting,
+            "workers": engines,
+        }
+
     return router
 
 
-def stats(pool: EnginePool) -> Json:
-    """Describe each engine. Names of the counts as in karpathy/nanochat."""
-    engines = [
-        {
-            "gpu_id": engine.gpu or 0,
-            "model": engine.loaded.id if engine.loaded else None,
-            "replies": len(engine.replies),
-            "engine": asdict(engine.stats) if engine.stats else None,
-        }
-        for engine in pool.engines
-    ]
-    busy = sum(bool(engine.replies) for engine in pool.engines)
-    return {
-        "total_workers": len(engines),
-        "busy_workers": busy,
-        "available_workers": len(engines) - busy,
-        "running": pool.running,
-        "waiting": pool.waiting,
-        "workers": engines,
-    }
-
-
-async def _measured(
-    replies: ReplyStream, pool: EnginePool, metrics: Metrics
-) -> AsyncIterator[tuple[int, RequestOutput]]:
+async def _measured(replies: ReplyStream, metrics: Metrics) -> AsyncIterator[tuple[int, RequestOutput]]:
     """Pass on the outputs and record latency and speed of each reply."""
     start = time.monotonic()
     first: dict[int, tuple[float, int]] = {}
@@ -161,11 +157,9 @@ async def _measured(
         if index not in first:
             first[index] = (now, output.num_tokens)
             metrics.first_token.observe(now - start)
-        if output.finish_reason:
-            first_time, first_tokens = first[index]
-            if now > first_time and output.num_tokens > first_tokens:
-                metrics.speed.observe((output.num_tokens - first_tokens) / (now - first_time))
-            pool.record_reply(now - start)
+        first_time, first_tokens = first[index]
+        if output.finish_reason and now > first_time and output.num_tokens > first_tokens:
+            metrics.speed.observe((output.num_tokens - first_tokens) / (now - first_time))
         yield index, output
 
 
@@ -204,11 +198,8 @@ class _EventStream(StreamingResponse):
 
 def _model_object(card: ModelCard, pool: EnginePool, defaults: SamplingParams) -> Json:
     details = {
-        "source": card.source,
-        "model_tag": card.model_tag,
-        "step": card.step,
+        **asdict(card),
         "description": card.description,
-        "context": card.context,
         "default": card == pool.registry.default,
         "loaded": any(engine.loaded == card for engine in pool.engines),
         "defaults": {

@@ -17,7 +17,7 @@ from nanochat.errors import UserError
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.serve import api
 from nanochat.serve.markdown import code_css, to_html
-from nanochat.serve.metrics import Metrics, MetricsMiddleware
+from nanochat.serve.metrics import Metrics
 from nanochat.serve.middleware import SecurityMiddleware
 from nanochat.serve.pool import EnginePool
 from nanochat.serve.protocol import ApiError, RenderRequest, error_body
@@ -48,16 +48,16 @@ def create_app(
     metrics = Metrics(pool)
     render_lock = asyncio.Lock()
 
+    async def report_loaded() -> None:
+        try:
+            await pool.wait_until_loaded()
+        except UserError as error:
+            on_loaded(error)
+        else:
+            on_loaded(None)
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async def report_loaded() -> None:
-            try:
-                await pool.wait_until_loaded()
-            except UserError as error:
-                on_loaded(error)
-            else:
-                on_loaded(None)
-
         pool.start()
         task = asyncio.create_task(report_loaded())
         yield
@@ -66,8 +66,13 @@ def create_app(
 
     # FastAPI's documentation pages are off because they load scripts from another host.
     app = FastAPI(title="nanochat", docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.add_middleware(SecurityMiddleware, max_body_bytes=MAX_BODY_BYTES, allowed_hosts=allowed_hosts, api_key=api_key)
-    app.add_middleware(MetricsMiddleware, metrics=metrics)  # outside, so that it counts rejected requests too
+    app.add_middleware(
+        SecurityMiddleware,
+        metrics=metrics,
+        max_body_bytes=MAX_BODY_BYTES,
+        allowed_hosts=allowed_hosts,
+        api_key=api_key,
+    )
     if allowed_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -109,11 +114,6 @@ def create_app(
             "running": pool.running,
             "waiting": pool.waiting,
         }
-
-    @app.get("/stats")
-    async def stats() -> dict[str, Any]:
-        """Return model, load and totals of each engine."""
-        return api.stats(pool)
 
     @app.get("/metrics")
     async def prometheus() -> Response:

@@ -23,10 +23,12 @@ from nanochat.inference.engine import EngineStats
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.inference.scheduler import Request
 from nanochat.runtime import release_memory
+from nanochat.sandbox.calculator import Calculator
 from nanochat.serve.model_registry import ModelCard
 
 log = logging.getLogger(__name__)
 ModelLoader = Callable[[ModelCard], ChatModel]
+Prompts = Sequence[tuple[list[int], SamplingParams]]
 GENERATION_FAILED = "the model failed to generate a reply"
 
 
@@ -119,10 +121,9 @@ class EngineLoop:
 
     def _handle_requests(self) -> bool:
         """Handle received requests, waiting for one if the engine is idle. Return False when the pipe is closed."""
-        wait = not self.active and not self._pending
-        while wait or not self._received.empty():
-            request = self._received.get()
-            wait = False
+        is_idle = not self.active and not self._pending
+        while is_idle or not self._received.empty():
+            request, is_idle = self._received.get(), False
             if request is None:
                 return False
             if isinstance(request, AbortRequest):
@@ -154,9 +155,8 @@ class EngineLoop:
 
     def _unload(self) -> None:
         if self.chat is not None:
-            close = getattr(self.chat.engine.tool, "close", None)
-            if close:
-                close()
+            if isinstance(self.chat.engine.tool, Calculator):
+                self.chat.engine.tool.close()
             self.chat = None
             release_memory()
 

@@ -78,27 +78,25 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-class Server:
+class Server(uvicorn.Server):
     """uvicorn without access logs: requests and prompts are not logged, only failures."""
 
-    def __init__(self) -> None:
-        self._uvicorn: uvicorn.Server | None = None
-        self._error: UserError | None = None
+    error: UserError | None = None
 
-    def run(self, app: FastAPI, listener: socket.socket) -> None:
-        """Serve until Ctrl-C, SIGTERM or `stop`. Raises the error passed to `stop`."""
+    def __init__(self, app: FastAPI) -> None:
         # Clients often disconnect in the middle of a stream; asyncio would log a warning for every late write.
         logging.getLogger("asyncio").setLevel(logging.ERROR)
         config = uvicorn.Config(
             app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS
         )
-        self._uvicorn = uvicorn.Server(config)
+        super().__init__(config)
+
+    def run_on(self, listener: socket.socket) -> None:
+        """Serve until Ctrl-C, SIGTERM or `stop`. Raises the error passed to `stop`."""
         with contextlib.suppress(KeyboardInterrupt):
-            self._uvicorn.run(sockets=[listener])
-        if self._error:
-            raise self._error
+            self.run(sockets=[listener])
+        if self.error:
+            raise self.error
 
     def stop(self, error: UserError | None = None) -> None:
-        self._error = error
-        if self._uvicorn:
-            self._uvicorn.should_exit = True
+        self.error, self.should_exit = error, True

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat.serve.pool import EnginePool
 
@@ -54,20 +53,3 @@ class Metrics:
             ("prefix_hits", "Prompts that reused a prefix in the KV cache."),
         ):
             yield CounterMetricFamily(f"nanochat_{name}", text, sum(getattr(s, name) for s in stats))
-
-
-class MetricsMiddleware:
-    """Counts responses by route and status."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app = app
-        self.metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def count(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                path = getattr(scope.get("route"), "path", "other")  # not the requested path, which can be anything
-                self.metrics.requests.labels(path, message["status"]).inc()
-            await send(message)
-
-        await self.app(scope, receive, count if scope["type"] == "http" else send)

@@ -1,4 +1,4 @@
-"""ASGI middleware: security headers, host and API key checks, and a limit on the size of requests."""
+"""ASGI middleware: security headers, host and API key checks, a limit on the size of requests, and their metrics."""
 
 import hmac
 import logging
@@ -7,6 +7,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nanochat.serve.metrics import Metrics
 from nanochat.serve.protocol import error_body
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ PUBLIC_PATHS = ("/", "/health", "/code.css")
 class SecurityMiddleware:
     """Adds security headers; rejects large bodies, wrong API keys and unknown Host headers; answers failed requests.
 
+    Counts responses by route and status, rejections too.
+
     Exceptions of routes are answered here with status 500: Starlette's own handler lies outside all middleware, so its
     response would have no headers and not be counted in the metrics.
 
@@ -36,9 +39,15 @@ class SecurityMiddleware:
     """
 
     def __init__(
-        self, app: ASGIApp, max_body_bytes: int, allowed_hosts: list[str] | None = None, api_key: str | None = None
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        max_body_bytes: int,
+        allowed_hosts: list[str] | None = None,
+        api_key: str | None = None,
     ) -> None:
         self.app = app
+        self.metrics = metrics
         self.max_body_bytes = max_body_bytes
         self.allowed_hosts = allowed_hosts
         self.api_key = api_key
@@ -62,6 +71,8 @@ class SecurityMiddleware:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
+                path = getattr(scope.get("route"), "path", "other")  # not the requested path, which can be anything
+                self.metrics.requests.labels(path, message["status"]).inc()
                 headers = MutableHeaders(scope=message)
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)

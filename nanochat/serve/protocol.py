@@ -6,11 +6,21 @@ are ignored. Known fields that this server does not support are rejected if they
 
 import bisect
 import dataclasses
+import itertools
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, Strict, StrictBool, StringConstraints, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    Strict,
+    StrictBool,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from nanochat import conversations
 from nanochat.conversations import Part
@@ -59,8 +69,6 @@ def error_body(status: int, message: str, *, code: str | None = None, param: str
 
 
 class ContentPart(BaseModel):
-    """A part of a message. `python` and `python_output` are allowed in assistant messages only."""
-
     type: Literal["text", "python", "python_output"]
     text: Text
 
@@ -68,6 +76,21 @@ class ContentPart(BaseModel):
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[ContentPart]
+
+    @property
+    def turn_role(self) -> Literal["system", "user", "assistant"]:
+        return "system" if self.role == "developer" else self.role
+
+    def parts(self) -> list[Part]:
+        if isinstance(self.content, str):
+            return [{"type": "text", "text": self.content}]
+        return [{"type": part.type, "text": part.text} for part in self.content]
+
+    @model_validator(mode="after")
+    def _check_types(self) -> Self:
+        if self.role != "assistant" and any(part["type"] != "text" for part in self.parts()):
+            raise ValueError("only assistant messages can have tool calls")
+        return self
 
 
 class ResponseFormat(BaseModel):
@@ -152,9 +175,7 @@ class CompletionRequest(SamplingRequest):
         return super().sampling_params(dataclasses.replace(defaults, logprobs=self.logprobs))
 
     def prompts(self) -> list[str | list[int]]:
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if isinstance(self.prompt[0], int):
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)
 
@@ -186,16 +207,12 @@ def to_conversation(messages: list[Message]) -> list[conversations.Message]:
     Raises ApiError unless they are an optional system message, then user and assistant in turn, with the user last.
     """
     turns: list[conversations.Message] = []
-    for i, message in enumerate(messages):
-        role: Literal["system", "user", "assistant"] = "system" if message.role == "developer" else message.role
-        parts = _parts(message, f"messages.{i}.content")
-        previous = turns[-1]["content"] if turns and turns[-1]["role"] == role else None
-        if isinstance(previous, list):
-            turns[-1]["content"] = previous + parts
-        elif previous is not None:
-            turns[-1]["content"] = f"{previous}\n\n{join_text(parts)}"
+    for role, group in itertools.groupby(messages, lambda message: message.turn_role):
+        contents = [message.parts() for message in group]
+        if role == "assistant":
+            turns.append({"role": role, "content": list(itertools.chain(*contents))})
         else:
-            turns.append({"role": role, "content": parts if role == "assistant" else join_text(parts)})
+            turns.append({"role": role, "content": "\n\n".join(map(join_text, contents))})
     roles = [turn["role"] for turn in turns]
     dialog = roles[1:] if roles[0] == "system" else roles
     if "system" in dialog or dialog[:1] != ["user"] or dialog[-1:] != ["user"]:
@@ -207,15 +224,6 @@ def to_conversation(messages: list[Message]) -> list[conversations.Message]:
 def join_text(parts: list[Part]) -> str:
     """Return the text of a message without tool calls."""
     return "".join(part["text"] for part in parts if part["type"] == "text")
-
-
-def _parts(message: Message, param: str) -> list[Part]:
-    if isinstance(message.content, str):
-        return [{"type": "text", "text": message.content}]
-    parts: list[Part] = [{"type": part.type, "text": part.text} for part in message.content]
-    if message.role != "assistant" and any(part["type"] != "text" for part in parts):
-        raise ApiError(400, "only assistant messages can have tool calls", param=param)
-    return parts
 
 
 def truncate_conversation(

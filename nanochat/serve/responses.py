@@ -11,10 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
-from nanochat.conversations import Part
 from nanochat.inference.detokenizer import Delta, TokenLogprob
 from nanochat.serve.engine_process import RequestOutput
-from nanochat.serve.protocol import join_text
 from nanochat.tokenizer import Tokenizer
 
 Json = dict[str, Any]
@@ -31,13 +29,17 @@ def usage(prompt_tokens: int, completion_tokens: int) -> Json:
     return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
 
 
-def merge_deltas(outputs: Iterable[RequestOutput]) -> Iterator[Delta]:
-    """Concatenate the outputs' deltas, merging consecutive ones of the same type."""
-    deltas = (delta for output in outputs for delta in output.deltas)
+def merge_deltas(deltas: Iterable[Delta]) -> Iterator[Delta]:
+    """Merge consecutive deltas of the same type."""
     for part_type, grouped in itertools.groupby(deltas, lambda delta: delta.type):
         group = list(grouped)
         logprobs = [entry for delta in group for entry in delta.logprobs]
         yield Delta(part_type, "".join(delta.text for delta in group), logprobs)
+
+
+def text_of(deltas: Iterable[Delta]) -> Delta:
+    """Concatenate the text of a reply, without tool calls."""
+    return next(merge_deltas(delta for delta in deltas if delta.type == "text"), Delta("text", ""))
 
 
 class ResponseBuilder(ABC):
@@ -60,7 +62,7 @@ class ResponseBuilder(ABC):
 
     def chunks(self, index: int, output: RequestOutput) -> Iterable[Json]:
         """Yield the chunks for one output of reply `index`."""
-        for delta in merge_deltas([output]):
+        for delta in merge_deltas(output.deltas):
             if choice := self.choice_delta(index, delta):
                 yield self.chunk(index, choice)
         if output.finish_reason:
@@ -77,14 +79,14 @@ class ResponseBuilder(ABC):
     def response(self, outputs: Sequence[list[RequestOutput]], usage: Json) -> Json:
         """Build the complete response from the outputs of each reply."""
         choices = []
-        for index, of_reply in enumerate(outputs):
-            choice = self.choice(index, list(merge_deltas(of_reply)))
-            choices.append({"index": index, **choice, "finish_reason": of_reply[-1].finish_reason})
+        for index, own in enumerate(outputs):
+            choice = self.choice(index, list(merge_deltas(delta for output in own for delta in output.deltas)))
+            choices.append({"index": index, **choice, "finish_reason": own[-1].finish_reason})
         return {**self._shared, "object": self.object_type, "choices": choices, "usage": usage}
 
     @abstractmethod
     def choice_delta(self, index: int, delta: Delta) -> Json | None:
-        """Build a streamed choice; None: nothing is sent for this delta."""
+        """Build a streamed choice; None: this delta is not sent."""
 
     @abstractmethod
     def choice(self, index: int, deltas: list[Delta]) -> Json:
@@ -109,12 +111,11 @@ class ChatResponseBuilder(ResponseBuilder):
         return {"delta": {"content": delta.text}, "logprobs": self._logprobs(delta.logprobs)}
 
     def choice(self, index: int, deltas: list[Delta]) -> Json:
-        parts: list[Part] = [{"type": delta.type, "text": delta.text} for delta in deltas]
-        logprobs = [entry for delta in deltas if delta.type == "text" for entry in delta.logprobs]
-        message: Json = {"role": "assistant", "content": join_text(parts), "refusal": None}
-        if any(part["type"] != "text" for part in parts):
-            message["nanochat"] = {"parts": parts}
-        return {"message": message, "logprobs": self._logprobs(logprobs)}
+        text = text_of(deltas)
+        message: Json = {"role": "assistant", "content": text.text, "refusal": None}
+        if any(delta.type != "text" for delta in deltas):
+            message["nanochat"] = {"parts": [{"type": delta.type, "text": delta.text} for delta in deltas]}
+        return {"message": message, "logprobs": self._logprobs(text.logprobs)}
 
     def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> Json | None:
         if not logprobs:
@@ -156,13 +157,8 @@ class TextResponseBuilder(ResponseBuilder):
         return {"text": delta.text, "logprobs": self._logprobs(delta.logprobs, offset)}
 
     def choice(self, index: int, deltas: list[Delta]) -> Json:
-        text, logprobs = self.echo[index], None
-        for delta in deltas:
-            if choice := self.choice_delta(index, delta):
-                text += choice["text"]
-                own = choice["logprobs"]
-                logprobs = {name: logprobs[name] + own[name] for name in own} if logprobs and own else logprobs or own
-        return {"text": text, "logprobs": logprobs}
+        text, echo = text_of(deltas), self.echo[index]
+        return {"text": echo + text.text, "logprobs": self._logprobs(text.logprobs, len(echo))}
 
     def _logprobs(self, logprobs: Sequence[TokenLogprob], offset: int) -> Json | None:
         """offset: of the first token in the reply's text, in characters."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.formatted_text import HTML
@@ -130,8 +130,8 @@ class TerminalChat:
             "/help": lambda value: HELP,
             "/model": self._model,
             "/system": self._system,
-            "/temperature": self._temperature,
-            "/topk": self._top_k,
+            "/temperature": lambda value: self._set("temperature", float, value),
+            "/topk": lambda value: self._set("top_k", int, value),
             "/retry": self._retry,
             "/save": self._save,
             "/load": self._load,
@@ -216,19 +216,12 @@ class TerminalChat:
         self.messages.clear()
         return "New conversation with this system message." if text else "New conversation without a system message."
 
-    def _temperature(self, value: str) -> str:
-        number = _parse_number(value, 0, 2)
-        if number is None:
-            return f"/temperature must be a number from 0 to 2; current value: {self.sampling.temperature:g}."
-        self.sampling = dataclasses.replace(self.sampling, temperature=number)
-        return f"Temperature set to {number:g}."
-
-    def _top_k(self, value: str) -> str:
-        number = _parse_number(value, 0, 1_000_000)
-        if number is None or not number.is_integer():
-            return f"/topk must be an integer, 0 for no limit; current value: {self.sampling.top_k or 0}."
-        self.sampling = dataclasses.replace(self.sampling, top_k=int(number) or None)
-        return f"Top-k set to {int(number)}." if number else "Top-k turned off."
+    def _set(self, name: Literal["temperature", "top_k"], convert: Callable[[str], Any], value: str) -> str:
+        try:
+            self.sampling = dataclasses.replace(self.sampling, **{name: convert(value)})
+        except ValueError:
+            return f"{name} must be a number; current value: {getattr(self.sampling, name)}."
+        return f"{name} set to {value}."
 
     def _retry(self, value: str) -> str | None:
         if not self.messages:
@@ -330,14 +323,6 @@ def _stop_on_ctrl_c() -> Iterator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _parse_number(text: str, low: float, high: float) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if low <= number <= high else None
 
 
 def _system_message(system: str | None) -> list[Message]:

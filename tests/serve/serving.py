@@ -13,10 +13,9 @@ import httpx
 
 from nanochat.serve import http_server
 from nanochat.serve.app import create_app
-from nanochat.serve.engine_client import StartEngine
 from nanochat.serve.engine_process import EngineLoop, ModelLoader
 from nanochat.serve.model_registry import ModelCard, ModelRegistry
-from nanochat.serve.pool import EnginePool
+from nanochat.serve.pool import EnginePool, StartEngine
 from nanochat.tokenizer import Tokenizer
 from tests.serve.scripted import CARD, ScriptedChatModel
 
@@ -61,8 +60,8 @@ def serving(
         start=start,
     )
     app = create_app(pool, tokenizer, allowed_hosts=http_server.allowed_hosts(listener, host), **options)
-    server = http_server.Server()
-    thread = threading.Thread(target=server.run, args=(app, listener))
+    server = http_server.Server(app)
+    thread = threading.Thread(target=server.run_on, args=(listener,))
     thread.start()
     try:
         url = http_server.url(listener, host)

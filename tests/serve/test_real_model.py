@@ -17,8 +17,8 @@ from openai.types.chat import ChatCompletionMessageParam
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
 from nanochat.sandbox.calculator import Calculator
-from nanochat.serve.engine_client import start_process
 from nanochat.serve.model_registry import ModelCard
+from nanochat.serve.pool import start_process
 from tests.conftest import random_model
 from tests.serve.scripted import small_tokenizer
 from tests.serve.serving import Served, serving, until
