@@ -9,7 +9,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import tyro
 
@@ -17,7 +17,6 @@ from nanochat import paths
 from nanochat.errors import UserError
 
 Options = TypeVar("Options")
-EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 FREE_SPACE = "free some space there, or set NANOCHAT_BASE_DIR to a folder on another disk, and run again"
 OS_ERROR_FIXES = {
@@ -26,7 +25,6 @@ OS_ERROR_FIXES = {
     errno.EROFS: "set NANOCHAT_BASE_DIR to a folder you can write to",
     errno.EACCES: "change its permissions, or set NANOCHAT_BASE_DIR to a folder you can write to",
 }
-HELP_WIDTH = 80
 
 
 def run(
@@ -40,30 +38,28 @@ def run(
     """Parse the command line into `options`, call `main` with it and exit.
 
     Exits with 0, with 2 after printing one line for a UserError or a disk that is full or read-only, or with 130 after
-    Ctrl-C. Every process of a run prints its own errors.
+    Ctrl-C.
     """
     args = list(sys.argv[1:] if args is None else args)
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # set by scripts/__init__.py
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main(parse(options, args, demo=demo, quick=quick))
+        return
     except UserError as error:
-        _exit(str(error))
+        message = str(error)
     except OSError as error:
         if error.errno not in OS_ERROR_FIXES:
             raise
         # Only errors of opening a file have its name.
         place = error.filename if isinstance(error.filename, str) else paths.base_dir()
-        _exit(f"cannot use {place} ({error.strerror}): {OS_ERROR_FIXES[error.errno]}")
+        message = f"cannot use {place} ({error.strerror}): {OS_ERROR_FIXES[error.errno]}"
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-
-
-def _exit(message: str) -> NoReturn:
     rank = os.environ.get("RANK", "0")
-    print(f"error: {message}" if rank == "0" else f"process {rank}: error: {message}", file=sys.stderr, flush=True)
-    sys.exit(EXIT_USER_ERROR)
+    print("" if rank == "0" else f"process {rank}: ", f"error: {message}", sep="", file=sys.stderr, flush=True)
+    sys.exit(2)
 
 
 def parse(
@@ -89,13 +85,9 @@ def parse(
                 args=args,
                 prog=os.environ.get("NANOCHAT_COMMAND"),
                 default=options() if defaults is None else defaults,
-                description=_description(options, has_demo=demo is not None, has_quick=quick is not None),
+                description=_description(options, demo, quick),
                 # The last two give options that hold subcommands short names that may come before or after them.
-                config=(
-                    tyro.conf.OmitArgPrefixes,
-                    tyro.conf.OmitSubcommandPrefixes,
-                    tyro.conf.CascadeSubcommandArgs,
-                ),
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs),
             )
     except BrokenPipeError:  # --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -106,14 +98,14 @@ def parse(
         raise UserError(f"{_first_message(error_text.getvalue())}; --help lists the options") from None
 
 
-def _description(options: type, *, has_demo: bool, has_quick: bool) -> str:
+def _description(options: type, demo: object, quick: object) -> str:
     text = inspect.getdoc(options) or ""
-    if has_demo:
-        quick = "; with --quick, even smaller" if has_quick else ""
-        text += f" With --demo: small defaults, the demo's data and folder{quick}."
+    if demo is not None:
+        even_smaller = "; with --quick, even smaller" if quick is not None else ""
+        text += f" With --demo: small defaults, the demo's data and folder{even_smaller}."
     # tyro does not wrap lines and would join those that are not indented.
-    paragraphs = [textwrap.fill(part, HELP_WIDTH, subsequent_indent="  ") for part in text.split("\n\n")]
-    return "\n\n".join([*paragraphs, *filter(None, [getattr(options, "more_help", "")])])
+    paragraphs = [textwrap.fill(part, 80, subsequent_indent="  ") for part in text.split("\n\n")]
+    return "\n\n".join(filter(None, [*paragraphs, getattr(options, "more_help", "")]))
 
 
 def _first_message(box: str) -> str:

@@ -28,12 +28,10 @@ def tokenizer_dir() -> Path:
 
 
 def tokens_dir(dataset: str) -> Path:
-    """Token files of a data set or mixture."""
     return base_dir() / "tokens" / dataset
 
 
 def data_dir(dataset: str) -> Path:
-    """Downloaded text of a data set."""
     return base_dir() / "data" / dataset
 
 
@@ -45,7 +43,6 @@ def checkpoints_dir(source: str) -> Path:
 
 
 def run_lock(source: str, tag: str) -> Path:
-    """Lock file that a training run of this model holds."""
     return base_dir() / "locks" / f"{source}-{tag}.lock"
 
 

@@ -18,7 +18,7 @@ import rustbpe
 import tiktoken
 
 from nanochat.atomic import atomic_folder
-from nanochat.conversations import Conversation, Message, Part, PartType
+from nanochat.conversations import Conversation, Message, Part, PartType, text_of
 from nanochat.errors import UserError
 
 SPECIAL_TOKENS = (
@@ -64,6 +64,8 @@ class Tokenizer:
         self.bos_id = self.special_ids["<|bos|>"]
         self.ranks = ranks
         """id of each token's bytes; of all possible merges the one with the lowest id is applied first"""
+        self.vocab_size = len(ranks) + len(SPECIAL_TOKENS)
+        """The model pads it to a multiple of 64."""
         self._encoding = tiktoken.Encoding(
             "nanochat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special_ids
         )
@@ -86,25 +88,20 @@ class Tokenizer:
         """Read a folder that `save` wrote. Raises UserError if it is missing or damaged."""
         try:
             settings = json.loads((folder / SETTINGS_FILE).read_text())
-            lines = (folder / RANKS_FILE).read_text().splitlines()
-            tokenizer = cls(
-                {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)},
-                settings["pattern"],
-            )
-            intact = tokenizer.hash == settings["hash"]
+            lines = [line.split() for line in (folder / RANKS_FILE).read_text().splitlines()]
+            tokenizer = cls({base64.b64decode(token): int(rank) for token, rank in lines}, settings["pattern"])
+            if tokenizer.hash == settings["hash"]:
+                return tokenizer
         except FileNotFoundError:
             raise UserError(f"there is no tokenizer in {folder}: run ./prepare.sh first") from None
         except (ValueError, KeyError):
-            intact = False
-        if not intact:
-            raise UserError(f"the tokenizer in {folder} is damaged: delete the folder and run ./prepare.sh again")
-        return tokenizer
+            pass
+        raise UserError(f"the tokenizer in {folder} is damaged: delete the folder and run ./prepare.sh again")
 
     def save(self, folder: Path) -> Path | None:
         """Write ranks in tiktoken's text format, and settings as JSON.
 
-        A different tokenizer in `folder`, which checkpoints may need, is renamed to <folder>.<time>; returns that
-        folder, else None.
+        A different tokenizer in `folder`, which checkpoints may need, is renamed; returns its new folder, else None.
         """
         settings = {"pattern": self.pattern, "special_tokens": self.special_ids, "hash": self.hash}
         files = {RANKS_FILE: self._ranks_text, SETTINGS_FILE: json.dumps(settings, indent=2) + "\n"}
@@ -118,11 +115,6 @@ class Tokenizer:
                 old = folder.with_name(time.strftime(f"{folder.name}.%Y%m%d-%H%M%S"))
                 folder.rename(old)
         return old
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens, special tokens included. The model pads it to a multiple of 64."""
-        return self._encoding.n_vocab
 
     @cached_property
     def _ranks_text(self) -> str:
@@ -141,7 +133,6 @@ class Tokenizer:
         return np.array([*lengths, *(0 for _ in SPECIAL_TOKENS)], dtype=np.int32)
 
     def special(self, name: str) -> int:
-        """Id of a special token such as <|user_start|>."""
         return self.special_ids[name]
 
     def encode(self, text: str) -> list[int]:
@@ -169,9 +160,10 @@ class Tokenizer:
             mask.extend([learned] * len(tokens))
 
         for message in fold_system_message(conversation["messages"]):
-            role = message["role"]
+            role, content = message["role"], message["content"]
             add([self.special(f"<|{role}_start|>")], 0)
-            for part in parts_of(message["content"]):
+            parts: list[Part] = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            for part in parts:
                 learned = int(role == "assistant" and part["type"] != "python_output")
                 tokens = self.encode(part["text"])
                 if part["type"] in PART_MARKS:
@@ -186,15 +178,9 @@ class Tokenizer:
         return [*self.render_conversation({"messages": list(messages)}).ids, self.special("<|assistant_start|>")]
 
 
-def parts_of(content: str | list[Part]) -> list[Part]:
-    """The content of a message as a list of parts."""
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
 def fold_system_message(messages: Sequence[Message]) -> list[Message]:
     """Prepend a system message to the first user message: the chat format has no system role."""
     if not messages or messages[0]["role"] != "system":
         return list(messages)
-    system, first, *rest = messages
-    text = "".join(part["text"] for part in parts_of(first["content"]))
-    return [{"role": "user", "content": f"{system['content']}\n\n{text}"}, *rest]
+    system, user, *rest = messages
+    return [{"role": "user", "content": f"{text_of(system)}\n\n{text_of(user)}"}, *rest]

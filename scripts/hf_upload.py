@@ -47,9 +47,14 @@ def main(options: Options) -> None:
         raise UserError("--username is missing: pass your name on the hub, such as --username ada")
     stage = None if options.stage == "all" else options.stage
     models = exported_models(options.folder, options.username, stage, options.tag)
+    total = 0
     for model in models:
-        print(model.describe())
-    print(f"{format_bytes(sum(model.size for model in models))} in total", flush=True)
+        print(f"{model.folder} -> {model.repository}")
+        for name, path in model.files.items():
+            size = path.stat().st_size
+            total += size
+            print(f"  {name:<40} {format_bytes(size):>12}")
+    print(f"{format_bytes(total)} in total", flush=True)
     if options.dry_run:
         print("nothing was sent (--dry-run)")
         return

@@ -1,7 +1,6 @@
 """Convert our model to transformers' NanoChatForCausalLM and back: config.json and the names of the tensors."""
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,9 @@ MAX_RMS_NORM_EPS = 1e-5
 """Activations have a mean square near 1, so any epsilon below this gives the same result."""
 
 
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' progress bars and warnings."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+# Exports and imports print their own lines.
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 
 
 def hf_shape(config: GPTConfig) -> dict[str, Any]:
@@ -108,8 +98,7 @@ def write_model(
         max_new_tokens=min(CHAT_SAMPLING.max_tokens, config.sequence_len // 2),
         suppress_tokens=list(range(tokenizer.vocab_size, config.vocab_size)) or None,
     )
-    with quiet_transformers():
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
 
 
 def read_config(stored: dict[str, Any], where: str) -> GPTConfig:

@@ -1,8 +1,10 @@
 """Upload the folders that hf_prepare.sh wrote: find them, check the account, send, verify what arrived."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import httpx2
 from huggingface_hub import HfApi, constants
@@ -19,11 +21,9 @@ from nanochat.data.download import retry
 from nanochat.errors import UserError
 from nanochat.hub.card import read_card
 from nanochat.train.checkpoint import sha256
-from nanochat.units import format_bytes
 
 DELETE_PATTERNS = ["*.safetensors", "*.safetensors.index.json"]
 """Deleted on the hub if the folder does not have them: an old shard would be loaded with the new weights."""
-GIT_FILE = ".gitattributes"
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,8 @@ class ExportedModel:
         return {path.name: path for path in sorted(self.folder.iterdir()) if path.is_file() and path.name[0] != "."}
 
     @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(path.stat().st_size for path in self.files.values())
-
-    @property
     def url(self) -> str:
-        """Page of the repository."""
         return f"{constants.ENDPOINT}/{self.repository}"
-
-    def describe(self) -> str:
-        """List every file with its size."""
-        lines = [f"  {name:<40} {format_bytes(path.stat().st_size):>12}" for name, path in self.files.items()]
-        return "\n".join([f"{self.folder} -> {self.repository}", *lines, f"  {'':<40} {format_bytes(self.size):>12}"])
 
 
 def exported_models(output: Path, account: str, stage: str | None, tag: str | None) -> list[ExportedModel]:
@@ -67,7 +56,7 @@ def exported_models(output: Path, account: str, stage: str | None, tag: str | No
         if data and stage in (None, data["stage"]) and tag in (None, data["tag"]):
             found.append(ExportedModel(card.parent, data["repository"], data["stage"], data["tag"]))
     if not found:
-        wanted = " ".join([*([stage] if stage else []), "model", *([f"tagged {tag}"] if tag else [])])
+        wanted = " ".join(filter(None, [stage, "model", tag]))
         raise UserError(f"there is no exported {wanted} in {output}: run ./hf_prepare.sh --author {account} first")
     own = [model for model in found if model.repository.startswith(f"{account}/")]
     for model in own or found:
@@ -79,20 +68,29 @@ def exported_models(output: Path, account: str, stage: str | None, tag: str | No
     return own
 
 
-def check_login(api: HfApi, account: str) -> None:
-    """Raise UserError if nobody is logged in, or if the login has no write access to the account."""
+@contextmanager
+def _hub_errors() -> Iterator[None]:
+    """Convert the hub's errors to UserError."""
     try:
-        me = retry(api.whoami)
+        yield
     except LocalTokenNotFoundError:
         raise UserError(
             "you are not logged in: run .venv/bin/hf auth login, or set HF_TOKEN to a token with write access"
         ) from None
-    except (httpx2.HTTPError, OSError) as error:
-        if isinstance(error, HfHubHTTPError) and error.response.status_code == 401:
+    except (httpx2.HTTPError, OSError, RuntimeError) as error:  # Xet raises RuntimeErrors
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
             raise UserError(
-                f"{constants.ENDPOINT} does not accept your token: run .venv/bin/hf auth login again, or set HF_TOKEN"
-            ) from None
-        _raise_user_error(error)
+                f"{constants.ENDPOINT} denies access ({reason}): make a token with write access at "
+                f"{constants.ENDPOINT}/settings/tokens and run .venv/bin/hf auth login, or set HF_TOKEN"
+            ) from error
+        raise UserError(f"{constants.ENDPOINT} failed ({reason}): run the same command again to resume") from error
+
+
+def check_login(api: HfApi, account: str) -> None:
+    """Raise UserError if nobody is logged in, or if the login has no write access to the account."""
+    with _hub_errors():
+        me = retry(api.whoami)
     if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise UserError(f"your token is read-only: make one with write access at {constants.ENDPOINT}/settings/tokens")
     roles = {me["name"]: "owner"} | {org["name"]: org.get("roleInOrg") for org in me.get("orgs", [])}
@@ -107,7 +105,7 @@ def check_repository(api: HfApi, model: ExportedModel, private: bool) -> None:
     info = _model_info(api, model)
     if info is None:
         return
-    existing = {sibling.rfilename for sibling in info.siblings or []} - {GIT_FILE}
+    existing = {sibling.rfilename for sibling in info.siblings or []} - {".gitattributes"}
     card = info.card_data.get("nanochat") if info.card_data else None
     if "README.md" in existing:
         is_ours = isinstance(card, dict) and card.get("repository") == model.repository
@@ -119,15 +117,10 @@ def check_repository(api: HfApi, model: ExportedModel, private: bool) -> None:
         raise UserError(f"{model.repository} is public: make it private at {model.url}/settings first")
 
 
-def _model_info(
-    api: HfApi, model: ExportedModel, revision: str | None = None, files_metadata: bool = False
-) -> ModelInfo | None:
-    try:
-        return retry(lambda: api.model_info(model.repository, revision=revision, files_metadata=files_metadata))
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        return None
-    except (httpx2.HTTPError, OSError) as error:
-        _raise_user_error(error)
+def _model_info(api: HfApi, model: ExportedModel, **options: Any) -> ModelInfo | None:
+    with _hub_errors(), suppress(RepositoryNotFoundError, RevisionNotFoundError):
+        return retry(lambda: api.model_info(model.repository, **options))
+    return None
 
 
 def upload(api: HfApi, model: ExportedModel, private: bool, revision: str | None) -> None:
@@ -152,49 +145,26 @@ def upload(api: HfApi, model: ExportedModel, private: bool, revision: str | None
         except RuntimeError as error:  # upload_folder wraps the error of a single file
             raise error.__cause__ if isinstance(error.__cause__, httpx2.HTTPError) else error from None
 
-    try:
+    with _hub_errors():
         retry(attempt)
-    except (httpx2.HTTPError, OSError, RuntimeError) as error:  # Xet raises RuntimeErrors
-        _raise_user_error(error)
-    verify_upload(api, model, revision)
-
-
-def verify_upload(api: HfApi, model: ExportedModel, revision: str | None = None) -> None:
-    """Raise UserError unless every file is on the hub with its size and digest."""
-    info = _model_info(api, model, revision, files_metadata=True)
+    info = _model_info(api, model, revision=revision, files_metadata=True)
     uploaded = {sibling.rfilename: sibling for sibling in (info.siblings if info else None) or []}
     for name, path in model.files.items():
-        entry, size = uploaded.get(name), path.stat().st_size
-        if entry is None:
-            problem = "is missing on the hub"
-        elif entry.size != size:
-            problem = f"has {entry.size} bytes on the hub, {size} here"
-        elif entry.lfs and entry.lfs.sha256 != sha256(path):
-            problem = "has another sha256 on the hub"
-        elif not entry.lfs and entry.blob_id != git_hash(path.read_bytes()):
-            problem = "has other content on the hub"
+        entry = uploaded.get(name)
+        if entry and entry.lfs:
+            is_same = entry.lfs.sha256 == sha256(path)
         else:
-            continue
-        raise UserError(f"{name} of {model.repository} {problem}: run the same command again to send it")
+            is_same = entry is not None and entry.blob_id == git_hash(path.read_bytes())
+        if not is_same:
+            problem = "differs on the hub" if entry else "is missing on the hub"
+            raise UserError(f"{name} of {model.repository} {problem}: run the same command again to send it")
 
 
 def add_to_collection(api: HfApi, models: list[ExportedModel], account: str, private: bool) -> str:
     """Add the models to a collection, created if needed; return its URL."""
-    title = f"nanochat {models[0].tag}"
-    try:
+    with _hub_errors():
+        title = f"nanochat {models[0].tag}"
         collection = api.create_collection(title, namespace=account, private=private, exists_ok=True)
         for model in models:
             api.add_collection_item(collection.slug, model.repository, "model", exists_ok=True)
-    except (httpx2.HTTPError, OSError) as error:
-        _raise_user_error(error)
     return f"{constants.ENDPOINT}/collections/{collection.slug}"
-
-
-def _raise_user_error(error: BaseException) -> NoReturn:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
-        raise UserError(
-            f"{constants.ENDPOINT} denies access ({reason}): make a token with write access at "
-            f"{constants.ENDPOINT}/settings/tokens and run .venv/bin/hf auth login"
-        ) from error
-    raise UserError(f"{constants.ENDPOINT} failed ({reason}): run the same command again to resume") from error

@@ -6,8 +6,6 @@ additions differs. Any mistake in arithmetic, position or weight stands out.
 
 import json
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ from nanochat.conversations import Message
 from nanochat.data import demo_data
 from nanochat.data.token_files import ShardedIds, TokenShards
 from nanochat.errors import UserError
-from nanochat.hub.convert_model import quiet_transformers
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 
@@ -77,21 +74,20 @@ def check_logits(ours: GPT, folder: Path, passages: Passages) -> tuple[float, fl
     Returns the largest difference of two logits, and the share of positions with the same top token. Raises UserError
     if they differ by more than rounding, or if a tensor is missing or unknown to transformers.
     """
-    with quiet_transformers():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
-        )
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
+    )
     theirs, loading = loaded
     if problems := [f"{kind}: {', '.join(map(str, sorted(names)[:3]))}" for kind, names in loading.items() if names]:
         raise UserError(f"transformers cannot load {folder} ({'; '.join(problems)})")
     theirs = theirs.to(ours.device).eval()
     largest, same = 0.0, 0
-    with _exact_matmuls():
-        for row in passages.rows:
-            logits, others = ours(row.to(ours.device)), theirs(row.to(ours.device)).logits
-            difference = float((logits - others).abs().max())
-            largest = difference if not difference <= largest else largest  # keeps NaN
-            same += int((logits.argmax(-1) == others.argmax(-1)).sum())
+    torch.set_float32_matmul_precision("highest")  # TF32 differs in the third digit
+    for row in passages.rows:
+        logits, others = ours(row.to(ours.device)), theirs(row.to(ours.device)).logits
+        difference = float((logits - others).abs().max())
+        largest = difference if not difference <= largest else largest  # keeps NaN
+        same += int((logits.argmax(-1) == others.argmax(-1)).sum())
     if not largest <= MAX_LOGIT_DIFFERENCE:
         raise UserError(
             f"transformers computes a different model from {folder}: logits differ by up to {largest:.3g}, rounding "
@@ -106,11 +102,11 @@ def round_to_bfloat16(model: GPT, passages: Passages) -> tuple[float, float, flo
 
     Returns the cross-entropy before and after, in nats per token, and the share of positions whose top token changed.
     """
-    with _exact_matmuls():
-        loss, tops = _loss_and_tops(model, passages)
-        for parameter in model.parameters():
-            parameter.copy_(parameter.bfloat16())
-        rounded_loss, rounded_tops = _loss_and_tops(model, passages)
+    torch.set_float32_matmul_precision("highest")
+    loss, tops = _loss_and_tops(model, passages)
+    for parameter in model.parameters():
+        parameter.copy_(parameter.bfloat16())
+    rounded_loss, rounded_tops = _loss_and_tops(model, passages)
     return loss, rounded_loss, float((tops != rounded_tops).float().mean())
 
 
@@ -125,17 +121,6 @@ def _loss_and_tops(model: GPT, passages: Passages) -> tuple[float, Tensor]:
     return float(torch.cat(losses).mean()), torch.cat(tops)
 
 
-@contextmanager
-def _exact_matmuls() -> Iterator[None]:
-    """Multiply in full float32: a GPU may otherwise round to TF32, which differs in the third digit."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
 def check_token_ids(ours: Tokenizer, folder: Path, *, check_defaults: bool = True) -> int:
     """Compare token ids on 5,000 texts; return the number of texts. Raises UserError at the first difference.
 
@@ -146,10 +131,9 @@ def check_token_ids(ours: Tokenizer, folder: Path, *, check_defaults: bool = Tru
     theirs: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     texts = sample_texts(NUM_TEXTS)
     expected = [ours.encode(text) for text in texts]
-    with quiet_transformers():
-        split = theirs(texts, add_special_tokens=False, split_special_tokens=True).input_ids
-        default = theirs(texts).input_ids if check_defaults else expected
-        decoded = theirs.batch_decode(expected) if check_defaults else texts
+    split = theirs(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+    default = theirs(texts).input_ids if check_defaults else expected
+    decoded = theirs.batch_decode(expected) if check_defaults else texts
     for text, ids, split_ids, default_ids, back in zip(texts, expected, split, default, decoded, strict=True):
         has_special_name = any(name in text for name in SPECIAL_TOKENS)
         if split_ids != ids or back != text or (default_ids != ids and not has_special_name):
@@ -162,7 +146,7 @@ def check_chat_template(ours: Tokenizer, folder: Path) -> int:
     theirs: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     conversations = sample_conversations()
     for messages in conversations:
-        is_prompt = messages[-1]["role"] != "assistant"
+        is_prompt = messages[-1]["role"] == "user"
         expected = ours.render_prompt(messages) if is_prompt else ours.render_conversation({"messages": messages}).ids
         ids = theirs.apply_chat_template(messages, add_generation_prompt=is_prompt, return_dict=False)
         if ids != expected:
