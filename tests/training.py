@@ -98,7 +98,7 @@ class EvenLength(GradedTask):
     def __len__(self) -> int:
         return 100
 
-    def row(self, index: int) -> Conversation:
+    def __getitem__(self, index: int) -> Conversation:
         return conversation(f"Say something {index}.", "ok")
 
     def grade(self, conversation: Conversation, reply: Reply) -> float:

@@ -96,7 +96,7 @@ class Manifest:
 def fetch(
     repository: str, names: Sequence[str], folder: Path, *, verify: bool = False, disk_factor: float = 1.0
 ) -> list[HubFile]:
-    """Download the files `names` of a dataset repository into `folder`, unless they are there. Returns them in order.
+    """Download the files `names` of a dataset repository into `folder`, unless they exist. Returns them in order.
 
     Files that changed since their last verification are hashed again, all files if `verify`, and damaged ones are
     downloaded again. Needs no network if nothing is missing. A second process waits for the first. The disk must have
@@ -106,10 +106,9 @@ def fetch(
         folder.mkdir(parents=True, exist_ok=True)
         with folder_lock(folder):
             manifest = Manifest.load(folder, repository)
-            _verify(manifest, [manifest.files[n] for n in names if n in manifest.files], again=verify)
-            missing = [name for name in names if not manifest.is_verified(name)]
-            if missing:
-                _download_missing(manifest, missing, disk_factor)
+            pending = [name for name in names if verify or not manifest.is_verified(name)]
+            if pending:
+                _obtain_all(manifest, _describe(manifest, pending), disk_factor)
             return [manifest.files[name] for name in names]
     except httpx2.HTTPError as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):
@@ -128,70 +127,20 @@ def fetch(
         ) from error
 
 
-def _verify(manifest: Manifest, files: Sequence[HubFile], again: bool = False) -> None:
-    """Hash files that exist and are not verified yet, or all if `again`, and remove damaged ones."""
-
-    def verify(file: HubFile, advance: Advance, stop: threading.Event) -> bool:
-        path = manifest.folder / file.name
-        intact = _sha256(path) == file.sha256
-        if not intact:
-            path.unlink()
-            print(f"{path} is damaged and will be downloaded again", flush=True)
-        advance(file.size)
-        return intact
-
-    present = [file for file in files if (manifest.folder / file.name).is_file()]
-    files = [file for file in present if again or not manifest.is_verified(file.name)]
-    _in_threads(manifest, f"verifying {manifest.repository}", files, verify)
-
-
-def _download_missing(manifest: Manifest, names: Sequence[str], disk_factor: float) -> None:
-    repository, folder = manifest.repository, manifest.folder
-    if constants.is_offline_mode():
-        raise UserError(
-            f"{folder} lacks {names[0]} and HF_HUB_OFFLINE is set: unset it, or copy the folder from another machine"
-        )
+def _describe(manifest: Manifest, names: Sequence[str]) -> list[HubFile]:
+    """Sizes and digests of files: from the manifest if it has them all and no file is missing, else from the hub."""
+    known, folder = manifest.files, manifest.folder
+    absent = [name for name in names if name not in known or _size(folder / name) != known[name].size]
+    if not absent:
+        return [known[name] for name in names]
+    _require_network(folder / absent[0])
     listing = retry(lambda: _list_files(manifest))
     if absent := [name for name in names if name not in listing]:
         raise UserError(
-            f"{repository} at {constants.ENDPOINT} has {len(listing)} files, but no {absent[0]}: lower --num-shards "
-            "or check HF_ENDPOINT"
+            f"{manifest.repository} at {constants.ENDPOINT} has {len(listing)} files, but no {absent[0]}: lower "
+            "--num-shards or check HF_ENDPOINT"
         )
-    # Files that were copied here without a manifest.
-    _verify(manifest, [listing[name] for name in names if _size(folder / name) == listing[name].size])
-    files = [listing[name] for name in names if not manifest.is_verified(name)]
-    if not files:
-        return
-    num_bytes = sum(max(0, file.size - _size(_partial(folder, file))) for file in files)
-    needed, free = round(num_bytes * disk_factor) + DISK_RESERVE_BYTES, shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"{folder} needs {format_bytes(needed)} of free disk space and has {format_bytes(free)}: free some, lower "
-            "--num-shards, or set NANOCHAT_BASE_DIR to a folder on a larger disk"
-        )
-
-    def download(file: HubFile, advance: Advance, stop: threading.Event) -> bool:
-        """Download until the sha256 is right, then rename the partial file."""
-        partial = _partial(folder, file)
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        url = hf_hub_url(
-            repository, file.name, repo_type="dataset", revision=manifest.revision, endpoint=constants.ENDPOINT
-        )
-        advance(_size(partial))
-        for _ in range(MAX_DAMAGED_DOWNLOADS):
-            resume_download(url, file.size, partial, advance, stop)
-            if _sha256(partial) == file.sha256:
-                partial.replace(folder / file.name)
-                return True
-            advance(-_size(partial))
-            partial.unlink()
-        raise UserError(
-            f"{file.name} of {repository} arrived damaged {MAX_DAMAGED_DOWNLOADS} times: try again later, or from "
-            "another network"
-        )
-
-    print(f"downloading {repository}: {format_bytes(num_bytes)}, files: {len(files)}", flush=True)
-    _in_threads(manifest, repository, files, download)
+    return [listing[name] for name in names]
 
 
 def _list_files(manifest: Manifest) -> dict[str, HubFile]:
@@ -205,30 +154,64 @@ def _list_files(manifest: Manifest) -> dict[str, HubFile]:
     return {e.rfilename: HubFile(e.rfilename, e.lfs.size, e.lfs.sha256) for e in info.siblings or [] if e.lfs}
 
 
-def _in_threads(
-    manifest: Manifest,
-    title: str,
-    files: Sequence[HubFile],
-    work: Callable[[HubFile, Advance, threading.Event], bool],
-) -> None:
-    """Call `work` on several files at a time and record those for which it returns True.
-
-    The first failure and Ctrl-C stop all of them.
-    """
-    if not files:
-        return
+def _obtain_all(manifest: Manifest, files: Sequence[HubFile], disk_factor: float) -> None:
+    """Verify or download several files at a time with one progress bar. The first failure and Ctrl-C stop all."""
+    folder, title = manifest.folder, f"verifying {manifest.repository}"
+    if missing := [file for file in files if _size(folder / file.name) != file.size]:
+        num_bytes = sum(max(0, file.size - _size(_partial(folder, file))) for file in missing)
+        needed, free = round(num_bytes * disk_factor) + DISK_RESERVE_BYTES, shutil.disk_usage(folder).free
+        if needed > free:
+            raise UserError(
+                f"{folder} needs {format_bytes(needed)} of free disk space and has {format_bytes(free)}: free some, "
+                "lower --num-shards, or set NANOCHAT_BASE_DIR to a folder on a larger disk"
+            )
+        title = manifest.repository
+        print(f"downloading {title}: {format_bytes(num_bytes)}, files: {len(missing)}", flush=True)
     stop = threading.Event()
     total = sum(file.size for file in files)
     with progress_bar(title, total, in_bytes=True) as advance, ThreadPoolExecutor(PARALLEL_FILES) as pool:
-        futures = {pool.submit(work, file, advance, stop): file for file in files}
+        futures = {pool.submit(_obtain, manifest, file, advance, stop): file for file in files}
         try:
             for future in as_completed(futures):
-                if future.result():
-                    manifest.add(futures[future])
+                future.result()
+                manifest.add(futures[future])
         except BaseException:
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _obtain(manifest: Manifest, file: HubFile, advance: Advance, stop: threading.Event) -> None:
+    """Download a file until its sha256 is right, unless it exists and is intact."""
+    path, partial = manifest.folder / file.name, _partial(manifest.folder, file)
+    if path.is_file():
+        if _sha256(path) == file.sha256:
+            advance(file.size)
+            return
+        path.unlink()
+        print(f"{path} is damaged and will be downloaded again", flush=True)
+    _require_network(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    url = hf_hub_url(
+        manifest.repository, file.name, repo_type="dataset", revision=manifest.revision, endpoint=constants.ENDPOINT
+    )
+    advance(_size(partial))
+    for _ in range(MAX_DAMAGED_DOWNLOADS):
+        resume_download(url, file.size, partial, advance, stop)
+        if _sha256(partial) == file.sha256:
+            partial.replace(path)
+            return
+        advance(-_size(partial))
+        partial.unlink()
+    raise UserError(
+        f"{file.name} of {manifest.repository} arrived damaged {MAX_DAMAGED_DOWNLOADS} times: try again later, or from "
+        "another network"
+    )
+
+
+def _require_network(path: Path) -> None:
+    if constants.is_offline_mode():
+        raise UserError(f"{path} is missing and HF_HUB_OFFLINE is set: unset it, or copy it from another machine")
 
 
 def resume_download(

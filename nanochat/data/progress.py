@@ -2,21 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import DownloadColumn, MofNCompleteColumn, Progress, TransferSpeedColumn
 
 from nanochat.units import format_bytes
 
@@ -29,9 +20,9 @@ Item = TypeVar("Item")
 @contextmanager
 def progress_bar(title: str, total: int, *, in_bytes: bool = False) -> Iterator[Advance]:
     """Yield `advance(count)`, which any thread may call; a negative count is work that has to be repeated."""
-    middle: list[ProgressColumn] = [DownloadColumn(), TransferSpeedColumn()] if in_bytes else [MofNCompleteColumn()]
-    columns = [TextColumn("{task.description}"), BarColumn(), *middle, TimeRemainingColumn()]
     console = Console()
+    counts = [DownloadColumn(), TransferSpeedColumn()] if in_bytes else [MofNCompleteColumn()]
+    columns = (*Progress.get_default_columns(), *counts)
     format_count = format_bytes if in_bytes else "{:,}".format
     done, printed_at, lock = 0, time.monotonic(), threading.Lock()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -50,9 +41,8 @@ def progress_bar(title: str, total: int, *, in_bytes: bool = False) -> Iterator[
         yield advance
 
 
-def track(title: str, items: Sequence[Item]) -> Iterator[Item]:
-    """Yield the items with a progress bar."""
-    with progress_bar(title, len(items)) as advance:
+def track(title: str, items: Iterable[Item], total: int) -> Iterator[Item]:
+    with progress_bar(title, total) as advance:
         for item in items:
             yield item
             advance(1)

@@ -88,7 +88,7 @@ def letter_grades(chat: ChatModel, task: CategoricalTask, indices: Sequence[int]
     """
     problems = []
     for i in indices:
-        prompt = chat.prompt(task.prompt(task[i]))[-(chat.context - 1) :]
+        prompt = chat.prompt(task[i]["messages"][:-1])[-(chat.context - 1) :]
         letters = [chat.tokenizer.encode(letter) for letter in task.letters(i)]
         options = [Option([*prompt, *letter], len(prompt)) for letter in letters]
         problems.append(Problem(options, task.choices(i).answer))
@@ -105,7 +105,7 @@ def reply_grades(
     """
     problems = [task[i] for i in indices]
     max_tokens = min(max_tokens, chat.context // 2)
-    prompts = [chat.prompt(task.prompt(problem))[-(chat.context - max_tokens) :] for problem in problems]
+    prompts = [chat.prompt(problem["messages"][:-1])[-(chat.context - max_tokens) :] for problem in problems]
     completions = chat.engine.generate(prompts, SamplingParams(max_tokens=max_tokens, temperature=0))
     replies = [reply_parts(chat.tokenizer, completion.tokens) for completion in completions]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # HumanEval waits for the programs that it runs

@@ -36,7 +36,7 @@ class ToolProblems(NumberTask):
     def __len__(self) -> int:
         return self.size
 
-    def row(self, index: int) -> Conversation:
+    def __getitem__(self, index: int) -> Conversation:
         rng = random.Random(f"{self.name} {self.split} {self.start + index}")
         problem = self.draw(rng)
         while held_out(canonical(problem.expression), TEST_SHARE) != (self.split == "test"):

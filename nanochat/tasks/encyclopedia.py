@@ -10,7 +10,6 @@ from nanochat.tasks.task import Task, load_wording
 
 MAX_ANSWER_CHARS = 300
 MAX_CHOICE_CHARS = 40
-NUM_CHOICES = 4
 
 # A sentence ends at . ! or ? before a capital, but not after an initial or an abbreviation, as in "St. Paul".
 _ABBREVIATIONS = ("St", "Dr", "Mr", "Mrs", "Jr", "Sr", "Mt", "Ft", "No", "c", "ca", "fl", "lit", "vs", "approx")
@@ -27,16 +26,13 @@ class Encyclopedia(Task):
     questions = load_wording("encyclopedia")
 
     def __init__(self) -> None:
-        self._rows = []
-        for article in demo_data.articles("train"):
-            summary = first_sentences(article.extract)
-            if len(summary) <= MAX_ANSWER_CHARS:
-                self._rows.append((article.title, article.topic == "People", summary))
+        rows = [(a.title, a.topic == "People", first_sentences(a.extract)) for a in demo_data.articles("train")]
+        self._rows = [row for row in rows if len(row[2]) <= MAX_ANSWER_CHARS]
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def row(self, index: int) -> Conversation:
+    def __getitem__(self, index: int) -> Conversation:
         title, person, summary = self._rows[index]
         rng = random.Random(f"{self.name} {index}")
         if person:
@@ -56,11 +52,11 @@ class Topics(Task):
     def __len__(self) -> int:
         return len(self._articles)
 
-    def row(self, index: int) -> Conversation:
+    def __getitem__(self, index: int) -> Conversation:
         article = self._articles[index]
         rng = random.Random(f"{self.name} {index}")
         choices = [article.description]
-        while len(choices) < NUM_CHOICES:
+        while len(choices) < 4:
             other = rng.choice(self._articles).description
             if other not in choices:
                 choices.append(other)

@@ -22,12 +22,11 @@ class GSM8K(HubTask, GradedTask):
     REPOSITORY = "openai/gsm8k"
     FILES: ClassVar = {split: [f"main/{split}-00000-of-00001.parquet"] for split in ("train", "test")}
 
-    def row(self, index: int) -> Conversation:
+    def __getitem__(self, index: int) -> Conversation:
         row = self.source(index)
         return conversation(row["question"].strip(), answer_parts(row["answer"].strip()))
 
     def grade(self, conversation: Conversation, reply: Reply) -> float:
-        """1.0 if the reply's number after #### equals the reference's, else 0.0."""
         expected = marked_answer(final_text(conversation["messages"][-1]["content"]))
         return float(expected is not None and marked_answer(final_text(reply)) == expected)
 

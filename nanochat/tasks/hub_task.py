@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -63,14 +64,12 @@ class HubTask(Task):
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the files' digests and the first conversations: fast for half a million rows."""
-        head = self[:ROWS_IN_FINGERPRINT]
+        head = list(islice(self, ROWS_IN_FINGERPRINT))
         return hashlib.sha256(json.dumps([self.name, len(self), self.digests, head]).encode()).hexdigest()
 
 
 class SmolTalk(HubTask):
-    """SmolTalk's subset for small models: 460K conversations, some with a system message
-    (https://arxiv.org/abs/2502.02737).
-    """
+    """460K conversations, some with a system message, for small models (https://arxiv.org/abs/2502.02737)."""
 
     name = "smoltalk"
     REPOSITORY = "HuggingFaceTB/smol-smoltalk"
@@ -79,6 +78,6 @@ class SmolTalk(HubTask):
         "test": ["data/test-00000-of-00001.parquet"],
     }
 
-    def row(self, index: int) -> Conversation:
+    def __getitem__(self, index: int) -> Conversation:
         messages = self.source(index)["messages"]
         return {"messages": [{"role": message["role"], "content": message["content"]} for message in messages]}

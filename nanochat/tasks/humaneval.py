@@ -28,7 +28,7 @@ class HumanEval(HubTask, GradedTask):
         self.unconfined = unconfined
         self._by_question = {question(row["prompt"]): row for row in self._table.to_pylist()}
 
-    def row(self, index: int) -> Conversation:
+    def __getitem__(self, index: int) -> Conversation:
         row = self.source(index)
         solution = f"```python\n{row['prompt']}{row['canonical_solution'].rstrip()}\n```"
         return conversation(question(row["prompt"]), solution)

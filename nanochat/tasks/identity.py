@@ -24,7 +24,7 @@ class IdentityQuestions(GradedTask):
     def __len__(self) -> int:
         return len(HELD_OUT_QUESTIONS)
 
-    def row(self, index: int) -> Conversation:
+    def __getitem__(self, index: int) -> Conversation:
         return conversation(HELD_OUT_QUESTIONS[index], f"I am {MODEL_NAME}.")
 
     def grade(self, conversation: Conversation, reply: Reply) -> float:

@@ -4,7 +4,8 @@ The real mixtures use data sets that prepare.sh downloads; the demo's use data t
 real ones follow the original nanochat (https://github.com/karpathy/nanochat), with refusals added.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 from nanochat import conversations, paths
@@ -20,17 +21,16 @@ from nanochat.tasks.gsm8k import GSM8K
 from nanochat.tasks.hub_task import HubTask, SmolTalk
 from nanochat.tasks.humaneval import HumanEval
 from nanochat.tasks.multiple_choice import ARC, MMLU
-from nanochat.tasks.spelling import LetterCount, Spelling, read_words
+from nanochat.tasks.spelling import LetterCount, Spelling, WordTask, read_words
 from nanochat.tasks.task import DATA, ConversationList, GradedTask, Mixture, Task
 from nanochat.tokenizer import Tokenizer
 
 DEMO_WORDS = 3000
 """The demo spells this many of the encyclopedia's most frequent words."""
-DEMO_SFT_START, DEMO_RL_START, DEMO_RL_SIZE = 10_000, 20_000, 10_000
+DEMO_SFT_START, DEMO_RL_START = 10_000, 20_000
 """The problems of each demo stage are disjoint: numbered from here, those of midtraining from 0."""
 
 HUB_TASKS: tuple[type[HubTask], ...] = (ARC, GSM8K, HumanEval, MMLU, SmolTalk)
-"""Tasks whose files prepare.sh downloads."""
 
 Choice = Literal["real", "demo"]
 
@@ -59,8 +59,8 @@ def mid(choice: Choice) -> Mixture:
             (MMLU("train"), 1.0),  # 100K
             (GSM8K("train"), 1.0),  # 7.5K
             (identity(), 2.0),
-            take(200_000, lambda repeats: Spelling(words, "train", repeats)),
-            take(80_000, lambda repeats: LetterCount(words, "train", repeats)),
+            take(200_000, Spelling, words),
+            take(80_000, LetterCount, words),
         ],
         name="mid",
     )
@@ -93,8 +93,8 @@ def sft(choice: Choice) -> Mixture:
             (chats, 10_000 / max(10_000, len(chats))),
             (identity(), 1.0),
             (refusals(), 1.0),
-            take(300, lambda repeats: Spelling(words, "train", repeats)),
-            take(300, lambda repeats: LetterCount(words, "train", repeats)),
+            take(300, Spelling, words),
+            take(300, LetterCount, words),
         ],
         name="sft",
     )
@@ -102,7 +102,7 @@ def sft(choice: Choice) -> Mixture:
 
 def rl(choice: Choice) -> GradedTask:
     """RL uses problems with checkable answers: 7,473 of GSM8K, or 10,000 of the demo's."""
-    return GSM8K("train") if choice == "real" else Sums("train", DEMO_RL_SIZE, DEMO_RL_START)
+    return GSM8K("train") if choice == "real" else Sums("train", 10_000, DEMO_RL_START)
 
 
 def identity() -> Task:
@@ -122,11 +122,11 @@ def small_talk() -> Task:
     return ConversationList("small talk", demo_data.chitchat("train"))
 
 
-def take(count: int, make: Callable[[int], Task]) -> tuple[Task, float]:
-    """Return `count` rows of `make(repeats)`, a task that words its rows differently in each repeat."""
-    once = max(1, len(make(1)))
-    task = make(-(-count // once))
-    return task, count / max(1, len(task))
+def take(count: int, task: type[WordTask], words: Sequence[str]) -> tuple[WordTask, float]:
+    """Return `count` rows about the train words, each repeat worded differently."""
+    once = max(1, len(task(words, "train")))
+    repeated = task(words, "train", math.ceil(count / once))
+    return repeated, count / max(1, len(repeated))
 
 
 def conversation_rows(
@@ -141,7 +141,7 @@ def conversation_rows(
         folder.mkdir(parents=True, exist_ok=True)
         with folder_lock(folder):
             if not TokenFile.is_current(folder, "train", tokenizer, origin):
-                rows = track(f"tokenizing {mixture.name}", mixture)
+                rows = track(f"tokenizing {mixture.name}", mixture, len(mixture))
                 write_conversations(folder, "train", tokenizer, rows, sequence_len, origin)
     runtime.world.barrier()
     file = TokenFile.open(folder, "train", tokenizer)

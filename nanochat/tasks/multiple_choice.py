@@ -36,7 +36,7 @@ class CategoricalTask(HubTask, GradedTask):
     @abstractmethod
     def choices(self, index: int) -> Choices: ...
 
-    def row(self, index: int) -> Conversation:
+    def __getitem__(self, index: int) -> Conversation:
         return multiple_choice(self.choices(index))
 
     def letters(self, index: int) -> str:

@@ -44,7 +44,7 @@ class Spelling(WordTask):
 
     name = "spelling"
 
-    def row(self, index: int) -> Conversation:
+    def __getitem__(self, index: int) -> Conversation:
         word, rng = self._draw(index)
         return conversation(rng.choice(self.questions["spell"]).format(word), "-".join(word))
 
@@ -60,7 +60,7 @@ class LetterCount(WordTask, NumberTask):
 
     name = "letter count"
 
-    def row(self, index: int) -> Conversation:
+    def __getitem__(self, index: int) -> Conversation:
         word, rng = self._draw(index)
         letter = rng.choice(word) if rng.random() < 0.9 else rng.choice("abcdefghijklmnopqrstuvwxyz")
         count = word.count(letter)

@@ -7,14 +7,14 @@ import re
 from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
-from nanochat.conversations import Conversation, Message, Part
+from nanochat.conversations import Conversation, Part
 
 DATA = Path(__file__).parent / "data"
 """Wording of the generated tasks, to be edited: JSON and JSON Lines."""
@@ -27,7 +27,7 @@ def load_wording(name: str) -> Any:
     return json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
 
 
-class Task(Sequence[Conversation], ABC):
+class Task(ABC):
     """Conversations by index, each ending with its reference answer. An index always returns the same conversation.
 
     The train and test splits of a task never share a problem: a hash of the problem itself decides
@@ -37,8 +37,14 @@ class Task(Sequence[Conversation], ABC):
     name: str
 
     @abstractmethod
-    def row(self, index: int) -> Conversation:
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Conversation:
         """Return the conversation at 0 <= index < len(self), in constant time."""
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return (self[i] for i in range(len(self)))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -48,28 +54,11 @@ class Task(Sequence[Conversation], ABC):
             digest.update(json.dumps(row).encode())
         return digest.hexdigest()
 
-    @overload
-    def __getitem__(self, index: int) -> Conversation: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Conversation]: ...
-    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
-        if isinstance(index, slice):
-            return [self.row(i) for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} rows, got index {index}")
-        return self.row(index % len(self))
-
 
 class GradedTask(Task):
-    """A task whose replies can be scored."""
-
     @abstractmethod
     def grade(self, conversation: Conversation, reply: Reply) -> float:
         """Score `reply` as the last turn of `conversation`, from 0.0 (wrong) to 1.0 (right)."""
-
-    def prompt(self, conversation: Conversation) -> list[Message]:
-        """Return the messages before the graded turn."""
-        return conversation["messages"][:-1]
 
 
 class NumberTask(GradedTask):
@@ -82,8 +71,6 @@ class NumberTask(GradedTask):
 
 
 class ConversationList(Task):
-    """Conversations that are already written, such as those of a file."""
-
     def __init__(self, name: str, conversations: Sequence[Conversation]) -> None:
         self.name = name
         self._conversations = conversations
@@ -91,7 +78,7 @@ class ConversationList(Task):
     def __len__(self) -> int:
         return len(self._conversations)
 
-    def row(self, index: int) -> Conversation:
+    def __getitem__(self, index: int) -> Conversation:
         return self._conversations[index]
 
 
@@ -100,8 +87,7 @@ class Mixture(Task):
 
     def __init__(self, tasks: Sequence[Task | tuple[Task, float]], seed: int = 0, name: str = "mixture") -> None:
         pairs = [task if isinstance(task, tuple) else (task, 1.0) for task in tasks]
-        self.name = name
-        self.seed = seed
+        self.name, self.seed = name, seed
         self.tasks = [task for task, _ in pairs]
         self.counts = [round(len(task) * repeats) for task, repeats in pairs]
         self._starts = [0, *accumulate(self.counts)]
@@ -111,7 +97,7 @@ class Mixture(Task):
     def __len__(self) -> int:
         return len(self._order)
 
-    def row(self, index: int) -> Conversation:
+    def __getitem__(self, index: int) -> Conversation:
         position = self._order[index]
         which = bisect_right(self._starts, position) - 1
         task = self.tasks[which]
@@ -124,7 +110,6 @@ class Mixture(Task):
         return hashlib.sha256(json.dumps([parts, self.seed]).encode()).hexdigest()
 
     def __str__(self) -> str:
-        """A table: task, rows, share of the mixture."""
         rows = [*zip((task.name for task in self.tasks), self.counts, strict=True), ("total", len(self))]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}} {count:>9,} {count / max(len(self), 1):>6.1%}" for name, count in rows)

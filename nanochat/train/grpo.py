@@ -50,7 +50,7 @@ class RolloutBatches:
         first = step * self.problems_per_step
         own = range(first + world.rank, first + self.problems_per_step, world.size)
         problems = [self.task[i % len(self.task)] for i in own]
-        prompts = [self.chat.prompt(self.task.prompt(problem)) for problem in problems for _ in range(group)]
+        prompts = [self.chat.prompt(problem["messages"][:-1]) for problem in problems for _ in range(group)]
         base_seed = self.sampling.seed << 40
         samplings = [
             dataclasses.replace(self.sampling, seed=base_seed + i * group + n) for i in own for n in range(group)

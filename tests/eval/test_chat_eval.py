@@ -42,7 +42,7 @@ class Echo(GradedTask):
     def __len__(self) -> int:
         return 9
 
-    def row(self, index: int) -> Conversation:
+    def __getitem__(self, index: int) -> Conversation:
         return conversation(f"Say {index} times: {'hello ' * 3 * index}", "hello")
 
     def grade(self, conversation: Conversation, reply: Reply) -> float:
@@ -62,7 +62,7 @@ def test_the_likeliest_letter_after_the_prompt_is_the_answer(
     task, chat = Colors(), random_chat(tokenizer, context)
     expected = []
     for i in range(len(task)):
-        prompt = tokenizer.render_prompt(task.prompt(task[i]))[-(context - 1) :]
+        prompt = tokenizer.render_prompt(task[i]["messages"][:-1])[-(context - 1) :]
         with torch.no_grad():
             logits = chat.engine.model(torch.tensor([prompt]))[0, -1]
         letters = task.letters(i)

@@ -19,7 +19,7 @@ class Echoes(Task):
     def __len__(self) -> int:
         return 20
 
-    def row(self, index: int) -> Conversation:
+    def __getitem__(self, index: int) -> Conversation:
         return conversation(f"Say {index}, please", f"{index} it is")
 
 

@@ -37,12 +37,12 @@ def test_reference_solutions_pass_and_others_do_not(start_hub: StartHub) -> None
     start_hub()
     task = HumanEval()
     assert not [row for row in task if find_problem(row)]
-    for row in task[::2]:
+    for row in list(task)[::2]:
         reference = row["messages"][-1]["content"]
         assert task.grade(row, reference) == 1.0
         assert task.grade(row, "    return None") == 0.0
         assert task.grade(row, "import sys; sys.exit(0)") == 0.0
-    assert "return" not in str(task.prompt(task[0])[-1]["content"]).split('"""')[-1]
+    assert "return" not in str(task[0]["messages"][-2]["content"]).split('"""')[-1]
 
 
 @pytest.mark.usefixtures("base_dir")
@@ -52,6 +52,6 @@ def test_the_real_problems(start_hub: StartHub, real_data: Path) -> None:
     task = HumanEval()
     assert len(task) == 164
     assert not [row for row in task if find_problem(row)]
-    for row in task[::16]:
+    for row in list(task)[::16]:
         assert task.grade(row, row["messages"][-1]["content"]) == 1.0
         assert task.grade(row, "    return None") == 0.0

@@ -8,7 +8,7 @@ from nanochat.errors import UserError
 from nanochat.tasks import identity, mixtures
 from nanochat.tasks.hub_task import SmolTalk
 from nanochat.tasks.spelling import Spelling, read_words, write_words
-from nanochat.tasks.task import Mixture, Task
+from nanochat.tasks.task import Mixture
 from tests.conftest import StartHub
 
 pytestmark = pytest.mark.usefixtures("base_dir")
@@ -26,7 +26,7 @@ def prepared(base_dir: Path, start_hub: StartHub) -> None:
 @pytest.mark.parametrize("make", [mixtures.mid, mixtures.sft])
 def test_the_real_mixtures_hold_valid_conversations(make: "type[Mixture]") -> None:
     mixture = make("real")  # type: ignore[arg-type]
-    assert not [row for row in mixture[::97] if find_problem(row)]
+    assert not [i for i in range(0, len(mixture), 97) if find_problem(mixture[i])]
 
 
 @pytest.mark.usefixtures("prepared")
@@ -56,15 +56,9 @@ def test_different_mixtures_have_different_fingerprints() -> None:
 
 
 def test_take_repeats_a_task_in_other_words() -> None:
-    made: list[Task] = []
-
-    def make(repeats: int) -> Task:
-        made.append(Spelling(WORDS, "train", repeats))
-        return made[-1]
-
-    mixture = Mixture([mixtures.take(3 * len(WORDS), make)])
-    assert len(mixture) == 3 * len(WORDS)
-    assert len(made[-1]) >= len(mixture)
+    task, share = mixtures.take(3 * len(WORDS), Spelling, WORDS)
+    assert len(Mixture([(task, share)])) == 3 * len(WORDS)
+    assert len(task) >= 3 * len(WORDS)
 
 
 def test_words_are_frequent_and_lower_case(tmp_path: Path) -> None:

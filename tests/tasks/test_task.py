@@ -15,26 +15,12 @@ class Squares(NumberTask):
     def __len__(self) -> int:
         return self.size
 
-    def row(self, index: int) -> Conversation:
+    def __getitem__(self, index: int) -> Conversation:
         return conversation(f"What is {index} squared?", f"{index} squared is {index**2}.")
 
 
 def questions(task: Task) -> list[str]:
     return [str(row["messages"][0]["content"]) for row in task]
-
-
-def test_a_task_is_a_sequence() -> None:
-    task = Squares(5)
-    assert len(list(task)) == 5
-    assert task[-1] == task[4]
-    assert task[1:3] == [task[1], task[2]]
-    with pytest.raises(IndexError, match="squares"):
-        task[5]
-
-
-def test_the_prompt_leaves_the_answer_out() -> None:
-    task = Squares(5)
-    assert task.prompt(task[3]) == [{"role": "user", "content": "What is 3 squared?"}]
 
 
 @pytest.mark.parametrize(

@@ -14,4 +14,4 @@ def test_the_letter_stands_for_the_article_s_own_description() -> None:
 
 
 def test_every_letter_is_right_sometimes() -> None:
-    assert {topic["messages"][-1]["content"] for topic in Topics()[:60]} == set("ABCD")
+    assert {topic["messages"][-1]["content"] for topic in list(Topics())[:60]} == set("ABCD")

@@ -63,7 +63,7 @@ def test_what_was_drawn_is_trained_on_and_what_was_forced_is_not(tokenizer: Toke
 
 def test_rows_of_like_length_share_a_batch(tokenizer: Tokenizer) -> None:
     class LongAndShort(EvenLength):
-        def row(self, index: int) -> Conversation:
+        def __getitem__(self, index: int) -> Conversation:
             return conversation("Say " * (40 if index % 2 else 1), "ok")
 
     batches = source(tokenizer, LongAndShort())
@@ -94,7 +94,7 @@ def test_the_samples_of_a_problem_read_its_prompt_once(tokenizer: Tokenizer) -> 
     batches = source(tokenizer, EvenLength())
     batches.step_data(0)
     stats = batches.chat.engine.stats()
-    prompts = [len(batches.chat.prompt(batches.task.prompt(batches.task[i]))) for i in range(4)]
+    prompts = [len(batches.chat.prompt(batches.task[i]["messages"][:-1])) for i in range(4)]
     assert stats.prompt_tokens == 4 * sum(prompts)
     assert stats.prefilled_tokens <= sum(prompts) + 12  # of 12 copies, the last token: its logits are needed
     assert stats.kv_bytes == 0  # the memory is training's again
