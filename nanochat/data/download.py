@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from nanochat.atomic import atomic_write
@@ -120,6 +120,10 @@ def fetch(
         raise UserError(
             f"cannot download {repository} from {constants.ENDPOINT} ({reason}): rerun the command to resume"
         ) from error
+    except OfflineModeIsEnabled as error:
+        raise UserError(
+            f"{folder} is incomplete and HF_HUB_OFFLINE is set: unset it, or copy the folder from another machine"
+        ) from error
     except OSError as error:
         raise UserError(
             f"cannot write to {folder} ({error.strerror or error}): free some space, or set NANOCHAT_BASE_DIR to a "
@@ -129,11 +133,9 @@ def fetch(
 
 def _describe(manifest: Manifest, names: Sequence[str]) -> list[HubFile]:
     """Sizes and digests of files: from the manifest if it has them all and no file is missing, else from the hub."""
-    known, folder = manifest.files, manifest.folder
-    absent = [name for name in names if name not in known or _size(folder / name) != known[name].size]
-    if not absent:
+    known = manifest.files
+    if all(name in known and _size(manifest.folder / name) == known[name].size for name in names):
         return [known[name] for name in names]
-    _require_network(folder / absent[0])
     listing = retry(lambda: _list_files(manifest))
     if absent := [name for name in names if name not in listing]:
         raise UserError(
@@ -190,7 +192,6 @@ def _obtain(manifest: Manifest, file: HubFile, advance: Advance, stop: threading
             return
         path.unlink()
         print(f"{path} is damaged and will be downloaded again", flush=True)
-    _require_network(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     url = hf_hub_url(
         manifest.repository, file.name, repo_type="dataset", revision=manifest.revision, endpoint=constants.ENDPOINT
@@ -207,11 +208,6 @@ def _obtain(manifest: Manifest, file: HubFile, advance: Advance, stop: threading
         f"{file.name} of {manifest.repository} arrived damaged {MAX_DAMAGED_DOWNLOADS} times: try again later, or from "
         "another network"
     )
-
-
-def _require_network(path: Path) -> None:
-    if constants.is_offline_mode():
-        raise UserError(f"{path} is missing and HF_HUB_OFFLINE is set: unset it, or copy it from another machine")
 
 
 def resume_download(

@@ -7,7 +7,6 @@ few million parameters learns to copy long before it learns to calculate.
 import ast
 import random
 from abc import abstractmethod
-from typing import NamedTuple
 
 from nanochat.conversations import Conversation, Part, conversation
 from nanochat.data.split import held_out
@@ -16,54 +15,51 @@ from nanochat.tasks.task import Mixture, NumberTask, Split, load_wording
 TEST_SHARE = 0.1
 
 
-class Problem(NamedTuple):
-    question: str
-    expression: str  # the tool's input, e.g. "84 // 7"
-    answer: str  # with {result} as a placeholder
-
-
 class ToolProblems(NumberTask):
     """Random problems by index, each drawn again until its expression falls into the split."""
+
+    answer: str  # a template of {expression} and {result}
 
     def __init__(self, split: Split, size: int = 10_000, start: int = 0) -> None:
         """`size` problems, numbered from `start`: stages with disjoint numbers share no row."""
         self.split, self.size, self.start = split, size, start
 
     @abstractmethod
-    def draw(self, rng: random.Random) -> Problem:
-        """Draw a problem of either split."""
+    def draw(self, rng: random.Random) -> tuple[str, str]:
+        """Draw a problem of either split: the question, and the tool's input, such as `84 // 7`."""
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> Conversation:
         rng = random.Random(f"{self.name} {self.split} {self.start + index}")
-        problem = self.draw(rng)
-        while held_out(canonical(problem.expression), TEST_SHARE) != (self.split == "test"):
-            problem = self.draw(rng)
-        result = str(eval(problem.expression))  # made of our own templates and numbers
-        answer: list[Part] = [
-            {"type": "python", "text": problem.expression},
+        question, expression = self.draw(rng)
+        while held_out(canonical(expression), TEST_SHARE) != (self.split == "test"):
+            question, expression = self.draw(rng)
+        result = str(eval(expression))  # made of our own templates and numbers
+        answer = self.answer.format(expression=expression.replace("//", "/"), result=result)
+        parts: list[Part] = [
+            {"type": "python", "text": expression},
             {"type": "python_output", "text": result},
-            {"type": "text", "text": problem.answer.format(result=result)},
+            {"type": "text", "text": answer},
         ]
-        return conversation(problem.question, answer)
+        return conversation(question, parts)
 
 
 class Arithmetic(ToolProblems):
     """Sums, differences, products and exact quotients of whole numbers of up to three digits; some in two steps."""
 
     name = "arithmetic"
+    answer = "{expression} = {result}."
     wording = load_wording("arithmetic")
 
-    def draw(self, rng: random.Random) -> Problem:
+    def draw(self, rng: random.Random) -> tuple[str, str]:
         frames = self.wording["frames"]
         if rng.random() < 0.15:
-            expression = rng.choice(self.wording["two_steps"]).format(
-                a=_number(rng, 2), b=_number(rng, 2), c=_number(rng, 2)
-            )
-            question = rng.choice(frames).format(expression if rng.random() < 0.5 else expression.replace(" ", ""))
-            return Problem(question, expression, f"{expression} = {{result}}.")
+            template = rng.choice(self.wording["two_steps"])
+            expression = template.format(a=_number(rng, 2), b=_number(rng, 2), c=_number(rng, 2))
+            frame = rng.choice(frames)
+            return frame.format(expression if rng.random() < 0.5 else expression.replace(" ", "")), expression
         sign = rng.choice("+-*/")
         a, b = _operands(rng, sign)
         expression = f"{a} {sign} {b}"
@@ -73,7 +69,7 @@ class Arithmetic(ToolProblems):
             symbol = rng.choice(self.wording["symbols"][sign])
             space = "" if len(symbol) == 1 and rng.random() < 0.3 else " "
             question = rng.choice(frames).format(f"{a}{space}{symbol}{space}{b}")
-        return Problem(question, expression.replace("/", "//"), f"{expression} = {{result}}.")
+        return question, expression.replace("/", "//")
 
 
 class WordProblems(ToolProblems):
@@ -83,9 +79,10 @@ class WordProblems(ToolProblems):
     """
 
     name = "word problems"
+    answer = "The answer is {result}."
     wording = load_wording("word_problems")
 
-    def draw(self, rng: random.Random) -> Problem:
+    def draw(self, rng: random.Random) -> tuple[str, str]:
         story = rng.choice(self.wording["stories"])
         name, other = rng.sample(self.wording["names"], 2)
         words = {"name": name, "other": other, "things": rng.choice(self.wording["things"])}
@@ -95,7 +92,7 @@ class WordProblems(ToolProblems):
             numbers = {"a": b + rng.randint(1, 140), "b": b, "c": c, "d": d, "bc": b * c}
             expression = story["expression"].format(**numbers)
             if eval(expression) > 0:
-                return Problem(story["question"].format(**words, **numbers), expression, "The answer is {result}.")
+                return story["question"].format(**words, **numbers), expression
 
 
 class Sums(Mixture, NumberTask):

@@ -157,7 +157,7 @@ def test_a_missing_file_is_named(start_hub: StartHub, root: Path, tmp_path: Path
 
 def test_offline_mode(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"shard_00000\.parquet.*HF_HUB_OFFLINE"):
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
         fetch(REPOSITORY, NAMES, tmp_path / "data")
 
 
