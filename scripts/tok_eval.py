@@ -32,11 +32,11 @@ def main(options: TokEvalOptions) -> None:
             raise UserError(f"--text must be a UTF-8 text file, cannot read {options.text} ({error})") from None
         if not texts[options.text.name]:
             raise UserError(f"--text must be a file with text in it, {options.text} is empty")
-    references, problem = load_references()
+    references, problems = load_references()
     console = Console(highlight=False)
     ours = {f"ours ({tokenizer.vocab_size:,})": tokenizer.encode}
     console.print(compression_table(ours | references, texts))
-    if problem:
+    for problem in problems:
         console.print(problem)
 
 

@@ -56,12 +56,10 @@ class ChatCore:
         ]
 
     def key(self) -> dict[str, Any]:
-        """Hashes of the tasks, number of problems and length of replies."""
-        fingerprints = [task.fingerprint for task in self.tasks]
-        return {"tasks": fingerprints, "max_per_task": self.max_per_task, "max_reply_tokens": MAX_REPLY_TOKENS}
+        tasks = [task.fingerprint for task in self.tasks]
+        return {"tasks": tasks, "max_per_task": self.max_per_task, "max_reply_tokens": MAX_REPLY_TOKENS}
 
     def scores(self, chat: ChatModel, batch_tokens: int, on_task: Callable[[str], None]) -> list[TaskScore]:
-        """Evaluate each task; the baseline is 1 / number of letters, or 0 for the tasks with free replies."""
         scores = []
         for task in self.tasks:
             on_task(task.name)

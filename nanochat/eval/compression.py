@@ -12,35 +12,29 @@ Encode = Callable[[str], Sequence[int]]
 REFERENCES = {"GPT-2": "gpt2", "GPT-4": "cl100k_base"}
 """name to print: name in tiktoken"""
 
-TEXTS = Path(__file__).with_name("compression_texts.jsonl")
-"""Written for this comparison, so that no tokenizer was trained on them."""
-
 
 def load_texts() -> dict[str, str]:
-    """Sample texts by kind: prose, code, numbers, other scripts."""
-    rows = map(json.loads, TEXTS.read_text(encoding="utf-8").splitlines())
-    return {row["kind"]: row["text"] for row in rows}
+    """Sample texts by kind (prose, code, ...), written for this comparison: no tokenizer was trained on them."""
+    lines = Path(__file__).with_name("compression_texts.jsonl").read_text(encoding="utf-8").splitlines()
+    return {row["kind"]: row["text"] for row in map(json.loads, lines)}
 
 
-def load_references() -> tuple[dict[str, Encode], str]:
-    """The reference tokenizers that tiktoken can load, and a message about the others, empty if there are none.
+def load_references() -> tuple[dict[str, Encode], list[str]]:
+    """The reference tokenizers that tiktoken can load, and the errors of the others.
 
     tiktoken downloads each one once from OpenAI, one or two megabytes.
     """
     loaded: dict[str, Encode] = {}
-    missing = []
+    errors = []
     for name, encoding in REFERENCES.items():
         try:
             loaded[name] = tiktoken.get_encoding(encoding).encode_ordinary
         except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong digest is a ValueError
-            missing.append(f"{name} ({type(error).__name__})")
-    if not missing:
-        return loaded, ""
-    return loaded, f"not shown: {' and '.join(missing)}; the download failed"
+            errors.append(f"{name} is not shown, its download failed ({type(error).__name__})")
+    return loaded, errors
 
 
 def bytes_per_token(encode: Encode, text: str) -> float:
-    """UTF-8 bytes per token of `text`."""
     return len(text.encode()) / len(encode(text))
 
 

@@ -66,17 +66,20 @@ class CoreTask:
 
     def texts(self, index: int) -> list[tuple[str, str]]:
         """For each option of problem `index`: the text before the scored part, and the whole text."""
-        before = "".join(f"{self._solved(row)}\n\n" for row in self.examples(index))
-        row = self.rows[index]
+        shots = "".join("".join(self._options(row)[row.get("gold", 0)]) + "\n\n" for row in self.examples(index))
+        texts = [(shots + start, shots + start + rest) for start, rest in self._options(self.rows[index])]
+        if self.kind == "language_modeling":
+            # The last space is the first character of the continuation's first token.
+            texts = [(start.strip(), whole) for start, whole in texts]
+        return texts
+
+    def _options(self, row: dict[str, Any]) -> list[tuple[str, str]]:
+        """Context and continuation of each option."""
         if self.kind == "multiple_choice":
-            asked = before + row["query"] + self.delimiter
-            return [(asked, asked + choice) for choice in row["choices"]]
+            return [(row["query"] + self.delimiter, choice) for choice in row["choices"]]
         if self.kind == "schema":
-            starts = [before + context + self.delimiter for context in row["context_options"]]
-            return [(start, start + row["continuation"]) for start in starts]
-        asked = before + row["context"].strip() + self.delimiter
-        # The last space is the first character of the continuation's first token.
-        return [(asked.strip(), asked + row["continuation"])]
+            return [(context + self.delimiter, row["continuation"]) for context in row["context_options"]]
+        return [(row["context"].strip() + self.delimiter, row["continuation"])]
 
     def problem(self, index: int, tokenizer: Tokenizer, context: int) -> Problem:
         """Problem `index` in tokens, truncated on the left to `context` tokens.
@@ -99,13 +102,6 @@ class CoreTask:
             for tokens, start in zip(whole, starts, strict=True)
         ]
         return Problem(options, self.rows[index].get("gold", 0))
-
-    def _solved(self, row: dict[str, Any]) -> str:
-        if self.kind == "multiple_choice":
-            return str(row["query"] + self.delimiter + row["choices"][row["gold"]])
-        if self.kind == "schema":
-            return str(row["context_options"][row["gold"]] + self.delimiter + row["continuation"])
-        return str(row["context"].strip() + self.delimiter + row["continuation"])
 
 
 def read_tasks(bundle: Path) -> list[CoreTask]:
@@ -151,17 +147,14 @@ class Core:
     needs_chat = False
 
     def __init__(self, bundle: Path, max_per_task: int | None = None) -> None:
-        """`max_per_task`: problems of each task, by default all. Raises UserError if `bundle` is not a bundle."""
         self.tasks = read_tasks(bundle)
         self.bundle = bundle
         self.max_per_task = max_per_task
 
     def key(self) -> dict[str, Any]:
-        """Hash of the bundle and number of problems."""
         return {"bundle": fingerprint(self.bundle), "max_per_task": self.max_per_task}
 
     def scores(self, chat: ChatModel, batch_tokens: int, on_task: Callable[[str], None]) -> list[TaskScore]:
-        """Evaluate each task; the baseline is the bundle's."""
         scores = []
         for task in self.tasks:
             on_task(task.name)

@@ -20,12 +20,9 @@ from nanochat.data.progress import progress_bar
 from nanochat.errors import UserError
 from nanochat.eval.core import read_tasks
 from nanochat.locks import folder_lock
-from nanochat.units import format_bytes
 
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 FOLDER_IN_ZIP = "eval_bundle"
-DISK_BYTES_PER_DOWNLOADED = 4
-"""the zip file and its contents together"""
 ALTERNATIVES = "pass --eval-bundle FOLDER if you have the bundle, or --tasks chat to skip CORE"
 
 
@@ -56,25 +53,20 @@ def _download(downloads: Path) -> Path:
     if constants.is_offline_mode():
         raise UserError(f"the CORE bundle is missing and HF_HUB_OFFLINE is set: unset it, or {ALTERNATIVES}")
     print(f"downloading the CORE bundle from {URL}", flush=True)
-    size, version = retry(_size_and_version)
+
+    def head() -> httpx2.Response:
+        response = get_session().head(URL, headers={"Accept-Encoding": "identity"})
+        hf_raise_for_status(response)
+        return response
+
+    response = retry(head)
+    size = int(response.headers["Content-Length"])
+    version = hashlib.sha256(f"{size} {response.headers.get('ETag', '')}".encode()).hexdigest()[:16]
     archive = downloads / f".{version}.partial"  # a partial download of another version is not continued
-    have = archive.stat().st_size if archive.exists() else 0
-    if shutil.disk_usage(downloads).free < (size - have) * DISK_BYTES_PER_DOWNLOADED:
-        needed = format_bytes(size * DISK_BYTES_PER_DOWNLOADED)
-        raise UserError(f"the CORE bundle needs {needed} in {downloads}: free some space")
     with progress_bar("CORE bundle", size, in_bytes=True) as advance:
-        advance(have)
+        advance(archive.stat().st_size if archive.exists() else 0)
         resume_download(URL, size, archive, advance, headers={})
     return archive
-
-
-def _size_and_version() -> tuple[int, str]:
-    """Size in bytes of the file on the server, and a file name for its current version."""
-    response = get_session().head(URL, headers={"Accept-Encoding": "identity"})
-    hf_raise_for_status(response)
-    size = int(response.headers["Content-Length"])
-    version = f"{size} {response.headers.get('ETag', '')}"
-    return size, hashlib.sha256(version.encode()).hexdigest()[:16]
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -58,7 +58,6 @@ class EvalModel:
 
     @cached_property
     def chat(self) -> ChatModel:
-        """The model. Raises UserError if it cannot be loaded."""
         found = self.checkpoint
         return load_chat(found.source, found.tag, found.step, self.runtime.device.type, self.device_batch_size)
 
@@ -79,9 +78,8 @@ class EvalModel:
         """Scores on the benchmark's tasks; `on_task` gets a progress message before each."""
 
         def evaluate() -> list[dict[str, Any]]:
-            chat = self.chat
-            batch_tokens = self.device_batch_size * chat.context
-            scores = benchmark.scores(chat, batch_tokens, lambda task: on_task(f"{chat.description}: {task}"))
+            batch_tokens = self.device_batch_size * self.chat.context
+            scores = benchmark.scores(self.chat, batch_tokens, lambda task: on_task(f"{self.chat.description}: {task}"))
             return [asdict(score) for score in scores]
 
         return [TaskScore(**score) for score in self.cached(f"-{benchmark.name.lower()}", benchmark.key(), evaluate)]

@@ -7,16 +7,16 @@ costs a small model more than all its layers, is computed for the scored tokens 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from nanochat.model.gpt import GPT
 from nanochat.model.loss import SLICE_ELEMENTS
 from nanochat.runtime import cpu_batch_tokens
-
-PADDING = -1
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,7 @@ class Problem:
     """index of the right option"""
 
 
-@dataclass(frozen=True)
-class OptionScore:
-    """Score of one option by a model."""
-
+class OptionScore(NamedTuple):
     mean_loss: float
     """mean cross-entropy of the scored tokens, in nats"""
     is_greedy: bool
@@ -51,8 +48,7 @@ def is_right(problem: Problem, scores: Sequence[OptionScore]) -> bool:
     """True if the right option has the lowest loss, or the only option is the greedy continuation."""
     if len(scores) == 1:
         return scores[0].is_greedy
-    losses = [score.mean_loss for score in scores]
-    return losses.index(min(losses)) == problem.gold
+    return min(range(len(scores)), key=lambda i: scores[i].mean_loss) == problem.gold
 
 
 @dataclass(frozen=True)
@@ -123,25 +119,22 @@ class _Branches:
         self._mask = (((keys == 0) | (keys == queries)).tril())[:, None]  # (B, 1, T, T)
 
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the keys and values unchanged, and the mask."""
         return key, value, self._mask
 
 
 @torch.inference_mode()
 def _score_rows(model: GPT, rows: Sequence[_Row]) -> list[list[OptionScore]]:
+    device = model.device
     tokens, positions, branches = (
-        _padded(columns, fill).to(model.device)
-        for columns, fill in (
-            ([row.tokens for row in rows], 0),
-            ([row.positions for row in rows], 0),
-            ([row.branches for row in rows], PADDING),
-        )
+        pad_sequence([torch.tensor(values) for values in columns], batch_first=True, padding_value=-1)
+        for columns in zip(*((row.tokens, row.positions, row.branches) for row in rows), strict=True)
     )
+    tokens, positions, branches = tokens.clamp(min=0).to(device), positions.clamp(min=0).to(device), branches.to(device)
     # With one option per row, causal attention needs no mask and does half the work.
     causal = all(len(row.counts) == 1 for row in rows)
     hidden = model.hidden(tokens, None if causal else _Branches(positions, branches))
-    where = torch.tensor([(i, source) for i, row in enumerate(rows) for source in row.sources], device=model.device)
-    targets = torch.tensor([target for row in rows for target in row.targets], device=model.device)
+    where = torch.tensor([(i, source) for i, row in enumerate(rows) for source in row.sources], device=device)
+    targets = torch.tensor([target for row in rows for target in row.targets], device=device)
     losses, hits = _token_scores(model, hidden[where[:, 0], where[:, 1]], targets)
     counts = [count for row in rows for count in row.counts]
     options = iter(
@@ -160,11 +153,3 @@ def _token_scores(model: GPT, hidden: Tensor, targets: Tensor) -> tuple[Tensor, 
         losses.append(F.cross_entropy(logits, target, reduction="none"))
         hits.append(logits.argmax(dim=1) == target)
     return torch.cat(losses).cpu(), torch.cat(hits).cpu()
-
-
-def _padded(columns: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """(B, longest), padded on the right."""
-    padded = torch.full((len(columns), max(map(len, columns))), fill)
-    for row, values in zip(padded, columns, strict=True):
-        row[: len(values)] = torch.tensor(values)
-    return padded

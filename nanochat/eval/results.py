@@ -40,7 +40,7 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class StageEvalConfig:
-    """Size of the evaluation that every stage gets, base models included."""
+    """Size of the evaluation that every stage gets."""
 
     dataset: str
     """held-out text for bits per byte"""

@@ -71,7 +71,6 @@ class Calculator:
             return _error_line(error)
 
     def close(self) -> None:
-        """Stop the workers."""
         with self._lock:
             stop, self._stop, self._pool = self._stop, None, None
         if stop is not None:
@@ -119,21 +118,16 @@ def _pieces(value: object, inside: bool = False) -> Iterator[str]:
         yield _number(value)
     elif isinstance(value, str):
         yield repr(value[: MAX_RESULT_CHARS + 1]) if inside else value
-    elif isinstance(value, (list, tuple, set, frozenset)):
+    elif isinstance(value, (list, tuple, set, frozenset, dict)):
         start, end = {list: ("[", "]"), tuple: ("(", ")")}.get(type(value), ("{", "}"))
         yield start
         for i, item in enumerate(value):
             yield ", " if i else ""
             yield from _pieces(item, inside=True)
+            if isinstance(value, dict):
+                yield ": "
+                yield from _pieces(value[item], inside=True)
         yield ("," if isinstance(value, tuple) and len(value) == 1 else "") + end
-    elif isinstance(value, dict):
-        yield "{"
-        for i, (key, item) in enumerate(value.items()):
-            yield ", " if i else ""
-            yield from _pieces(key, inside=True)
-            yield ": "
-            yield from _pieces(item, inside=True)
-        yield "}"
     else:
         yield str(value)
 

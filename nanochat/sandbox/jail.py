@@ -46,17 +46,6 @@ def landlock_version() -> int:
     return max(0, libc.syscall(SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), 1))
 
 
-def limit_resources(memory_bytes: int, seconds: int, file_bytes: int, open_files: int) -> None:
-    for kind, limit in (
-        (resource.RLIMIT_AS, memory_bytes),
-        (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_FSIZE, file_bytes),
-        (resource.RLIMIT_NOFILE, open_files),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(kind, (limit, limit))
-
-
 def drop_capabilities() -> None:
     """Without capabilities, root only has the rights of a normal user and owns its files."""
     header, none = struct.pack("II", 0x20080522, 0), bytes(24)
@@ -153,7 +142,8 @@ def main() -> None:
         os.dup2(null, standard)
     if sys.platform == "linux":
         libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0)
-    limit_resources(task["memory_bytes"], task["cpu_seconds"], task["file_bytes"], task["open_files"])
+    for name, limit in task["limits"].items():
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
     if task["confine"]:
         try:
             _checked(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from nanochat.errors import UserError
 from nanochat.sandbox import jail
@@ -30,14 +30,11 @@ FOLDER_LIMIT_FILES = 200
 POLL_SECONDS = 0.01
 
 
-@dataclass(frozen=True)
-class ProgramResult:
-    """Outcome of a program."""
-
+class ProgramResult(NamedTuple):
     passed: bool
     """True if it ran to its end without an exception or an exit"""
     reason: str
-    """reason of the failure, empty if it passed"""
+    """of the failure; empty if it passed"""
 
 
 def missing_protection() -> str | None:
@@ -61,15 +58,9 @@ def run_program(program: str, *, time_limit: float = TIME_LIMIT_SECONDS, unconfi
             "--unconfined-code to run it with your own rights"
         )
     token = secrets.token_hex(16)
-    task = {
-        "program": program,
-        "token": token,
-        "confine": not unconfined,
-        "memory_bytes": MEMORY_LIMIT_BYTES,
-        "cpu_seconds": int(time_limit) + 1,
-        "file_bytes": FILE_LIMIT_BYTES,
-        "open_files": MAX_OPEN_FILES,
-    }
+    limits = {"AS": MEMORY_LIMIT_BYTES, "CPU": int(time_limit) + 1, "FSIZE": FILE_LIMIT_BYTES, "NOFILE": MAX_OPEN_FILES}
+    limits["CORE"] = 0
+    task = {"program": program, "token": token, "confine": not unconfined, "limits": limits}
     folder = tempfile.mkdtemp(prefix="nanochat-program-")
     try:
         process = subprocess.Popen(
@@ -99,7 +90,9 @@ def run_program(program: str, *, time_limit: float = TIME_LIMIT_SECONDS, unconfi
         raise UserError(f"cannot confine model-written code ({problem}): pass --unconfined-code to run it anyway")
     if stopped is None and output == token:
         return ProgramResult(True, "")
-    return ProgramResult(False, stopped or output.removeprefix("failed ") or _how_it_ended(process.returncode))
+    code = process.returncode
+    how_it_ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+    return ProgramResult(False, stopped or output.removeprefix("failed ") or how_it_ended)
 
 
 def _watch(process: "subprocess.Popen[bytes]", task: bytes, folder: Path, time_limit: float) -> str | None:
@@ -108,14 +101,13 @@ def _watch(process: "subprocess.Popen[bytes]", task: bytes, folder: Path, time_l
     with contextlib.suppress(BrokenPipeError), process.stdin:
         process.stdin.write(task)
     end = time.monotonic() + time_limit
-    while True:
-        if _has_ended(process):
-            return None
+    while not _has_ended(process):
         if time.monotonic() > end:
             return f"took longer than {time_limit:g} seconds"
         if _is_too_full(folder):
             return f"wrote more than {FOLDER_LIMIT_BYTES >> 20} MB or {FOLDER_LIMIT_FILES} files"
         time.sleep(POLL_SECONDS)
+    return None
 
 
 def _has_ended(process: "subprocess.Popen[bytes]") -> bool:
@@ -135,7 +127,3 @@ def _is_too_full(folder: Path) -> bool:
         if size > FOLDER_LIMIT_BYTES or count > FOLDER_LIMIT_FILES:
             return True
     return False
-
-
-def _how_it_ended(returncode: int) -> str:
-    return f"killed by {signal.Signals(-returncode).name}" if returncode < 0 else f"exited with {returncode}"
