@@ -12,7 +12,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from nanochat import cli
-from nanochat.report import build, watch
+from nanochat.report import watch
+from nanochat.report.history import newest_stages
 from nanochat.serve import http_server
 
 SECONDS_BETWEEN_UPDATES = 2.0
@@ -38,7 +39,7 @@ def main(options: WatchOptions) -> None:
         return
 
     def screen() -> RenderableType:
-        return watch.screen(build.stages_to_report(options.model_tag), time.time())
+        return watch.screen(newest_stages(options.model_tag), time.time())
 
     console = Console()
     if not console.is_terminal:

@@ -15,7 +15,7 @@ from nanochat.data.datasets import DATASETS
 from nanochat.eval.results import centered_mean, centered_mean_error
 from nanochat.model.gpt import GPTConfig
 from nanochat.report.history import Stage
-from nanochat.report.plots import BITS_PER_BYTE, LOSS, draw_curves
+from nanochat.report.plots import CURVES, draw_curves
 from nanochat.spark.plan import Tariff
 from nanochat.stages import STAGES
 from nanochat.train import checkpoint
@@ -93,7 +93,7 @@ def write_card(found: Checkpoint, stages: Sequence[Stage], publisher: Publisher,
             "commit": found.meta["commit"],
         },
     )
-    figure = draw_curves(trained, (LOSS, BITS_PER_BYTE))
+    figure = draw_curves(trained, CURVES["loss"] + CURVES["bits-per-byte"])
     if figure:
         figure.savefig(folder / CURVE_FILE, dpi=120, facecolor="white")
     tariff = Tariff.from_environment()

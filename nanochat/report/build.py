@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 
 from nanochat import paths
 from nanochat.atomic import atomic_write
-from nanochat.errors import UserError
 from nanochat.report.document import document
-from nanochat.report.history import Stage, newest_stages
+from nanochat.report.history import Stage, newest_stages, scores_by_benchmark
 from nanochat.report.plots import CURVES, draw_curves, draw_scores
 from nanochat.spark.plan import Tariff
 
@@ -26,7 +25,7 @@ def write(model_tag: str | None = None) -> Path:
 
     Raises UserError if nothing has been trained.
     """
-    stages = stages_to_report(model_tag)
+    stages = newest_stages(model_tag)
     folder = paths.report_dir()
     plots = folder / "plots"
     plots.mkdir(parents=True, exist_ok=True)
@@ -43,29 +42,17 @@ def write(model_tag: str | None = None) -> Path:
     return folder / "report.html"
 
 
-def stages_to_report(model_tag: str | None = None) -> list[Stage]:
-    """The stages of the model. Raises UserError if there are none."""
-    stages = newest_stages(model_tag)
-    if not stages:
-        which = f"tagged {model_tag} " if model_tag else ""
-        raise UserError(f"no model {which}found in {paths.base_dir()}: run ./pretrain.sh first")
-    return stages
-
-
 def draw(stages: Sequence[Stage]) -> dict[str, bytes]:
     """All plots that have data, by name, as PNG."""
     figures: dict[str, Figure | None] = {name: draw_curves(stages, shown) for name, shown in CURVES.items()}
-    scores = {stage.source: stage.scores() for stage in stages}
-    for name, title in (("stages", "Scores after each stage"), ("CORE", "CORE"), ("ChatCORE", "ChatCORE")):
-        measured = {source: of_stage[name] for source, of_stage in scores.items() if name in of_stage}
-        figures[name] = draw_scores(title, measured) if measured else None
-    return {name: _png(figure) for name, figure in figures.items() if figure}
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, facecolor="white")
-    return buffer.getvalue()
+    for name, measured in scores_by_benchmark(stages).items():
+        figures[name] = draw_scores("Scores after each stage" if name == "stages" else name, measured)
+    pictures = {}
+    for name, figure in figures.items():
+        if figure:
+            figure.savefig(buffer := BytesIO(), format="png", dpi=DOTS_PER_INCH, facecolor="white")
+            pictures[name] = buffer.getvalue()
+    return pictures
 
 
 def page(stages: Sequence[Stage], pictures: Mapping[str, bytes], tariff: Tariff, refresh_seconds: int = 0) -> str:

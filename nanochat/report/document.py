@@ -1,5 +1,6 @@
 """The report as Markdown: model, stages, machine, results, curves, samples, data and options."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -7,9 +8,9 @@ from dataclasses import replace
 from statistics import mean, median
 
 from nanochat import paths
-from nanochat.eval.results import TaskScore, centered_mean, centered_mean_error
+from nanochat.eval.results import centered_mean, centered_mean_error
 from nanochat.paths import MANIFEST_FILE
-from nanochat.report.history import Stage
+from nanochat.report.history import Stage, scores_by_benchmark
 from nanochat.spark.plan import Tariff
 from nanochat.stages import STAGES
 from nanochat.units import format_duration
@@ -63,30 +64,25 @@ def _opening(stages: Sequence[Stage]) -> str:
 
 
 def _stages(stages: Sequence[Stage], tariff: Tariff) -> str:
-    energy = [stage.kwh(tariff) for stage in stages]
-
-    def energy_and_cost(kwh: float | None) -> Row:
+    def row(name: str, steps: str, tokens: int, seconds: float, speed: Row, kwh: float | None) -> Row:
         cost = None if kwh is None or tariff.price_per_kwh is None else kwh * tariff.price_per_kwh
-        return _figure(kwh, "{:.3g} kWh"), _figure(cost, "{:.2f}")
+        energy = _figure(kwh, "{:.3g} kWh"), _figure(cost, "{:.2f}")
+        return name, steps, f"{tokens:,}", format_duration(seconds), *speed, *energy
 
-    rows: list[Row] = [
-        (
-            stage.source,
-            f"{stage.step:,} of {stage.facts['num_iterations']:,}",
-            f"{stage.tokens:,}",
-            format_duration(stage.seconds),
+    rows = []
+    for stage in stages:
+        speed = (
             _statistic(stage, "tokens_per_second", median, "{:,.0f}"),
             _statistic(stage, "mfu", median, "{:.1%}"),
             _figure(stage.facts.get("peak_memory"), "{:.1f} GiB", 2**-30),
-            *energy_and_cost(kwh),
         )
-        for stage, kwh in zip(stages, energy, strict=True)
-    ]
+        steps = f"{stage.step:,} of {stage.facts['num_iterations']:,}"
+        rows.append(row(stage.source, steps, stage.tokens, stage.seconds, speed, stage.kwh(tariff)))
     if len(stages) > 1:
-        tokens, seconds = sum(stage.tokens for stage in stages), sum(stage.seconds for stage in stages)
-        known = [kwh for kwh in energy if kwh is not None]
+        known = [kwh for stage in stages if (kwh := stage.kwh(tariff)) is not None]
         total = sum(known) if len(known) == len(stages) else None
-        rows.append(("total", "", f"{tokens:,}", format_duration(seconds), "", "", "", *energy_and_cost(total)))
+        tokens, seconds = sum(stage.tokens for stage in stages), sum(stage.seconds for stage in stages)
+        rows.append(row("total", "", tokens, seconds, ("", "", ""), total))
     headings = ("stage", "steps", "tokens", "time", "tokens/s", "MFU", "memory", "energy", "cost")
     notes = ["Tokens/s and MFU are medians over the steps; time is wall time, loading and evaluation included."]
     if skipped := [f"{n:.0f} in {stage.source}" for stage in stages if (n := stage.last("skipped_steps"))]:
@@ -114,58 +110,43 @@ def _plan(stages: Sequence[Stage], tariff: Tariff) -> str:
             before = stage.until(start)
             taken = format_duration(stage.seconds - before.seconds)
             taken += "" if stage.is_finished else f" until step {stage.step:,}"
-            used = stage.kwh(tariff)
-            used = None if used is None else used - (before.kwh(tariff) or 0.0)
-        rows.append(
-            (
-                f"{work.name} after step {start:,}" if start else work.name,
-                format_duration(machine.hours(work) * 3600),
-                taken,
-                _figure(machine.kwh(work), "{:.3g} kWh"),
-                _figure(used, "{:.3g} kWh"),
-            )
-        )
+            if (kwh := stage.kwh(tariff)) is not None:
+                used = kwh - (before.kwh(tariff) or 0.0)
+        name = f"{work.name} after step {start:,}" if start else work.name
+        energy = _figure(machine.kwh(work), "{:.3g} kWh"), _figure(used, "{:.3g} kWh")
+        rows.append((name, format_duration(machine.hours(work) * 3600), taken, *energy))
     table = _table(("stage", "planned", "taken", "energy planned", "energy used"), rows)
     return f"### Plan\n\nEstimated by {planner.source} after step {plan.step:,}, {machine.sources[0]}.\n\n{table}"
 
 
 def _machine(stages: Sequence[Stage]) -> str:
-    """Temperature, clock, power and memory, as far as measured."""
-    rows = [
-        (
-            stage.source,
-            _statistic(stage, "gpu_temperature_c", max, "{:.0f} °C"),
-            _statistic(stage, "gpu_clock_mhz", min, "{:,.0f} MHz"),
-            _statistic(stage, "gpu_power_w", mean, "{:.0f} W"),
-            _statistic(stage, "memory_available_bytes", min, "{:.1f} GiB", 2**-30),
-            _statistic(stage, "page_cache_bytes", max, "{:.1f} GiB", 2**-30),
-        )
-        for stage in stages
-    ]
-    if not any(any(row[1:]) for row in rows):
-        return ""
-    headings = ("stage", "max temperature", "min clock", "mean power", "min available memory", "max page cache")
-    return f"## Machine\n\n{_table(headings, rows)}"
+    columns: dict[str, tuple[str, Callable[[Sequence[float]], float], str, float]] = {
+        "max temperature": ("gpu_temperature_c", max, "{:.0f} °C", 1.0),
+        "min clock": ("gpu_clock_mhz", min, "{:,.0f} MHz", 1.0),
+        "mean power": ("gpu_power_w", mean, "{:.0f} W", 1.0),
+        "min available memory": ("memory_available_bytes", min, "{:.1f} GiB", 2**-30),
+        "max page cache": ("page_cache_bytes", max, "{:.1f} GiB", 2**-30),
+    }
+    rows = [(stage.source, *(_statistic(stage, *column) for column in columns.values())) for stage in stages]
+    return f"## Machine\n\n{_table(('stage', *columns), rows)}" if any(any(row[1:]) for row in rows) else ""
 
 
 def _results(stages: Sequence[Stage], plots: Mapping[str, str]) -> str:
-    scores = {stage.source: stage.scores() for stage in stages}
-    bits_per_byte = {
-        stage.source: stage.stage_result.bits_per_byte if stage.stage_result else stage.last("bpb") for stage in stages
-    }
     parts = []
-    for name, title in (("stages", ""), ("CORE", "CORE"), ("ChatCORE", "ChatCORE")):
-        measured = {source: of_stage[name] for source, of_stage in scores.items() if name in of_stage}
-        if not measured:
-            continue
-        rows = [_score_row(line) for line in zip(*measured.values(), strict=False)]
-        if title:
+    for name, measured in scores_by_benchmark(stages).items():
+        rows = []
+        for scores in zip(*measured.values(), strict=False):
+            cells = (f"{score.accuracy:.1%} ± {100 * score.standard_error:.1f}" for score in scores)
+            task = scores[0].task.removeprefix("bigbench_").replace("_", " ")
+            rows.append((task, f"{scores[0].problems:,}", f"{scores[0].baseline:.0%}", *cells))
+        if name == "stages":
+            results = [stage.stage_result for stage in stages if stage.source in measured]
+            rows.append(("bits per byte", "", "", *(f"{result.bits_per_byte:.3f}" for result in results if result)))
+        else:
             means = (f"{centered_mean(s):.3f} ± {centered_mean_error(s):.3f}" for s in measured.values())
-            rows.append((f"**{title}**", "", "0", *means))
-        elif any(bits_per_byte.values()):
-            rows.append(("bits per byte", "", "", *(_figure(bits_per_byte[source], "{:.3f}") for source in measured)))
+            rows.append((f"**{name}**", "", "0", *means))
         table = _table(("task", "problems", "guessing", *measured), rows)
-        parts.append((f"### {title}\n\n" if title else "") + table + _picture(plots, name))
+        parts.append(("" if name == "stages" else f"### {name}\n\n") + table + _picture(plots, name))
     if not parts:
         return "## Results\n\nNot evaluated yet: run ./eval.sh."
     note = (
@@ -173,13 +154,6 @@ def _results(stages: Sequence[Stage], plots: Mapping[str, str]) -> str:
         "guessing is 0."
     )
     return "\n\n".join(["## Results", note, *parts])
-
-
-def _score_row(scores: Sequence[TaskScore]) -> Row:
-    first = scores[0]
-    cells = (f"{score.accuracy:.1%} ± {100 * score.standard_error:.1f}" for score in scores)
-    name = first.task.removeprefix("bigbench_").replace("_", " ")
-    return name, f"{first.problems:,}", f"{first.baseline:.0%}", *cells
 
 
 def _curves(plots: Mapping[str, str]) -> str:
@@ -197,31 +171,32 @@ def _samples(stages: Sequence[Stage]) -> str:
         count = min(MAX_SAMPLES, len(stage.samples))
         chosen = [stage.samples[round(i * (len(stage.samples) - 1) / max(count - 1, 1))] for i in range(count)]
         if chosen:
-            text = "\n\n".join("\n".join([f"step {row['step']:,}", *row["samples"]]) for row in chosen)
-            parts.append(f"### {stage.source}\n\n{_verbatim(text)}")
+            texts = ("\n".join([f"step {row['step']:,}", *row["samples"]]) for row in chosen)
+            parts.append(f"### {stage.source}\n\n" + _verbatim("\n\n".join(texts)))
     return "\n\n".join(["## Samples during training", *parts]) if parts else ""
 
 
 def _data(stages: Sequence[Stage]) -> str:
-    parts = [f"### {stage.source}\n\n{_verbatim(stage.facts['learns'])}{_origin(stage)}" for stage in stages]
-    return "\n\n".join(["## Training data", *parts])
-
-
-def _origin(stage: Stage) -> str:
-    """Repository, revision and size of downloaded text, from its manifest."""
-    manifest = paths.data_dir(str(stage.facts["options"].get("dataset"))) / MANIFEST_FILE
-    try:
-        kept = json.loads(manifest.read_text())
-    except (OSError, ValueError):
-        return ""
-    size = sum(file["size"] for file in kept["files"].values())
-    return f"\n\n{len(kept['files'])} files, {size / 1e9:.2f} GB, of {kept['repository']} at {kept['revision']}."
+    parts = ["## Training data"]
+    for stage in stages:
+        parts += [f"### {stage.source}", _verbatim(stage.facts["learns"])]
+        manifest = paths.data_dir(str(stage.facts["options"].get("dataset"))) / MANIFEST_FILE
+        with contextlib.suppress(OSError, ValueError):
+            kept = json.loads(manifest.read_text())
+            size = sum(file["size"] for file in kept["files"].values()) / 1e9
+            parts.append(f"{len(kept['files'])} files, {size:.2f} GB, of {kept['repository']} at {kept['revision']}.")
+    return "\n\n".join(parts)
 
 
 def _options(stages: Sequence[Stage]) -> str:
     options = [stage.facts["options"] for stage in stages]
     names = sorted(set().union(*options))
-    rows = [(f"`{name}`", *(_code(of_stage.get(name, "")) for of_stage in options)) for name in names]
+
+    def code(value: object) -> str:
+        text = "" if value is None else str(value).translate({ord("`"): "'", ord("|"): "/"})
+        return f"`{text}`" if text else ""
+
+    rows = [(f"`{name}`", *(code(of_stage.get(name)) for of_stage in options)) for name in names]
     commits = ", ".join(dict.fromkeys(str(stage.facts.get("commit", "unknown")) for stage in stages))
     return f"## Options\n\nCommit: {commits}.\n\n" + _table(("option", *(s.source for s in stages)), rows)
 
@@ -238,14 +213,8 @@ def _figure(value: float | None, form: str, unit: float = 1.0) -> str:
 def _table(headings: Row, rows: Sequence[Row]) -> str:
     """A Markdown table without its empty columns."""
     filled = [i for i in range(len(headings)) if i == 0 or any(row[i] for row in rows)]
-    line: Callable[[Row], str] = lambda cells: f"| {' | '.join(cells[i] for i in filled)} |"  # noqa: E731
-    rule = [":--", *["--:"] * (len(headings) - 1)]
-    return "\n".join(map(line, (headings, rule, *rows)))
-
-
-def _code(value: object) -> str:
-    text = "" if value is None else str(value).translate({ord("`"): "'", ord("|"): "/"})
-    return f"`{text}`" if text else ""
+    lines = [headings, [":--", *["--:"] * (len(headings) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells[i] for i in filled)} |" for cells in lines)
 
 
 def _verbatim(text: str) -> str:

@@ -1,13 +1,16 @@
 """Reads what the stages of a model left on disk: facts, metrics, samples and scores, from the base stage on."""
 
+import contextlib
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nanochat import paths
+from nanochat.errors import UserError
 from nanochat.eval.results import StageEvalConfig, StageResult, TaskScore, saved_result
 from nanochat.spark.plan import PLAN_FILE, Plan, Tariff
 from nanochat.stages import STAGES
@@ -66,12 +69,8 @@ class Stage:
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and finite values of a metric."""
-        measured = [
-            (row["step"], float(row[key]))
-            for row in self.rows
-            if isinstance(row.get(key), int | float) and math.isfinite(row[key])
-        ]
-        return [step for step, _ in measured], [value for _, value in measured]
+        rows = [row for row in self.rows if isinstance(row.get(key), int | float) and math.isfinite(row[key])]
+        return [row["step"] for row in rows], [float(row[key]) for row in rows]
 
     def last(self, key: str) -> float | None:
         values = self.series(key)[1]
@@ -79,33 +78,40 @@ class Stage:
 
     @property
     def stage_result(self) -> StageResult | None:
-        """Line of the checkpoint in the table of stages, if it has been evaluated."""
+        """The checkpoint's row in the table of stages, if it has been evaluated."""
         kept = saved_result(self.checkpoint, "") if self.checkpoint else None
         return StageResult(**kept[1]) if kept else None
 
     def scores(self) -> dict[str, list[TaskScore]]:
         """Task scores of the checkpoint by benchmark: stages, CORE and ChatCORE, as far as evaluated."""
-        if self.checkpoint is None:
-            return {}
         found: dict[str, list[TaskScore]] = {}
-        if kept := saved_result(self.checkpoint, ""):
+        for name, suffix in (("stages", ""), ("CORE", "-core"), ("ChatCORE", "-chatcore")):
+            if not (kept := self.checkpoint and saved_result(self.checkpoint, suffix)):
+                continue
             key, result = kept
-            config = StageEvalConfig(**{name: value for name, value in key.items() if name != "saved_at"})
-            found["stages"] = StageResult(**result).task_scores(config)
-        for name in ("CORE", "ChatCORE"):
-            if kept := saved_result(self.checkpoint, f"-{name.lower()}"):
-                found[name] = [TaskScore(**score) for score in kept[1]]
+            if name == "stages":
+                config = StageEvalConfig(key["dataset"], key["eval_tokens"], key["problems"])
+                found[name] = StageResult(**result).task_scores(config)
+            else:
+                found[name] = [TaskScore(**score) for score in result]
         return found
 
 
+def scores_by_benchmark(stages: Sequence[Stage]) -> dict[str, dict[str, list[TaskScore]]]:
+    """Task scores by benchmark (stages, CORE, ChatCORE) and stage, as far as evaluated."""
+    found: dict[str, dict[str, list[TaskScore]]] = {"stages": {}, "CORE": {}, "ChatCORE": {}}
+    for stage in stages:
+        for benchmark, scores in stage.scores().items():
+            found[benchmark][stage.source] = scores
+    return {benchmark: by_stage for benchmark, by_stage in found.items() if by_stage}
+
+
 def read_stage(folder: Path) -> Stage | None:
-    """The stage whose checkpoints and logs are in `folder`; None if there are none."""
+    """The stage whose checkpoints and logs are in `folder`; None if it has none."""
     checkpoint = saved[-1] if (saved := checkpoints(folder)) else None
-    try:
-        run: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        run = {}
-    facts = {**(checkpoint.meta if checkpoint else {}), **run}
+    facts = dict(checkpoint.meta) if checkpoint else {}
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        facts |= json.loads((folder / FACTS_FILE).read_text())
     if not facts:
         return None
     log = folder / METRICS_FILE
@@ -116,9 +122,13 @@ def read_stage(folder: Path) -> Stage | None:
 def newest_stages(model_tag: str | None = None) -> list[Stage]:
     """The stage that was trained last, of any model or of `model_tag`, preceded by its ancestors.
 
-    Empty if there is none; an ancestor whose checkpoint has been deleted ends the list.
+    An ancestor whose checkpoint has been deleted ends the list. Raises UserError if nothing has been trained.
     """
-    return _stages_up_to(newest_folder(model_tag))
+    stages = _stages_up_to(newest_folder(model_tag))
+    if not stages:
+        which = f"tagged {model_tag} " if model_tag else ""
+        raise UserError(f"no model {which}found in {paths.base_dir()}: run ./pretrain.sh first")
+    return stages
 
 
 def stages_until(found: Checkpoint) -> list[Stage]:
@@ -140,13 +150,10 @@ def _stages_up_to(folder: Path | None) -> list[Stage]:
 
 def newest_folder(model_tag: str | None = None) -> Path | None:
     """The folder of the stage that last logged a step or saved a checkpoint."""
-    modified: dict[Path, float] = {}
-    for source in STAGES:
-        for folder in paths.checkpoints_dir(source).glob(model_tag or "*"):
-            written = [*folder.glob(METRICS_FILE), *folder.glob(f"step_*/{META_FILE}")]
-            if written:
-                modified[folder] = max(map(_modified_at, written))
-    return max(modified, key=modified.__getitem__, default=None)
+    folders = [folder for source in STAGES for folder in paths.checkpoints_dir(source).glob(model_tag or "*")]
+    written = [(folder, file) for folder in folders for file in folder.glob(METRICS_FILE)]
+    written += [(folder, file) for folder in folders for file in folder.glob(f"step_*/{META_FILE}")]
+    return max(written, key=lambda pair: _modified_at(pair[1]), default=(None, None))[0]
 
 
 def _modified_at(file: Path) -> float:
@@ -159,8 +166,7 @@ def _modified_at(file: Path) -> float:
 
 def _parent_folder(stage: Stage) -> Path | None:
     """The folder of the checkpoint that `stage` started from, also if it has been set aside."""
-    parent = stage.facts["parent"]
-    if not parent:
+    if not (parent := stage.facts["parent"]):
         return None
     folder = paths.checkpoints_dir(parent["source"])
     for candidate in (folder / parent["tag"], *folder.glob(f"aside/{parent['tag']}.*")):

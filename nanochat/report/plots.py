@@ -39,23 +39,24 @@ class Metric:
     smooth: bool = True
 
 
-# Not of RL, whose loss has no meaningful scale.
-LOSS = Metric("loss", "Training loss", "nats per token", tuple(name for name in STAGES if name != "rl"), log=True)
-BITS_PER_BYTE = Metric("bpb", "Held-out text", "bits per byte", from_zero=False, smooth=False)
-LEARNING_RATE = Metric("lr_scale", "Learning rate", "multiplier", smooth=False)
-GRADIENT_NORM = Metric("gradient_norm", "Gradient norm", "before clipping", log=True)
-THROUGHPUT = Metric("tokens_per_second", "Throughput", "tokens per second")
-MFU = Metric("mfu", "Model FLOPs utilization", "share of peak", percent=True)
-REWARD = Metric("reward", "Reward", "share of correct replies", ("rl",), percent=True)
-LENGTH = Metric("reply_tokens", "Reply length", "tokens", ("rl",))
-TAUGHT = Metric("useful_share", "Replies with a gradient", "share of replies", ("rl",), percent=True)
-
 CURVES: dict[str, tuple[Metric, ...]] = {
-    "loss": (LOSS,),
-    "bits-per-byte": (BITS_PER_BYTE,),
-    "reward": (REWARD, LENGTH, TAUGHT),
-    "optimizer": (LEARNING_RATE, GRADIENT_NORM),
-    "speed": (THROUGHPUT, MFU),
+    "loss": (  # not of RL, whose loss has no meaningful scale
+        Metric("loss", "Training loss", "nats per token", tuple(name for name in STAGES if name != "rl"), log=True),
+    ),
+    "bits-per-byte": (Metric("bpb", "Held-out text", "bits per byte", from_zero=False, smooth=False),),
+    "reward": (
+        Metric("reward", "Reward", "share of correct replies", ("rl",), percent=True),
+        Metric("reply_tokens", "Reply length", "tokens", ("rl",)),
+        Metric("taught_share", "Replies with a gradient", "share of replies", ("rl",), percent=True),
+    ),
+    "optimizer": (
+        Metric("lr_scale", "Learning rate", "multiplier", smooth=False),
+        Metric("gradient_norm", "Gradient norm", "before clipping", log=True),
+    ),
+    "speed": (
+        Metric("tokens_per_second", "Throughput", "tokens per second"),
+        Metric("mfu", "Model FLOPs utilization", "share of peak", percent=True),
+    ),
 }
 """Metrics by file name."""
 
@@ -74,12 +75,11 @@ def draw_curves(stages: Sequence[Stage], metrics: Sequence[Metric]) -> Figure | 
     columns = max(map(len, rows))
     with mpl.rc_context(fname=STYLE):
         figure = Figure(figsize=(max(6.5, 3.3 * columns), 2.8 * len(rows)), layout="constrained")
-        grid = figure.subplots(len(rows), columns, squeeze=False)
-        for panels, row in zip(grid, rows, strict=True):
-            for axes in panels[len(row) :]:
-                axes.set_axis_off()
+        for panels, row in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
             for axes, (metric, stage) in zip(panels, row, strict=False):
                 _draw_panel(axes, stage, metric)
+            for axes in panels[len(row) :]:
+                axes.set_axis_off()
     return figure
 
 

@@ -15,7 +15,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from nanochat.errors import UserError
 from nanochat.report import build
-from nanochat.report.history import Stage
+from nanochat.report.history import Stage, newest_stages
 from nanochat.report.plots import downsample
 from nanochat.spark.plan import Tariff
 from nanochat.units import format_duration
@@ -81,8 +81,7 @@ class LivePage:
     """The current report, rebuilt on request, but not so often that it slows down the run."""
 
     def __init__(self, model_tag: str | None) -> None:
-        """`model_tag`: by default the model that was trained last."""
-        self.model_tag = model_tag
+        self._model_tag = model_tag
         self._lock = threading.Lock()
         self._page = ""
         self._fresh_until = 0.0
@@ -91,18 +90,17 @@ class LivePage:
         """Return the page, cached for 20 times as long as it took to draw."""
         with self._lock:
             start = time.monotonic()
-            if start >= self._fresh_until:
-                self._page = self._draw()
-                end = time.monotonic()
-                self._fresh_until = end + (end - start) / MAX_CPU_SHARE
+            if start < self._fresh_until:
+                return self._page
+            try:
+                stages = newest_stages(self._model_tag)
+                self._page = build.page(stages, build.draw(stages), Tariff.from_environment(), REFRESH_SECONDS)
+            except UserError as error:
+                refresh = f'<meta http-equiv="refresh" content="{REFRESH_SECONDS}">'
+                self._page = f"{refresh}<p>{html.escape(str(error))}</p>"
+            end = time.monotonic()
+            self._fresh_until = end + (end - start) / MAX_CPU_SHARE
             return self._page
-
-    def _draw(self) -> str:
-        try:
-            stages = build.stages_to_report(self.model_tag)
-            return build.page(stages, build.draw(stages), Tariff.from_environment(), REFRESH_SECONDS)
-        except UserError as error:
-            return f'<meta http-equiv="refresh" content="{REFRESH_SECONDS}"><p>{html.escape(str(error))}</p>'
 
 
 def create_app(model_tag: str | None, allowed_hosts: Sequence[str] | None) -> FastAPI:

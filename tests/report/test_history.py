@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.errors import UserError
 from nanochat.eval.results import result_file
 from nanochat.report.history import newest_folder, newest_stages
 from nanochat.runtime import Runtime
@@ -32,7 +33,8 @@ def test_the_newest_stage_decides_whose_story_is_told(trained: Path, runtime: Ru
     train(begin(runtime, tokenizer, replace(OPTIONS, model_tag="other")), batches(FewRows()), 1, **HOW)
     assert [stage.facts["tag"] for stage in newest_stages()] == ["other"]
     assert [stage.source for stage in newest_stages("test")] == ["base", "mid"]
-    assert newest_stages("unknown") == []
+    with pytest.raises(UserError, match="unknown"):
+        newest_stages("unknown")
 
 
 def test_a_parent_that_was_set_aside_is_still_the_parent(trained: Path, runtime: Runtime, tokenizer: Tokenizer) -> None:
