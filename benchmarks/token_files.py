@@ -8,11 +8,12 @@ import resource
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from nanochat import cli, paths
-from nanochat.data.datasets import ParquetShard
-from nanochat.data.token_files import TokenShards, write_shards
+from nanochat.data.datasets import read_texts
+from nanochat.data.token_files import TextShard, TokenShards, write_shards
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
 
@@ -31,23 +32,16 @@ class BenchmarkOptions:
     """processes; by default one per core"""
 
 
-@dataclass(frozen=True)
-class RepeatedShard(ParquetShard):
-    """A shard under another name, so that it can be used again."""
-
-    repeat: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"{self.path.stem}-{self.repeat}"
-
-
 def main(options: BenchmarkOptions) -> None:
     tokenizer = Tokenizer.load(paths.tokenizer_dir())
     files = sorted(paths.data_dir(options.dataset).glob("shard_*.parquet"))[: options.num_shards]
     if not files:
         raise UserError(f"there are no shards in {paths.data_dir(options.dataset)}: run ./prepare.sh first")
-    shards = [RepeatedShard(path, str(path), repeat) for path in files for repeat in range(options.repeats)]
+    shards = [
+        TextShard(f"{path.stem}-{repeat}", str(path), partial(read_texts, path))
+        for path in files
+        for repeat in range(options.repeats)
+    ]
 
     texts = list(shards[0].texts())
     start = time.perf_counter()

@@ -6,6 +6,7 @@ To add a data set of the same layout, add its name to DatasetName and a line to 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -41,43 +42,22 @@ class TextDataset:
             yield from shard.texts()
 
 
-@dataclass(frozen=True)
-class EncyclopediaShard:
-    """One split of the demo's encyclopedia."""
-
-    name: Literal["train", "val"]
-    origin: str = demo_data.ENCYCLOPEDIA_ORIGIN
-
-    def texts(self) -> Iterator[str]:
-        return iter(demo_data.documents(self.name))
-
-
 def encyclopedia(name: str = "encyclopedia") -> TextDataset:
     """Leads of Wikipedia's vital articles, five million characters, without a download."""
-    return TextDataset(name, {"val": [EncyclopediaShard("val")], "train": [EncyclopediaShard("train")]})
+    splits: tuple[demo_data.Split, ...] = ("val", "train")
+    shards = (TextShard(split, demo_data.ENCYCLOPEDIA_ORIGIN, partial(demo_data.documents, split)) for split in splits)
+    return TextDataset(name, {shard.name: [shard] for shard in shards})
 
 
-@dataclass(frozen=True)
-class ParquetShard:
-    """A parquet file with a column `text`."""
-
-    path: Path
-    origin: str
-    """its sha256"""
-
-    @property
-    def name(self) -> str:
-        return self.path.stem
-
-    def texts(self) -> Iterator[str]:
-        """Yield the documents, with one row group in memory at a time. Raises UserError if the file is damaged."""
-        try:
-            with pyarrow.parquet.ParquetFile(self.path) as file:
-                for group in range(file.num_row_groups):
-                    yield from file.read_row_group(group, columns=["text"]).column("text").to_pylist()
-        except (OSError, KeyError, pyarrow.ArrowException) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"cannot read {self.path} ({reason}): run ./prepare.sh --verify") from None
+def read_texts(path: Path) -> Iterator[str]:
+    """Yield the column `text` of a parquet file, with one row group in memory. Raises UserError if it is damaged."""
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                yield from file.read_row_group(group, columns=["text"]).column("text").to_pylist()
+    except (OSError, KeyError, pyarrow.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot read {path} ({reason}): run ./prepare.sh --verify") from None
 
 
 @dataclass(frozen=True)
@@ -102,7 +82,8 @@ class HubDataset:
 
     def open(self, files: Sequence[HubFile]) -> TextDataset:
         """Open files from `fetch`. The first shard is `val`: every run has it, and the text is shuffled."""
-        shards = [ParquetShard(paths.data_dir(self.name) / file.name, file.sha256) for file in files]
+        folder = paths.data_dir(self.name)
+        shards = [TextShard(Path(f.name).stem, f.sha256, partial(read_texts, folder / f.name)) for f in files]
         return TextDataset(self.name, {"val": shards[:1], "train": shards[1:]})
 
 

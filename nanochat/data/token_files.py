@@ -13,13 +13,12 @@ import multiprocessing
 import os
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import accumulate, chain, islice
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -190,16 +189,13 @@ def _index(folder: Path, split: str) -> Path:
 # Writing token files
 
 
-class TextShard(Protocol):
+@dataclass(frozen=True)
+class TextShard:
     """A part of a text that one process tokenizes. Pickled on its way there."""
 
-    @property
-    def name(self) -> str: ...  # of its token file
-
-    @property
-    def origin(self) -> str: ...  # identifies exactly this text
-
-    def texts(self) -> Iterator[str]: ...
+    name: str  # of its token file
+    origin: str  # identifies exactly this text
+    texts: Callable[[], Iterable[str]]
 
 
 def write_shards(

@@ -1,15 +1,14 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nanochat.data.batches import StreamRows
-from nanochat.data.token_files import ShardedIds, TokenFile, TokenShards, write_shards
+from nanochat.data.token_files import ShardedIds, TextShard, TokenFile, TokenShards, write_shards
 from nanochat.errors import UserError
 from nanochat.model.loss import IGNORE
 from nanochat.tokenizer import Tokenizer
@@ -17,22 +16,15 @@ from nanochat.tokenizer import Tokenizer
 TEXTS = [f"Document {i} of many, about the number {i * i}. " * (i % 5 + 1) for i in range(60)]
 
 
-@dataclass(frozen=True)
-class Lines:
-    """Texts as a shard that notes each reading, in a file that other processes can add to as well."""
+def read(name: str, lines: tuple[str, ...], log: Path) -> tuple[str, ...]:
+    """Texts of a shard; notes the reading in a file that other processes append to as well."""
+    with open(log, "a") as file:
+        file.write(f"{name}\n")
+    return lines
 
-    name: str
-    lines: tuple[str, ...]
-    log: Path
 
-    @property
-    def origin(self) -> str:
-        return repr(self.lines)
-
-    def texts(self) -> Iterator[str]:
-        with open(self.log, "a") as log:
-            log.write(f"{self.name}\n")
-        return iter(self.lines)
+def shard(name: str, lines: list[str], log: Path) -> TextShard:
+    return TextShard(name, repr(lines), partial(read, name, tuple(lines), log))
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +33,11 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture
-def shards(tmp_path: Path) -> list[Lines]:
-    return [Lines(f"shard_{i}", tuple(TEXTS[i * 15 : i * 15 + 15]), tmp_path / "log") for i in range(4)]
+def shards(tmp_path: Path) -> list[TextShard]:
+    return [shard(f"shard_{i}", TEXTS[i * 15 : i * 15 + 15], tmp_path / "log") for i in range(4)]
 
 
-def written(shards: list[Lines]) -> list[str]:
-    log = shards[0].log
+def written(log: Path) -> list[str]:
     names = sorted(log.read_text().split()) if log.exists() else []
     log.unlink(missing_ok=True)
     return names
@@ -58,7 +49,7 @@ def expected(tokenizer: Tokenizer, texts: list[str]) -> list[int]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_shards_of_a_split_are_one_stream(
-    tokenizer: Tokenizer, shards: list[Lines], tmp_path: Path, workers: int
+    tokenizer: Tokenizer, shards: list[TextShard], tmp_path: Path, workers: int
 ) -> None:
     splits = {"val": shards[:1], "train": shards[1:]}
     assert write_shards(tmp_path / "tokens", splits, tokenizer, workers) == 4
@@ -69,23 +60,23 @@ def test_the_shards_of_a_split_are_one_stream(
         assert tokens.num_bytes == sum(len(text.encode()) for text in texts)
 
 
-def test_only_what_is_missing_or_stale_is_made(tokenizer: Tokenizer, shards: list[Lines], tmp_path: Path) -> None:
+def test_only_what_is_missing_or_stale_is_made(tokenizer: Tokenizer, shards: list[TextShard], tmp_path: Path) -> None:
     folder = tmp_path / "tokens"
     write_shards(folder, {"train": shards[:2]}, tokenizer, 1)
-    assert written(shards) == ["shard_0", "shard_1"]
+    assert written(tmp_path / "log") == ["shard_0", "shard_1"]
     write_shards(folder, {"train": shards}, tokenizer, 1)
-    assert written(shards) == ["shard_2", "shard_3"]
+    assert written(tmp_path / "log") == ["shard_2", "shard_3"]
     (folder / "shard_2.json").unlink()  # as if the process had been killed while it wrote
     with open(folder / "shard_3.ids", "r+b") as file:
         file.truncate(10)
-    changed = Lines("shard_1", ("Other text.",), shards[0].log)
+    changed = shard("shard_1", ["Other text."], tmp_path / "log")
     write_shards(folder, {"train": [shards[0], changed, *shards[2:]]}, tokenizer, 1)
-    assert written(shards) == ["shard_1", "shard_2", "shard_3"]
+    assert written(tmp_path / "log") == ["shard_1", "shard_2", "shard_3"]
     assert write_shards(folder, {"train": shards}, Tokenizer.train(TEXTS, 300), 1) == 4
 
 
 def test_fewer_shards_than_before_are_a_shorter_stream(
-    tokenizer: Tokenizer, shards: list[Lines], tmp_path: Path
+    tokenizer: Tokenizer, shards: list[TextShard], tmp_path: Path
 ) -> None:
     for count in (4, 2):
         write_shards(tmp_path, {"train": shards[:count]}, tokenizer, 1)
@@ -94,7 +85,7 @@ def test_fewer_shards_than_before_are_a_shorter_stream(
 
 
 def test_another_tokenizer_and_missing_tokens_are_refused(
-    tokenizer: Tokenizer, shards: list[Lines], tmp_path: Path
+    tokenizer: Tokenizer, shards: list[TextShard], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"prepare\.sh"):
         TokenShards.open(tmp_path, "train", tokenizer)
@@ -106,19 +97,15 @@ def test_another_tokenizer_and_missing_tokens_are_refused(
         TokenShards.open(tmp_path, "train", tokenizer)
 
 
-@dataclass(frozen=True)
-class Deadly(Lines):
-    """Kills the process that reads it."""
-
-    def texts(self) -> Iterator[str]:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return iter(())
+def die() -> tuple[str, ...]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return ()
 
 
 def test_a_process_that_is_killed_gets_a_sentence_and_the_next_run_makes_the_rest(
-    tokenizer: Tokenizer, shards: list[Lines], tmp_path: Path
+    tokenizer: Tokenizer, shards: list[TextShard], tmp_path: Path
 ) -> None:
-    deadly = Deadly("shard_4", (), shards[0].log)
+    deadly = TextShard("shard_4", "", die)
     with pytest.raises(UserError, match=r"killed.*\./prepare\.sh"):
         write_shards(tmp_path, {"train": [*shards, deadly]}, tokenizer, 2)
     write_shards(tmp_path, {"train": shards}, tokenizer, 1)
@@ -137,7 +124,7 @@ def test_slices_are_those_of_the_arrays_joined() -> None:
 
 
 def test_rows_over_shards_predict_every_token_once_and_documents_can_be_learned_apart(
-    tokenizer: Tokenizer, shards: list[Lines], tmp_path: Path
+    tokenizer: Tokenizer, shards: list[TextShard], tmp_path: Path
 ) -> None:
     write_shards(tmp_path, {"train": shards}, tokenizer, 1)
     rows = StreamRows(TokenShards.open(tmp_path, "train", tokenizer), 32, tokenizer.bos_id)
@@ -150,7 +137,7 @@ def test_rows_over_shards_predict_every_token_once_and_documents_can_be_learned_
     assert learned.count(tokenizer.bos_id) == len(TEXTS) - opening
 
 
-def test_a_token_file_of_documents_has_no_mask(tokenizer: Tokenizer, shards: list[Lines], tmp_path: Path) -> None:
+def test_a_token_file_of_documents_has_no_mask(tokenizer: Tokenizer, shards: list[TextShard], tmp_path: Path) -> None:
     write_shards(tmp_path, {"train": shards[:1]}, tokenizer, 1)
     assert TokenFile.open(tmp_path, "shard_0", tokenizer).mask is None
     assert json.loads((tmp_path / "train.shards.json").read_text()) == {"shards": ["shard_0"]}
