@@ -88,6 +88,11 @@ class World:
             raise outcome[1]
         return outcome[0]
 
+    def leave(self) -> None:
+        """Leave the process group. gloo's threads abort a process that exits without it."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()

@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 
 from nanochat import host
 from nanochat.dist import World
@@ -80,8 +79,8 @@ class Runtime:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # After an error the other processes may never reach the barrier that this implies.
-        if dist.is_initialized() and error is None:
-            dist.destroy_process_group()
+        if error is None:
+            self.world.leave()
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":

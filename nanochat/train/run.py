@@ -278,6 +278,7 @@ class Session:
             log.print(f"step {run.step} was not finite and is not saved; the last checkpoint is kept")
         if self.stop and (run.step < self.num_iterations or run.needs_evaluation(self.evaluation)):
             log.print(f"stopped at step {run.step}; {self.rerun} resumes from the last checkpoint")
+            run.world.leave()  # all processes stop here
             raise KeyboardInterrupt
         if self.unsaved:
             raise UserError(f"the last step had a non-finite loss or gradient: {self._remedy}")

@@ -102,7 +102,7 @@ def test_two_processes_give_the_losses_of_one_with_half_the_state_each_and_send_
     first, second = train_in(2, base_dir, "two", 20)
     assert losses("two") == pytest.approx(alone, abs=1e-3)
     assert first["weights"] == second["weights"]
-    whole = sum(tensor.nbytes for tensor in begin(runtime, tokenizer, OPTIONS).optimizer.state.values())
+    whole = sum(tensor.nbytes for tensor in begin(runtime, tokenizer, OPTIONS).optimizer.state_tensors)
     assert first["state"] == second["state"] == whole / 2
     assert first["reduced"] == first["overlapped"] == 4 * first["parameters"]
     # Each step's weights, and once the state that the checkpoint at the end collects.

@@ -72,7 +72,6 @@ def losses(tag: str) -> list[float]:
     [
         ("killed", "killed"),
         ("stopped", "3 s"),
-        ("stuck", "stuck"),
         ("failing", "error"),
     ],
 )
