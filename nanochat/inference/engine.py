@@ -92,8 +92,7 @@ class Engine:
         requests = [self._request(prompt, own) for prompt, own in zip(prompts, samplings, strict=True)]
         self.scheduler.waiting.extend(requests)
         while self.busy:
-            if tool_calls := self._tool_calls():
-                concurrent.futures.wait(tool_calls)
+            concurrent.futures.wait(self._tool_calls())
             self.step()
         return [request.completion for request in requests]
 
@@ -183,7 +182,7 @@ class Engine:
         if self.is_async:
             self._last_tokens.index_copy_(0, self._slot_ids(requests), tokens)
         results = (tokens, *sampler.logprobs(logits, tokens)) if sampler.logprob_rows else (tokens,)
-        return SamplerOutput.copy_to_host(requests, indices, sampler.logprob_rows, results)
+        return SamplerOutput(requests, indices, sampler.logprob_rows, results)
 
     def _input_tokens(self, chunks: list[Chunk]) -> Tensor:
         """Concatenate the chunks' tokens, (N,). Tokens that the host has not read yet are filled in on the device."""

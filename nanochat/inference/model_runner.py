@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanochat.errors import UserError
-from nanochat.model.cpu_kernels import blocked_attention, use_blocked_attention
-from nanochat.model.gpt import GPT, rms_norm, squared_relu
+from nanochat.model.cpu_kernels import use_blocked_attention
+from nanochat.model.gpt import GPT, causal_attention, rms_norm, squared_relu
 from nanochat.runtime import free_memory
 
 FREE_MEMORY_FRACTION = 0.25
@@ -155,7 +155,7 @@ class ModelRunner:
         if (count == 1 and min(span.starts) == start) or (start == 0 and len(span.starts) == 1):
             return None  # every key is visible, or plain causal attention from the start of a prompt
         if use_blocked_attention(span.count, self.device, self.embedding.dtype, training=False):
-            return None  # blocked_attention masks by itself
+            return None  # causal_attention runs in blocks, which mask by themselves
         keys = torch.arange(start + count, device=self.device)
         first = on_device(span.starts, self.device)[:, None, None]
         hidden = keys > first + torch.arange(count, device=self.device)[:, None]
@@ -173,17 +173,11 @@ class ModelRunner:
         """Return attention of a span's tokens, (rows, n_head * head_dim). query: (N, n_head, head_dim)."""
         query = query[span.first_row : span.first_row + len(span.starts) * span.count]
         query = query.unsqueeze(2) if span.count == 1 else query.transpose(0, 1).unsqueeze(0)
-        if use_blocked_attention(span.count, self.device, self.embedding.dtype, training=False):
-            attended = blocked_attention(query, keys, values)
+        if mask is None and span.count > 1:
+            attended = causal_attention(query, keys, values)
         else:
-            attended = F.scaled_dot_product_attention(
-                query,
-                keys,
-                values,
-                attn_mask=mask,
-                is_causal=mask is None and span.count > 1,
-                enable_gqa=self.config.n_head != self.config.n_kv_head,
-            )
+            is_grouped = self.config.n_head != self.config.n_kv_head
+            attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=is_grouped)
         return (attended if span.count == 1 else attended.squeeze(0).transpose(0, 1)).flatten(1)
 
 

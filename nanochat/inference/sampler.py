@@ -1,7 +1,6 @@
 """Sampling the next tokens from logits, on the device."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -32,7 +31,10 @@ class Sampler:
         self.suppressed = suppressed
         rows_of: dict[tuple[Method, bool], list[int]] = {}
         for row, sampling in enumerate(samplings):
-            rows_of.setdefault((_method(sampling), sampling.repetition_penalty != 1), []).append(row)
+            method: Method = "top" if sampling.top_k or sampling.top_p < 1 else "all"
+            if sampling.temperature < GREEDY_BELOW:
+                method = "greedy"
+            rows_of.setdefault((method, sampling.repetition_penalty != 1), []).append(row)
         self._groups = [
             (on_device(rows, device), _Group([samplings[row] for row in rows], method, vocab_size, suppressed))
             for (method, _), rows in rows_of.items()
@@ -76,12 +78,6 @@ class Sampler:
         logprobs = soft_cap(logits[rows]).index_fill_(1, self.suppressed, -torch.inf).log_softmax(dim=1)
         top, ids = logprobs.topk(self._max_logprobs, dim=1)
         return logprobs.gather(1, tokens[rows].unsqueeze(1)).squeeze(1), top, ids
-
-
-def _method(sampling: SamplingParams) -> Method:
-    if sampling.temperature < GREEDY_BELOW:
-        return "greedy"
-    return "top" if sampling.top_k or sampling.top_p < 1 else "all"
 
 
 class _Group:
@@ -145,26 +141,18 @@ class _Group:
         return columns.clamp_(max=logits.size(1) - 1)
 
 
-@dataclass(frozen=True)
 class SamplerOutput:
     """One sampled token per request, on its way to the host. On CUDA, `read` is what waits for the device."""
 
-    requests: list[Request]
-    indices: list[int]  # position of each token in its request
-    logprob_rows: list[int]
-    results: list[Tensor]  # tokens (N,); with logprobs also the three tensors of Sampler.logprobs
-    copied: torch.cuda.Event | None
-
-    @classmethod
-    def copy_to_host(
-        cls, requests: list[Request], indices: list[int], logprob_rows: list[int], results: Sequence[Tensor]
-    ) -> "SamplerOutput":
-        """Start copying the results, without waiting for the device."""
-        on_host = [result.to("cpu", non_blocking=True) for result in results]
-        copied = torch.cuda.Event() if results[0].is_cuda else None
-        if copied:
-            copied.record()
-        return cls(requests, indices, logprob_rows, on_host, copied)
+    def __init__(
+        self, requests: list[Request], indices: list[int], logprob_rows: list[int], results: Sequence[Tensor]
+    ) -> None:
+        """indices: of the tokens in their requests. results: tokens (N,), and those of `Sampler.logprobs` if called."""
+        self.requests, self.indices, self.logprob_rows = requests, indices, logprob_rows
+        self.results = [result.to("cpu", non_blocking=True) for result in results]
+        self.copied = torch.cuda.Event() if results[0].is_cuda else None
+        if self.copied:
+            self.copied.record()
 
     def read(self) -> list[tuple[Request, int, int, TokenLogprob | None]]:
         """Return request, index, token and logprob of each row."""

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -30,7 +30,6 @@ from nanochat.tokenizer import Tokenizer
 
 DROPPED_HEADER = "X-Nanochat-Dropped-Messages"  # number of oldest messages that did not fit in the context
 MAX_RESPONSE_LOGPROBS = 100_000  # converting this many to JSON takes 0.4 s of CPU time
-Result = TypeVar("Result")
 
 
 def routes(pool: EnginePool, tokenizer: Tokenizer, defaults: SamplingParams, metrics: Metrics) -> APIRouter:
@@ -220,7 +219,7 @@ def _check_logprobs(samplings: list[SamplingParams], context: int) -> None:
 def _encode(prompt: str | list[int], tokenizer: Tokenizer, context: int) -> list[int]:
     """Encode a prompt, starting with <|bos|>. Raises ApiError if it fills the context or has invalid token ids."""
     tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-    if not isinstance(prompt, str) and not all(0 <= token < tokenizer.vocab_size for token in prompt):
+    if not all(0 <= token < tokenizer.vocab_size for token in tokens):
         raise ApiError(400, f"token ids must be between 0 and {tokenizer.vocab_size - 1}", param="prompt")
     if tokens[:1] != [tokenizer.bos_id]:
         tokens = [tokenizer.bos_id, *tokens]
@@ -230,7 +229,7 @@ def _encode(prompt: str | list[int], tokenizer: Tokenizer, context: int) -> list
     return tokens
 
 
-async def _cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+async def _cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
     """Await `work`, but cancel it if the client disconnects first."""
 
     async def disconnected() -> None:

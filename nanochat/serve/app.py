@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -20,11 +20,10 @@ from nanochat.serve.markdown import code_css, to_html
 from nanochat.serve.metrics import Metrics
 from nanochat.serve.middleware import SecurityMiddleware
 from nanochat.serve.pool import EnginePool
-from nanochat.serve.protocol import ApiError, RenderRequest, error_body
+from nanochat.serve.protocol import ApiError, RenderRequest
 from nanochat.tokenizer import Tokenizer
 
 STATIC = Path(__file__).parent / "static"
-MAX_BODY_BYTES = 1_000_000
 
 
 def create_app(
@@ -66,13 +65,7 @@ def create_app(
 
     # FastAPI's documentation pages are off because they load scripts from another host.
     app = FastAPI(title="nanochat", docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.add_middleware(
-        SecurityMiddleware,
-        metrics=metrics,
-        max_body_bytes=MAX_BODY_BYTES,
-        allowed_hosts=allowed_hosts,
-        api_key=api_key,
-    )
+    app.add_middleware(SecurityMiddleware, metrics=metrics, allowed_hosts=allowed_hosts, api_key=api_key)
     if allowed_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -127,21 +120,21 @@ def _add_error_handlers(app: FastAPI) -> None:
     """Convert all errors to OpenAI's format, except unexpected ones, which SecurityMiddleware handles."""
 
     @app.exception_handler(ApiError)
-    async def api_error(request: Request, error: ApiError) -> JSONResponse:
-        return JSONResponse(error.body, error.status, error.headers)
+    async def api_error(request: Request, error: ApiError) -> Response:
+        return error.response
 
     @app.exception_handler(UserError)
-    async def user_error(request: Request, error: UserError) -> JSONResponse:
-        return JSONResponse(error_body(400, str(error)), 400)
+    async def user_error(request: Request, error: UserError) -> Response:
+        return ApiError(400, str(error)).response
 
     @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code, error.headers)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        return ApiError(error.status_code, str(error.detail), headers=error.headers).response
 
     @app.exception_handler(RequestValidationError)
-    async def invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid_request(request: Request, error: RequestValidationError) -> Response:
         # Without the value, which can be the user's text, or not JSON at all.
         first = error.errors()[0]
         param = ".".join(str(step) for step in first["loc"][1:]) or None
         message = f"{param}: {first['msg']}" if param else first["msg"]
-        return JSONResponse(error_body(400, message, code="invalid_value", param=param), 400)
+        return ApiError(400, message, code="invalid_value", param=param).response

@@ -33,9 +33,7 @@ GENERATION_FAILED = "the model failed to generate a reply"
 
 
 class LoadModel(NamedTuple):
-    """Replace the model, once all earlier requests are finished."""
-
-    card: ModelCard
+    card: ModelCard  # replaces the current model once all earlier requests are finished
 
 
 class AddRequest(NamedTuple):
@@ -48,16 +46,10 @@ class AbortRequest(NamedTuple):
     id: int
 
 
-class EngineReady(NamedTuple):
-    """The process has started to read its pipe."""
-
-
 class ModelLoaded(NamedTuple):
-    """A model was loaded, or failed to load."""
-
     card: ModelCard
     slots: int
-    error: str | None = None
+    error: str | None  # the reason why it could not be loaded
 
 
 class RequestOutput(NamedTuple):
@@ -71,14 +63,13 @@ class RequestOutput(NamedTuple):
 
 
 class StepOutputs(NamedTuple):
-    """Outputs of all requests in one step."""
+    """Outputs of all requests in one step; without any once the process has started to read its pipe."""
 
     outputs: list[RequestOutput]
     stats: EngineStats | None  # None without a model
 
 
 EngineRequest = LoadModel | AddRequest | AbortRequest
-EngineEvent = EngineReady | ModelLoaded | StepOutputs
 
 
 class EngineLoop:
@@ -97,7 +88,7 @@ class EngineLoop:
         """Run until the pipe is closed, or until the GPU fails, which requires a new process."""
         threading.Thread(target=self._receive, name="requests", daemon=True).start()
         try:
-            self.connection.send(EngineReady())
+            self._send_outputs([])
             while self._handle_requests():
                 if self.active:
                     self._step()

@@ -4,11 +4,10 @@ import hmac
 import logging
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat.serve.metrics import Metrics
-from nanochat.serve.protocol import error_body
+from nanochat.serve.protocol import ApiError
 
 log = logging.getLogger(__name__)
 SECURITY_HEADERS = {
@@ -24,6 +23,7 @@ SECURITY_HEADERS = {
 }
 PUBLIC_PATHS = ("/", "/health", "/code.css")
 """Need no API key, as well as /static: the page has to load before it can ask for the key."""
+MAX_BODY_BYTES = 1_000_000
 
 
 class SecurityMiddleware:
@@ -38,17 +38,9 @@ class SecurityMiddleware:
     the API from the browser.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        metrics: Metrics,
-        max_body_bytes: int,
-        allowed_hosts: list[str] | None = None,
-        api_key: str | None = None,
-    ) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, allowed_hosts: list[str] | None, api_key: str | None) -> None:
         self.app = app
         self.metrics = metrics
-        self.max_body_bytes = max_body_bytes
         self.allowed_hosts = allowed_hosts
         self.api_key = api_key
 
@@ -63,7 +55,7 @@ class SecurityMiddleware:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self.max_body_bytes:
+            if received > MAX_BODY_BYTES:
                 raise _BodyTooLargeError
             return message
 
@@ -78,37 +70,37 @@ class SecurityMiddleware:
                     headers.setdefault(name, value)
             await send(message)
 
-        rejection = self._rejection(scope["path"], Headers(scope=scope))
-        if rejection is not None:
-            await rejection(scope, receive, send_with_headers)
-            return
-        try:
-            await self.app(scope, receive_limited, send_with_headers)
-        except _BodyTooLargeError:
-            await self._body_too_large()(scope, receive, send_with_headers)
-        except Exception:
-            if started:  # too late for another response: the connection is closed
-                raise
-            log.exception("%s %s failed", scope["method"], getattr(scope.get("route"), "path", "a request"))
-            await JSONResponse(error_body(500, "internal server error"), 500)(scope, receive, send_with_headers)
+        error = self._rejection(scope["path"], Headers(scope=scope))
+        if error is None:
+            try:
+                await self.app(scope, receive_limited, send_with_headers)
+                return
+            except _BodyTooLargeError:
+                error = _body_too_large()
+            except Exception:
+                if started:  # too late for another response: the connection is closed
+                    raise
+                log.exception("%s %s failed", scope["method"], getattr(scope.get("route"), "path", "a request"))
+                error = ApiError(500, "internal server error")
+        await error.response(scope, receive, send_with_headers)
 
-    def _rejection(self, path: str, headers: Headers) -> JSONResponse | None:
+    def _rejection(self, path: str, headers: Headers) -> ApiError | None:
         if self.allowed_hosts is not None and _host_name(headers.get("host", "")) not in self.allowed_hosts:
-            message = "Host header not allowed: start the server with --host to allow other names"
-            return JSONResponse(error_body(400, message), 400)
+            return ApiError(400, "Host header not allowed: start the server with --host to allow other names")
         length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self.max_body_bytes:
-            return self._body_too_large()
+        if length.isdecimal() and int(length) > MAX_BODY_BYTES:
+            return _body_too_large()
         if self.api_key is not None and path not in PUBLIC_PATHS and not path.startswith("/static/"):
             given = headers.get("authorization", "").removeprefix("Bearer ")
             # In constant time, so that response times do not reveal the key.
             if not hmac.compare_digest(given.encode("latin-1"), self.api_key.encode()):
-                body = error_body(401, "missing or incorrect API key", code="invalid_api_key")
-                return JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
+                challenge = {"WWW-Authenticate": "Bearer"}
+                return ApiError(401, "missing or incorrect API key", code="invalid_api_key", headers=challenge)
         return None
 
-    def _body_too_large(self) -> JSONResponse:
-        return JSONResponse(error_body(413, f"the request body must be at most {self.max_body_bytes} bytes"), 413)
+
+def _body_too_large() -> ApiError:
+    return ApiError(413, f"the request body must be at most {MAX_BODY_BYTES} bytes")
 
 
 class _BodyTooLargeError(BaseException):

@@ -16,7 +16,6 @@ from nanochat.serve import engine_process
 from nanochat.serve.engine_process import (
     AbortRequest,
     AddRequest,
-    EngineReady,
     EngineRequest,
     LoadModel,
     ModelLoaded,
@@ -29,8 +28,6 @@ from nanochat.serve.protocol import ApiError
 
 log = logging.getLogger(__name__)
 CLOSE_SECONDS = 5
-QUEUE_FULL_RETRY_AFTER = 1
-LOADING_RETRY_AFTER = 5
 StartEngine = Callable[[Connection, ModelLoader, int | None], SpawnProcess | threading.Thread]
 
 
@@ -148,11 +145,10 @@ class EngineClient:
         try:
             while self._connection.poll():
                 event = self._connection.recv()
-                if isinstance(event, EngineReady):
-                    held, self._held = self._held or [], None
-                    for request in held:
-                        self._send(request)
-                elif isinstance(event, ModelLoaded):
+                held, self._held = self._held or [], None
+                for request in held:
+                    self._send(request)
+                if isinstance(event, ModelLoaded):
                     self._model_loaded(event)
                 else:
                     self.stats = event.stats or self.stats
@@ -253,13 +249,13 @@ class EnginePool:
         after finishing its earlier requests. Raises ApiError while no model is loaded, or if the queue is full.
         """
         if not any(engine.load_finished.is_set() for engine in self.engines):
-            raise ApiError(503, "the model is loading", code="loading", retry_after=LOADING_RETRY_AFTER)
+            raise ApiError(503, "the model is loading", code="loading", headers={"Retry-After": "5"})
         capacity = sum(engine.slots for engine in self.engines) + self.max_waiting
         if len(prompts) > capacity:
             raise ApiError(400, f"n x prompts must be at most {capacity}, got {len(prompts)}", param="n")
         if len(prompts) > capacity - self.unfinished:
             message = "too many requests are waiting: try again in a moment"
-            raise ApiError(429, message, code="queue_full", retry_after=QUEUE_FULL_RETRY_AFTER)
+            raise ApiError(429, message, code="queue_full", headers={"Retry-After": "1"})
         with_model = [engine for engine in self.engines if engine.requested == card]
         engine = min(with_model or self.engines, key=lambda engine: len(engine.replies))
         idle = [engine for engine in self.engines if not engine.replies]

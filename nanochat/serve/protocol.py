@@ -8,9 +8,10 @@ import bisect
 import dataclasses
 import itertools
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
+from fastapi.responses import JSONResponse
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -18,7 +19,6 @@ from pydantic import (
     Strict,
     StrictBool,
     StringConstraints,
-    field_validator,
     model_validator,
 )
 
@@ -29,7 +29,6 @@ from nanochat.inference.sampling_params import MAX_LOGPROBS, MAX_STOP_STRINGS, S
 MAX_MESSAGES = 1000
 MAX_PROMPTS = 16
 MAX_REPLIES = 16
-MAX_RENDER_CHARACTERS = 400_000
 MAX_REPLY_FRACTION = 4  # at most a quarter of the context is reserved for the reply
 ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
@@ -55,17 +54,12 @@ class ApiError(Exception):
         *,
         code: str | None = None,
         param: str | None = None,
-        retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status = status
-        self.body = error_body(status, message, code=code, param=param)
-        self.headers = {"Retry-After": str(round(retry_after))} if retry_after else None
-
-
-def error_body(status: int, message: str, *, code: str | None = None, param: str | None = None) -> dict[str, Any]:
-    error_type = ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": error_type, "param": param, "code": code}}
+        error_type = ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+        self.body = {"error": {"message": message, "type": error_type, "param": param, "code": code}}
+        self.response = JSONResponse(self.body, status, headers)
 
 
 class ContentPart(BaseModel):
@@ -191,14 +185,7 @@ class TokenizeRequest(BaseModel):
 class RenderRequest(BaseModel):
     """Body of POST /render: Markdown texts to convert to HTML."""
 
-    texts: list[Annotated[Text, StringConstraints(max_length=200_000)]] = Field(max_length=MAX_MESSAGES)
-
-    @field_validator("texts")
-    @classmethod
-    def _check_total(cls, texts: list[str]) -> list[str]:
-        if sum(map(len, texts)) > MAX_RENDER_CHARACTERS:
-            raise ValueError(f"texts must have at most {MAX_RENDER_CHARACTERS} characters in total")
-        return texts
+    texts: list[Text] = Field(max_length=MAX_MESSAGES)
 
 
 def to_conversation(messages: list[Message]) -> list[conversations.Message]:

@@ -7,7 +7,6 @@ import itertools
 import json
 import secrets
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -42,7 +41,7 @@ def text_of(deltas: Iterable[Delta]) -> Delta:
     return next(merge_deltas(delta for delta in deltas if delta.type == "text"), Delta("text", ""))
 
 
-class ResponseBuilder(ABC):
+class ResponseBuilder:
     """Builds the JSON objects of one response, which share an id and a creation time."""
 
     id_prefix: str
@@ -51,7 +50,6 @@ class ResponseBuilder(ABC):
     final_choice: ClassVar[Json]  # streamed with the finish_reason
 
     def __init__(self, model: str, tokenizer: Tokenizer, num_replies: int, include_usage: bool) -> None:
-        """include_usage: OpenAI's stream option; all chunks but the last then have "usage": null."""
         self.num_replies = num_replies
         self.tokenizer = tokenizer
         self.include_usage = include_usage
@@ -70,7 +68,7 @@ class ResponseBuilder(ABC):
 
     def chunk(self, index: int, choice: Json, finish_reason: str | None = None) -> Json:
         choices = [{"index": index, **choice, "finish_reason": finish_reason}]
-        extra = {"usage": None} if self.include_usage else {}
+        extra = {"usage": None} if self.include_usage else {}  # the last chunk has it
         return {**self._shared, "object": self.chunk_type, "choices": choices, **extra}
 
     def usage_chunk(self, usage: Json) -> Json:
@@ -80,17 +78,17 @@ class ResponseBuilder(ABC):
         """Build the complete response from the outputs of each reply."""
         choices = []
         for index, own in enumerate(outputs):
-            choice = self.choice(index, list(merge_deltas(delta for output in own for delta in output.deltas)))
-            choices.append({"index": index, **choice, "finish_reason": own[-1].finish_reason})
+            deltas = list(merge_deltas(delta for output in own for delta in output.deltas))
+            choices.append({"index": index, **self.choice(index, deltas), "finish_reason": own[-1].finish_reason})
         return {**self._shared, "object": self.object_type, "choices": choices, "usage": usage}
 
-    @abstractmethod
     def choice_delta(self, index: int, delta: Delta) -> Json | None:
         """Build a streamed choice; None: this delta is not sent."""
+        raise NotImplementedError
 
-    @abstractmethod
     def choice(self, index: int, deltas: list[Delta]) -> Json:
         """Build a complete choice."""
+        raise NotImplementedError
 
 
 class ChatResponseBuilder(ResponseBuilder):

@@ -29,7 +29,7 @@ from nanochat.inference.sampling_params import SamplingParams
 from nanochat.inference.scheduler import Completion
 from nanochat.runtime import is_out_of_memory, release_memory
 from nanochat.serve.model_registry import ModelCard, ModelRegistry
-from nanochat.serve.terminal_output import MarkdownPrinter, PlainPrinter, ReplyPrinter
+from nanochat.serve.terminal_output import MarkdownPrinter, PlainPrinter
 
 HELP = """\
 /model [NAME]      list the trained models, or switch to another one
@@ -65,10 +65,7 @@ def stream_reply(
 def answer_once(
     chat_model: ChatModel, prompt: str, sampling: SamplingParams, system: str | None = None, as_json: bool = False
 ) -> None:
-    """Print one reply to stdout: as plain text while it is generated, or as one line of JSON.
-
-    Raises UserError if the prompt does not fit in the context.
-    """
+    """Print one reply to stdout: as plain text while it is generated, or as one line of JSON. Raises as `stream`."""
     messages = [*_system_message(system), _message("user", prompt)]
     reply = chat_model.stream(messages, sampling)
     with _ignore_broken_pipe():
@@ -141,10 +138,7 @@ class TerminalChat:
     def run(self) -> None:
         """Read and answer until the user quits."""
         with _ignore_broken_pipe():
-            note = (
-                " (a base model: it continues your text, without a conversation)" if self.card.source == "base" else ""
-            )
-            self._print(f"{self.card.description}{note}. Type /help for commands, Ctrl-D to quit.")
+            self._print(f"{_describe(self.card)}. Type /help for commands, Ctrl-D to quit.")
             while True:
                 try:
                     text = self.read().strip()
@@ -176,10 +170,8 @@ class TerminalChat:
     def _model(self, name: str) -> str:
         cards = self.registry.cards()
         if not name:
-            current = self.card.description if self.chat_model else None
-            lines = [
-                f"{'>' if card.description == current else ' '} {card.id:<24} {card.description}" for card in cards
-            ]
+            current = self.card if self.chat_model else None
+            lines = [f"{'>' if card == current else ' '} {card.id:<24} {card.description}" for card in cards]
             return "\n".join([*lines, "Switch with /model NAME."])
         card = next((card for card in cards if name in (card.id, card.source, card.description)), None)
         if card is None:
@@ -187,7 +179,7 @@ class TerminalChat:
         previous = self.card
         try:
             self._use(card)
-            return f"Now using {card.description}{', which continues your text' if card.source == 'base' else ''}."
+            return f"Now using {_describe(card)}."
         except UserError as error:
             message = str(error)
         try:  # outside the except block, whose traceback would keep the failed model in memory
@@ -262,7 +254,7 @@ class TerminalChat:
         conversation = [*_system_message(self.system), *self.messages, _message("user", text)]
         sampling = dataclasses.replace(self.sampling, seed=secrets.randbits(31))
         can_redraw = self.console.is_terminal and not self.console.is_dumb_terminal
-        printer: ReplyPrinter = MarkdownPrinter(self.console) if can_redraw else PlainPrinter(self.console.file)
+        printer = MarkdownPrinter(self.console) if can_redraw else PlainPrinter(self.console.file)
         try:
             with _stop_on_ctrl_c() as stop:
                 try:
@@ -323,6 +315,10 @@ def _stop_on_ctrl_c() -> Iterator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _describe(card: ModelCard) -> str:
+    return f"{card.description}{' (a base model: it continues your text)' if card.source == 'base' else ''}"
 
 
 def _system_message(system: str | None) -> list[Message]:

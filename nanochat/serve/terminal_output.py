@@ -1,7 +1,6 @@
 """Printing a streamed reply: as plain text, or as Markdown that is redrawn while it grows."""
 
 import unicodedata
-from abc import ABC, abstractmethod
 from itertools import dropwhile
 from typing import IO
 
@@ -18,14 +17,15 @@ REFRESHES_PER_SECOND = 8
 _PARSER = create_parser()
 
 
-class ReplyPrinter(ABC):
+class PlainPrinter:
     """Prints text as it arrives, and each tool call with its result as `[python] 37*45 -> 1665`."""
 
-    def __init__(self) -> None:
+    def __init__(self, out: IO[str]) -> None:
         self.parts: list[Part] = []
+        self.out = out
+        self.at_line_start = True
 
     def add(self, delta: Delta) -> None:
-        """Print a delta."""
         if self._in_tool_call() and delta.type not in (self.parts[-1]["type"], "python_output"):
             self._end_tool_call()
         add_delta(self.parts, delta)
@@ -38,38 +38,8 @@ class ReplyPrinter(ABC):
             self._end_tool_call()
         self.end_line()
 
-    @abstractmethod
     def print_text(self, text: str) -> None:
         """Print a piece of text; it can end inside a word."""
-
-    @abstractmethod
-    def print_tool_call(self, line: str) -> None:
-        """Print a tool call on its own line."""
-
-    @abstractmethod
-    def end_line(self) -> None:
-        """Start a new line, unless at the start of one."""
-
-    def _in_tool_call(self) -> bool:
-        return bool(self.parts) and self.parts[-1]["type"] != "text"
-
-    def _end_tool_call(self) -> None:
-        *_, code, result = [{"type": "", "text": ""}, *self.parts]
-        if result["type"] == "python":  # the reply ended inside the call
-            code, result = result, {"type": "python_output", "text": "(not run)"}
-        self.end_line()
-        self.print_tool_call(f"[python] {one_line(printable(code['text']))} -> {one_line(printable(result['text']))}")
-
-
-class PlainPrinter(ReplyPrinter):
-    """Plain text, for files, pipes and simple terminals."""
-
-    def __init__(self, out: IO[str]) -> None:
-        super().__init__()
-        self.out = out
-        self.at_line_start = True
-
-    def print_text(self, text: str) -> None:
         if text:
             self.out.write(text)
             self.out.flush()
@@ -79,11 +49,22 @@ class PlainPrinter(ReplyPrinter):
         self.print_text(f"{line}\n")
 
     def end_line(self) -> None:
+        """Start a new line, unless at the start of one."""
         if not self.at_line_start:
             self.print_text("\n")
 
+    def _in_tool_call(self) -> bool:
+        return bool(self.parts) and self.parts[-1]["type"] != "text"
 
-class MarkdownPrinter(ReplyPrinter):
+    def _end_tool_call(self) -> None:
+        *_, code, result = [{"type": "", "text": ""}, *self.parts]
+        if result["type"] == "python":  # the reply ended inside the call
+            code, result = result, {"type": "python_output", "text": "(not run)"}
+        self.end_line()
+        self.print_tool_call(f"[python] {one_line(code['text'])} -> {one_line(result['text'])}")
+
+
+class MarkdownPrinter(PlainPrinter):
     """Markdown, redrawn several times per second while it grows.
 
     Only the last block, such as a paragraph or a list, is redrawn; earlier blocks are final. So a reply longer than the
@@ -91,7 +72,7 @@ class MarkdownPrinter(ReplyPrinter):
     """
 
     def __init__(self, console: Console) -> None:
-        super().__init__()
+        super().__init__(console.file)
         self.console = console
         self.block = ""
         self.live: Live | None = None
@@ -170,7 +151,7 @@ def last_block_start(text: str) -> int:
 
 
 def one_line(code: str) -> str:
-    return "; ".join(line.rstrip() for line in code.strip().splitlines() if line.strip())
+    return "; ".join(line.rstrip() for line in printable(code).strip().splitlines() if line.strip())
 
 
 def printable(text: str) -> str:
