@@ -7,6 +7,7 @@
 ./nanochat.sh checkpoints restore my-model.tar
 """
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,21 +101,25 @@ def show(saved: list[Saved], console: Console) -> None:
     table, notes = Table("stage", "model", "step", "size", "age", "bits/byte", "files"), []
     for column in table.columns[2:6]:
         column.justify = "right"
-    for one in saved:
-        bpb, damage = one.bits_per_byte, one.checkpoint.damage()
-        if not one.checkpoint.folder.exists():  # pruned meanwhile by a running stage
+    for source, tag, checkpoint in saved:
+        damage = checkpoint.damage()
+        if not checkpoint.folder.exists():  # pruned meanwhile by a running stage
             continue
+        meta = checkpoint.meta if checkpoint.is_readable() else {}
+        bpb = meta.get("results", {}).get("bpb")
+        size = sum(file.stat().st_size for file in checkpoint.folder.iterdir())
+        age = time.time() - float(meta.get("saved_at") or checkpoint.folder.stat().st_mtime)
         table.add_row(
-            one.source,
-            one.tag,
-            f"{one.checkpoint.step:,}",
-            f"{one.size / 1e6:,.0f} MB",
-            format_duration(one.age_seconds),
+            source,
+            tag,
+            f"{checkpoint.step:,}",
+            f"{size / 1e6:,.0f} MB",
+            format_duration(age),
             "" if bpb is None else f"{bpb:.3f}",
             "damaged" if damage else "good",
         )
         if damage:
-            notes.append(f"{one.checkpoint.folder}: {damage}")
+            notes.append(f"{checkpoint.folder}: {damage}")
     console.print(table, *notes, sep="\n")
 
 

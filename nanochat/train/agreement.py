@@ -49,12 +49,12 @@ def check(reads: Collection[str]) -> None:
 
 def facts(reads: Collection[str]) -> dict[str, str]:
     """Facts about this machine for a run that reads `reads`."""
-    code = sorted(path for folder in ("nanochat", "scripts") for path in (ROOT / folder).rglob("*.py"))
+    code = [path for folder in ("nanochat", "scripts") for path in (ROOT / folder).rglob("*.py")]
     return {
         HOST: os.environ.get(NAME, socket.gethostname()),
         FOLDER: str(paths.base_dir()),
         OPTIONS: " ".join(sys.argv[1:]),
-        CODE: _digest(_described(path) for path in code),
+        CODE: _digest_of_files(code),
         SOFTWARE: f"Python {sys.version_info.major}.{sys.version_info.minor}, torch {torch.__version__.split('+')[0]}",
         **{name: digest for name, digest in files(paths.base_dir()).items() if name.split("/")[0] in reads},
     }
@@ -62,18 +62,19 @@ def facts(reads: Collection[str]) -> dict[str, str]:
 
 def files(base: Path) -> dict[str, str]:
     """Digests of the files that training reads, by path below `base`."""
-    found = {
-        f"tokens/{index.parent.name}": _digest_of_tokens(index.parent)
-        for index in base.glob("tokens/*/train.shards.json")
-    }
-    tokenizer = [path for path in sorted((base / "tokenizer").rglob("*")) if path.is_file()]
-    found |= {"tokenizer": _digest(map(_described, tokenizer))} if tokenizer else {}
+    found = {}
+    for index in base.glob("tokens/*/train.shards.json"):
+        found[f"tokens/{index.parent.name}"] = _digest_of_tokens(index.parent)
     for manifest in base.glob(f"data/*/{MANIFEST_FILE}"):
         # Text is not read again once it is tokenized; the conversations of the later stages are.
         if f"tokens/{manifest.parent.name}" not in found:
-            found[f"data/{manifest.parent.name}"] = _digest_of_manifest(manifest)
-    singles = [base / "identity_conversations.jsonl", base / "words.txt"]
-    return found | {path.name: _digest([_described(path)]) for path in singles if path.exists()}
+            kept = json.loads(manifest.read_text())  # without the times of verification
+            listed = [(name, file["size"], file["sha256"]) for name, file in sorted(kept["files"].items())]
+            found[f"data/{manifest.parent.name}"] = _digest(json.dumps([kept["repository"], listed]).encode())
+    for name in ("tokenizer", "identity_conversations.jsonl", "words.txt"):
+        if (path := base / name).exists():
+            found[name] = _digest_of_files(path.rglob("*") if path.is_dir() else [path])
+    return found
 
 
 def difference(main: dict[str, str], other: dict[str, str]) -> str | None:
@@ -94,14 +95,14 @@ def difference(main: dict[str, str], other: dict[str, str]) -> str | None:
     return None
 
 
-def _digest(parts: Iterable[bytes]) -> str:
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _described(path: Path) -> bytes:
-    """Name, size and contents of a file."""
-    content = path.read_bytes()
-    return f"{path.name} {len(content)}\n".encode() + content
+def _digest_of_files(paths: Iterable[Path]) -> str:
+    """Digest of names, sizes and contents."""
+    contents = [(path.name, path.read_bytes()) for path in sorted(paths) if path.is_file()]
+    return _digest(b"".join(f"{name} {len(content)}\n".encode() + content for name, content in contents))
 
 
 def _digest_of_tokens(folder: Path) -> str:
@@ -109,14 +110,5 @@ def _digest_of_tokens(folder: Path) -> str:
     lists = sorted(folder.glob("*.shards.json"))
     names = {name for path in lists for name in json.loads(path.read_text())["shards"]}
     files = lists + sorted(path for name in names for path in folder.glob(f"{name}.*") if path.suffix != ".partial")
-    return _digest(
-        _described(path) if path.suffix == ".json" else f"{path.name} {path.stat().st_size}\n".encode()
-        for path in files
-    )
-
-
-def _digest_of_manifest(path: Path) -> str:
-    """Digest of repository, file names, sizes and sha256, not of the times of verification."""
-    kept = json.loads(path.read_text())
-    files = [(name, file["size"], file["sha256"]) for name, file in sorted(kept["files"].items())]
-    return _digest([json.dumps([kept["repository"], files]).encode()])
+    sizes = "".join(f"{path.name} {path.stat().st_size}\n" for path in files)
+    return _digest(sizes.encode() + b"".join(path.read_bytes() for path in files if path.suffix == ".json"))

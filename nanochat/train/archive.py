@@ -2,10 +2,9 @@
 
 import tarfile
 import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from nanochat import locks, paths
 from nanochat.atomic import atomic_write
@@ -21,33 +20,12 @@ TOKENIZER = "tokenizer"
 LOGS = (FACTS_FILE, METRICS_FILE, SAMPLES_FILE)
 
 
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint in the list."""
+class Saved(NamedTuple):
+    """A checkpoint in the list, with the name of its model's folder, such as d20 or aside/d20.20260101-120000."""
 
     source: str
     tag: str
     checkpoint: Checkpoint
-
-    @property
-    def size(self) -> int:
-        """Bytes on disk."""
-        return sum(file.stat().st_size for file in self.checkpoint.folder.iterdir())
-
-    @property
-    def age_seconds(self) -> float:
-        """Seconds since it was saved."""
-        at = (
-            self.checkpoint.meta["saved_at"]
-            if self.checkpoint.is_readable()
-            else self.checkpoint.folder.stat().st_mtime
-        )
-        return time.time() - float(at)
-
-    @property
-    def bits_per_byte(self) -> float | None:
-        """At the last validation before it was saved; None without one, or if meta.json is damaged."""
-        return self.checkpoint.meta.get("results", {}).get("bpb") if self.checkpoint.is_readable() else None
 
 
 def all_saved(source: str | None = None, tag: str | None = None) -> Iterator[Saved]:
@@ -72,10 +50,10 @@ def prune(source: str | None, tag: str | None, keep_last: int, keep_every: int) 
         if holder := locks.hold(paths.run_lock(stage, name.replace("/", "-"))):
             raise UserError(f"{holder} is training the {stage} model {name}: stop it first, or name others with --tag")
         folder = paths.checkpoints_dir(stage) / name
-        intact = [found for found in saved_steps(folder) if not found.damage()]
-        if intact:  # else keep the damaged ones: there is nothing better
-            steps = {found.step for found in intact}
-            removed += checkpoint.remove([found for found in saved_steps(folder) if found.step not in steps])
+        found = saved_steps(folder)
+        damaged = [candidate for candidate in found if candidate.damage()]
+        if len(damaged) < len(found):  # else keep them: there is nothing better
+            removed += checkpoint.remove(damaged)
             removed += checkpoint.prune(folder, keep_last, keep_every)
     return removed
 
@@ -89,9 +67,7 @@ def archive(source: str | None, tag: str | None, step: int | None, file: Path | 
     if damage := found.damage():
         raise UserError(f"{found.folder} is damaged ({damage}): archive another with --step")
     if Tokenizer.load(paths.tokenizer_dir()).hash != found.meta["tokenizer"]:
-        raise UserError(
-            f"{found.folder} was trained with another tokenizer than {paths.tokenizer_dir()}: restore that one"
-        )
+        raise UserError(f"{found.folder} has another tokenizer than {paths.tokenizer_dir()}: restore that one")
     file = file or Path(f"{found.source}-{found.tag}-{found.step:06d}.tar")
     if file.exists():
         raise UserError(f"{file} already exists: choose another with --file")
@@ -125,10 +101,8 @@ def restore(file: Path) -> Checkpoint:
         if not paths.tokenizer_dir().exists():
             (unpacked / TOKENIZER).rename(paths.tokenizer_dir())
         elif Tokenizer.load(paths.tokenizer_dir()).hash != tokenizer.hash:
-            raise UserError(
-                f"{file} has another tokenizer than {paths.tokenizer_dir()}: restore it to another folder by setting "
-                "NANOCHAT_BASE_DIR"
-            )
+            text = f"{file} has another tokenizer than {paths.tokenizer_dir()}"
+            raise UserError(f"{text}: set NANOCHAT_BASE_DIR to restore it elsewhere")
         model = paths.base_dir() / folder.parent.relative_to(unpacked)
         if (model / folder.name).exists():
             raise UserError(f"{model / folder.name} already exists: move it away first")
