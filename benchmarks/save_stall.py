@@ -44,23 +44,23 @@ def main(options: SaveStallOptions) -> None:
         optimizer = MuonAdamW(model, optimizer_options(TrainOptions()))
         waiting, copying, writing = [], [], []
         for step in range(options.repeats):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             states = checkpoint.host_copy(model.state_dict()), checkpoint.host_copy(optimizer.state_dict())
             checkpoint.write(Path(folder), 1, *states, {"source": "base"})
-            waiting.append(time.perf_counter() - begun)
+            waiting.append(time.perf_counter() - start)
             del states
             writer = CheckpointWriter(Path(folder), keep_last=1, keep_every=0)
-            begun = time.perf_counter()
+            start = time.perf_counter()
             writer.start(2 + step, model.state_dict(), optimizer.state_dict(), {"source": "base"})
-            copying.append(time.perf_counter() - begun)
+            copying.append(time.perf_counter() - start)
             if failure := writer.finish():
                 raise RuntimeError(failure)
-            writing.append(time.perf_counter() - begun)
+            writing.append(time.perf_counter() - start)
         size = sum(file.stat().st_size for file in Path(folder).glob("step_*/*"))
         print(f"d{options.depth}, {size / 1e9:.2f} GB a checkpoint, {runtime.describe()}; {software()}")
         print(f"training waits until all is written: {statistics.median(waiting):.2f} s")
         print(f"training waits for the copy:         {statistics.median(copying):.2f} s")
-        print(f"written beside it, after:            {statistics.median(writing):.2f} s")
+        print(f"written in the background, after:    {statistics.median(writing):.2f} s")
 
 
 if __name__ == "__main__":

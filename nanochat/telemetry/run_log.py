@@ -144,7 +144,7 @@ class StepLog:
         with atomic_write(self._path) as file:
             file.writelines(_line(row) for row in rows)
         self._file = self._path.open("ab", buffering=0)
-        self._size = self._file.tell()
+        self._size = self._path.stat().st_size
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one line. While the disk is full, lines are kept for later."""

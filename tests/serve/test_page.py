@@ -181,7 +181,7 @@ def test_what_was_written_before_the_browser_crashed_is_kept(
 ) -> None:
     send(page, "wait")
     until(lambda: is_kept(page, '"well"'))
-    with pytest.raises(Error):  # no event tells the page of it
+    with pytest.raises(Error):  # there is no event for it
         page.goto("chrome://crash")
     again = page.context.new_page()
     again.goto(both[0].url)

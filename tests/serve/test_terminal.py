@@ -161,10 +161,10 @@ class Shelf:
         """`broken`: what goes wrong with a model at each time it is loaded."""
         self.broken = {card: iter(errors) for card, errors in broken.items()}
         self.loaded: weakref.WeakSet[Model] = weakref.WeakSet()
-        self.beside: list[int] = []
+        self.loaded_before: list[int] = []
 
     def load(self, card: ModelCard) -> ChatModel:
-        self.beside.append(len(self.loaded))
+        self.loaded_before.append(len(self.loaded))
         error = next(self.broken.get(card, iter(())), None)
         if error:
             raise error
@@ -188,7 +188,7 @@ def test_switching_frees_the_model_first_and_reloads_it_on_failure(error: Except
     output = " ".join(shown.split())
     assert ("base d4 is damaged." in output) or ("not enough memory for base d4 step 9." in output)
     assert "Still using sft d4 step 300." in output and "Now using base d4 step 9" in output
-    assert shelf.beside == [0, 0, 0, 0, 0] and len(chat.messages) == 4
+    assert shelf.loaded_before == [0, 0, 0, 0, 0] and len(chat.messages) == 4
 
 
 def test_chat_continues_without_a_model_until_another_is_loaded() -> None:
@@ -211,7 +211,7 @@ def screen(*deltas: str | Delta, width: int = 40) -> str:
 
 
 def after_erasing(written: str) -> str:
-    """Follows the cursor: to draw lines anew rich goes up and erases them (ESC [1A, ESC [2K)."""
+    """Follows the cursor: to redraw lines, rich goes up and erases them (ESC [1A, ESC [2K)."""
     lines, row = [""], 0
     for code, text in re.findall(r"\x1b\[([0-9?;]*[A-Za-z])|([^\x1b])", written):
         if code == "1A":

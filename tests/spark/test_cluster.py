@@ -83,7 +83,7 @@ def test_ports_are_read_from_the_system(machine: FakeMachine) -> None:
 
 
 def prepared(base: Path) -> None:
-    """What prepare.sh leaves, in small."""
+    """A small copy of what prepare.sh writes."""
     for path, content in (
         ("tokenizer/vocab.txt", "a\n"),
         ("tokens/text/train.shards.json", '{"shards": ["shard_1"]}'),
@@ -100,7 +100,7 @@ def prepared(base: Path) -> None:
 
 
 def difference(first: Path, second: Path) -> str | None:
-    """What the machines with these base directories would be told, their code and options being alike."""
+    """The error for machines with these base directories and the same code and options."""
     alike = dict.fromkeys((agreement.HOST, agreement.FOLDER, agreement.OPTIONS, agreement.CODE, agreement.SOFTWARE), "")
     return agreement.difference(alike | agreement.files(first), alike | agreement.files(second))
 

@@ -189,7 +189,7 @@ def test_the_fast_part_loads_no_torch_and_takes_no_time(spark: FakeMachine) -> N
     script = "import sys; sys.argv[1:] = ['--fast']\nfrom scripts import doctor\n"
     script += "doctor.cli.run(doctor.main, doctor.DoctorOptions)\nprint('torch' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    begun = time.monotonic()
+    start = time.monotonic()
     result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert time.monotonic() - begun < 5  # 0.25 s on two cores that do nothing else
+    assert time.monotonic() - start < 5  # 0.25 s on two cores that do nothing else
     assert result.stdout.splitlines()[-1] == "False"

@@ -147,4 +147,4 @@ def test_a_machine_may_be_let_to_sleep(machine: FakeMachine) -> None:
 
 def test_a_doctor_that_breaks_stops_no_run(machine: FakeMachine) -> None:
     machine.command("python", "echo 'warning memory little'; exit 1")
-    assert run_sourced("look_around; echo goes on") == "goes on\n"
+    assert run_sourced("look_around; echo continues") == "continues\n"

@@ -116,11 +116,11 @@ def test_the_columns_stand_apart(depth: int) -> None:
         assert all(line[at : at + 2] == "  " for at in (19, 34))
 
 
-def test_after_twenty_steps_the_rest_is_told_once_at_the_speed_measured(tmp_path: Path) -> None:
+def test_after_twenty_steps_the_rest_is_estimate_once_at_the_speed_measured(tmp_path: Path) -> None:
     said = take_steps(MeasuredPlan("base", CONFIG, 21_400, tmp_path))
     assert [i + 1 for i, lines in enumerate(said) if lines] == [MEASURED_STEPS]
-    told, *table = said[MEASURED_STEPS - 1]
-    assert "13,000 tokens/s" in told and "mfu 0.360" in told and "95 W" in told
+    estimate, *table = said[MEASURED_STEPS - 1]
+    assert "13,000 tokens/s" in estimate and "mfu 0.360" in estimate and "95 W" in estimate
     assert [line.split()[0] for line in table[2:]] == ["base", "mid", "sft", "rl", "total"]
     plan = Plan.load(tmp_path / PLAN_FILE)
     assert plan is not None

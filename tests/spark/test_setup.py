@@ -143,7 +143,7 @@ def test_a_system_that_nvidia_has_no_packages_for_is_told_so(spark: FakeMachine)
 
 
 def test_python_s_headers_and_the_venv_module_come_with_the_system_s_python(spark: FakeMachine, tmp_path: Path) -> None:
-    """The stand-in's path is the system's, as far as readlink tells."""
+    """The stand-in's path is the system's, as readlink shows it."""
     spark.command("python3", 'case "$2" in *version_info*) echo 3.12 ;; *) exit 1 ;; esac')
     spark.command("readlink", "echo /usr/bin/python3.12")
     install_toolkit(spark)

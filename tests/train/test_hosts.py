@@ -55,11 +55,11 @@ def main(options):
     with Runtime.start("cpu") as runtime:
         agreement.check(agreement.CONVERSATIONS)
         run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), replace(OPTIONS, seed=options.seed))
-        begun = run.step
+        start = run.step
 
         class Source:
             def step_data(self, step):
-                if runtime.world.is_main and (begun, step) == (0, 7) and runtime.world.size > 1:
+                if runtime.world.is_main and (start, step) == (0, 7) and runtime.world.size > 1:
                     os.killpg(os.getpgid(os.getppid()), signal.SIGINT)
                 return batches(FewRows(64), OPTIONS, runtime.world).step_data(step)
 
@@ -113,7 +113,7 @@ class Machines:
             program.chmod(0o755)
 
     def train(self, *options: str) -> subprocess.CompletedProcess[str]:
-        """What `./pretrain.sh --hosts` does, on the first of them."""
+        """Run `./pretrain.sh --hosts` on the first machine."""
         return subprocess.run(
             ["ip", "netns", "exec", NAMESPACES[ADDRESSES[0]], self.script, "--hosts", ",".join(ADDRESSES), *options],
             env=os.environ | {
@@ -132,7 +132,7 @@ class Machines:
 
 
 def bytes_sent() -> int:
-    """What has gone through the cable from the first machine to the second."""
+    """Bytes sent over the cable from the first machine to the second."""
     path = "/sys/class/net/cable0/statistics/tx_bytes"
     command = ["ip", "netns", "exec", NAMESPACES[ADDRESSES[0]], "cat", path]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

@@ -55,7 +55,7 @@ def small_base_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def fill(disk: Path) -> None:
-    while steps_saved("test") != [2]:  # it is being written beside the run
+    while steps_saved("test") != [2]:  # it is written in the background
         time.sleep(0.001)
     (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free))
 

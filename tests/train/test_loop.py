@@ -48,7 +48,7 @@ def test_the_machine_s_state_is_logged_with_each_step(runtime: Runtime, tokenize
     train(run, batches(FewRows(8)), 2, **HOW)
     for row in read_steps(run.folder / "metrics.jsonl"):
         assert row["memory_available_bytes"] > 0 and row["page_cache_bytes"] >= 0
-        assert not any(name.startswith(("gpu_", "energy")) for name in row)  # a CPU does not tell
+        assert not any(name.startswith(("gpu_", "energy")) for name in row)  # not available on a CPU
 
 
 def test_micro_batches_do_not_change_the_result(runtime: Runtime, tokenizer: Tokenizer) -> None:
@@ -198,8 +198,8 @@ def test_a_run_goes_on_without_its_parent(runtime: Runtime, tokenizer: Tokenizer
     assert resumed.step == 1 and resumed.parent and resumed.parent["step"] == 2
     train(resumed, batches(FewRows()), 2, **HOW)
     if accident == "damaged":
-        begun = mid(fresh=True)
-        assert begun.step == 0 and begun.parent and begun.parent["step"] == 1
+        restarted = mid(fresh=True)
+        assert restarted.step == 0 and restarted.parent and restarted.parent["step"] == 1
     else:
         with pytest.raises(UserError, match=r"\./pretrain\.sh"):
             mid(fresh=True)

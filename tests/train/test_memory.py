@@ -129,7 +129,7 @@ for _ in range(2):  # the optimizer's zeros take memory once they are no longer 
     for _ in range(2):
         model.loss(tokens, tokens).backward()
     optimizer.step()
-    saved = host_copy(model.state_dict()), host_copy(optimizer.full_state())  # held while the next step goes on
+    saved = host_copy(model.state_dict()), host_copy(optimizer.full_state())  # held during the next step
 needs = memory.estimate_memory(model, optimizer, 16, shared=True)
 print(json.dumps({"estimate": needs.total, "measured": resident(peak=True) - before}))
 """

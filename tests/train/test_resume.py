@@ -1,4 +1,4 @@
-"""A run that was stopped and goes on is the run that was never stopped, bit for bit, at every stage."""
+"""A stopped and resumed run equals one that was never stopped, bit for bit, at every stage."""
 
 import multiprocessing
 import os
@@ -44,7 +44,7 @@ OPTIONS = TrainOptions(
 
 def chats() -> list[Conversation]:
     return [
-        conversation(f"Tell me about {text[:20]}", text[: 20 + 7 * i])
+        conversation(f"Describe {text[:20]}", text[: 20 + 7 * i])
         for i, text in enumerate(demo_data.documents("train")[:24])
     ]
 

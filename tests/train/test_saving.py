@@ -1,4 +1,4 @@
-"""Saving goes on beside training, and a save that fails costs nothing but itself."""
+"""Checkpoints are written in the background, and a failed save leaves everything else intact."""
 
 import resource
 import subprocess
@@ -64,7 +64,7 @@ def test_on_a_full_disk_the_older_checkpoint_stays_and_saving_goes_on_once_there
     failure = writer.finish()
     assert failure and "step 2" in failure and "No space left on device" in failure
     assert {path.name for path in small_disk.iterdir()} == {"step_000001", "ballast"}
-    assert writer.failure() is None  # it is told once
+    assert writer.failure() is None  # reported once
     ballast.unlink()
     writer.start(3, state(3.0), state(3.0), META)
     assert writer.finish() is None

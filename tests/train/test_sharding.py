@@ -50,15 +50,15 @@ torch.set_num_threads(1)
 tag, steps = sys.argv[1], int(sys.argv[2])
 with Runtime.start("cpu") as runtime:
     run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), replace(OPTIONS, model_tag=tag, device_batch_size=3))
-    begun = run.step
+    start = run.step
     dist.reduce, dist.broadcast = counted(dist.reduce), counted(dist.broadcast)
     train(run, batches(FewRows(64), OPTIONS, runtime.world), steps, **HOW)
     weights = b"".join(parameter.detach().numpy().tobytes() for parameter in run.model.parameters())
     found = {
         "weights": hashlib.sha256(weights).hexdigest(),
         "state": sum(tensor.nbytes for tensor in run.optimizer.state_tensors),
-        "reduced": sent["reduce"] // (steps - begun),
-        "overlapped": sent["during backward"] // (steps - begun),
+        "reduced": sent["reduce"] // (steps - start),
+        "overlapped": sent["during backward"] // (steps - start),
         "broadcast": sent["broadcast"],
         "parameters": run.model.config.num_parameters,
     }
