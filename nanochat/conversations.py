@@ -7,7 +7,7 @@ assistant in turn. An assistant's content may be a list of parts: text, python (
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict, cast
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from nanochat import paths
 from nanochat.atomic import atomic_write
@@ -103,13 +103,12 @@ def scan(path: Path) -> Iterator[Line]:
             continue
         try:
             value = json.loads(raw.decode())
-        except json.JSONDecodeError as error:
-            yield Line(number, None, f"it is not JSON ({error.msg} at column {error.colno})")
-        except (ValueError, RecursionError) as error:  # not UTF-8, too many digits, brackets nested too deep
-            yield Line(number, None, f"it is not JSON ({error})")
-        else:
             problem = find_problem(value)
-            yield Line(number, None if problem else cast(Conversation, value), problem)
+        except json.JSONDecodeError as error:
+            problem = f"it is not JSON ({error.msg} at column {error.colno})"
+        except (ValueError, RecursionError) as error:  # not UTF-8, too many digits, brackets nested too deep
+            problem = f"it is not JSON ({error})"
+        yield Line(number, None if problem else value, problem)
 
 
 def read(path: Path) -> list[Conversation]:

@@ -20,6 +20,8 @@ from nanochat.tasks.spelling import write_words
 from nanochat.tokenizer import Tokenizer
 from nanochat.units import format_bytes, format_duration
 
+MAX_CHARS_FOR_WORDS = 100_000_000
+
 
 @dataclass
 class PrepareOptions:
@@ -71,7 +73,7 @@ def prepare_text(options: PrepareOptions) -> TextDataset:
 
 
 def prepare_tokenizer(dataset: TextDataset, options: PrepareOptions) -> Tokenizer:
-    """Load the tokenizer, or train it if there is none or with --fresh. Waits for a process that is training it."""
+    """Load the tokenizer, or train it if it is missing or with --fresh. Waits for a process that is training it."""
     folder = paths.tokenizer_dir()
     with folder_lock(paths.base_dir()):
         if folder.exists() and not options.fresh:
@@ -120,7 +122,8 @@ def prepare_tasks(dataset: TextDataset, options: PrepareOptions) -> None:
     downloads = [task.fetch(split, verify=options.verify) for task in HUB_TASKS for split in task.FILES]
     sizes = [file.size for files in downloads for file in files]
     print(f"tasks: {len(sizes)} files, {format_bytes(sum(sizes))}, all checksums verified")
-    print(f"words for the spelling tasks: {write_words(paths.words_file(), dataset.texts('train')):,}")
+    num_words = write_words(paths.words_file(), limit_chars(dataset.texts("train"), MAX_CHARS_FOR_WORDS))
+    print(f"words for the spelling tasks: {num_words:,}")
 
 
 if __name__ == "__main__":

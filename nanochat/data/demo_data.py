@@ -28,7 +28,7 @@ class Article:
     title: str
     description: str  # a few words, may be empty
     topic: str  # one of Wikipedia's eleven topics of vital articles, or "Uncategorized"
-    extract: str  # the article's lead, some 500 characters
+    extract: str  # the article's lead, about 500 characters
 
 
 def articles(split: Split) -> list[Article]:
@@ -44,18 +44,16 @@ def documents(split: Split) -> list[str]:
 @functools.cache
 def frequent_words(count: int) -> list[str]:
     """Return the most frequent lower-case words of 3 to 12 letters in the train articles, most frequent first."""
-    counts: Counter[str] = Counter()
-    for article in articles("train"):
-        counts.update(re.findall(r"(?<![\w'-])[a-z]{3,12}(?![\w'-])", article.extract))
+    pattern = re.compile(r"(?<![\w'-])[a-z]{3,12}(?![\w'-])")
+    counts = Counter(word for article in articles("train") for word in pattern.findall(article.extract))
     return [word for word, _ in counts.most_common(count)]
 
 
 def chitchat(split: Split) -> list[Conversation]:
     """Return openings of human conversations, 2 to 6 short turns; about 4% are val.
 
-    Conversations without a rating, or rated below 5, are left out. Each is cut before the first turn that is long,
-    coarse, about the chat site, or about the people themselves: their names and lives must not become the model's
-    identity. The question that the site gave each pair is put first if the first turn answers it.
+    Left out: conversations rated below 5 or not at all. Each is truncated before the first turn that is long, coarse,
+    about the chat site, or about the people themselves, whose names and lives must not become the model's identity.
     Raises UserError if the package is not installed.
     """
     return [chat for key, chat in _all_chitchat().items() if _belongs(key, split)]

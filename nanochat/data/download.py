@@ -10,7 +10,7 @@ import os
 import random
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -216,7 +216,7 @@ def resume_download(
     path: Path,
     advance: Advance,
     stop: threading.Event = NEVER,
-    headers: Mapping[str, str] | None = None,
+    headers: dict[str, str] | None = None,
 ) -> None:
     """Download what `path` lacks of a file of `size` bytes; temporary failures are retried from where they occurred.
 

@@ -32,7 +32,7 @@ class GSM8K(HubTask, GradedTask):
 
 
 def marked_answer(text: str) -> Decimal | None:
-    """Return the number on the line after the last ####, None if there is none."""
+    """Return the number on the line after the last ####, or None."""
     _, mark, after = text.rpartition("####")
     return last_number(after.strip().splitlines()[0]) if mark and after.strip() else None
 

@@ -21,7 +21,7 @@ ROWS_IN_FINGERPRINT = 100
 
 
 def read_parquet(paths: Sequence[Path]) -> pyarrow.Table:
-    """Read several files of one schema: as an Arrow table, a tenth of the memory that Python objects would take."""
+    """Read several files of one schema. An Arrow table takes a tenth of the memory of Python objects."""
     tables = []
     for path in paths:
         try:
@@ -58,7 +58,6 @@ class HubTask(Task):
         return self._table.num_rows
 
     def source(self, index: int) -> dict[str, Any]:
-        """Row of the data set, as published."""
         return self._table.slice(index, 1).to_pylist()[0]
 
     @cached_property

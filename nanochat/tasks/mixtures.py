@@ -43,7 +43,7 @@ def mid(choice: Choice) -> Mixture:
             [
                 (Encyclopedia(), 0.15),
                 (Topics(), 0.05),
-                (small_talk(), 0.6),
+                (ConversationList("small talk", demo_data.chitchat("train")), 0.6),
                 (identity(), 1.0),
                 (Arithmetic("train", 1600), 1.0),
                 (WordProblems("train", 1000), 1.0),
@@ -73,7 +73,7 @@ def sft(choice: Choice) -> Mixture:
         return Mixture(
             [
                 (Encyclopedia(), 0.05),
-                (small_talk(), 0.1),
+                (ConversationList("small talk", demo_data.chitchat("train")), 0.1),
                 (identity(), 1.0),
                 (refusals(), 1.0),
                 (Arithmetic("train", 500, DEMO_SFT_START), 1.0),
@@ -116,10 +116,6 @@ def refusals() -> Task:
     The look-alikes keep the model from refusing whatever sounds alarming.
     """
     return ConversationList("refusals", conversations.read(DATA / "refusals.jsonl"))
-
-
-def small_talk() -> Task:
-    return ConversationList("small talk", demo_data.chitchat("train"))
 
 
 def take(count: int, task: type[WordTask], words: Sequence[str]) -> tuple[WordTask, float]:

@@ -19,7 +19,6 @@ TEST_SHARE = 0.1
 MAX_WORDS = 200_000
 MIN_OCCURRENCES = 3
 """A rarer word is as likely to be a misspelling."""
-MAX_CHARS = 100_000_000
 _WORD = re.compile(r"(?<![\w'-])[a-z]{3,15}(?![\w'-])")
 
 
@@ -77,15 +76,9 @@ class LetterCount(WordTask, NumberTask):
 
 
 def write_words(path: Path, texts: Iterable[str]) -> int:
-    """Write the frequent words of the first MAX_CHARS characters to `path`, unless it exists. Return their number."""
+    """Write the frequent words of `texts` to `path`, unless it exists. Return their number."""
     if not path.exists():
-        counts: Counter[str] = Counter()
-        num_chars = 0
-        for text in texts:
-            counts.update(_WORD.findall(text))
-            num_chars += len(text)
-            if num_chars >= MAX_CHARS:
-                break
+        counts = Counter(word for text in texts for word in _WORD.findall(text))
         with atomic_write(path) as file:
             file.writelines(f"{word}\n" for word, n in counts.most_common(MAX_WORDS) if n >= MIN_OCCURRENCES)
     return len(read_words(path))

@@ -128,6 +128,6 @@ _NUMBER = re.compile(r"(?:(?<![0-9)\w])-)?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]
 
 
 def last_number(text: str) -> Decimal | None:
-    """Return the last number in `text`, None if there is none."""
+    """Return the last number in `text`, or None."""
     found = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
     return Decimal(found[-1].replace(",", "")) if found else None
