@@ -58,17 +58,12 @@ class Memory:
 def memory() -> Memory | None:
     """Memory at this moment; None if the system does not report it."""
     lines = (line.split() for line in read("proc/meminfo").splitlines())
-    kilobytes = {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
-    if not {"MemTotal", "MemAvailable"} <= kilobytes.keys():
+    sizes = {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
+    if not {"MemTotal", "MemAvailable"} <= sizes.keys():
         return None
-    cached = kilobytes.get("Cached", 0) + kilobytes.get("Buffers", 0) - kilobytes.get("Shmem", 0)
-    return Memory(
-        total=kilobytes["MemTotal"] * 1024,
-        available=kilobytes["MemAvailable"] * 1024,
-        page_cache=max(cached, 0) * 1024,
-        swap_total=kilobytes.get("SwapTotal", 0) * 1024,
-        swap_free=kilobytes.get("SwapFree", 0) * 1024,
-    )
+    cached = sizes.get("Cached", 0) + sizes.get("Buffers", 0) - sizes.get("Shmem", 0)
+    swap = sizes.get("SwapTotal", 0), sizes.get("SwapFree", 0)
+    return Memory(sizes["MemTotal"], sizes["MemAvailable"], max(cached, 0), *swap)
 
 
 @dataclass(frozen=True)

@@ -86,14 +86,13 @@ class Stage:
         """Task scores of the checkpoint by benchmark: stages, CORE and ChatCORE, as far as evaluated."""
         found: dict[str, list[TaskScore]] = {}
         for name, suffix in (("stages", ""), ("CORE", "-core"), ("ChatCORE", "-chatcore")):
-            if not (kept := self.checkpoint and saved_result(self.checkpoint, suffix)):
-                continue
-            key, result = kept
-            if name == "stages":
-                config = StageEvalConfig(key["dataset"], key["eval_tokens"], key["problems"])
-                found[name] = StageResult(**result).task_scores(config)
-            else:
-                found[name] = [TaskScore(**score) for score in result]
+            if kept := self.checkpoint and saved_result(self.checkpoint, suffix):
+                key, result = kept
+                if suffix:
+                    found[name] = [TaskScore(**score) for score in result]
+                else:
+                    config = StageEvalConfig(key["dataset"], key["eval_tokens"], key["problems"])
+                    found[name] = StageResult(**result).task_scores(config)
         return found
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -162,43 +162,45 @@ class Plan:
             return None
 
 
+@dataclass
 class MeasuredPlan:
     """Collects the first steps of a run, then estimates once how long the rest takes."""
 
-    def __init__(self, source: str, config: GPTConfig, num_iterations: int, folder: Path) -> None:
-        """`folder`: where the run of stage `source` keeps its files. Raises UserError if the tariff is invalid."""
-        self._tariff = Tariff.from_environment()
-        self._source = source
-        self._config = config
-        self._num_iterations = num_iterations
-        self._file = folder / PLAN_FILE
-        self._steps: list[Mapping[str, float]] = []
+    source: str
+    """stage of the run"""
+    config: GPTConfig
+    num_iterations: int
+    folder: Path
+    """where the run keeps its files"""
+    tariff: Tariff = field(default_factory=Tariff.from_environment)
+    steps: list[Mapping[str, float]] = field(default_factory=list)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Record the metrics of one step; return lines to print after the 20th of a long pretraining or midtraining."""
+        file = self.folder / PLAN_FILE
         if step == 1:
-            self._file.unlink(missing_ok=True)  # of an earlier run that was killed before its first checkpoint
+            file.unlink(missing_ok=True)  # of an earlier run that was killed before its first checkpoint
         # The steps of SFT and RL differ too much from each other.
-        if self._source not in ("base", "mid") or len(self._steps) >= MEASURED_STEPS:
+        if self.source not in ("base", "mid") or len(self.steps) >= MEASURED_STEPS:
             return []
-        self._steps.append(metrics)
-        if len(self._steps) < MEASURED_STEPS:
+        self.steps.append(metrics)
+        if len(self.steps) < MEASURED_STEPS:
             return []
-        tokens_left = (self._num_iterations - step) * self._median("tokens")
+        tokens_left = (self.num_iterations - step) * self._median("tokens")
         if tokens_left / self._median("tokens_per_second") < MIN_SECONDS_LEFT:
             return []
-        plan = Plan(self._machine(), step, tuple(stages_from(self._source, self._config, tokens_left)))
-        with contextlib.suppress(OSError), atomic_write(self._file) as file:  # a full disk does not end the run
-            json.dump(asdict(plan), file, indent=2)
-        table = stage_table(plan.work, [plan.machine], self._tariff.price_per_kwh)
+        plan = Plan(self._machine(), step, tuple(stages_from(self.source, self.config, tokens_left)))
+        with contextlib.suppress(OSError), atomic_write(file) as opened:  # a full disk does not end the run
+            json.dump(asdict(plan), opened, indent=2)
+        table = stage_table(plan.work, [plan.machine], self.tariff.price_per_kwh)
         return [plan.machine.sources[0], "estimate for the rest at that speed:", *table]
 
     def _machine(self) -> Machine:
         watts, power = None, ""
-        if self._tariff.watts is not None:
-            watts = self._tariff.watts * int(os.environ.get("GROUP_WORLD_SIZE", "1"))  # machines, set by torchrun
-            power = f", {self._tariff.watts:,.0f} W per machine, from NANOCHAT_WATTS"
-        elif any("gpu_power_w" in metrics for metrics in self._steps[SKIPPED_STEPS:]):
+        if self.tariff.watts is not None:
+            watts = self.tariff.watts * int(os.environ.get("GROUP_WORLD_SIZE", "1"))  # machines, set by torchrun
+            power = f", {self.tariff.watts:,.0f} W per machine, from NANOCHAT_WATTS"
+        elif any("gpu_power_w" in metrics for metrics in self.steps[SKIPPED_STEPS:]):
             watts = self._median("gpu_power_w")
             power = f", {watts:,.0f} W (GPU only)"
         source = (
@@ -208,4 +210,4 @@ class MeasuredPlan:
         return Machine("here", self._median("flops_per_second"), watts, (source,))
 
     def _median(self, key: str) -> float:
-        return statistics.median(metrics[key] for metrics in self._steps[SKIPPED_STEPS:] if key in metrics)
+        return statistics.median(metrics[key] for metrics in self.steps[SKIPPED_STEPS:] if key in metrics)

@@ -61,14 +61,13 @@ def run_checks(checks: Mapping[str, Callable[[], Check | None]]) -> list[Check]:
 def print_checks(console: Console, checks: Iterable[Check]) -> None:
     """Print one line per check, wrapped to the console, with its fix below."""
     for check in checks:
-        width = max(console.width - MARGIN, 20)
-        first, *rest = textwrap.wrap(check.text, width, break_on_hyphens=False) or [""]
-        head = Text(f"{check.status:<8}", COLORS[check.status]) + Text(f"{check.name:<{MARGIN - 8}}{first}")
-        lines = [head, *(Text(" " * MARGIN + line) for line in rest)]
+        head = f"{check.status:<8}{check.name:<{MARGIN - 8}}"
+        wrapper = textwrap.TextWrapper(max(console.width, 40), head, " " * MARGIN, break_on_hyphens=False)
+        text = Text(wrapper.fill(check.text))
+        text.stylize(COLORS[check.status], 0, len(check.status))
+        console.print(text, soft_wrap=True)
         if check.fix:  # one line, so that it can be copied
-            lines.append(Text(" " * MARGIN + check.fix, "bold"))
-        for line in lines:
-            console.print(line, soft_wrap=True)
+            console.print(Text(" " * MARGIN + check.fix, "bold"), soft_wrap=True)
 
 
 def quick_checks() -> list[Check]:

@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,7 +94,7 @@ class Sensors:
                     self.take(gpu, time.monotonic())
 
     def take(self, gpu: GPU, now: float) -> None:
-        """Record a sample of one GPU at `now` seconds, and integrate its power by trapezoids."""
+        """Record a sample of one GPU at `now` seconds, and integrate its power by the trapezoidal rule."""
         before = self._last.get(gpu.uuid)
         if gpu.power is not None:
             self._measures_energy = True
@@ -136,17 +137,17 @@ class Sensors:
                 self._process.wait(timeout=5)
 
 
+@dataclass
 class Alerts:
     """Checks memory, disk and GPU clocks every ten seconds; repeats a warning every hour while its cause lasts."""
 
-    def __init__(self, folder: Path, checkpoint_bytes: int) -> None:
-        """`folder`: where checkpoints of `checkpoint_bytes` are saved."""
-        self._folder = folder
-        self._checkpoint_bytes = checkpoint_bytes
-        self._next_check = 0.0
-        self._printed: dict[str, float] = {}
-        self._max_clock = 0.0
-        self._slow_since: float | None = None
+    folder: Path
+    checkpoint_bytes: int
+    """size of the checkpoints that are saved in `folder`"""
+    _next_check: float = 0.0
+    _printed: dict[str, float] = field(default_factory=dict)
+    _max_clock: float = 0.0
+    _slow_since: float | None = None
 
     def check(self, readings: Mapping[str, float], gpus: Sequence[GPU], now: float | None = None) -> list[str]:
         """Return the warnings that are due at `now` seconds; `readings` and `gpus` are the sensors'."""
@@ -177,14 +178,14 @@ class Alerts:
 
     def _disk(self) -> str | None:
         try:
-            free = shutil.disk_usage(self._folder).free
+            free = shutil.disk_usage(self.folder).free
         except OSError:
             return None
-        if free > self._checkpoint_bytes:
+        if free > self.checkpoint_bytes:
             return None
         return (
-            f"{format_bytes(free)} free on disk, the next checkpoint needs {format_bytes(self._checkpoint_bytes)}: "
-            f"make room in {self._folder}"
+            f"{format_bytes(free)} free on disk, the next checkpoint needs {format_bytes(self.checkpoint_bytes)}: "
+            f"make room in {self.folder}"
         )
 
     def _clock(self, gpus: Sequence[GPU], now: float) -> str | None:
