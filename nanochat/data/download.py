@@ -211,24 +211,19 @@ def _obtain(manifest: Manifest, file: HubFile, advance: Advance, stop: threading
 
 
 def resume_download(
-    url: str,
-    size: int,
-    path: Path,
-    advance: Advance,
-    stop: threading.Event = NEVER,
-    headers: dict[str, str] | None = None,
+    url: str, size: int, path: Path, advance: Advance, stop: threading.Event = NEVER, with_token: bool = True
 ) -> None:
     """Download what `path` lacks of a file of `size` bytes; temporary failures are retried from where they occurred.
 
-    `headers` are by default the hub's, with the user's token, which other servers must not see. Raises
-    httpx2.HTTPError, and CancelledError when `stop` is set; what has arrived is kept.
+    Only the hub may see the user's token: other servers need `with_token=False`. Raises httpx2.HTTPError, and
+    CancelledError when `stop` is set; what has arrived is kept.
     """
 
     def append_rest() -> None:
         done = _size(path)
         if done >= size:
             return
-        send = {**(build_hf_headers() if headers is None else headers), "Accept-Encoding": "identity"}
+        send = {**(build_hf_headers() if with_token else {}), "Accept-Encoding": "identity"}
         send |= {"Range": f"bytes={done}-"} if done else {}
         with get_session().stream("GET", url, headers=send, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
             hf_raise_for_status(response)

@@ -65,7 +65,7 @@ def _download(downloads: Path) -> Path:
     archive = downloads / f".{version}.partial"  # a partial download of another version is not continued
     with progress_bar("CORE bundle", size, in_bytes=True) as advance:
         advance(archive.stat().st_size if archive.exists() else 0)
-        resume_download(URL, size, archive, advance, headers={})
+        resume_download(URL, size, archive, advance, with_token=False)
     return archive
 
 
