@@ -20,10 +20,9 @@ import tyro
 
 from nanochat import cli
 from nanochat.errors import UserError
-from nanochat.eval.core import CoreTask, read_tasks
-from nanochat.eval.core_bundle import fetch_bundle
+from nanochat.eval.core import CoreTask, fetch_bundle, read_tasks
 from nanochat.eval.multiple_choice import Option, Problem, common_prefix, score_options
-from nanochat.hub.import_model import build_model, read_model
+from nanochat.hub.import_model import read_model
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.options import check_range
@@ -53,13 +52,12 @@ def main(options: BenchmarkOptions) -> None:
     except ImportError:
         raise UserError("lm-evaluation-harness is not installed: .venv/bin/pip install lm_eval accelerate") from None
     imported = read_model(str(options.folder))
-    model = build_model(imported)
     for task in read_tasks(options.eval_bundle or fetch_bundle()):
         if task.name not in TASKS:
             continue
         zero_shot = replace(task, shots=0)
         count = min(options.max_per_task, len(zero_shot.rows))
-        ours = accuracies(model, imported.tokenizer, zero_shot, count)
+        ours = accuracies(imported.model, imported.tokenizer, zero_shot, count)
         error = math.sqrt(ours["acc"] * (1 - ours["acc"]) / count)
         print(f"{task.name}, {count:,} questions, zero-shot; standard error {error:.2%}")
         for name, scores in (("nanochat", ours), ("lm_eval", harness(lm_eval, options.folder, zero_shot, count))):

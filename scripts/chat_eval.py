@@ -14,8 +14,7 @@ from rich.console import Console
 from nanochat import cli, paths
 from nanochat.errors import UserError
 from nanochat.eval.chat_eval import ChatCore
-from nanochat.eval.core import Core
-from nanochat.eval.core_bundle import fetch_bundle
+from nanochat.eval.core import Core, fetch_bundle
 from nanochat.eval.evaluate import Benchmark, EvalModel
 from nanochat.eval.results import StageEvalConfig, StageResult, TaskScore, score_table, stage_table
 from nanochat.runtime import Runtime

@@ -13,7 +13,7 @@ import tyro
 from nanochat import cli, paths
 from nanochat.errors import UserError
 from nanochat.hub import import_model
-from nanochat.hub.import_model import ImportedModel
+from nanochat.model.gpt import GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.stages import STAGES, StageName, previous
 from nanochat.train.options import PretrainOptions
@@ -40,16 +40,16 @@ DEMO = Options()
 def main(options: Options) -> None:
     if not options.origin:
         raise UserError("import needs a repository or a folder: ./nanochat.sh import REPOSITORY")
-    model = import_model.read_model(options.origin, options.step)
-    import_model.check_tokenizer(model)
-    ours = import_model.build_model(model)
+    imported = import_model.read_model(options.origin, options.step)
+    import_model.check_tokenizer(imported)
+    config = imported.model.config
     print(
-        f"{model.origin}: {model.config.num_parameters:,} parameters, {model.tokenizer.vocab_size:,} tokens", flush=True
+        f"{imported.origin}: {config.num_parameters:,} parameters, {imported.tokenizer.vocab_size:,} tokens", flush=True
     )
-    for line in import_model.compare_with_transformers(model, ours):
+    for line in import_model.compare_with_transformers(imported):
         print(line, flush=True)
-    stage = model.stage if options.stage == "auto" else options.stage
-    kept = import_model.save_checkpoint(model, ours, stage, options.tag or model.tag, training_options(model))
+    stage = imported.stage if options.stage == "auto" else options.stage
+    kept = import_model.save_checkpoint(imported, stage, options.tag or imported.tag, training_options(config))
     print(f"saved as {kept.folder}")
     base = f"NANOCHAT_BASE_DIR={shlex.quote(str(paths.base_dir()))} "
     print(f"chat:          {base}./chat.sh --source {stage} --model-tag {kept.tag}")
@@ -58,10 +58,10 @@ def main(options: Options) -> None:
             print(f"train further: {base}{following.script} --model-tag {kept.tag}")
 
 
-def training_options(model: ImportedModel) -> dict[str, object]:
+def training_options(config: GPTConfig) -> dict[str, object]:
     """Options that the next stage inherits, as pretraining such a model would have set them."""
     with Runtime.start() as runtime:
-        options = scale_options(PretrainOptions(), model.config, runtime)
+        options = scale_options(PretrainOptions(), config, runtime)
     return {"device_batch_size": options.device_batch_size, "total_batch_size": options.total_batch_size}
 
 

@@ -4,25 +4,35 @@ The mean over the tasks of (accuracy - baseline) / (1 - baseline), https://arxiv
 GPT-2 0.114 and GPT-2 XL 0.257 according to the bundle.
 
 The bundle is a folder with core.yaml (list of tasks), eval_meta_data.csv (accuracy of guessing) and eval_data/ (one
-JSONL file per task); nanochat.eval.core_bundle downloads it.
+JSONL file per task); it is the one that karpathy/nanochat uses.
 """
 
 import csv
 import hashlib
 import json
 import random
+import shutil
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import httpx2
 import yaml
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session, hf_raise_for_status
 
+from nanochat import paths
+from nanochat.data.download import resume_download, retry
+from nanochat.data.progress import progress_bar
 from nanochat.errors import UserError
 from nanochat.eval.multiple_choice import Option, Problem, common_prefix, is_right, score_options
 from nanochat.eval.results import TaskScore
 from nanochat.inference.chat import ChatModel
+from nanochat.locks import folder_lock
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 
@@ -30,6 +40,9 @@ Kind = Literal["multiple_choice", "schema", "language_modeling"]
 ORDER_SEED = 1337
 EXAMPLES_SEED = 1234
 """These two seeds are karpathy/nanochat's: the same problems and examples make the scores comparable."""
+URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
+"""Publishes no digest: the size and the CRC-32 of each file are checked, and cached results carry `fingerprint`."""
+ALTERNATIVES = "pass --eval-bundle FOLDER if you have the bundle, or --tasks chat to skip CORE"
 PROBLEMS_AT_A_TIME = 2048
 """Sorted by length together: enough for even batches, few enough to hold in memory."""
 
@@ -174,3 +187,62 @@ def right_answers(
         problems = [task.problem(i, tokenizer, model.config.sequence_len) for i in indices]
         right.extend(map(is_right, problems, score_options(model, problems, batch_tokens)))
     return right
+
+
+def fetch_bundle() -> Path:
+    """Download the bundle if it is missing; return its folder in the base directory.
+
+    An interrupted download resumes, also in the next run, and concurrent processes wait for each other. Raises
+    UserError if the bundle cannot be downloaded.
+    """
+    folder = paths.base_dir() / "eval_bundle"
+    if folder.exists():
+        return folder
+    downloads = paths.data_dir("eval_bundle")
+    try:
+        downloads.mkdir(parents=True, exist_ok=True)
+        with folder_lock(downloads):
+            if not folder.exists():
+                _unpack(_download(downloads), folder)
+    except httpx2.HTTPError as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"cannot download {URL} ({reason}): try again later, or {ALTERNATIVES}") from error
+    except OSError as error:
+        raise UserError(f"cannot write to {downloads} ({error.strerror or error}): free some space") from error
+    return folder
+
+
+def _download(downloads: Path) -> Path:
+    if constants.is_offline_mode():
+        raise UserError(f"the CORE bundle is missing and HF_HUB_OFFLINE is set: unset it, or {ALTERNATIVES}")
+    print(f"downloading the CORE bundle from {URL}", flush=True)
+
+    def head() -> httpx2.Response:
+        response = get_session().head(URL, headers={"Accept-Encoding": "identity"})
+        hf_raise_for_status(response)
+        return response
+
+    response = retry(head)
+    size = int(response.headers["Content-Length"])
+    version = hashlib.sha256(f"{size} {response.headers.get('ETag', '')}".encode()).hexdigest()[:16]
+    archive = downloads / f".{version}.partial"  # a partial download of another version is not continued
+    with progress_bar("CORE bundle", size, in_bytes=True) as advance:
+        advance(archive.stat().st_size if archive.exists() else 0)
+        resume_download(URL, size, archive, advance, with_token=False)
+    return archive
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack to a temporary folder, check the CRCs and the tasks, then move it to `folder`."""
+    unpacked = archive.with_suffix(".unpacked")
+    shutil.rmtree(unpacked, ignore_errors=True)
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(unpacked)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        archive.unlink()
+        raise UserError(f"the download of {URL} is damaged ({error}): run it again") from error
+    read_tasks(unpacked / "eval_bundle")
+    (unpacked / "eval_bundle").rename(folder)
+    shutil.rmtree(unpacked, ignore_errors=True)
+    archive.unlink()

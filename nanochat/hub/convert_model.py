@@ -1,6 +1,5 @@
 """Convert our model to transformers' NanoChatForCausalLM and back: config.json and the names of the tensors."""
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,8 @@ from nanochat.model.gpt import GPT, LOGIT_SOFTCAP, RMS_NORM_EPS, GPTConfig
 from nanochat.tokenizer import Tokenizer
 
 ARCHITECTURE = "NanoChatForCausalLM"
-MAX_SHARD_SIZE = "5GB"
 MAX_RMS_NORM_EPS = 1e-5
 """Activations have a mean square near 1, so any epsilon below this gives the same result."""
-
 
 # Exports and imports print their own lines.
 logging.set_verbosity_error()
@@ -47,18 +44,15 @@ def hf_name(name: str) -> str:
     return name if name.startswith("lm_head.") else f"model.{name}"
 
 
-def check_tensors(found: Collection[str], config: GPTConfig, where: str) -> None:
-    """Raise UserError if tensors (by our names) are missing or unknown."""
-    with torch.device("meta"):
-        known = set(GPT(config).state_dict())
-    unknown, missing = sorted(set(found) - known), sorted(known - set(found))
-    if unknown:
-        raise UserError(
-            f"{where} has tensors that {ARCHITECTURE} does not have ({', '.join(unknown[:5])}): models of other "
-            "architectures are not supported"
-        )
-    if missing:
-        raise UserError(f"{where} is incomplete, tensors are missing ({', '.join(missing[:5])}): copy it again")
+def build_model(weights: dict[str, Tensor], config: GPTConfig, where: str) -> GPT:
+    """Our model with these weights (by our names), on the CPU in float32. Raises UserError if they do not fit."""
+    model = GPT(config)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:  # names missing tensors, unknown ones and other shapes
+        reason = " ".join(str(error).split())
+        raise UserError(f"the tensors of {where} are not those of a {ARCHITECTURE} of its config: {reason}") from None
+    return model.eval()
 
 
 def write_model(
@@ -66,7 +60,7 @@ def write_model(
     config: GPTConfig,
     tokenizer: Tokenizer,
     folder: Path,
-    max_shard_size: str = MAX_SHARD_SIZE,
+    max_shard_size: str = "5GB",
 ) -> None:
     """Write config.json, generation_config.json and, in bfloat16, the weights, which have our names.
 

@@ -1,6 +1,5 @@
 """Export a checkpoint to a folder that transformers loads without custom code, verified before it gets its name."""
 
-import contextlib
 import shutil
 import time
 from collections.abc import Callable
@@ -8,18 +7,17 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 
 from nanochat import paths
 from nanochat.atomic import atomic_folder
 from nanochat.hub import verify
 from nanochat.hub.card import Publisher, repository_name, write_card
-from nanochat.hub.convert_model import check_tensors, write_model
+from nanochat.hub.convert_model import write_model
 from nanochat.hub.convert_tokenizer import write_tokenizer
 from nanochat.model.gpt import GPTConfig
 from nanochat.report.history import stages_until
 from nanochat.tokenizer import Tokenizer
-from nanochat.train.checkpoint import MODEL_FILE, Checkpoint
+from nanochat.train.checkpoint import Checkpoint
 
 OTHER_LICENSE = "Copyright {year} {name}\n\nLicense: {license}, see https://spdx.org/licenses\n"
 
@@ -38,12 +36,6 @@ def export(
     """
     tokenizer = Tokenizer.load(paths.tokenizer_dir())
     config = GPTConfig(**checkpoint.meta["model_config"])
-    # load_model reports a damaged file.
-    with (
-        contextlib.suppress(OSError, SafetensorError),
-        safe_open(checkpoint.folder / MODEL_FILE, framework="pt") as tensors,
-    ):
-        check_tensors(tensors.keys(), config, str(checkpoint.folder))
     model = checkpoint.load_model(device, torch.float32, tokenizer).eval()
     stages = stages_until(checkpoint)
     dataset = stages[0].facts["options"].get("dataset") if stages else None

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nanochat.errors import UserError
-from nanochat.hub.convert_model import check_tensors
+from nanochat.hub.convert_model import build_model
 from nanochat.hub.convert_tokenizer import checked_tokenizer
-from nanochat.model.gpt import GPTConfig
+from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.pkl"
@@ -49,8 +48,8 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for path in folder.glob("model_*.pt") if (match := MODEL_FILE.fullmatch(path.name)))
 
 
-def read_checkpoint(folder: Path, step: int | None = None) -> tuple[int, GPTConfig, dict[str, Tensor]]:
-    """Read step, config and weights (by our names, in float32) of the checkpoint of `step`, by default the last one.
+def read_checkpoint(folder: Path, step: int | None = None) -> tuple[int, GPT]:
+    """Read the checkpoint of `step`, by default the last one; return step and model.
 
     Raises UserError if it is missing or damaged, or if the architecture is a later one.
     """
@@ -71,20 +70,17 @@ def read_checkpoint(folder: Path, step: int | None = None) -> tuple[int, GPTConf
                 f"{path} has features of a later nanochat that are not supported ({', '.join(sorted(unsupported))}): "
                 "import a model from before 2026"
             )
-        weights = {_our_name(name): tensor.float() for name, tensor in stored.items()}
+        weights = {}
+        for name, tensor in stored.items():
+            for theirs, ours in TENSOR_NAMES.items():
+                name = name.replace(theirs, ours)
+            weights[name] = tensor
         config = GPTConfig(vocab_size=len(weights["embed_tokens.weight"]), **{name: int(shape[name]) for name in SHAPE})
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: copy the complete checkpoint") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(f"cannot read {path} and its meta file ({_first_line(error)}): copy them again") from None
-    check_tensors(weights, config, str(path))
-    return step, config, weights
-
-
-def _our_name(name: str) -> str:
-    for theirs, ours in TENSOR_NAMES.items():
-        name = name.replace(theirs, ours)
-    return name
+        raise UserError(f"cannot read {path} and its meta file ({error!r:.200}): copy them again") from None
+    return step, build_model(weights, config, str(path))
 
 
 class _EncodingState:
@@ -118,9 +114,5 @@ def read_pickled_tokenizer(path: Path) -> Tokenizer:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: put the model's tokenizer there") from None
     except Exception as error:  # a crafted pickle can raise anything
-        raise UserError(f"cannot read {path} as a tokenizer ({_first_line(error)}): do not trust this file") from None
+        raise UserError(f"cannot read {path} as a tokenizer ({error!r:.200}): do not trust this file") from None
     return checked_tokenizer(ranks, pattern, special, str(path))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

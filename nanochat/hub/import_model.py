@@ -20,15 +20,14 @@ from nanochat import paths
 from nanochat.errors import UserError
 from nanochat.hub import import_karpathy, verify
 from nanochat.hub.card import read_card
-from nanochat.hub.convert_model import check_tensors, read_config
+from nanochat.hub.convert_model import build_model, read_config
 from nanochat.hub.convert_tokenizer import TOKENIZER_FILE, read_tokenizer
-from nanochat.model.gpt import GPT, GPTConfig
+from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import checkpoint
 from nanochat.train.checkpoint import Checkpoint
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TRANSFORMERS_FILES = (CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE, "tokenizer_config.json", "README.md")
 PICKLED_TOKENIZERS = (import_karpathy.TOKENIZER_FILE, f"tokenizer/{import_karpathy.TOKENIZER_FILE}")
@@ -45,9 +44,8 @@ class ImportedModel:
     """base, mid, sft or rl"""
     step: int
     """step of the stage, 0 if unknown"""
-    config: GPTConfig
-    weights: dict[str, Tensor]
-    """by our names, in float32"""
+    model: GPT
+    """on the CPU in float32"""
     tokenizer: Tokenizer
     folder: Path | None
     """folder that transformers can load; None for karpathy/nanochat's format"""
@@ -69,10 +67,18 @@ def read_model(origin: str, step: int | None = None) -> ImportedModel:
     else:
         folder = download_model(origin, step)
     if (folder / CONFIG_FILE).is_file():
-        return _read_transformers(folder, origin)
-    if import_karpathy.steps(folder):
-        return _read_karpathy(folder, origin, step)
-    raise UserError(f"{origin} has neither {CONFIG_FILE} nor model_NNNNNN.pt: name the folder or repository of a model")
+        imported = _read_transformers(folder, origin)
+    elif import_karpathy.steps(folder):
+        imported = _read_karpathy(folder, origin, step)
+    else:
+        raise UserError(f"{origin} has neither {CONFIG_FILE} nor model_NNNNNN.pt: name a model's folder or repository")
+    num_tokens, max_tokens = imported.tokenizer.vocab_size, imported.model.config.vocab_size
+    if num_tokens > max_tokens:
+        raise UserError(
+            f"the tokenizer of {origin} must have at most the model's {max_tokens:,} tokens, got {num_tokens:,}: use "
+            "the tokenizer that the model was trained with"
+        )
+    return imported
 
 
 def download_model(repository: str, step: int | None = None) -> Path:
@@ -109,25 +115,25 @@ def _read_transformers(folder: Path, origin: str) -> ImportedModel:
     weights: dict[str, Tensor] = {}
     try:
         config = read_config(json.loads((folder / CONFIG_FILE).read_text()), origin)
-        names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {WEIGHTS_FILE}
+        names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
         for name in sorted(names):
             for tensor_name, tensor in load_file(folder / Path(name).name).items():
-                weights[tensor_name.removeprefix("model.")] = tensor.float()
+                weights[tensor_name.removeprefix("model.")] = tensor
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"cannot read {folder} ({type(error).__name__}: {error}): download it again") from None
-    check_tensors(weights, config, origin)
+    model = build_model(weights, config, origin)
     card = read_card(folder / "README.md")
     stage, step = card.get("stage", stage_in_name(origin)), card.get("step", 0)
-    return ImportedModel(origin, stage, step, config, weights, read_tokenizer(folder / TOKENIZER_FILE), folder)
+    return ImportedModel(origin, stage, step, model, read_tokenizer(folder / TOKENIZER_FILE), folder)
 
 
 def _read_karpathy(folder: Path, origin: str, step: int | None) -> ImportedModel:
-    step, config, weights = import_karpathy.read_checkpoint(folder, step)
+    step, model = import_karpathy.read_checkpoint(folder, step)
     # In a base directory of karpathy/nanochat the tokenizer is next to the folders of checkpoints.
     places = [*(folder / name for name in PICKLED_TOKENIZERS), folder.parent.parent / PICKLED_TOKENIZERS[1]]
     path = next((place for place in places if place.is_file()), places[0])
     tokenizer = import_karpathy.read_pickled_tokenizer(path)
-    return ImportedModel(origin, stage_in_name(origin), step, config, weights, tokenizer, None)
+    return ImportedModel(origin, stage_in_name(origin), step, model, tokenizer, None)
 
 
 def stage_in_name(origin: str) -> str:
@@ -136,33 +142,16 @@ def stage_in_name(origin: str) -> str:
     return found[-1] if found else "sft"
 
 
-def build_model(imported: ImportedModel) -> GPT:
-    """Build the model with its weights, on the CPU in float32. Raises UserError if the shapes do not match."""
-    num_tokens, max_tokens = imported.tokenizer.vocab_size, imported.config.vocab_size
-    if num_tokens > max_tokens:
-        raise UserError(
-            f"the tokenizer of {imported.origin} must have at most the model's {max_tokens:,} tokens, got "
-            f"{num_tokens:,}: use the tokenizer that the model was trained with"
-        )
-    model = GPT(imported.config)
-    try:
-        model.load_state_dict(imported.weights)
-    except RuntimeError as error:  # torch's, for shapes
-        reason = " ".join(str(error).split())
-        raise UserError(f"the weights of {imported.origin} do not have the shapes in its config: {reason}") from None
-    return model.eval()
-
-
-def compare_with_transformers(imported: ImportedModel, model: GPT) -> list[str]:
+def compare_with_transformers(imported: ImportedModel) -> list[str]:
     """Compare with the model that transformers loads from the folder; return one line per result.
 
     Raises UserError if they differ.
     """
     if imported.folder is None:
         return []
-    passages = verify.held_out_passages(None, imported.tokenizer, imported.config.sequence_len)
+    passages = verify.held_out_passages(None, imported.tokenizer, imported.model.config.sequence_len)
     texts = verify.check_token_ids(imported.tokenizer, imported.folder, check_defaults=False)
-    difference, agreement = verify.check_logits(model, imported.folder, passages)
+    difference, agreement = verify.check_logits(imported.model, imported.folder, passages)
     return [
         f"token ids: identical on {texts:,} texts",
         f"logits: largest difference {difference:.1e}, same top token at {agreement:.2%} of {passages.tokens:,} tokens",
@@ -179,7 +168,7 @@ def check_tokenizer(imported: ImportedModel) -> None:
         )
 
 
-def save_checkpoint(imported: ImportedModel, model: GPT, source: str, tag: str, options: dict[str, Any]) -> Checkpoint:
+def save_checkpoint(imported: ImportedModel, source: str, tag: str, options: dict[str, Any]) -> Checkpoint:
     """Save the model as a checkpoint of stage `source`, and its tokenizer if there is none.
 
     The next stage inherits `options`. Raises UserError if the stage already has a model of that tag.
@@ -194,8 +183,8 @@ def save_checkpoint(imported: ImportedModel, model: GPT, source: str, tag: str, 
         "tag": tag,
         "num_iterations": imported.step,
         "tokenizer": imported.tokenizer.hash,
-        "model_config": dataclasses.asdict(imported.config),
-        "num_parameters": imported.config.num_parameters,
+        "model_config": dataclasses.asdict(imported.model.config),
+        "num_parameters": imported.model.config.num_parameters,
         "options": options,
         "parent": None,
         "data": origin,
@@ -209,6 +198,6 @@ def save_checkpoint(imported: ImportedModel, model: GPT, source: str, tag: str, 
         "commit": checkpoint.commit(),
     }
     try:
-        return checkpoint.write(folder, imported.step, model.state_dict(), {}, meta)
+        return checkpoint.write(folder, imported.step, imported.model.state_dict(), {}, meta)
     except checkpoint.SaveError as error:
         raise UserError(f"{error}: free some space, or set NANOCHAT_BASE_DIR to a folder on another disk") from None

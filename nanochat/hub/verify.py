@@ -6,9 +6,9 @@ additions differs. Any mistake in arithmetic, position or weight stands out.
 
 import json
 import random
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,8 +34,7 @@ SAMPLES = json.loads(Path(__file__).with_name("verify_samples.json").read_text(e
 """Pieces of text and conversations that are known to distinguish tokenizers and chat templates."""
 
 
-@dataclass(frozen=True)
-class Passages:
+class Passages(NamedTuple):
     """Held-out text in tokens."""
 
     origin: str
@@ -182,14 +181,12 @@ def sample_conversations() -> list[list[Message]]:
     parts = SAMPLES["conversations"]
     users, replies = parts["user"], parts["assistant"]
     conversations: list[list[Message]] = []
-    for system in parts["system"]:
-        start: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-        for i in range(len(replies)):
-            turns: list[Message] = []
-            for user, reply in zip(users, (replies[i], replies[i - 1], None), strict=True):
-                turns.append({"role": "user", "content": user})
-                conversations.append([*start, *turns])
-                if reply is not None:
-                    turns.append({"role": "assistant", "content": reply})
-                    conversations.append([*start, *turns])
+    for system, i in product(parts["system"], range(len(replies))):
+        turns: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        for user, reply in zip(users, (replies[i], replies[i - 1], None), strict=True):
+            turns = [*turns, {"role": "user", "content": user}]
+            conversations.append(turns)
+            if reply is not None:
+                turns = [*turns, {"role": "assistant", "content": reply}]
+                conversations.append(turns)
     return conversations

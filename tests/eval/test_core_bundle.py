@@ -12,9 +12,8 @@ from huggingface_hub import constants
 
 from nanochat.data import download
 from nanochat.errors import UserError
-from nanochat.eval import core_bundle
-from nanochat.eval.core import read_tasks
-from nanochat.eval.core_bundle import fetch_bundle
+from nanochat.eval import core
+from nanochat.eval.core import fetch_bundle, read_tasks
 
 Serve = Callable[..., list[dict[str, str]]]
 FILES = {
@@ -64,7 +63,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
-        monkeypatch.setattr(core_bundle, "URL", f"http://127.0.0.1:{server.server_port}/eval_bundle.zip")
+        monkeypatch.setattr(core, "URL", f"http://127.0.0.1:{server.server_port}/eval_bundle.zip")
         return asked
 
     monkeypatch.setattr(download, "FIRST_PAUSE_SECONDS", 0.01)

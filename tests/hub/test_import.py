@@ -20,7 +20,7 @@ from nanochat.data import demo_data
 from nanochat.errors import UserError
 from nanochat.hub import import_karpathy, verify
 from nanochat.hub.import_karpathy import read_checkpoint, read_pickled_tokenizer
-from nanochat.hub.import_model import build_model, files_to_download, read_model, stage_in_name
+from nanochat.hub.import_model import files_to_download, read_model, stage_in_name
 from nanochat.inference.chat import load_chat
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.tokenizer import Tokenizer
@@ -108,7 +108,7 @@ def test_an_original_checkpoint_computes_what_it_did(tokenizer: Tokenizer, tmp_p
     tokens = torch.randint(576, (20,), generator=torch.Generator().manual_seed(1)).tolist()
     rounded = {name: tensor.bfloat16() for name, tensor in original_weights().items()}
     with torch.no_grad():
-        logits = build_model(found)(torch.tensor([tokens]))[0].double()
+        logits = found.model(torch.tensor([tokens]))[0].double()
     torch.testing.assert_close(logits, original_logits(rounded, tokens), atol=1e-4, rtol=0)
 
 
@@ -291,9 +291,9 @@ def test_another_rope_theta_and_eps_are_honoured(exported: Path, tokenizer: Toke
     config["rope_parameters"]["rope_theta"] = 500.0
     path.write_text(json.dumps(config))
     found = read_model(str(tmp_path / "copy"))
-    assert found.config.rope_theta == 500.0
+    assert found.model.config.rope_theta == 500.0
     passages = verify.held_out_passages(None, tokenizer, 64)
-    assert verify.check_logits(build_model(found), tmp_path / "copy", passages)[1] == 1.0
+    assert verify.check_logits(found.model, tmp_path / "copy", passages)[1] == 1.0
 
 
 def test_weights_of_other_shapes_get_a_sentence(exported: Path, tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_weights_of_other_shapes_get_a_sentence(exported: Path, tmp_path: Path) 
     weights["model.layers.1.mlp.fc2.weight"] = torch.ones(3, 3)
     save_file(weights, tmp_path / "copy" / "model.safetensors")
     with pytest.raises(UserError, match=r"shape.*layers\.1\.mlp\.fc2\.weight"):
-        build_model(read_model(str(tmp_path / "copy")))
+        read_model(str(tmp_path / "copy"))
 
 
 def test_a_tokenizer_that_is_larger_than_the_model_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_a_tokenizer_that_is_larger_than_the_model_is_refused(tokenizer: Tokeniz
     larger = Tokenizer.train(demo_data.documents("train")[:300], vocab_size=700)
     (tmp_path / "tokenizer.pkl").write_bytes(pickle.dumps(encoding(larger)))
     with pytest.raises(UserError, match=r"576.*700"):
-        build_model(read_model(str(tmp_path)))
+        read_model(str(tmp_path))
 
 
 @pytest.mark.parametrize(
