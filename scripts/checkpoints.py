@@ -18,7 +18,7 @@ from rich.table import Table
 from nanochat import cli, paths
 from nanochat.errors import UserError
 from nanochat.train import archive
-from nanochat.train.archive import Saved
+from nanochat.train.checkpoint import Checkpoint, saved_steps
 from nanochat.train.options import check_range
 from nanochat.units import format_duration
 
@@ -80,9 +80,9 @@ def main(options: Options) -> None:
     command, source, tag = options.command, options.source, options.model_tag
     match command:
         case Show():
-            show(list(archive.all_saved(source, tag)), console)
+            show(all_saved(source, tag), console)
         case Verify():
-            verify(list(archive.all_saved(source, tag)), console)
+            verify([checkpoint for _, _, checkpoint in all_saved(source, tag)], console)
         case Prune(keep_last, keep_every):
             removed = archive.prune(source, tag, keep_last, keep_every)
             for checkpoint in removed:
@@ -94,7 +94,14 @@ def main(options: Options) -> None:
             console.print(f"restored {archive.restore(file).folder}")
 
 
-def show(saved: list[Saved], console: Console) -> None:
+def all_saved(source: str | None = None, tag: str | None = None) -> list[tuple[str, str, Checkpoint]]:
+    """Stage, name of the model and checkpoint, for each saved step."""
+    return [
+        (stage, name, found) for stage, name, folder in archive.models(source, tag) for found in saved_steps(folder)
+    ]
+
+
+def show(saved: list[tuple[str, str, Checkpoint]], console: Console) -> None:
     """Print a table with every file verified, and the damage below it."""
     if not saved:
         raise UserError(f"no checkpoint found in {paths.base_dir()}: run ./pretrain.sh first")
@@ -123,15 +130,15 @@ def show(saved: list[Saved], console: Console) -> None:
     console.print(table, *notes, sep="\n")
 
 
-def verify(saved: list[Saved], console: Console) -> None:
+def verify(saved: list[Checkpoint], console: Console) -> None:
     """Print the state of each checkpoint. Raises UserError if any is damaged."""
     damaged = 0
-    for one in saved:
-        damage = one.checkpoint.damage()
-        if not one.checkpoint.folder.exists():  # pruned meanwhile by a running stage
+    for checkpoint in saved:
+        damage = checkpoint.damage()
+        if not checkpoint.folder.exists():  # pruned meanwhile by a running stage
             continue
         damaged += damage is not None
-        console.print(f"{one.checkpoint.folder}: {damage or 'good'}")
+        console.print(f"{checkpoint.folder}: {damage or 'good'}")
     if damaged:
         raise UserError(
             f"{damaged} of {len(saved)} checkpoints are damaged: remove them with ./nanochat.sh checkpoints prune"

@@ -50,7 +50,7 @@ class MachineWatch:
 
     def news(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Return lines to print after a step; `metrics` are those of the step, readings included."""
-        return [*self._alerts.check(metrics, self._sensors.gpus()), *self._plan.step(step, metrics)]
+        return [*self._alerts.check(self._sensors.gpus()), *self._plan.step(step, metrics)]
 
 
 class Sensors:
@@ -149,13 +149,13 @@ class Alerts:
     _max_clock: float = 0.0
     _slow_since: float | None = None
 
-    def check(self, readings: Mapping[str, float], gpus: Sequence[GPU], now: float | None = None) -> list[str]:
-        """Return the warnings that are due at `now` seconds; `readings` and `gpus` are the sensors'."""
+    def check(self, gpus: Sequence[GPU], now: float | None = None) -> list[str]:
+        """Return the warnings that are due at `now` seconds; `gpus`: the sensors' last samples."""
         now = time.monotonic() if now is None else now
         if now < self._next_check:
             return []
         self._next_check = now + SECONDS_BETWEEN_CHECKS
-        found = {"memory": self._memory(readings, gpus), "disk": self._disk(), "clock": self._clock(gpus, now)}
+        found = {"memory": self._memory(gpus), "disk": self._disk(), "clock": self._clock(gpus, now)}
         due = []
         for name, text in found.items():
             if text is None:
@@ -165,16 +165,14 @@ class Alerts:
                 due.append(f"warning: {text}")
         return due
 
-    def _memory(self, readings: Mapping[str, float], gpus: Sequence[GPU]) -> str | None:
+    def _memory(self, gpus: Sequence[GPU]) -> str | None:
         memory = host.memory()
-        available = readings.get("memory_available_bytes")
-        if memory is None or available is None or available > LOW_MEMORY * memory.total:
+        if memory is None or memory.available > LOW_MEMORY * memory.total:
             return None
         advice = "end other programs, or stop with Ctrl-C and resume with half the --device-batch-size"
         if any(gpu.is_gb10 for gpu in gpus):
-            cache = format_gib(readings.get("page_cache_bytes", 0))
-            advice += f"; to free the page cache ({cache}) for the GPU: {DROP_CACHE}"
-        return f"{format_gib(available)} of {format_gib(memory.total)} of memory available: {advice}"
+            advice += f"; to free the page cache ({format_gib(memory.page_cache)}) for the GPU: {DROP_CACHE}"
+        return f"{format_gib(memory.available)} of {format_gib(memory.total)} of memory available: {advice}"
 
     def _disk(self) -> str | None:
         try:

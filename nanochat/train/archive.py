@@ -4,7 +4,6 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from nanochat import locks, paths
 from nanochat.atomic import atomic_write
@@ -20,23 +19,16 @@ TOKENIZER = "tokenizer"
 LOGS = (FACTS_FILE, METRICS_FILE, SAMPLES_FILE)
 
 
-class Saved(NamedTuple):
-    """A checkpoint in the list, with the name of its model's folder, such as d20 or aside/d20.20260101-120000."""
+def models(source: str | None = None, tag: str | None = None) -> Iterator[tuple[str, str, Path]]:
+    """Stage, name and folder of all models, or those of one stage or name.
 
-    source: str
-    tag: str
-    checkpoint: Checkpoint
-
-
-def all_saved(source: str | None = None, tag: str | None = None) -> Iterator[Saved]:
-    """All checkpoints, or those of one stage or model, including models that were set aside."""
+    The name of a model that was set aside is such as aside/d20.20260101-120000.
+    """
     for stage in [source] if source else STAGES:
         folder = paths.checkpoints_dir(stage)
         for found in sorted({path.parent for pattern in ("*", "aside/*") for path in folder.glob(f"{pattern}/step_*")}):
-            name = str(found.relative_to(folder))
-            if tag in (None, name):
-                for checkpoint in saved_steps(found):
-                    yield Saved(stage, name, checkpoint)
+            if tag in (None, name := str(found.relative_to(folder))):
+                yield stage, name, found
 
 
 def prune(source: str | None, tag: str | None, keep_last: int, keep_every: int) -> list[Checkpoint]:
@@ -46,10 +38,9 @@ def prune(source: str | None, tag: str | None, keep_last: int, keep_every: int) 
     by itself.
     """
     removed: list[Checkpoint] = []
-    for stage, name in sorted({(saved.source, saved.tag) for saved in all_saved(source, tag)}):
+    for stage, name, folder in models(source, tag):
         if holder := locks.hold(paths.run_lock(stage, name.replace("/", "-"))):
             raise UserError(f"{holder} is training the {stage} model {name}: stop it first, or name others with --tag")
-        folder = paths.checkpoints_dir(stage) / name
         found = saved_steps(folder)
         damaged = [candidate for candidate in found if candidate.damage()]
         if len(damaged) < len(found):  # else keep them: there is nothing better

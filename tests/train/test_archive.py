@@ -14,7 +14,7 @@ from tests.training import flip_a_byte, save
 
 
 def listed() -> list[tuple[str, str, int]]:
-    return [(saved.source, saved.tag, saved.checkpoint.step) for saved in archive.all_saved()]
+    return [(source, tag, checkpoint.step) for source, tag, checkpoint in script.all_saved()]
 
 
 def test_all_are_listed_those_set_aside_too_and_the_damaged_marked(
