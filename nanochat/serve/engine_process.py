@@ -87,20 +87,18 @@ class EngineLoop:
     def run(self) -> None:
         """Run until the pipe is closed, or until the GPU fails, which requires a new process."""
         threading.Thread(target=self._receive, name="requests", daemon=True).start()
-        try:
-            self._send_outputs([])
-            while self._handle_requests():
-                if self.active:
-                    self._step()
-        except OSError:  # the server is gone
-            pass
-        except torch.AcceleratorError:
-            log.exception("the GPU failed")
-        finally:
+        with self.connection:
             try:
-                self._unload()
+                self._send_outputs([])
+                while self._handle_requests():
+                    if self.active:
+                        self._step()
+            except OSError:  # the server is gone
+                pass
+            except torch.AcceleratorError:
+                log.exception("the GPU failed")
             finally:
-                self.connection.close()
+                self._unload()
 
     def _receive(self) -> None:
         # In a thread, so that a full pipe never makes the server wait for the end of a step.

@@ -47,7 +47,8 @@ class ReplyStream:
 
     def cancel(self) -> None:
         """Abort the unfinished replies."""
-        self.engine.cancel(self)
+        for id in self.unfinished:
+            self.engine.abort(id)
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, RequestOutput]]:
         """Yield reply index and output. Outputs that arrive while the client is slow are merged.
@@ -120,10 +121,9 @@ class EngineClient:
             self._send(AddRequest(id, prompt, sampling))
         return replies
 
-    def cancel(self, replies: ReplyStream) -> None:
-        for id in replies.unfinished:
-            if self.replies.pop(id, None):
-                self._send(AbortRequest(id))
+    def abort(self, id: int) -> None:
+        if self.replies.pop(id, None):
+            self._send(AbortRequest(id))
 
     async def close(self) -> None:
         """Stop the process; unfinished replies fail."""

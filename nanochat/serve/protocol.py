@@ -12,15 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from fastapi.responses import JSONResponse
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    Field,
-    Strict,
-    StrictBool,
-    StringConstraints,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, Field, Strict, StrictBool, StringConstraints, model_validator
 
 from nanochat import conversations
 from nanochat.conversations import Part
@@ -115,6 +107,10 @@ class SamplingRequest(BaseModel):
     logit_bias: dict[str, Number] | None = Field(None, max_length=0)
 
     @property
+    def num_logprobs(self) -> int | None:
+        raise NotImplementedError
+
+    @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
@@ -129,7 +125,7 @@ class SamplingRequest(BaseModel):
             given["top_k"] = self.top_k or None
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         seed = secrets.randbits(63) if self.seed is None else self.seed % 2**63
-        params = dataclasses.replace(defaults, **given, stop=stop, seed=seed)
+        params = dataclasses.replace(defaults, **given, stop=stop, seed=seed, logprobs=self.num_logprobs)
         return [params.child(i) for i in range(self.n or 1)]
 
 
@@ -144,11 +140,14 @@ class ChatRequest(SamplingRequest):
     tool_choice: Literal["none", "auto"] | None = None
     response_format: ResponseFormat | None = None
 
-    def sampling_params(self, defaults: SamplingParams) -> list[SamplingParams]:
-        logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        params = super().sampling_params(dataclasses.replace(defaults, logprobs=logprobs))
-        max_tokens = self.max_completion_tokens  # OpenAI's newer name
-        return [dataclasses.replace(own, max_tokens=max_tokens) for own in params] if max_tokens else params
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @model_validator(mode="after")
+    def _rename_max_tokens(self) -> Self:
+        self.max_tokens = self.max_completion_tokens or self.max_tokens  # the former is OpenAI's newer name
+        return self
 
 
 class CompletionRequest(SamplingRequest):
@@ -165,8 +164,9 @@ class CompletionRequest(SamplingRequest):
     best_of: Literal[1] | None = None
     suffix: Literal[""] | None = None
 
-    def sampling_params(self, defaults: SamplingParams) -> list[SamplingParams]:
-        return super().sampling_params(dataclasses.replace(defaults, logprobs=self.logprobs))
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
     def prompts(self) -> list[str | list[int]]:
         if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
