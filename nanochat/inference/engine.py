@@ -103,7 +103,6 @@ class Engine:
         return request
 
     def cancel(self, request: Request) -> None:
-        """Remove a request from the batch or the queue."""
         self.scheduler.release(request)
 
     @property
@@ -223,11 +222,9 @@ class Engine:
                 continue
             request.num_in_flight -= 1
             self._append(request, token, sampled=True, logprob=logprob)
-            if request.completion.finish_reason:
-                self.scheduler.release(request)
 
     def _append(self, request: Request, token: int, *, sampled: bool, logprob: TokenLogprob | None = None) -> None:
-        """Add a token to a completion, check whether that ends it, and start the tool at the end of a call."""
+        """Add a token to a completion; release the request if that ends it, start the tool at the end of a call."""
         completion = request.completion
         request.tokens.append(token)
         completion.tokens.append(token)
@@ -248,6 +245,8 @@ class Engine:
             request.tool_code = None
         elif request.tool_code is not None:
             request.tool_code.append(token)
+        if completion.finish_reason:
+            self.scheduler.release(request)
 
     def _tool_calls(self) -> list[Future[str]]:
         return [request.tool_call for request in self.scheduler.running.values() if request.tool_call]
@@ -262,7 +261,6 @@ class Engine:
             for token in (start, *output, end):
                 self._append(request, token, sampled=False)
                 if request.completion.finish_reason:
-                    self.scheduler.release(request)
                     break
 
 

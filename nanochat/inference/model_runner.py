@@ -116,7 +116,9 @@ class ModelRunner:
         tokens: (N,), the spans' tokens concatenated.
         """
         config = self.config
-        positions, slots = self._positions_and_slots(spans)
+        each = [(span, n) for span in spans for n in range(len(span.starts))]
+        rows = [(span.first_slot + n, span.starts[n] + i) for span, n in each for i in range(span.count)]
+        slots, positions = (on_device(column, self.device) for column in zip(*rows, strict=True))
         first_rows = slots * (config.n_kv_head * config.sequence_len) + positions
         cache_rows = (first_rows.unsqueeze(1) + self.head_offset).flatten()
         cos, sin = self.cos[positions], self.sin[positions]
@@ -138,16 +140,6 @@ class ModelRunner:
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Return logits before the soft cap in fp32. hidden: (N, C) -> (N, vocab_size)."""
         return self.head(hidden).float()
-
-    def _positions_and_slots(self, spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
-        """Return position and slot of each new token, (N,) each."""
-        positions: list[int] = []
-        slots: list[int] = []
-        for span in spans:
-            for i, start in enumerate(span.starts):
-                positions.extend(range(start, start + span.count))
-                slots.extend([span.first_slot + i] * span.count)
-        return on_device(positions, self.device), on_device(slots, self.device)
 
     def _mask(self, span: Span) -> Tensor | None:
         """Return the additive attention mask, (sequences, 1, count, length), or None if none is needed."""

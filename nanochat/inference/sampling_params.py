@@ -1,10 +1,7 @@
 """Sampling parameters of a request, and the random numbers that its tokens are sampled with."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from nanochat.errors import UserError
 
@@ -47,28 +44,23 @@ class SamplingParams:
 
     def child(self, index: int) -> "SamplingParams":
         """Derive the parameters of reply `index` of several to one prompt; reply 0 uses these unchanged."""
-        if index == 0:
-            return self
-        seed = _mix(np.array([self.seed & 0xFFFFFFFFFFFFFFFF], np.uint64)) + np.uint64(index)
-        return dataclasses.replace(self, seed=int(seed[0]))
+        return dataclasses.replace(self, seed=(_mix(self.seed) + index) % 2**64) if index else self
 
 
 CHAT_SAMPLING = SamplingParams(max_tokens=512, temperature=0.8, top_k=50)
 """Defaults of chat.sh and chat_cli.sh, also written to generation_config.json of exported models."""
 
 
-def uniform(seeds: Sequence[int], indices: Sequence[int]) -> np.ndarray:
-    """Hash each (seed, index) to a number in [0, 1), (N,) float64. There is no generator, so no state to keep.
+def uniform(seed: int, index: int) -> float:
+    """Hash (seed, index) to a number in [0, 1). There is no generator, so no state to keep.
 
     The hash is SplitMix64 (Steele, Lea and Flood, 2014).
     """
-    mixed = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF for seed in seeds], np.uint64))
-    return (_mix(mixed + np.array(indices, np.uint64)) >> np.uint64(11)) / float(1 << 53)
+    return (_mix(_mix(seed) + index) >> 11) / 2**53
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        x = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+def _mix(x: int) -> int:
+    x = ((x + 1) * 0x9E3779B97F4A7C15) % 2**64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % 2**64
+    return x ^ (x >> 31)

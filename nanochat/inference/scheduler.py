@@ -21,8 +21,6 @@ from nanochat.tokenizer import Tokenizer
 
 MIN_PREFIX = 8
 """Shorter shared prefixes (all chats share two tokens) are not worth copying or waiting for."""
-UNIFORM_BLOCK = 64
-"""Random numbers computed at once: one numpy call per token would take longer than the numbers."""
 
 
 @dataclass
@@ -53,7 +51,6 @@ class Request:
         self._detokenizer = Detokenizer(tokenizer, sampling.stop)
         self._num_detokenized = 0
         self._deltas: list[Delta] = []  # not returned yet
-        self._uniforms: list[float] = []
 
     @property
     def is_ready(self) -> bool:
@@ -67,12 +64,7 @@ class Request:
 
     def next_uniform(self) -> float:
         """Return the random number in [0, 1) for the next token, a function of the seed and the token's index."""
-        index = len(self.tokens) + self.num_in_flight - self.prompt_length
-        if index % UNIFORM_BLOCK == 0 or not self._uniforms:
-            start = index - index % UNIFORM_BLOCK
-            seeds = [self.sampling.seed] * UNIFORM_BLOCK
-            self._uniforms = uniform(seeds, range(start, start + UNIFORM_BLOCK)).tolist()
-        return self._uniforms[index % UNIFORM_BLOCK]
+        return uniform(self.sampling.seed, len(self.tokens) + self.num_in_flight - self.prompt_length)
 
     def found_stop_string(self) -> bool:
         if not self.sampling.stop:

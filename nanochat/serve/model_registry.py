@@ -21,7 +21,6 @@ class ModelCard:
 
     @property
     def id(self) -> str:
-        """Name in the API."""
         return f"nanochat-{self.model_tag}-{self.source}"
 
     @property

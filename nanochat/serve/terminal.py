@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import secrets
@@ -24,7 +25,7 @@ from nanochat import conversations
 from nanochat.conversations import Message, Part, text_of
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
-from nanochat.inference.detokenizer import Delta, add_delta
+from nanochat.inference.detokenizer import Delta
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.inference.scheduler import Completion
 from nanochat.runtime import is_out_of_memory, release_memory
@@ -67,19 +68,16 @@ def answer_once(
 ) -> None:
     """Print one reply to stdout: as plain text while it is generated, or as one line of JSON. Raises as `stream`."""
     messages = [*_system_message(system), _message("user", prompt)]
-    reply = chat_model.stream(messages, sampling)
+    printer = PlainPrinter(io.StringIO() if as_json else sys.stdout)
     with _ignore_broken_pipe():
+        completion, speed = stream_reply(chat_model.stream(messages, sampling), printer.add)
+        printer.end()
         if not as_json:
-            printer = PlainPrinter(sys.stdout)
-            stream_reply(reply, printer.add)
-            printer.end()
             return
-        parts: list[Part] = []
-        completion, speed = stream_reply(reply, lambda delta: add_delta(parts, delta))
         result = {
             "model": chat_model.description,
-            "text": text_of(_message("assistant", parts)),
-            "parts": parts,
+            "text": text_of(_message("assistant", printer.parts)),
+            "parts": printer.parts,
             "finish_reason": completion.finish_reason,
             "prompt_tokens": len(chat_model.prompt(messages)),
             "completion_tokens": len(completion.tokens),
@@ -136,7 +134,6 @@ class TerminalChat:
         }
 
     def run(self) -> None:
-        """Read and answer until the user quits."""
         with _ignore_broken_pipe():
             self._print(f"{_describe(self.card)}. Type /help for commands, Ctrl-D to quit.")
             while True:

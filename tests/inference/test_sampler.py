@@ -16,7 +16,7 @@ NONE = torch.tensor([], dtype=torch.long)
 def draw(logits: torch.Tensor, samplings: list[SamplingParams]) -> list[int]:
     """One token each. logits: (N, V)."""
     sampler = Sampler(samplings, [[]] * len(samplings), logits.size(1), NONE)
-    return sampler.sample(logits.clone(), uniform([s.seed for s in samplings], [0] * len(samplings)).tolist()).tolist()
+    return sampler.sample(logits.clone(), [uniform(sampling.seed, 0) for sampling in samplings]).tolist()
 
 
 @pytest.mark.parametrize("top_k", [None, 4])
@@ -87,11 +87,14 @@ def test_the_largest_uniform_selects_a_candidate() -> None:
 
 
 def test_uniform_draws_are_uniform_and_repeat() -> None:
-    draws = uniform(range(10_000), [3] * 10_000)
+    def draw_all(seeds: range, index: int) -> np.ndarray:
+        return np.array([uniform(seed, index) for seed in seeds])
+
+    draws = draw_all(range(10_000), 3)
     assert draws.min() >= 0 and draws.max() < 1 and abs(draws.mean() - 0.5) < 0.01
-    assert (draws == uniform(range(10_000), [3] * 10_000)).all()
+    assert (draws == draw_all(range(10_000), 3)).all()
     for seeds, index in ((range(10_000), 4), (range(1, 10_001), 2), (range(1, 10_001), 3)):
-        assert abs(np.corrcoef(draws, uniform(seeds, [index] * 10_000))[0, 1]) < 0.04
+        assert abs(np.corrcoef(draws, draw_all(seeds, index))[0, 1]) < 0.04
 
 
 @pytest.mark.parametrize(
