@@ -6,7 +6,7 @@ import re
 from nanochat.conversations import Conversation, conversation
 from nanochat.data import demo_data
 from nanochat.tasks.multiple_choice import Choices, multiple_choice
-from nanochat.tasks.task import Task, load_wording
+from nanochat.tasks.task import ConversationList, load_wording
 
 MAX_ANSWER_CHARS = 300
 MAX_CHOICE_CHARS = 40
@@ -19,49 +19,43 @@ _SENTENCE_END = re.compile(
 _ARTICLE = re.compile(r"\b(?:an?|the) ", re.IGNORECASE)
 
 
-class Encyclopedia(Task):
+class Encyclopedia(ConversationList):
     """The first sentences of an article as the answer to a question about its title."""
 
-    name = "encyclopedia"
-    questions = load_wording("encyclopedia")
-
     def __init__(self) -> None:
-        rows = [(a.title, a.topic == "People", first_sentences(a.extract)) for a in demo_data.articles("train")]
-        self._rows = [row for row in rows if len(row[2]) <= MAX_ANSWER_CHARS]
+        questions = load_wording("encyclopedia")
+        rows: list[Conversation] = []
+        for article in demo_data.articles("train"):
+            summary = first_sentences(article.extract)
+            if len(summary) > MAX_ANSWER_CHARS:
+                continue
+            rng = random.Random(f"encyclopedia {len(rows)}")
+            if article.topic == "People":
+                verb = "is" if " is " in summary.partition(" was ")[0] else "was"
+                question = rng.choice(questions["person"]).format(verb, article.title)
+            else:
+                question = rng.choice(questions["thing"]).format(_with_article(article.title, summary))
+            rows.append(conversation(question, summary))
+        super().__init__("encyclopedia", rows)
 
-    def __len__(self) -> int:
-        return len(self._rows)
 
-    def __getitem__(self, index: int) -> Conversation:
-        title, person, summary = self._rows[index]
-        rng = random.Random(f"{self.name} {index}")
-        if person:
-            verb = "is" if " is " in summary.partition(" was ")[0] else "was"
-            return conversation(rng.choice(self.questions["person"]).format(verb, title), summary)
-        return conversation(rng.choice(self.questions["thing"]).format(_with_article(title, summary)), summary)
-
-
-class Topics(Task):
+class Topics(ConversationList):
     """`What is Oslo?` with four short descriptions of articles to choose from."""
 
-    name = "topics"
-
     def __init__(self) -> None:
-        self._articles = [a for a in demo_data.articles("train") if 0 < len(a.description) <= MAX_CHOICE_CHARS]
-
-    def __len__(self) -> int:
-        return len(self._articles)
-
-    def __getitem__(self, index: int) -> Conversation:
-        article = self._articles[index]
-        rng = random.Random(f"{self.name} {index}")
-        choices = [article.description]
-        while len(choices) < 4:
-            other = rng.choice(self._articles).description
-            if other not in choices:
-                choices.append(other)
-        rng.shuffle(choices)
-        return multiple_choice(Choices(f"What is {article.title}?", choices, choices.index(article.description)))
+        articles = [a for a in demo_data.articles("train") if 0 < len(a.description) <= MAX_CHOICE_CHARS]
+        rows = []
+        for index, article in enumerate(articles):
+            rng = random.Random(f"topics {index}")
+            choices = [article.description]
+            while len(choices) < 4:
+                other = rng.choice(articles).description
+                if other not in choices:
+                    choices.append(other)
+            rng.shuffle(choices)
+            answer = choices.index(article.description)
+            rows.append(multiple_choice(Choices(f"What is {article.title}?", choices, answer)))
+        super().__init__("topics", rows)
 
 
 def first_sentences(text: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from nanochat import conversations
 from nanochat.conversations import Conversation, conversation
 from nanochat.locks import folder_lock
-from nanochat.tasks.task import GradedTask, Reply, final_text, load_wording
+from nanochat.tasks.task import ConversationList, GradedTask, Reply, final_text, load_wording
 
 MODEL_NAME = "nanochat"
 WORDING = load_wording("identity")
@@ -18,14 +18,9 @@ HELD_OUT_QUESTIONS: list[str] = WORDING["held_out_questions"]
 """For evaluation only: no training conversation contains one of them."""
 
 
-class IdentityQuestions(GradedTask):
-    name = "identity questions"
-
-    def __len__(self) -> int:
-        return len(HELD_OUT_QUESTIONS)
-
-    def __getitem__(self, index: int) -> Conversation:
-        return conversation(HELD_OUT_QUESTIONS[index], f"I am {MODEL_NAME}.")
+class IdentityQuestions(ConversationList, GradedTask):
+    def __init__(self) -> None:
+        super().__init__("identity questions", [conversation(q, f"I am {MODEL_NAME}.") for q in HELD_OUT_QUESTIONS])
 
     def grade(self, conversation: Conversation, reply: Reply) -> float:
         """1.0 if the reply contains the model's name as a word, in any case, else 0.0."""
