@@ -6,6 +6,7 @@ import platform
 import re
 import resource
 import shutil
+import subprocess
 import sys
 import sysconfig
 import time
@@ -169,6 +170,21 @@ def software() -> str:
     return (
         f"{platform.system()} {platform.release()}, Python {platform.python_version()}, torch {torch.__version__}{cuda}"
     )
+
+
+def commit() -> str:
+    """The code's git commit, `-dirty` if files differ from it, `unknown` outside a checkout."""
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return result.stdout.strip() or "unknown"
 
 
 def cpu_flags() -> set[str]:

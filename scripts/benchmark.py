@@ -19,9 +19,8 @@ import torch
 
 from nanochat import cli, host
 from nanochat.errors import UserError
-from nanochat.runtime import Runtime, cpu_name
+from nanochat.runtime import Runtime, commit, cpu_name
 from nanochat.spark.gpu import hardware_checks
-from nanochat.train.checkpoint import commit
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks/results"
 STEP = "benchmarks.train_step"

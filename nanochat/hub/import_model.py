@@ -23,6 +23,7 @@ from nanochat.hub.card import read_card
 from nanochat.hub.convert_model import build_model, read_config
 from nanochat.hub.convert_tokenizer import TOKENIZER_FILE, read_tokenizer
 from nanochat.model.gpt import GPT
+from nanochat.runtime import commit
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import checkpoint
 from nanochat.train.checkpoint import Checkpoint
@@ -195,7 +196,7 @@ def save_checkpoint(imported: ImportedModel, source: str, tag: str, options: dic
         "machine": "unknown",
         "software": "unknown",
         "peak_memory": 0,
-        "commit": checkpoint.commit(),
+        "commit": commit(),
     }
     try:
         return checkpoint.write(folder, imported.step, imported.model.state_dict(), {}, meta)

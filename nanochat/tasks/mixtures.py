@@ -10,7 +10,7 @@ from typing import Literal
 
 from nanochat import conversations, paths
 from nanochat.data import demo_data
-from nanochat.data.batches import PackedRows
+from nanochat.data.packing import PackedRows
 from nanochat.data.progress import track
 from nanochat.data.token_files import TokenFile, write_conversations
 from nanochat.locks import folder_lock

@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -359,18 +358,3 @@ def remove(doomed: Sequence[Checkpoint]) -> list[Checkpoint]:
             shutil.rmtree(rename_away(checkpoint.folder))
             removed.append(checkpoint)
     return removed
-
-
-def commit() -> str:
-    """The code's git commit, `-dirty` if files differ from it, `unknown` outside a checkout."""
-    try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return result.stdout.strip() or "unknown"

@@ -21,10 +21,10 @@ from nanochat.data.batches import StepData
 from nanochat.dist import World
 from nanochat.errors import UserError
 from nanochat.model.gpt import GPT
-from nanochat.runtime import Runtime, is_out_of_memory, peak_memory_bytes, software
+from nanochat.runtime import Runtime, commit, is_out_of_memory, peak_memory_bytes, software
 from nanochat.telemetry.console import LOG_FILE
 from nanochat.telemetry.run_log import RunLog
-from nanochat.train.checkpoint import CheckpointWriter, commit
+from nanochat.train.checkpoint import CheckpointWriter
 from nanochat.train.optim import MuonAdamW
 from nanochat.train.options import TrainOptions
 from nanochat.train.sharding import GradientReducer

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanochat.data.batches import PackedRows, StreamRows, best_fit
+from nanochat.data.batches import StreamRows
+from nanochat.data.packing import PackedRows, best_fit
 from nanochat.data.token_files import TokenFile, write_documents
 from nanochat.model.loss import IGNORE
 from nanochat.tokenizer import Tokenizer

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.conversations import Conversation
-from nanochat.data.batches import PackedRows
+from nanochat.data.packing import PackedRows
 from nanochat.data.token_files import TokenFile, write_conversations, write_documents
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nanochat import paths
 from nanochat.conversations import Conversation, conversation
-from nanochat.data.batches import PackedRows
+from nanochat.data.packing import PackedRows
 from nanochat.locks import folder_lock
 from nanochat.runtime import Runtime
 from nanochat.tasks.mixtures import conversation_rows

@@ -17,7 +17,8 @@ import torch
 from nanochat import paths
 from nanochat.conversations import Conversation, conversation
 from nanochat.data import demo_data
-from nanochat.data.batches import BatchSource, PackedRows, RowBatches, StreamRows
+from nanochat.data.batches import BatchSource, RowBatches, StreamRows
+from nanochat.data.packing import PackedRows
 from nanochat.data.token_files import TokenFile, write_conversations, write_documents
 from nanochat.dist import World
 from nanochat.inference.chat import ChatModel

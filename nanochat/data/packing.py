@@ -1,0 +1,75 @@
+"""Conversations packed whole into rows."""
+
+import numpy as np
+
+from nanochat.data.batches import Row
+from nanochat.data.token_files import TokenFile
+from nanochat.model.loss import IGNORE
+
+
+class PackedRows:
+    """Conversations packed whole into rows, padded; longer ones are cut to the length of a row."""
+
+    def __init__(
+        self, file: TokenFile, sequence_len: int, bos_id: int, *, learn_all: bool, documents_per_row: int | None = None
+    ) -> None:
+        """`learn_all`: train on every token, not only on those of the mask; `documents_per_row`: maximum, or None."""
+        self.file = file
+        self.sequence_len = sequence_len
+        self.bos_id = bos_id
+        self.learn_all = learn_all or file.mask is None
+        self.rows = best_fit(*_cut_documents(file.offsets[:], sequence_len), sequence_len, documents_per_row)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        tokens = np.full(self.sequence_len, self.bos_id, np.int64)
+        targets = np.full(self.sequence_len, IGNORE, np.int64)
+        at = 0
+        for start, length in self.rows[index]:
+            document = self.file.ids[start : start + length].astype(np.int64)
+            tokens[at : at + length] = document
+            trained = document[1:].copy()
+            if not self.learn_all:
+                assert self.file.mask is not None
+                trained[self.file.mask[start + 1 : start + length] == 0] = IGNORE
+            targets[at : at + length - 1] = trained
+            at += length
+        return Row(tokens, targets)
+
+
+def _cut_documents(offsets: np.ndarray, sequence_len: int) -> tuple[list[int], list[int]]:
+    """Starts and lengths of all documents, longer ones cut. A cut repeats one token, from which to predict the next."""
+    starts, lengths = [], []
+    for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        while end - start > sequence_len:
+            starts.append(start)
+            lengths.append(sequence_len)
+            start += sequence_len - 1
+        starts.append(start)
+        lengths.append(end - start)
+    return starts, lengths
+
+
+def best_fit(
+    starts: list[int], lengths: list[int], capacity: int, max_per_row: int | None = None
+) -> list[list[tuple[int, int]]]:
+    """Best-fit decreasing packing: rows of (start, length).
+
+    Rows that are not full are kept in buckets by free space: O(documents x capacity) at worst, close to linear in
+    practice. Ties keep their order, so the result depends on the arguments alone.
+    """
+    rows: list[list[tuple[int, int]]] = []
+    by_space: list[list[int]] = [[] for _ in range(capacity + 1)]
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        space = next((space for space in range(lengths[i], capacity) if by_space[space]), None)
+        if space is None:
+            row, space = len(rows), capacity
+            rows.append([])
+        else:
+            row = by_space[space].pop()
+        rows[row].append((starts[i], lengths[i]))
+        if max_per_row is None or len(rows[row]) < max_per_row:
+            by_space[space - lengths[i]].append(row)
+    return rows
