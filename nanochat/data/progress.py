@@ -22,10 +22,12 @@ def progress_bar(title: str, total: int, *, in_bytes: bool = False) -> Iterator[
     """Yield `advance(count)`, which any thread may call; a negative count is work that has to be repeated."""
     console = Console()
     counts = [DownloadColumn(), TransferSpeedColumn()] if in_bytes else [MofNCompleteColumn()]
-    columns = (*Progress.get_default_columns(), *counts)
+    text, bar, _, remaining = Progress.get_default_columns()
     format_count = format_bytes if in_bytes else "{:,}".format
     done, printed_at, lock = 0, time.monotonic(), threading.Lock()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        text, bar, *counts, remaining, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
         task = progress.add_task(title, total=total)
 
         def advance(count: int) -> None:
