@@ -1,4 +1,4 @@
-"""Facts read from the machine."""
+"""Memory and GPUs read from a fake machine."""
 
 from nanochat import host
 from tests.machine import GB10, H100, FakeMachine
@@ -12,7 +12,7 @@ def test_memory_counts_what_the_page_cache_can_give_back(machine: FakeMachine) -
     assert memory.swap_total == memory.swap_free == 16_000_000 * 1024
 
 
-def test_a_system_that_does_not_tell_of_its_memory_is_no_error(machine: FakeMachine) -> None:
+def test_missing_meminfo_is_not_an_error(machine: FakeMachine) -> None:
     (machine.root / "proc/meminfo").unlink()
     assert host.memory() is None
 
@@ -24,13 +24,13 @@ def test_each_gpu_is_a_line(machine: FakeMachine) -> None:
     assert spark.is_gb10 and not hopper.is_gb10
 
 
-def test_what_a_gpu_does_not_know_is_none(machine: FakeMachine) -> None:
+def test_unknown_figures_of_a_gpu_are_none(machine: FakeMachine) -> None:
     machine.gpu("NVIDIA GB10, GPU-1, 580.95.05, 12.1, [N/A], [Not Supported], [N/A], [N/A]")
     (gpu,) = host.gpus()
     assert (gpu.temperature, gpu.clock, gpu.power, gpu.slowed_by) == (None, None, None, 0)
 
 
-def test_an_older_driver_is_asked_in_its_own_words(machine: FakeMachine) -> None:
+def test_an_older_driver_is_asked_with_older_field_names(machine: FakeMachine) -> None:
     hot = GB10.replace("0x0000000000000000", "0x0000000000000040")
     machine.older_driver(f"echo '{hot}'")
     (gpu,) = host.gpus()
@@ -43,11 +43,11 @@ def test_a_driver_that_knows_all_fields_is_asked_once(machine: FakeMachine) -> N
     assert host.gpus() and len(machine.calls) == 1
 
 
-def test_no_driver_is_no_gpu(machine: FakeMachine) -> None:
+def test_without_a_driver_there_are_no_gpus(machine: FakeMachine) -> None:
     machine.command("nvidia-smi", "echo 'NVIDIA-SMI could not communicate with the driver'; exit 9")
     assert host.gpus() == []
 
 
-def test_a_command_that_hangs_is_given_up(machine: FakeMachine) -> None:
+def test_a_command_that_hangs_times_out(machine: FakeMachine) -> None:
     machine.command("nvidia-smi", "exec sleep 30")
     assert host.output("nvidia-smi", seconds=0.2) is None

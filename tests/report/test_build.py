@@ -1,4 +1,4 @@
-"""The report says what is so, in Markdown and in one page that needs nothing else."""
+"""The report as Markdown and as one self-contained page."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_the_report_has_figures_scores_samples_data_and_options(trained: Path) -
     }
 
 
-def test_the_page_needs_no_other_file_and_runs_nothing_that_a_model_wrote(trained: Path) -> None:
+def test_the_page_is_self_contained_and_escapes_samples(trained: Path) -> None:
     page = build.write().read_text()
     assert set(re.findall(r'(?:src|href)="([^"]{,15})', page)) == {"data:image/png;"}
     assert "&lt;b&gt;bold&lt;/b&gt;" in page and "<b>bold" not in page
@@ -67,12 +67,12 @@ def test_a_report_that_fails_does_not_fail_the_stage(trained: Path, capsys: pyte
         report.main(report.ReportOptions())
 
 
-def test_without_a_model_it_says_what_to_run(base_dir: Path) -> None:
+def test_without_a_model_the_error_names_the_script(base_dir: Path) -> None:
     with pytest.raises(UserError, match=r"\./pretrain\.sh"):
         build.write()
 
 
-def test_plots_of_a_run_that_is_gone_do_not_stay(trained: Path) -> None:
+def test_outdated_plots_are_removed(trained: Path) -> None:
     build.write()
     leftover = trained / "report" / "plots" / "reward.png"
     leftover.write_bytes(b"")
@@ -80,9 +80,7 @@ def test_plots_of_a_run_that_is_gone_do_not_stay(trained: Path) -> None:
     assert not leftover.exists()
 
 
-def test_energy_and_cost_follow_from_the_power_that_the_user_names(
-    trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_energy_and_cost_follow_nanochat_watts(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = newest_stages()[0]
     assert base.kwh(Tariff()) is None
     assert base.kwh(Tariff(watts=3.6e6)) == pytest.approx(base.seconds)
@@ -100,7 +98,7 @@ def test_energy_and_cost_follow_from_the_power_that_the_user_names(
         Tariff.from_environment()
 
 
-def test_what_was_planned_stands_beside_what_it_took(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_is_compared_with_actual_time_and_energy(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build.write()
     assert "### Plan" not in (trained / "report" / "report.md").read_text()
     folder = trained / "base_checkpoints/test"
@@ -126,7 +124,7 @@ def test_what_was_planned_stands_beside_what_it_took(trained: Path, monkeypatch:
     assert "### Plan" not in build.write().with_suffix(".md").read_text()
 
 
-def test_a_column_for_each_stage_that_measured_it(trained: Path) -> None:
+def test_one_column_per_stage_with_data(trained: Path) -> None:
     stages = newest_stages()
     loss = draw_curves(stages, CURVES["loss"])
     assert loss is not None
@@ -134,7 +132,7 @@ def test_a_column_for_each_stage_that_measured_it(trained: Path) -> None:
     assert draw_curves(stages, CURVES["reward"]) is None
 
 
-def test_curves_are_averaged_where_they_are_longer_than_a_plot_is_wide() -> None:
+def test_long_curves_are_averaged() -> None:
     steps, values = downsample(range(10), [float(i) for i in range(10)], max_points=4)
     assert steps.tolist() == [1.0, 4.0, 7.0, 9.0] == values.tolist()
     line = np.arange(100.0)

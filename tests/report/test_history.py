@@ -1,4 +1,4 @@
-"""The report finds what a model's stages left behind, and only theirs."""
+"""The report reads the files of a model's stages, and no others."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests.report.conftest import train_mid
 from tests.training import HOW, OPTIONS, FewRows, batches, begin
 
 
-def test_a_stage_comes_after_those_it_grew_from(trained: Path) -> None:
+def test_a_stage_follows_its_ancestors(trained: Path) -> None:
     base, mid = newest_stages()
     assert (base.source, base.step, base.is_finished) == ("base", 24, True)
     assert (mid.source, mid.step, mid.facts["parent"]["step"]) == ("mid", 3, 24)
@@ -29,7 +29,7 @@ def test_a_stage_comes_after_those_it_grew_from(trained: Path) -> None:
     assert [sample["step"] for sample in mid.samples] == [1, 2, 3]
 
 
-def test_the_newest_stage_decides_whose_story_is_told(trained: Path, runtime: Runtime, tokenizer: Tokenizer) -> None:
+def test_the_newest_stage_selects_the_model(trained: Path, runtime: Runtime, tokenizer: Tokenizer) -> None:
     train(begin(runtime, tokenizer, replace(OPTIONS, model_tag="other")), batches(FewRows()), 1, **HOW)
     assert [stage.facts["tag"] for stage in newest_stages()] == ["other"]
     assert [stage.source for stage in newest_stages("test")] == ["base", "mid"]
@@ -44,12 +44,12 @@ def test_a_parent_that_was_set_aside_is_still_the_parent(trained: Path, runtime:
     assert [(stage.source, stage.step) for stage in newest_stages()] == [("base", 24), ("mid", 3)]
 
 
-def test_a_parent_that_is_gone_is_left_out(trained: Path) -> None:
+def test_a_deleted_parent_is_left_out(trained: Path) -> None:
     (trained / "base_checkpoints" / "test").rename(trained / "elsewhere")
     assert [stage.source for stage in newest_stages()] == ["mid"]
 
 
-def test_a_run_without_a_checkpoint_yet_is_there(trained: Path) -> None:
+def test_a_run_without_a_checkpoint_is_included(trained: Path) -> None:
     folder = trained / "chatsft_checkpoints" / "test"
     folder.mkdir(parents=True)
     facts = json.loads((trained / "mid_checkpoints" / "test" / "run.json").read_text())

@@ -9,7 +9,7 @@ from nanochat.report import watch
 from nanochat.report.history import newest_stages
 
 
-def test_the_screen_says_how_far_it_is_and_fits_80_columns(trained: Path) -> None:
+def test_the_screen_shows_progress_and_fits_80_columns(trained: Path) -> None:
     stages = newest_stages()
     mid = stages[-1]
     mid.facts["num_iterations"] = 103
@@ -25,7 +25,7 @@ def test_the_screen_says_how_far_it_is_and_fits_80_columns(trained: Path) -> Non
     assert max(map(len, lines)) <= 80
 
 
-def test_a_finished_run_is_said_to_be(trained: Path) -> None:
+def test_a_finished_run_is_shown_as_finished(trained: Path) -> None:
     console = Console(width=80)
     with console.capture() as capture:
         console.print(watch.screen(newest_stages(), 0.0))
@@ -38,7 +38,7 @@ def test_a_curve_in_a_line() -> None:
     assert len(watch.sparkline([float(i) for i in range(1000)])) <= watch.CURVE_WIDTH
 
 
-def test_the_page_loads_itself_anew_and_answers_to_no_other_name(trained: Path) -> None:
+def test_the_page_reloads_and_rejects_other_host_names(trained: Path) -> None:
     client = TestClient(watch.create_app(None, ["localhost"]), base_url="http://localhost")
     answer = client.get("/")
     assert answer.status_code == 200
@@ -47,6 +47,6 @@ def test_the_page_loads_itself_anew_and_answers_to_no_other_name(trained: Path) 
     assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
 
 
-def test_the_page_says_so_while_there_is_nothing(base_dir: Path) -> None:
+def test_the_page_without_a_model_names_the_script(base_dir: Path) -> None:
     client = TestClient(watch.create_app(None, None))
     assert "run ./pretrain.sh first" in client.get("/").text

@@ -1,4 +1,4 @@
-"""Two machines: what lies between them. As two network namespaces with ssh between them, where that can be had."""
+"""The connection of two machines, also as two network namespaces with ssh between them if the system allows it."""
 
 import json
 import os
@@ -35,11 +35,11 @@ def statuses(*ports: Port) -> dict[str, str]:
     return {check.name: check.status for check in check_link(list(ports), [there(port) for port in ports])}
 
 
-def test_both_halves_with_large_frames_are_right() -> None:
+def test_both_halves_with_jumbo_frames_are_ok() -> None:
     assert statuses(SLOW, HALF_A, HALF_B) == {"link": "ok", "MTU": "ok"}
 
 
-def test_one_half_alone_and_small_frames_are_told_with_what_to_do() -> None:
+def test_one_half_alone_and_small_frames_are_reported_with_a_fix() -> None:
     small = replace(HALF_A, mtu=1500)
     link, mtu = check_link([small], [there(small)])
     assert link.status == "warning" and "one half" in link.text and "enP2p1s0" in link.fix
@@ -53,13 +53,13 @@ def test_a_link_without_rdma_or_none_at_all() -> None:
     assert check.status == "failed"
 
 
-def test_rdma_comes_before_the_slow_network() -> None:
+def test_rdma_precedes_the_slow_network() -> None:
     pairs = shared_networks([SLOW, HALF_A], [there(SLOW), there(HALF_A)])
     assert [a.interface for a, _ in pairs] == ["enp1s0f0np0", "enP7s7"]
 
 
 @pytest.mark.parametrize(("speed", "words"), [(22.5, ""), (11.0, "one half"), (3.0, "does not use RoCE")])
-def test_bandwidth_is_judged_by_what_two_sparks_reach(speed: float, words: str) -> None:
+def test_bandwidth_is_compared_with_two_sparks(speed: float, words: str) -> None:
     check = check_bandwidth(speed, over_rdma=True)
     assert check.status == ("warning" if words else "ok") and words in check.fix
 
@@ -118,7 +118,7 @@ def test_sync_copies_what_a_run_reads_and_makes_the_venv(base_dir: Path) -> None
     assert commands[-1].endswith("setup.sh --no-sudo --quiet")
 
 
-def test_a_host_that_cannot_be_asked_is_named(machine: FakeMachine) -> None:
+def test_an_unreachable_host_is_named(machine: FakeMachine) -> None:
     machine.command("ssh", "echo 'ssh: connect to host spark-b port 22: No route to host' >&2; exit 255")
     checks = {check.status: check for check in cluster.check("localhost", "spark-b")}
     assert "spark-b: ssh: connect to host" in checks["failed"].text
@@ -126,7 +126,7 @@ def test_a_host_that_cannot_be_asked_is_named(machine: FakeMachine) -> None:
 
 
 @pytest.mark.parametrize("hosts", [(), ("a",), ("a", "b", "c")])
-def test_check_takes_two_hosts(hosts: tuple[str, ...]) -> None:
+def test_check_needs_two_hosts(hosts: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match="two hosts"):
         cluster.main(cluster.ClusterOptions("check", hosts))
 
@@ -141,14 +141,14 @@ NEAR, FAR = "10.77.31.1", "10.77.31.2"
 
 @pytest.fixture
 def two_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Two network namespaces, a cable between them, an ssh server in the second; what enters the first."""
+    """Two connected network namespaces with an ssh server in the second; yields the command that enters the first."""
     sshd = shutil.which("sshd", path="/usr/sbin:/usr/bin")
     if os.geteuid() != 0 or not sshd or not shutil.which("ip") or not (ROOT / ".venv/complete-run").exists():
-        pytest.skip("takes root, iproute2, an ssh server and .venv")
+        pytest.skip("needs root, iproute2, an ssh server and .venv")
     first, second = (f"nanochat-{os.getpid()}-{side}" for side in "ab")
     veth_first, veth_second = (f"nc{os.getpid() % 100_000}{side}" for side in "ab")
     if subprocess.run(["ip", "netns", "add", first], capture_output=True).returncode:
-        pytest.skip("network namespaces cannot be made here")
+        pytest.skip("no permission to create network namespaces")
     key = tmp_path / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     Path("/run/sshd").mkdir(exist_ok=True)
@@ -203,10 +203,10 @@ def test_all_reduce_is_measured_between_two_hosts_over_ssh(two_hosts: list[str],
 
 
 @pytest.mark.slow
-def test_sync_makes_another_host_like_this_one(two_hosts: list[str], tmp_path: Path) -> None:
+def test_sync_copies_everything_to_another_host(two_hosts: list[str], tmp_path: Path) -> None:
     """Real rsync over real ssh. Both hosts have one disk here, so the copy goes to another place on it."""
     if not shutil.which("rsync"):
-        pytest.skip("takes rsync")
+        pytest.skip("needs rsync")
     source, target = tmp_path / "from", tmp_path / "to"
     prepared(source)
     target.mkdir()
@@ -216,12 +216,12 @@ def test_sync_makes_another_host_like_this_one(two_hosts: list[str], tmp_path: P
     assert difference(source, target) is None
 
 
-def test_sync_spares_what_the_other_machine_has_of_its_own(
+def test_sync_refuses_to_overwrite_another_tokenizer(
     base_dir: Path, machine: FakeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Real rsync; the stand-in for ssh runs its commands here, with another base directory."""
     if not shutil.which("rsync"):
-        pytest.skip("takes rsync")
+        pytest.skip("needs rsync")
     other = tmp_path / "other"
     machine.command(
         "ssh",

@@ -1,4 +1,4 @@
-"""The doctor's lines, on machines played with stand-ins."""
+"""The checks of the doctor, on fake machines."""
 
 import io
 import json
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 @pytest.fixture
 def spark(machine: FakeMachine, base_dir: Path) -> FakeMachine:
-    """A DGX Spark with its desktop, which may put it to sleep."""
+    """A DGX Spark with a desktop that may suspend it."""
     machine.gpu(GB10)
     (machine.root / "run/systemd/system").mkdir(parents=True)
     machine.command("systemctl", "echo graphical.target")
@@ -37,7 +37,7 @@ def found(name: str) -> Check:
     return {check.name: check for check in system.quick_checks()}[name]
 
 
-def test_a_spark_that_is_well(spark: FakeMachine) -> None:
+def test_a_healthy_spark(spark: FakeMachine) -> None:
     assert found("GPU") == Check("GPU", "ok", "NVIDIA GB10 (sm_121), driver 580.95.05")
     assert found("clocks").text == "2411 MHz, 88 W, 61 °C"
     assert found("disk").status == "ok"
@@ -49,7 +49,7 @@ def test_a_driver_too_old_for_cuda_13(spark: FakeMachine) -> None:
     assert check.status == "failed" and "too old for CUDA 13" in check.text and check.fix
 
 
-def test_a_gpu_without_a_driver_is_not_taken_for_none(spark: FakeMachine) -> None:
+def test_a_gpu_without_a_driver_is_detected(spark: FakeMachine) -> None:
     spark.command("nvidia-smi", "exit 9")
     assert found("GPU").status == "ok"
     spark.write("sys/bus/pci/devices/0000:01:00.0/vendor", "0x10de\n")
@@ -57,7 +57,7 @@ def test_a_gpu_without_a_driver_is_not_taken_for_none(spark: FakeMachine) -> Non
     assert found("GPU").status == "failed"
 
 
-def test_a_gpu_held_back_by_heat(spark: FakeMachine) -> None:
+def test_a_gpu_throttled_by_heat(spark: FakeMachine) -> None:
     spark.gpu(GB10[: GB10.rindex(",")] + ", 0x0000000000000040")
     check = found("clocks")
     assert check.status == "warning" and "too hot" in check.fix
@@ -118,7 +118,7 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check.status == "warning" and check.fix == "curl -I http://127.0.0.1:9"
 
 
-def test_a_clock_that_nobody_sets(machine: FakeMachine) -> None:
+def test_a_clock_that_is_not_synchronized(machine: FakeMachine) -> None:
     machine.command("timedatectl", "echo no")
     assert system.clock().status == "warning"
 
@@ -144,7 +144,7 @@ def test_every_chip_of_the_datasheets_has_a_bandwidth() -> None:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB"), "warning", "other programs"),
     ],
 )
-def test_a_gpu_that_cannot_run_it_is_told_with_what_mends_it(error: Exception, status: str, words: str) -> None:
+def test_missing_kernels_and_memory_are_reported_with_a_fix(error: Exception, status: str, words: str) -> None:
     def fails() -> Check:
         raise error
 
@@ -161,7 +161,7 @@ def test_the_gpu_s_kernels_run() -> None:
     assert [check.text for check in (check() for check in checks) if check.status == "failed"] == []
 
 
-def test_a_check_that_breaks_is_a_finding_and_no_end() -> None:
+def test_an_exception_in_a_check_becomes_a_warning() -> None:
     (check,) = run_checks({"disk": lambda: system.swap() and 1 / 0})  # type: ignore[dict-item,return-value]  # broken on purpose
     assert (check.name, check.status) == ("disk", "warning") and "ZeroDivisionError" in check.text
 
@@ -181,11 +181,11 @@ def test_json_is_one_object(
     spark.command("nvidia-smi", "exit 9")
     doctor.main(doctor.DoctorOptions(fast=True, json=True))
     checks = json.loads(capsys.readouterr().out)["checks"]
-    assert [check["name"] for check in checks] == ["suspend"]  # the fast part says only what is wrong
+    assert [check["name"] for check in checks] == ["suspend"]  # --fast prints only problems
     assert checks[0].keys() == {"name", "status", "text", "fix"}
 
 
-def test_the_fast_part_loads_no_torch_and_takes_no_time(spark: FakeMachine) -> None:
+def test_the_quick_checks_are_fast_and_do_not_load_torch(spark: FakeMachine) -> None:
     script = "import sys; sys.argv[1:] = ['--fast']\nfrom scripts import doctor\n"
     script += "doctor.cli.run(doctor.main, doctor.DoctorOptions)\nprint('torch' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

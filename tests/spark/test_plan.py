@@ -1,4 +1,4 @@
-"""The plan of a model before its run, and from the first steps of the run."""
+"""The plan of a model before its run, and after its first steps."""
 
 import json
 import re
@@ -30,7 +30,7 @@ D20 = GPTConfig.from_depth(20, 65_536, 2048)
 BASE_TOKENS = 20.0 * D20.num_parameters
 
 
-def test_the_operations_are_those_that_the_trainer_counts() -> None:
+def test_flops_match_the_model() -> None:
     config = GPTConfig.from_depth(3, 512, 64)
     assert flops_per_token(config) == GPT(config).flops_per_token()
 
@@ -41,13 +41,13 @@ def test_a_checkpoint_has_the_size_of_the_tensors_in_it() -> None:
     assert checkpoint_bytes(model.config) == sum(tensor.nbytes for tensor in tensors)
 
 
-def test_the_published_run_comes_out_as_published() -> None:
+def test_the_published_run_is_reproduced() -> None:
     """d20 in nine days on a Spark."""
     (base, *_), (one, _) = stages_from("base", D20, BASE_TOKENS), machines(2)
     assert one.hours(base) == pytest.approx(9 * 24, rel=0.02)
 
 
-def test_writing_replies_takes_as_long_as_reading_the_weights_and_the_context_for_every_token() -> None:
+def test_decoding_is_bound_by_reading_weights_and_context() -> None:
     rl = stages_from("rl", D20, 0)[-1]
     (spark, _) = machines(1)
     context = 128 * (2 * 2 * D20.n_layer * D20.n_kv_head * D20.head_dim) * (128 + 256 / 2)
@@ -63,7 +63,7 @@ def test_more_sparks_take_less_time_and_about_the_same_energy() -> None:
     assert two.kwh(work) == pytest.approx((one.kwh(work) or 0) / 0.97)
 
 
-def test_energy_is_power_times_time_and_nothing_where_power_is_unknown() -> None:
+def test_energy_is_power_times_time_or_none_if_power_is_unknown() -> None:
     work = StageWork("base", 1.0, 3.6e18)
     assert Machine("a", 1e15, 500, ()).kwh(work) == pytest.approx(0.5)
     assert Machine("a", 1e15, None, ()).kwh(work) is None
@@ -80,7 +80,7 @@ def test_the_vocabulary_is_that_of_prepare() -> None:
     assert prepare.PrepareOptions().vocab_size == disk.VOCAB_SIZE
 
 
-def test_plan_fits_80_columns_and_names_where_each_figure_is_from(
+def test_plan_fits_80_columns_and_names_its_sources(
     capsys: pytest.CaptureFixture[str], base_dir: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NANOCHAT_PRICE_PER_KWH", "0.5")
@@ -99,18 +99,18 @@ def test_counts_are_short(number: float, text: str) -> None:
     assert format_count(number) == text
 
 
-def test_the_table_has_a_line_for_each_stage_and_their_sum() -> None:
+def test_the_table_has_one_line_per_stage_and_a_total() -> None:
     lines = stage_table(stages_from("base", D20, BASE_TOKENS), machines(2), None)
     assert [line.split()[0] for line in lines[1:]] == ["base", "mid", "sft", "rl", "total"]
 
 
-def test_one_machine_has_no_link_and_the_user_s_watts_win() -> None:
+def test_one_machine_has_no_link_and_given_watts_take_precedence() -> None:
     one, same = machines(1, 100)
     assert (one.flops, one.watts) == (same.flops, same.watts) and one.watts == 100
 
 
 @pytest.mark.parametrize("depth", [8, 32])
-def test_the_columns_stand_apart(depth: int) -> None:
+def test_the_columns_are_separated(depth: int) -> None:
     config = GPTConfig.from_depth(depth, 65_536, 2048)
     for line in stage_table(stages_from("base", config, 20.0 * config.num_parameters), machines(2), None):
         assert all(line[at : at + 2] == "  " for at in (19, 34))
@@ -127,18 +127,18 @@ def test_after_twenty_steps_the_rest_is_estimate_once_at_the_speed_measured(tmp_
     assert plan.machine.hours(plan.work[0]) == pytest.approx((21_400 - 20) * 524_288 / 13_000 / 3600)
 
 
-def test_a_later_stage_has_only_what_comes_after_it(tmp_path: Path) -> None:
+def test_the_estimate_of_a_later_stage_starts_with_that_stage(tmp_path: Path) -> None:
     (lines,) = [lines for lines in take_steps(MeasuredPlan("mid", CONFIG, 850, tmp_path)) if lines]
     assert [line.split()[0] for line in lines[3:]] == ["mid", "sft", "rl", "total"]
 
 
 @pytest.mark.parametrize(("source", "steps"), [("base", 60), ("rl", 20_000)])
-def test_a_short_run_and_one_whose_steps_differ_are_not_planned(source: str, steps: int, tmp_path: Path) -> None:
+def test_short_runs_and_rl_print_no_estimate(source: str, steps: int, tmp_path: Path) -> None:
     assert not any(take_steps(MeasuredPlan(source, CONFIG, steps, tmp_path)))
     assert not (tmp_path / PLAN_FILE).exists()
 
 
-def test_plan_reads_what_a_run_kept(tmp_path: Path) -> None:
+def test_a_saved_plan_is_loaded(tmp_path: Path) -> None:
     take_steps(MeasuredPlan("base", CONFIG, 21_400, tmp_path))
     plan = Plan.load(tmp_path / PLAN_FILE)
     assert plan is not None and plan.step == MEASURED_STEPS
@@ -148,7 +148,7 @@ def test_plan_reads_what_a_run_kept(tmp_path: Path) -> None:
     assert Plan.load(tmp_path / PLAN_FILE) is None
 
 
-def test_a_run_that_begins_has_no_plan_of_one_before_it(tmp_path: Path) -> None:
+def test_a_new_run_removes_the_previous_plan(tmp_path: Path) -> None:
     take_steps(MeasuredPlan("base", CONFIG, 21_400, tmp_path))
     MeasuredPlan("base", CONFIG, 21_400, tmp_path).step(21, STEP)  # a resume
     assert Plan.load(tmp_path / PLAN_FILE)
@@ -156,9 +156,7 @@ def test_a_run_that_begins_has_no_plan_of_one_before_it(tmp_path: Path) -> None:
     assert not (tmp_path / PLAN_FILE).exists()
 
 
-def test_where_no_power_is_measured_the_user_s_word_counts_for_each_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nanochat_watts_counts_per_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without = {name: figure for name, figure in STEP.items() if name != "gpu_power_w"}
     monkeypatch.setenv("NANOCHAT_WATTS", "60")
     kwh = []
@@ -173,7 +171,7 @@ def test_where_no_power_is_measured_the_user_s_word_counts_for_each_machine(
     assert kwh[1] == pytest.approx(2 * kwh[0])
 
 
-def test_a_plan_of_another_format_is_not_read(tmp_path: Path) -> None:
+def test_a_plan_in_another_format_is_ignored(tmp_path: Path) -> None:
     plan = {"machine": {"name": "here", "flops": 1.0}, "step": 20, "work": []}
     (tmp_path / PLAN_FILE).write_text(json.dumps(plan))
     assert Plan.load(tmp_path / PLAN_FILE) is None

@@ -1,4 +1,4 @@
-"""Warnings in words."""
+"""Warnings about memory, disk and clocks."""
 
 import re
 from pathlib import Path
@@ -19,11 +19,11 @@ def use_memory(machine: FakeMachine, available_kilobytes: int = 3 * 2**20) -> No
     machine.write("proc/meminfo", text)
 
 
-def test_a_machine_that_is_well_is_not_talked_about(machine: FakeMachine) -> None:
+def test_a_healthy_machine_causes_no_warning(machine: FakeMachine) -> None:
     assert alerts(machine.root).check([sample()], now=0) == []
 
 
-def test_little_memory_is_told_with_what_to_do(machine: FakeMachine) -> None:
+def test_low_memory_is_reported_with_a_fix(machine: FakeMachine) -> None:
     use_memory(machine)
     (warning,) = alerts(machine.root).check([], now=0)
     assert warning.startswith("warning: 3.0 GiB of 119.2 GiB") and "--device-batch-size" in warning
@@ -32,7 +32,7 @@ def test_little_memory_is_told_with_what_to_do(machine: FakeMachine) -> None:
     assert "page cache (57.2 GiB)" in unified and "drop_caches" in unified
 
 
-def test_a_disk_that_cannot_hold_the_next_checkpoint_is_told_before_it_is_written(machine: FakeMachine) -> None:
+def test_a_disk_too_small_for_the_next_checkpoint_is_reported(machine: FakeMachine) -> None:
     (warning,) = alerts(machine.root, 10**18).check([], now=0)
     assert "1,000,000,000 GB" in warning and str(machine.root) in warning
 
@@ -40,7 +40,7 @@ def test_a_disk_that_cannot_hold_the_next_checkpoint_is_told_before_it_is_writte
 @pytest.mark.parametrize(
     ("slowed_by", "words"), [(0x40, "too hot"), (0x80, "not enough power"), (0, "nvidia-smi -q -d PERFORMANCE")]
 )
-def test_a_clock_that_dropped_is_told_after_a_minute(machine: FakeMachine, slowed_by: int, words: str) -> None:
+def test_a_dropped_clock_is_reported_after_a_minute(machine: FakeMachine, slowed_by: int, words: str) -> None:
     watch = alerts(machine.root)
     slow: list[GPU] = [sample(clock=1100.0, temperature=86.0, slowed_by=slowed_by)]
     assert watch.check([sample(clock=2400.0)], now=0) == []
@@ -49,7 +49,7 @@ def test_a_clock_that_dropped_is_told_after_a_minute(machine: FakeMachine, slowe
     assert "from 2400 to 1100 MHz at 86 °C" in warning and words in warning
 
 
-def test_a_short_pause_of_the_gpu_is_no_drop(machine: FakeMachine) -> None:
+def test_a_short_pause_of_the_gpu_is_ignored(machine: FakeMachine) -> None:
     watch = alerts(machine.root)
     clocks = [2400.0, 300.0, 2400.0, 300.0, 2400.0]
     assert [watch.check([sample(clock=c)], now=40.0 * i) for i, c in enumerate(clocks)] == [[]] * 5

@@ -1,4 +1,4 @@
-"""Readings while a run goes."""
+"""Readings during a run."""
 
 import time
 
@@ -15,14 +15,14 @@ def test_energy_is_the_area_under_the_power(machine: FakeMachine) -> None:
     assert sensors.readings(now=15)["energy_j"] == pytest.approx(150 * 10 + 200 * 5)
 
 
-def test_energy_goes_on_where_an_earlier_run_ended(machine: FakeMachine) -> None:
+def test_energy_continues_from_an_earlier_run(machine: FakeMachine) -> None:
     sensors = Sensors(energy_before=1000.0)
     sensors.take(sample(power=50.0), 0)
     sensors.take(sample(power=50.0), 2)
     assert sensors.readings(now=2)["energy_j"] == pytest.approx(1100)
 
 
-def test_of_several_gpus_the_hottest_the_slowest_and_the_sum_count(machine: FakeMachine) -> None:
+def test_readings_of_several_gpus_are_combined(machine: FakeMachine) -> None:
     sensors = Sensors()
     sensors.take(sample(GB10), 0)
     sensors.take(sample(H100), 0)
@@ -32,11 +32,11 @@ def test_of_several_gpus_the_hottest_the_slowest_and_the_sum_count(machine: Fake
     assert readings["gpu_power_w"] == pytest.approx(738.5)
 
 
-def test_without_a_gpu_there_is_memory_and_nothing_else(machine: FakeMachine) -> None:
+def test_without_a_gpu_only_memory_is_read(machine: FakeMachine) -> None:
     assert set(Sensors().readings()) == {"memory_available_bytes", "page_cache_bytes"}
 
 
-def test_an_old_sample_is_not_taken_for_the_present(machine: FakeMachine) -> None:
+def test_a_stale_sample_is_ignored(machine: FakeMachine) -> None:
     sensors = Sensors()
     sensors.take(sample(), 0)
     assert "gpu_power_w" in sensors.readings(now=STALE_SECONDS - 1)
@@ -59,7 +59,7 @@ def test_one_nvidia_smi_serves_the_whole_run_and_ends_with_it(machine: FakeMachi
     assert "--id=GPU-1" in call and "--loop=5" in call
 
 
-def test_an_older_driver_is_asked_again_and_the_second_nvidia_smi_ends_with_the_run(machine: FakeMachine) -> None:
+def test_older_field_names_are_tried_and_that_nvidia_smi_is_terminated(machine: FakeMachine) -> None:
     machine.older_driver(
         f"trap 'echo ended >>\"{machine.root}/ended\"; exit' TERM; while :; do echo '{GB10}'; sleep 0.05; done"
     )
@@ -70,7 +70,7 @@ def test_an_older_driver_is_asked_again_and_the_second_nvidia_smi_ends_with_the_
     assert len(machine.calls) == 2 and "clocks_throttle_reasons.active" in machine.calls[1]
 
 
-def test_a_machine_without_nvidia_smi_is_no_error(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_nvidia_smi_is_not_an_error(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(machine.bin))
     sensors = Sensors(["GPU-1"])
     assert "gpu_power_w" not in sensors.readings()

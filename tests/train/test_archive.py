@@ -1,4 +1,4 @@
-"""Checkpoints are listed, checked, thinned out, and taken to another place and back."""
+"""Listing, verifying, pruning, archiving and restoring checkpoints."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def listed() -> list[tuple[str, str, int]]:
     return [(source, tag, checkpoint.step) for source, tag, checkpoint in script.all_saved()]
 
 
-def test_all_are_listed_those_set_aside_too_and_the_damaged_marked(
+def test_the_list_includes_models_set_aside_and_marks_damage(
     base_dir: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(tokenizer, "sft", "d2", 7)
@@ -46,7 +46,7 @@ def test_a_model_whose_checkpoints_are_all_damaged_is_not_pruned(base_dir: Path,
     assert archive.prune(None, None, 1, 0) == []
 
 
-def test_an_archive_brings_a_model_to_another_place(
+def test_an_archive_is_restored_in_another_base_directory(
     base_dir: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer.save(paths.tokenizer_dir())
