@@ -63,21 +63,15 @@ class Matrix:
         return torch.addmm(x, y, self.weight.t())
 
 
-@dataclass(frozen=True)
 class Layer:
     """Matrices of one block, in the compute dtype."""
 
-    qkv: Matrix
-    output: Matrix
-    fc1: Matrix
-    fc2: Matrix
-
-    @classmethod
-    def of(cls, block: nn.Module, dtype: torch.dtype) -> "Layer":
-        weights = {name: weight.detach() for name, weight in block.named_parameters()}
-        qkv = torch.cat([weights[f"self_attn.{name}_proj.weight"] for name in "qkv"])
-        others = (weights[name] for name in ("self_attn.o_proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"))
-        return cls(*(Matrix(weight.to(dtype)) for weight in (qkv, *others)))
+    def __init__(self, block: nn.Module, dtype: torch.dtype) -> None:
+        weights = {name: weight.detach().to(dtype) for name, weight in block.named_parameters()}
+        self.qkv = Matrix(torch.cat([weights[f"self_attn.{name}_proj.weight"] for name in "qkv"]))
+        self.output = Matrix(weights["self_attn.o_proj.weight"])
+        self.fc1 = Matrix(weights["mlp.fc1.weight"])
+        self.fc2 = Matrix(weights["mlp.fc2.weight"])
 
 
 class ModelRunner:
@@ -93,7 +87,7 @@ class ModelRunner:
         self.device, dtype = model.device, model.compute_dtype
         self.n_rotated = config.n_head + config.n_kv_head
         self.embedding = model.embed_tokens.weight.detach().to(dtype)
-        self.layers = [Layer.of(block, dtype) for block in model.layers]
+        self.layers = [Layer(block, dtype) for block in model.layers]
         self.head = Matrix(model.lm_head.weight.detach()[:vocab_size].to(dtype), pack=True)
         # Rotary embedding in three operations: x cos + (x with its halves swapped) sin.
         self.cos = torch.cat((model.cos, model.cos), dim=1).to(dtype).unsqueeze(1)

@@ -25,7 +25,7 @@ from nanochat.serve.protocol import (
     to_conversation,
     truncate_conversation,
 )
-from nanochat.serve.responses import ChatResponseBuilder, Json, ResponseBuilder, TextResponseBuilder, sse_event, usage
+from nanochat.serve.responses import ChatResponseBuilder, Json, ResponseBuilder, TextResponseBuilder, sse_event
 from nanochat.tokenizer import Tokenizer
 
 DROPPED_HEADER = "X-Nanochat-Dropped-Messages"  # number of oldest messages that did not fit in the context
@@ -49,23 +49,23 @@ def routes(pool: EnginePool, tokenizer: Tokenizer, defaults: SamplingParams, met
         builder: ResponseBuilder,
         body: SamplingRequest,
         request: Request,
-        *,
-        prompt_tokens: int,
         headers: dict[str, str] | None = None,
     ) -> Response:
         _check_logprobs([sampling for _, sampling in prompts], card.context)
         replies = pool.submit(card, prompts)
         outputs = _measured(replies, metrics)
         if body.stream:
-            return _EventStream(_events(outputs, builder, replies, prompt_tokens), replies, headers)
+            return _EventStream(_events(outputs, builder, replies), replies, headers)
 
         async def collect() -> Response:
             collected: list[list[RequestOutput]] = [[] for _ in prompts]
             async for index, output in outputs:
                 collected[index].append(output)
-            counts = usage(prompt_tokens, sum(replies.tokens))
+            num_tokens = sum(replies.tokens)
             # In a thread: with many logprobs it takes long enough to delay the other streams.
-            return await asyncio.to_thread(lambda: JSONResponse(builder.response(collected, counts), headers=headers))
+            return await asyncio.to_thread(
+                lambda: JSONResponse(builder.response(collected, num_tokens), headers=headers)
+            )
 
         try:
             return await _cancel_on_disconnect(request, collect())
@@ -95,9 +95,9 @@ def routes(pool: EnginePool, tokenizer: Tokenizer, defaults: SamplingParams, met
             samplings[0].max_tokens,
         )
         prompts = [(prompt, own) for own in samplings]
-        builder = ChatResponseBuilder(card.id, tokenizer, len(prompts), body.include_usage)
+        builder = ChatResponseBuilder(card.id, tokenizer, body.include_usage, len(prompt), len(prompts))
         headers = {DROPPED_HEADER: str(dropped)} if dropped else None
-        return await respond(card, prompts, builder, body, request, prompt_tokens=len(prompt), headers=headers)
+        return await respond(card, prompts, builder, body, request, headers)
 
     @router.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -107,8 +107,8 @@ def routes(pool: EnginePool, tokenizer: Tokenizer, defaults: SamplingParams, met
         samplings = body.sampling_params(defaults)
         prompts = [(prompt, own) for prompt in encoded for own in samplings]
         echo = [tokenizer.decode(prompt[1:]) if body.echo else "" for prompt, _ in prompts]
-        builder = TextResponseBuilder(card.id, tokenizer, body.include_usage, echo)
-        return await respond(card, prompts, builder, body, request, prompt_tokens=sum(map(len, encoded)))
+        builder = TextResponseBuilder(card.id, tokenizer, body.include_usage, sum(map(len, encoded)), echo)
+        return await respond(card, prompts, builder, body, request)
 
     @router.post("/tokenize")
     def tokenize(body: TokenizeRequest) -> Json:
@@ -163,10 +163,7 @@ async def _measured(replies: ReplyStream, metrics: Metrics) -> AsyncIterator[tup
 
 
 async def _events(
-    outputs: AsyncIterator[tuple[int, RequestOutput]],
-    builder: ResponseBuilder,
-    replies: ReplyStream,
-    prompt_tokens: int,
+    outputs: AsyncIterator[tuple[int, RequestOutput]], builder: ResponseBuilder, replies: ReplyStream
 ) -> AsyncIterator[str]:
     try:
         for chunk in builder.opening_chunks():
@@ -174,7 +171,7 @@ async def _events(
         async for index, output in outputs:
             yield "".join(sse_event(chunk) for chunk in builder.chunks(index, output))
         if builder.include_usage:
-            yield sse_event(builder.usage_chunk(usage(prompt_tokens, sum(replies.tokens))))
+            yield sse_event(builder.usage_chunk(sum(replies.tokens)))
     except ApiError as error:
         yield sse_event(error.body)
     yield sse_event("[DONE]")

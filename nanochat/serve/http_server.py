@@ -60,9 +60,7 @@ def url(listener: socket.socket, host: str) -> str:
 
 
 def lan_url(listener: socket.socket) -> str | None:
-    """Return the address to open on another computer, or None if it is unknown or the socket is local only."""
-    if is_loopback(listener):
-        return None
+    """Return the address to open on another computer, None if it is unknown."""
     host, port = listener.getsockname()[:2]
     if host in ("0.0.0.0", "::"):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

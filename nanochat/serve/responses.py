@@ -22,12 +22,6 @@ def sse_event(data: Json | str) -> str:
     return f"data: {data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)}\n\n"
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> Json:
-    """Build the usage object. Tool output counts as completion tokens because it uses up context."""
-    total = prompt_tokens + completion_tokens
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
-
-
 def merge_deltas(deltas: Iterable[Delta]) -> Iterator[Delta]:
     """Merge consecutive deltas of the same type."""
     for part_type, grouped in itertools.groupby(deltas, lambda delta: delta.type):
@@ -49,7 +43,10 @@ class ResponseBuilder:
     chunk_type: str
     final_choice: ClassVar[Json]  # streamed with the finish_reason
 
-    def __init__(self, model: str, tokenizer: Tokenizer, num_replies: int, include_usage: bool) -> None:
+    def __init__(
+        self, model: str, tokenizer: Tokenizer, include_usage: bool, prompt_tokens: int, num_replies: int
+    ) -> None:
+        self.prompt_tokens = prompt_tokens
         self.num_replies = num_replies
         self.tokenizer = tokenizer
         self.include_usage = include_usage
@@ -71,16 +68,21 @@ class ResponseBuilder:
         extra = {"usage": None} if self.include_usage else {}  # the last chunk has it
         return {**self._shared, "object": self.chunk_type, "choices": choices, **extra}
 
-    def usage_chunk(self, usage: Json) -> Json:
-        return {**self._shared, "object": self.chunk_type, "choices": [], "usage": usage}
+    def usage(self, num_tokens: int) -> Json:
+        """Build the usage object. Tool output counts as completion tokens because it uses up context."""
+        total = self.prompt_tokens + num_tokens
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": num_tokens, "total_tokens": total}
 
-    def response(self, outputs: Sequence[list[RequestOutput]], usage: Json) -> Json:
+    def usage_chunk(self, num_tokens: int) -> Json:
+        return {**self._shared, "object": self.chunk_type, "choices": [], "usage": self.usage(num_tokens)}
+
+    def response(self, outputs: Sequence[list[RequestOutput]], num_tokens: int) -> Json:
         """Build the complete response from the outputs of each reply."""
         choices = []
         for index, own in enumerate(outputs):
             deltas = list(merge_deltas(delta for output in own for delta in output.deltas))
             choices.append({"index": index, **self.choice(index, deltas), "finish_reason": own[-1].finish_reason})
-        return {**self._shared, "object": self.object_type, "choices": choices, "usage": usage}
+        return {**self._shared, "object": self.object_type, "choices": choices, "usage": self.usage(num_tokens)}
 
     def choice_delta(self, index: int, delta: Delta) -> Json | None:
         """Build a streamed choice; None: this delta is not sent."""
@@ -136,9 +138,11 @@ class TextResponseBuilder(ResponseBuilder):
     object_type = chunk_type = "text_completion"
     final_choice: ClassVar[Json] = {"text": "", "logprobs": None}
 
-    def __init__(self, model: str, tokenizer: Tokenizer, include_usage: bool, echo: Sequence[str]) -> None:
+    def __init__(
+        self, model: str, tokenizer: Tokenizer, include_usage: bool, prompt_tokens: int, echo: Sequence[str]
+    ) -> None:
         """echo: the text to repeat before each reply, empty for none."""
-        super().__init__(model, tokenizer, len(echo), include_usage)
+        super().__init__(model, tokenizer, include_usage, prompt_tokens, len(echo))
         self.echo = echo
         self._num_characters = [len(text) for text in echo]  # of each reply so far
 

@@ -201,7 +201,7 @@ def test_engine_is_restarted_after_a_gpu_failure(tokenizer: Tokenizer) -> None:
 def test_detokenization_error_fails_one_request_only(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     with scripted(tokenizer) as (served, model), ThreadPoolExecutor(1) as clients:
         other = clients.submit(served.client.post, CHAT, json=say("wait"))
-        until(lambda: served.pool.running)
+        until(lambda: model.engine.busy)
         monkeypatch.setattr(scheduler, "Detokenizer", lambda tokenizer, stop: None)
         assert served.client.post(CHAT, json=say("hello")).status_code == 500
         monkeypatch.undo()
