@@ -35,11 +35,7 @@ def run(
     quick: Options | None = None,
     args: list[str] | None = None,
 ) -> None:
-    """Parse the command line into `options`, call `main` with it and exit.
-
-    Exits with 0, with 2 after printing one line for a UserError or a disk that is full or read-only, or with 130 after
-    Ctrl-C.
-    """
+    """Parse options, call `main` and exit: with 2 after a one-line UserError or a full disk, with 130 after Ctrl-C."""
     args = list(sys.argv[1:] if args is None else args)
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # set by scripts/__init__.py
         signal.signal(signal.SIGINT, signal.default_int_handler)

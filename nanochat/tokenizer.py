@@ -72,10 +72,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Learn the merges from `texts`. `vocab_size` includes the special tokens and the 256 bytes.
-
-        Raises UserError if `vocab_size` is too small for them.
-        """
+        """Learn merges. `vocab_size` includes special tokens and bytes; raises UserError if too small for them."""
         min_size = 256 + len(SPECIAL_TOKENS)
         if vocab_size < min_size:
             raise UserError(f"--vocab-size must be at least {min_size}, got {vocab_size}")

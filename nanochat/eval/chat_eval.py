@@ -38,10 +38,7 @@ class ChatCore:
     needs_chat = True
 
     def __init__(self, max_per_task: int | None = None, *, unconfined_code: bool = False) -> None:
-        """Download the tasks' data. `max_per_task`: problems of each task, by default all (256 of the words).
-
-        Raises UserError if a download fails, or if the machine has no sandbox and `unconfined_code` is not set.
-        """
+        """Download the tasks. Raises UserError if that fails, or without a sandbox unless `unconfined_code`."""
         run_program("", unconfined=unconfined_code)  # fails now rather than after an hour of work
         self.max_per_task = max_per_task
         file = paths.words_file()
@@ -80,10 +77,7 @@ def sample_indices(length: int, count: int) -> list[int]:
 
 
 def letter_grades(chat: ChatModel, task: CategoricalTask, indices: Sequence[int], batch_tokens: int) -> list[float]:
-    """1.0 for each problem whose right letter is the likeliest of its letters, else 0.0.
-
-    A prompt longer than the context is truncated on the left.
-    """
+    """1.0 for each problem whose right letter is the likeliest, else 0.0. Long prompts are truncated on the left."""
     problems = []
     for i in indices:
         prompt = chat.prompt(task[i]["messages"][:-1])[-(chat.context - 1) :]
@@ -97,10 +91,7 @@ def letter_grades(chat: ChatModel, task: CategoricalTask, indices: Sequence[int]
 def reply_grades(
     chat: ChatModel, task: GradedTask, indices: Sequence[int], max_tokens: int = MAX_REPLY_TOKENS
 ) -> list[float]:
-    """Grade of the greedy reply to each problem, 0 to 1.
-
-    A reply may take half the context; a prompt longer than the rest is truncated on the left.
-    """
+    """Grade each greedy reply, 0 to 1. It may take half the context; a prompt longer than the rest loses its start."""
     problems = [task[i] for i in indices]
     max_tokens = min(max_tokens, chat.context // 2)
     prompts = [chat.prompt(problem["messages"][:-1])[-(chat.context - max_tokens) :] for problem in problems]

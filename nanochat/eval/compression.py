@@ -20,10 +20,7 @@ def load_texts() -> dict[str, str]:
 
 
 def load_references() -> tuple[dict[str, Encode], list[str]]:
-    """The reference tokenizers that tiktoken can load, and the errors of the others.
-
-    tiktoken downloads each one once from OpenAI, one or two megabytes.
-    """
+    """Load the reference tokenizers, 1 to 2 MB each from OpenAI. Returns them and the errors of the others."""
     loaded: dict[str, Encode] = {}
     errors = []
     for name, encoding in REFERENCES.items():

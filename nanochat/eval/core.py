@@ -11,7 +11,7 @@ import csv
 import hashlib
 import json
 import random
-import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -190,11 +190,7 @@ def right_answers(
 
 
 def fetch_bundle() -> Path:
-    """Download the bundle if it is missing; return its folder in the base directory.
-
-    An interrupted download resumes, also in the next run, and concurrent processes wait for each other. Raises
-    UserError if the bundle cannot be downloaded.
-    """
+    """Return the bundle's folder, downloaded if missing, with resume, by one process at a time. Raises UserError."""
     folder = paths.base_dir() / "eval_bundle"
     if folder.exists():
         return folder
@@ -203,7 +199,7 @@ def fetch_bundle() -> Path:
         downloads.mkdir(parents=True, exist_ok=True)
         with folder_lock(downloads):
             if not folder.exists():
-                _unpack(_download(downloads), folder)
+                _download(downloads, folder)
     except httpx2.HTTPError as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"cannot download {URL} ({reason}): try again later, or {ALTERNATIVES}") from error
@@ -212,7 +208,8 @@ def fetch_bundle() -> Path:
     return folder
 
 
-def _download(downloads: Path) -> Path:
+def _download(downloads: Path, folder: Path) -> None:
+    """Download the zip file, unpack it with its CRCs checked, check the tasks, then move them to `folder`."""
     if constants.is_offline_mode():
         raise UserError(f"the CORE bundle is missing and HF_HUB_OFFLINE is set: unset it, or {ALTERNATIVES}")
     print(f"downloading the CORE bundle from {URL}", flush=True)
@@ -229,20 +226,13 @@ def _download(downloads: Path) -> Path:
     with progress_bar("CORE bundle", size, in_bytes=True) as advance:
         advance(archive.stat().st_size if archive.exists() else 0)
         resume_download(URL, size, archive, advance, with_token=False)
-    return archive
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack to a temporary folder, check the CRCs and the tasks, then move it to `folder`."""
-    unpacked = archive.with_suffix(".unpacked")
-    shutil.rmtree(unpacked, ignore_errors=True)
-    try:
-        with zipfile.ZipFile(archive) as packed:
-            packed.extractall(unpacked)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        archive.unlink()
-        raise UserError(f"the download of {URL} is damaged ({error}): run it again") from error
-    read_tasks(unpacked / "eval_bundle")
-    (unpacked / "eval_bundle").rename(folder)
-    shutil.rmtree(unpacked, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=downloads) as unpacked:
+        try:
+            with zipfile.ZipFile(archive) as packed:
+                packed.extractall(unpacked)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            archive.unlink()
+            raise UserError(f"the download of {URL} is damaged ({error}): run it again") from error
+        read_tasks(Path(unpacked) / "eval_bundle")
+        (Path(unpacked) / "eval_bundle").rename(folder)
     archive.unlink()

@@ -85,10 +85,7 @@ class EvalModel:
         return [TaskScore(**score) for score in self.cached(f"-{benchmark.name.lower()}", benchmark.key(), evaluate)]
 
     def stage_result(self, config: StageEvalConfig) -> StageResult:
-        """Bits per byte, and the shares of identity, arithmetic and spelling questions answered right.
-
-        Raises UserError if the checkpoint or the text cannot be read.
-        """
+        """Bits per byte, and the shares of identity, arithmetic and spelling questions answered right."""
         return StageResult(**self.cached("", asdict(config), lambda: asdict(self._evaluate_stage(config))))
 
     def _evaluate_stage(self, config: StageEvalConfig) -> StageResult:

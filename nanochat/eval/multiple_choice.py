@@ -86,10 +86,10 @@ def score_options(model: GPT, problems: Sequence[Problem], batch_tokens: int) ->
 
 
 def _row(problem: Problem) -> _Row:
-    common = common_prefix([option.tokens for option in problem.options])
-    shared = min(common, *(option.start for option in problem.options))
-    row = _Row(problem.options[0].tokens[:shared], list(range(shared)), [0] * shared, [], [], [])
-    for branch, option in enumerate(problem.options, start=1):
+    options = problem.options
+    shared = min(common_prefix([option.tokens for option in options]), *(option.start for option in options))
+    row = _Row(options[0].tokens[:shared], list(range(shared)), [0] * shared, [], [], [])
+    for branch, option in enumerate(options, start=1):
         rest = option.tokens[shared:]
         offset = len(row.tokens) - shared  # index in the row - index in the option, past the prefix
         scored = range(option.start, len(option.tokens))
@@ -102,11 +102,10 @@ def _row(problem: Problem) -> _Row:
     return row
 
 
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+def common_prefix(sequences: list[list[int]]) -> int:
     """Length of the common prefix."""
-    shortest = min(map(len, sequences))
-    first = sequences[0]
-    return next((i for i in range(shortest) if any(tokens[i] != first[i] for tokens in sequences)), shortest)
+    columns = enumerate(zip(*sequences, strict=False))
+    return next((i for i, column in columns if len(set(column)) > 1), min(map(len, sequences)))
 
 
 class _Branches:

@@ -115,10 +115,7 @@ def stage_table(results: Sequence[StageResult]) -> Table:
 
 
 def score_table(name: str, scores: dict[str, list[TaskScore]]) -> Table:
-    """One row per task, one column per stage, and the centered mean as last row; fits in 80 columns.
-
-    `scores` holds each stage's scores of the same tasks, in the same order.
-    """
+    """One row per task, one column per stage, and the centered mean as last row; fits in 80 columns."""
     table = Table(title=f"{name}: % right ± standard error", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("task", "guess", *scores):
         table.add_column(heading, justify="left" if heading == "task" else "right", no_wrap=True)

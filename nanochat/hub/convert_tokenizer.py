@@ -40,10 +40,7 @@ def write_tokenizer(tokenizer: Tokenizer, sequence_len: int, folder: Path) -> No
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json. Raises UserError unless it has the layout of `checked_tokenizer`.
-
-    `verify.check_token_ids` shows that there is no other difference.
-    """
+    """Read a tokenizer.json. Raises UserError for other layouts; `verify.check_token_ids` finds other differences."""
     try:
         parsed = json.loads(path.read_text())
         special = {token["content"]: token["id"] for token in parsed["added_tokens"]}

@@ -49,10 +49,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def read_checkpoint(folder: Path, step: int | None = None) -> tuple[int, GPT]:
-    """Read the checkpoint of `step`, by default the last one; return step and model.
-
-    Raises UserError if it is missing or damaged, or if the architecture is a later one.
-    """
+    """Read step and model, by default of the last step. Raises UserError if damaged, or of a later architecture."""
     found = steps(folder)
     if not found or step not in (None, *found):
         name = "model_NNNNNN.pt" if step is None else f"model_{step:06d}.pt"
@@ -102,10 +99,7 @@ class _TokenizerUnpickler(pickle.Unpickler):
 
 
 def read_pickled_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.pkl without running any code in it.
-
-    Raises UserError if it holds anything but a tokenizer, or a tokenizer of another layout than ours.
-    """
+    """Read a tokenizer.pkl without running code in it. Raises UserError if it holds anything else or another layout."""
     try:
         with open(path, "rb") as file:
             state = _TokenizerUnpickler(file).load().state

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -58,10 +58,7 @@ class ImportedModel:
 
 
 def read_model(origin: str, step: int | None = None) -> ImportedModel:
-    """Read the model in a folder, or download it from a repository of the hub.
-
-    Raises UserError if it does not exist, or if its architecture or tokenizer is not supported.
-    """
+    """Read a model from a folder or the hub. Raises UserError if it is missing, damaged or unsupported."""
     folder = Path(origin).expanduser()
     if folder.is_dir():
         origin = str(folder.resolve())
@@ -93,12 +90,10 @@ def download_model(repository: str, step: int | None = None) -> Path:
             f"{repository} must be an existing folder or the name of a repository, such as ada/nanochat-d20"
         ) from None
     except (httpx2.HTTPError, ConnectionError) as error:
-        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):
-            raise UserError(
-                f"{repository} does not exist at {constants.ENDPOINT} or is private: check its name, or set HF_TOKEN "
-                "to a token with read access"
-            ) from None
-        raise UserError(f"{constants.ENDPOINT} failed ({error}): check the network and HF_ENDPOINT, or retry") from None
+        raise UserError(
+            f"cannot download {repository} from {constants.ENDPOINT} ({' '.join(str(error).split())[:200]}): check its "
+            "name and the network, or set HF_TOKEN to a token with read access if it is private"
+        ) from None
 
 
 def files_to_download(names: Sequence[str], step: int | None = None) -> list[str]:
@@ -144,10 +139,7 @@ def stage_in_name(origin: str) -> str:
 
 
 def compare_with_transformers(imported: ImportedModel) -> list[str]:
-    """Compare with the model that transformers loads from the folder; return one line per result.
-
-    Raises UserError if they differ.
-    """
+    """Compare with the model that transformers loads from the folder; return one line per result. Raises UserError."""
     if imported.folder is None:
         return []
     passages = verify.held_out_passages(None, imported.tokenizer, imported.model.config.sequence_len)
@@ -170,10 +162,7 @@ def check_tokenizer(imported: ImportedModel) -> None:
 
 
 def save_checkpoint(imported: ImportedModel, source: str, tag: str, options: dict[str, Any]) -> Checkpoint:
-    """Save the model as a checkpoint of stage `source`, and its tokenizer if there is none.
-
-    The next stage inherits `options`. Raises UserError if the stage already has a model of that tag.
-    """
+    """Save a checkpoint whose `options` the next stage inherits. Raises UserError if the tag is in use."""
     folder = paths.checkpoints_dir(source) / tag
     if checkpoint.checkpoints(folder):
         raise UserError(f"the {source} model {tag} already exists: choose another name with --tag")

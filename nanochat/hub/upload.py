@@ -46,10 +46,7 @@ class ExportedModel:
 
 
 def exported_models(output: Path, account: str, stage: str | None, tag: str | None) -> list[ExportedModel]:
-    """The folders in `output` whose card names this account, stage and tag.
-
-    Raises UserError if there are none, or if a card names another repository than the folder does.
-    """
+    """Find exported folders by their cards. Raises UserError if there are none, or if card and folder name disagree."""
     found = []
     for card in sorted(output.glob("[!.]*/README.md")):
         data = read_card(card)
@@ -124,10 +121,7 @@ def _model_info(api: HfApi, model: ExportedModel, **options: Any) -> ModelInfo |
 
 
 def upload(api: HfApi, model: ExportedModel, private: bool, revision: str | None) -> None:
-    """Create the repository and the branch if needed, upload, and verify.
-
-    Files that the hub already has are not sent again. Raises UserError if the upload fails or arrives damaged.
-    """
+    """Create repository and branch if needed, send the files that the hub lacks, and verify. Raises UserError."""
 
     def attempt() -> None:
         api.create_repo(model.repository, private=private or None, exist_ok=True)

@@ -11,6 +11,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 
 from pydantic_monty import CollectString, Monty, MontyCrashedError, MontyError, OSPolicy, ResourceLimits
 
@@ -33,7 +34,7 @@ LIMITS = ResourceLimits(
 POLICY = OSPolicy(sleep="zero", random_start={"seed": 0})
 
 
-class Calculator:
+class Calculator(AbstractContextManager["Calculator"]):
     """Evaluates Python code given as text. Thread-safe.
 
     Each call gets a new session without state of earlier ones. Workers start at the first call (also after `close()`)
@@ -75,9 +76,6 @@ class Calculator:
             stop, self._stop, self._pool = self._stop, None, None
         if stop is not None:
             stop()
-
-    def __enter__(self) -> "Calculator":
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
