@@ -11,7 +11,7 @@ import torch
 
 from nanochat import cli, host, paths
 from nanochat.model.gpt import GPTConfig
-from nanochat.runtime import has_unified_memory
+from nanochat.runtime import DATASHEET_TFLOPS, has_unified_memory
 from nanochat.spark.disk import default_config, disk_space
 from nanochat.spark.plan import (
     PLAN_FILE,
@@ -31,6 +31,7 @@ from nanochat.units import format_bytes
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 SPARK_WATTS, LINK_EFFICIENCY = 120.0, 0.97
+H100_FLOPS = DATASHEET_TFLOPS["H100"] * 1e12 * 0.51
 
 
 @dataclass
@@ -68,7 +69,7 @@ def main(options: PlanOptions) -> None:
     tariff = Tariff.from_environment()
     columns = machines(options.hosts, tariff.watts)
     if measured := Plan.load(paths.checkpoints_dir("base") / f"d{options.depth}" / PLAN_FILE):
-        columns.insert(0, measured.machine)
+        columns = [measured.machine, *columns[:-1]]  # four columns fit into 80 characters
     print(*stage_table(stages_from("base", config, steps * batch), columns, tariff.price_per_kwh), "", sep="\n")
     for machine in columns:
         for source in machine.sources:
@@ -81,7 +82,7 @@ def main(options: PlanOptions) -> None:
 
 
 def machines(hosts: int, watts: float | None = None) -> list[Machine]:
-    """One Spark and `hosts` of them. `watts`: power of one Spark, if the user measured it."""
+    """One Spark, `hosts` of them, one H100 and eight. `watts`: power of one Spark, if the user measured it."""
     link = LINK_EFFICIENCY if hosts > 1 else 1.0
     mfu = (
         "MFU 40%: d20's 11.2B tokens in 9 days, github.com/jasonacox/dgx-spark (38% at d12: "
@@ -91,10 +92,13 @@ def machines(hosts: int, watts: float | None = None) -> list[Machine]:
     if watts is not None:
         power = f"{watts:g} W for the whole machine, from NANOCHAT_WATTS"
     watts = SPARK_WATTS if watts is None else watts
+    h100_mfu = "MFU 51%: nanochat's run1000.sh, d32 on 8 x H100, 1.574 s for 524,288 tokens; one alone: assumed"
     scaling = f"{hosts} times one, times {link:.0%} for the link: assumed; reported for two at d24"
     return [
         Machine("GB10", SPARK_FLOPS, watts, (mfu, power)),
         Machine(f"{hosts} x GB10", SPARK_FLOPS * hosts * link, watts * hosts, (scaling,)),
+        Machine("H100", H100_FLOPS, 1275, (h100_mfu, "1,275 W: an eighth of a DGX H100's maximum (datasheet)")),
+        Machine("8 x H100", 8 * H100_FLOPS, 10_200, ("MFU as for one; 10.2 kW: DGX H100's maximum (datasheet)",)),
     ]
 
 

@@ -43,13 +43,13 @@ def test_a_checkpoint_has_the_size_of_the_tensors_in_it() -> None:
 
 def test_the_published_run_is_reproduced() -> None:
     """d20 in nine days on a Spark."""
-    (base, *_), (one, _) = stages_from("base", D20, BASE_TOKENS), machines(2)
+    (base, *_), (one, *_) = stages_from("base", D20, BASE_TOKENS), machines(2)
     assert one.hours(base) == pytest.approx(9 * 24, rel=0.02)
 
 
 def test_decoding_is_bound_by_reading_weights_and_context() -> None:
     rl = stages_from("rl", D20, 0)[-1]
-    (spark, _) = machines(1)
+    (spark, *_) = machines(1)
     context = 128 * (2 * 2 * D20.n_layer * D20.n_kv_head * D20.head_dim) * (128 + 256 / 2)
     seconds = 200 * 256 / 128 * 256 * (8 * D20.num_parameters + context) / (273e9 / 2)
     learning = rl.tokens * flops_per_token(D20) * 4 / 3 / spark.flops
@@ -58,7 +58,7 @@ def test_decoding_is_bound_by_reading_weights_and_context() -> None:
 
 
 def test_more_sparks_take_less_time_and_about_the_same_energy() -> None:
-    (one, two), (work, *_) = machines(2), stages_from("base", D20, BASE_TOKENS)
+    (one, two, *_), (work, *_) = machines(2), stages_from("base", D20, BASE_TOKENS)
     assert two.hours(work) == pytest.approx(one.hours(work) / 2 / 0.97)
     assert two.kwh(work) == pytest.approx((one.kwh(work) or 0) / 0.97)
 
@@ -105,7 +105,7 @@ def test_the_table_has_one_line_per_stage_and_a_total() -> None:
 
 
 def test_one_machine_has_no_link_and_given_watts_take_precedence() -> None:
-    one, same = machines(1, 100)
+    one, same, *_ = machines(1, 100)
     assert (one.flops, one.watts) == (same.flops, same.watts) and one.watts == 100
 
 
