@@ -208,9 +208,8 @@ class Engine:
             tokens = [request.tokens for request in requests]
             samplings = [request.sampling for request in requests]
             sampler = Sampler(samplings, tokens, self.tokenizer.vocab_size, self._suppressed)
-            in_flight = [row for row, request in enumerate(requests) if request.num_in_flight]
-            if sampler.has_penalty and in_flight:
-                slots = self._slot_ids([requests[row] for row in in_flight])
+            if in_flight := [row for row, request in enumerate(requests) if request.num_in_flight]:
+                slots = self._slot_ids(requests[row] for row in in_flight)
                 sampler.mark_seen(in_flight, self._last_tokens[slots])
             self._sampler = (requests, sampler)
         return sampler

@@ -39,9 +39,8 @@ class Sampler:
             (on_device(rows, device), _Group([samplings[row] for row in rows], method, vocab_size, suppressed))
             for (method, _), rows in rows_of.items()
         ]
-        self.has_penalty = any(penalty for _, penalty in rows_of)
         self._seen: Tensor | None = None  # (N, V): tokens in prompt or reply, for the repetition penalty
-        if self.has_penalty:
+        if any(has_penalty for _, has_penalty in rows_of):
             self._seen = torch.zeros(len(samplings), vocab_size, dtype=torch.bool, device=device)
             for row, seen in enumerate(tokens):
                 self._seen[row].index_fill_(0, on_device(seen, device), True)
@@ -49,7 +48,7 @@ class Sampler:
         self._max_logprobs = max((s.logprobs for s in samplings if s.logprobs is not None), default=0)
 
     def mark_seen(self, rows: list[int], tokens: Tensor) -> None:
-        """Add one token to what each of these rows has seen."""
+        """Add one token to what each of these rows has seen, for the repetition penalty."""
         if self._seen is not None:
             true = torch.ones((), dtype=torch.bool, device=tokens.device)
             self._seen.index_put_((on_device(rows, tokens.device), tokens), true)

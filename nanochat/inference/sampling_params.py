@@ -2,11 +2,13 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 
 from nanochat.errors import UserError
 
 MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 20
+MASK = 2**64 - 1
 GREEDY_BELOW = 1e-4  # dividing by smaller temperatures takes logits out of fp32's range, so these mean greedy decoding
 
 
@@ -42,25 +44,28 @@ class SamplingParams:
         )
         check("logprobs", self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, f"from 0 to {MAX_LOGPROBS}")
 
+    @cached_property
+    def _seed_hash(self) -> int:
+        return _mix(self.seed)
+
+    def uniform(self, index: int) -> float:
+        """Hash the seed and a token's index to a number in [0, 1). There is no generator, so no state to keep.
+
+        The hash is SplitMix64 (Steele, Lea and Flood, 2014).
+        """
+        return (_mix(self._seed_hash + index) >> 11) / 2**53
+
     def child(self, index: int) -> "SamplingParams":
         """Derive the parameters of reply `index` of several to one prompt; reply 0 uses these unchanged."""
-        return dataclasses.replace(self, seed=(_mix(self.seed) + index) % 2**64) if index else self
+        return dataclasses.replace(self, seed=(self._seed_hash + index) & MASK) if index else self
 
 
 CHAT_SAMPLING = SamplingParams(max_tokens=512, temperature=0.8, top_k=50)
 """Defaults of chat.sh and chat_cli.sh, also written to generation_config.json of exported models."""
 
 
-def uniform(seed: int, index: int) -> float:
-    """Hash (seed, index) to a number in [0, 1). There is no generator, so no state to keep.
-
-    The hash is SplitMix64 (Steele, Lea and Flood, 2014).
-    """
-    return (_mix(_mix(seed) + index) >> 11) / 2**53
-
-
 def _mix(x: int) -> int:
-    x = ((x + 1) * 0x9E3779B97F4A7C15) % 2**64
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % 2**64
+    x = ((x + 1) * 0x9E3779B97F4A7C15) & MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
     return x ^ (x >> 31)

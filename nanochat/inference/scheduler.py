@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nanochat.inference.detokenizer import Delta, Detokenizer, TokenLogprob
-from nanochat.inference.sampling_params import SamplingParams, uniform
+from nanochat.inference.sampling_params import SamplingParams
 from nanochat.tokenizer import Tokenizer
 
 MIN_PREFIX = 8
@@ -64,7 +64,7 @@ class Request:
 
     def next_uniform(self) -> float:
         """Return the random number in [0, 1) for the next token, a function of the seed and the token's index."""
-        return uniform(self.sampling.seed, len(self.tokens) + self.num_in_flight - self.prompt_length)
+        return self.sampling.uniform(len(self.tokens) + self.num_in_flight - self.prompt_length)
 
     def found_stop_string(self) -> bool:
         if not self.sampling.stop:

@@ -2,13 +2,10 @@
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from nanochat.serve.pool import EnginePool
-
-FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-SPEED_BUCKETS = (1, 3, 10, 30, 100, 300, 1000, 3000)
 
 
 class Metrics:
@@ -23,19 +20,16 @@ class Metrics:
         self.first_token = Histogram(
             "nanochat_time_to_first_token_seconds",
             "Time from the request to the first token of a reply.",
-            buckets=FIRST_TOKEN_BUCKETS,
+            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
             registry=self.registry,
         )
         self.speed = Histogram(
             "nanochat_reply_tokens_per_second",
             "Generation speed of a reply after its first token.",
-            buckets=SPEED_BUCKETS,
+            buckets=(1, 3, 10, 30, 100, 300, 1000, 3000),
             registry=self.registry,
         )
         self.registry.register(self)  # calls `collect` on each scrape
-
-    def text(self) -> bytes:
-        return generate_latest(self.registry)
 
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics that the engines report."""

@@ -8,7 +8,7 @@ import torch
 
 from nanochat.errors import UserError
 from nanochat.inference.sampler import Sampler
-from nanochat.inference.sampling_params import SamplingParams, uniform
+from nanochat.inference.sampling_params import SamplingParams
 
 NONE = torch.tensor([], dtype=torch.long)
 
@@ -16,7 +16,7 @@ NONE = torch.tensor([], dtype=torch.long)
 def draw(logits: torch.Tensor, samplings: list[SamplingParams]) -> list[int]:
     """One token each. logits: (N, V)."""
     sampler = Sampler(samplings, [[]] * len(samplings), logits.size(1), NONE)
-    return sampler.sample(logits.clone(), [uniform(sampling.seed, 0) for sampling in samplings]).tolist()
+    return sampler.sample(logits.clone(), [sampling.uniform(0) for sampling in samplings]).tolist()
 
 
 @pytest.mark.parametrize("top_k", [None, 4])
@@ -88,7 +88,7 @@ def test_the_largest_uniform_selects_a_candidate() -> None:
 
 def test_uniform_draws_are_uniform_and_repeat() -> None:
     def draw_all(seeds: range, index: int) -> np.ndarray:
-        return np.array([uniform(seed, index) for seed in seeds])
+        return np.array([SamplingParams(seed=seed).uniform(index) for seed in seeds])
 
     draws = draw_all(range(10_000), 3)
     assert draws.min() >= 0 and draws.max() < 1 and abs(draws.mean() - 0.5) < 0.01
