@@ -128,7 +128,7 @@ class Text:
 
     @classmethod
     def open(cls, dataset: str, sequence_len: int) -> "Text":
-        """Raises UserError if the data set is not prepared."""
+        """Raises UserError if the dataset is not prepared."""
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
         train, held_out = (
             StreamRows(TokenShards.open(paths.tokens_dir(dataset), split, tokenizer), sequence_len, tokenizer.bos_id)

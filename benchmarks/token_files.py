@@ -23,7 +23,7 @@ class BenchmarkOptions:
     """Time the tokenization of shards downloaded by ./prepare.sh, with its tokenizer."""
 
     dataset: str = "fineweb-edu"
-    """name of the data set"""
+    """name of the dataset"""
     num_shards: int = 8
     """maximum number of shards"""
     repeats: int = 4

@@ -47,7 +47,7 @@ def run(
     except OSError as error:
         if error.errno not in OS_ERROR_FIXES:
             raise
-        # Only errors of opening a file have its name.
+        # Only errors from opening a file include its name.
         place = error.filename if isinstance(error.filename, str) else paths.base_dir()
         message = f"cannot use {place} ({error.strerror}): {OS_ERROR_FIXES[error.errno]}"
     except KeyboardInterrupt:
@@ -63,7 +63,7 @@ def parse(
 ) -> Options:
     """Parse `args`. Raises UserError if an option is unknown or a value is invalid.
 
-    `--demo` changes the base directory to its folder `demo` and takes `demo` as the defaults; `--quick` does the same
+    `--demo` changes the base directory to its subfolder `demo` and uses `demo` as the defaults; `--quick` does the same
     with `quick`. `--help` prints the docstring of `options`, then its attribute `more_help` if it has one.
     """
     defaults = None

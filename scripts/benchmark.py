@@ -1,4 +1,4 @@
-"""Measure this machine and write the figures to a file in benchmarks/results, to send as a pull request.
+"""Benchmark this machine and write the figures to a file in benchmarks/results, to submit as a pull request.
 
 ./nanochat.sh benchmark
 """
@@ -29,14 +29,14 @@ STEP_ON_A_GPU = (
 )
 ON_A_CPU = [f"{STEP} --peer transformers", "benchmarks.inference"]
 ON_A_GPU = [STEP_ON_A_GPU, "benchmarks.inference --depth 12 --vocab-size 65536 --max-seq-len 2048"]
-"""Benchmarks, each run with --json; on a GPU at the size of a model that one would train there."""
+"""Benchmarks, each run with --json; on a GPU, at the size of a model worth training there."""
 WITH_FP8 = [f"{STEP_ON_A_GPU} --fp8 --peer without-fp8"]
 """Compares FP8 with bf16, on GPUs that support FP8."""
 
 
 @dataclass
 class BenchmarkOptions:
-    """Measure this machine and write the figures to a file. Takes some minutes, on an otherwise idle machine."""
+    """Benchmark this machine and write the figures to a file. Takes a few minutes; the machine should be idle."""
 
     output: Path | None = None
     """output file; by default a new one in benchmarks/results"""
@@ -58,14 +58,14 @@ def main(options: BenchmarkOptions) -> None:
         raise UserError(f"cannot write {output} ({error.strerror}): choose another file with --output") from None
     print(f"wrote {output}")
     print(
-        f"To share it: git checkout -b results && git add {shlex.quote(str(output))} && git commit, and a pull request."
+        f"To share it: git checkout -b results && git add {shlex.quote(str(output))} && git commit, then a pull request."
     )
     if any("error" in figures for figures in measured):
         sys.exit(1)
 
 
 def machine_facts() -> dict[str, Any]:
-    """Facts that the figures depend on, without any that identify the owner."""
+    """Facts that affect the figures, without any that identify the owner."""
     gpus, memory = host.gpus(), host.memory()
     release = dict(line.split("=", 1) for line in host.read("etc/os-release").splitlines() if "=" in line)
     return {
@@ -81,7 +81,7 @@ def machine_facts() -> dict[str, Any]:
 
 
 def anonymous(text: str) -> str:
-    """Remove the home folder, which a compiler's message may contain."""
+    """Remove the path of the home folder, which a compiler's message may contain."""
     return text.replace(str(Path.home()), "~")
 
 

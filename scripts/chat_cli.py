@@ -22,7 +22,7 @@ class Options:
     """Chat with the model in the terminal."""
 
     prompt: Annotated[str | None, tyro.conf.arg(aliases=["-p"])] = None
-    """print one answer to this text and exit; -: read the text from stdin"""
+    """print one answer to this prompt and exit; -: read the prompt from stdin"""
     json: bool = False
     """with -p: print the answer and its statistics as one line of JSON"""
     system: str | None = None
@@ -30,13 +30,13 @@ class Options:
     source: str | None = None
     """base, mid, sft or rl; default: the most advanced stage"""
     model_tag: str | None = None
-    """such as d20; default: the newest model"""
+    """model, such as d20; default: the newest"""
     step: int | None = None
-    """default: the last step"""
+    """checkpoint; default: the last"""
     temperature: float = CHAT_SAMPLING.temperature
     """0 is greedy"""
     top_k: int = CHAT_SAMPLING.top_k or 0
-    """sample from this many tokens; 0 for all"""
+    """sample from this many most likely tokens; 0: all"""
     max_tokens: int = CHAT_SAMPLING.max_tokens
     """maximum length of the reply"""
     seed: int | None = None

@@ -1,4 +1,4 @@
-"""Evaluate every stage: the table of what each one taught, CORE and ChatCORE.
+"""Evaluate every stage: a table of what each one taught, CORE and ChatCORE.
 
 ./eval.sh --source sft
 """
@@ -33,25 +33,25 @@ class EvalOptions:
     source: str = "all"
     """base, mid, sft, rl or all"""
     model_tag: str | None = None
-    """model to evaluate; by default the newest"""
+    """model to evaluate; default: the newest"""
     step: int | None = None
-    """checkpoint to evaluate; by default the last"""
+    """checkpoint to evaluate; default: the last"""
     dataset: str = "fineweb-edu"
     """text for bits per byte"""
     eval_tokens: int = 10_485_760
-    """max tokens of it"""
+    """maximum number of tokens of that text"""
     max_problems: int = 500
-    """held-out sums; a fifth as many words to spell and to count letters in"""
+    """held-out arithmetic problems; spelling and letter counting get a fifth as many words each"""
     tasks: Literal["both", "core", "chat", "none"] = "both"
     """CORE for every stage, ChatCORE for chat models, or neither"""
     max_per_task: int | None = None
-    """max problems of each of their tasks; by default all"""
+    """maximum number of problems per task of CORE and ChatCORE; default: all"""
     eval_bundle: Path | None = None
-    """folder with the tasks of CORE; by default they are downloaded once"""
+    """folder with the tasks of CORE; default: download them once"""
     unconfined_code: bool = False
-    """run model-written code (HumanEval) with your own rights if the kernel has no sandbox"""
+    """run model-written code (HumanEval) with your own permissions if the kernel cannot sandbox it"""
     device_batch_size: int = 32
-    """rows of text, or replies, at a time"""
+    """rows of text, or replies, per batch"""
     device_type: str = "auto"
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ def main(options: EvalOptions) -> None:
     if options.source == "all":
         sources = [s for s in STAGES if checkpoint.newest(s, options.model_tag, options.step)]
     if not sources:
-        raise UserError(f"there are no checkpoints in {paths.base_dir()}: run ./pretrain.sh first")
+        raise UserError(f"no checkpoints in {paths.base_dir()}: run ./pretrain.sh first")
     found = [checkpoint.find(source, options.model_tag, options.step) for source in sources]
     benchmarks = load_benchmarks(options)
     results: list[StageResult] = []
@@ -94,7 +94,7 @@ def main(options: EvalOptions) -> None:
 
 
 def load_benchmarks(options: EvalOptions) -> list[Benchmark]:
-    """The benchmarks that --tasks names, with their data, so that a failed download comes before hours of work."""
+    """The benchmarks that --tasks names, data loaded, so that a download fails before hours of work, not after."""
     benchmarks: list[Benchmark] = []
     if options.tasks in ("both", "core"):
         benchmarks.append(Core(options.eval_bundle or fetch_bundle(), options.max_per_task))

@@ -28,7 +28,7 @@ MAX_CONCURRENT_REPLIES = 128
 
 @dataclass
 class RLOptions(TrainOptions):
-    """Let the newest SFT model solve problems and reinforce the replies that were right."""
+    """Train the newest SFT model by reinforcement: it solves problems, and correct replies are rewarded."""
 
     mixture: mixtures.Choice = "real"
     """real: GSM8K; demo: arithmetic and word problems"""
@@ -40,7 +40,7 @@ class RLOptions(TrainOptions):
     num_samples: Annotated[int, Range(2)] = 16
     """replies per problem"""
     max_new_tokens: Annotated[int, Range(1)] = 256
-    """maximum tokens of a reply"""
+    """maximum number of tokens per reply"""
     temperature: float = 1.0
     top_k: int = 50
 
@@ -71,7 +71,7 @@ def main(options: RLOptions) -> None:
         task = mixtures.rl(options.mixture)
         replies = -(-options.examples_per_step // runtime.world.size) * options.num_samples
         device_batch_size = choose_device_batch_size(run, max_rows=replies)
-        # Generation needs far less memory per token than training; --device-batch-size limits it all the same.
+        # --device-batch-size also limits generation, although it needs far less memory per token than training.
         concurrent = min(replies, MAX_CONCURRENT_REPLIES, 16 * device_batch_size)
         engine = Engine(run.model, tokenizer, calculator, max_batch_size=concurrent)
         batches = RolloutBatches(

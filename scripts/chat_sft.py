@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: one conversation per row, with a loss on what the assistant writes.
+"""Supervised fine-tuning: one conversation per row, with a loss on the assistant's tokens only.
 
 ./sft.sh
 """
@@ -23,10 +23,10 @@ from nanochat.train.run import rebuild_report
 
 @dataclass
 class SFTOptions(TrainOptions):
-    """Train the newest midtrained model on fewer and better conversations."""
+    """Train the newest midtrained model on fewer, better conversations."""
 
     mixture: mixtures.Choice = "real"
-    """real: ARC, GSM8K, SmolTalk and more, downloaded by prepare.sh; demo: data that comes with the installation"""
+    """real: ARC, GSM8K, SmolTalk and more, downloaded by prepare.sh; demo: data included in the installation"""
     warmdown_ratio: Annotated[float, FRACTION] = 1.0
     init_lr_frac: Annotated[float, Range(0)] = 0.02
     num_epochs: Annotated[float, Range(0.01), FREE] = 1.0

@@ -1,4 +1,4 @@
-"""Serve the chat page and OpenAI's API: `./chat.sh`, or python -m scripts.chat_web --port 8000."""
+"""Serve the chat page and an OpenAI-compatible API: `./chat.sh`, or python -m scripts.chat_web --port 8000."""
 
 import functools
 import os
@@ -22,14 +22,14 @@ from nanochat.train.options import check_range
 
 @dataclass
 class Options:
-    """Serve the chat page and OpenAI's API."""
+    """Serve the chat page and an OpenAI-compatible API."""
 
     source: str | None = None
     """base, mid, sft or rl; default: the most advanced stage"""
     model_tag: str | None = None
-    """such as d20; default: the newest model"""
+    """model, such as d20; default: the newest"""
     step: int | None = None
-    """default: the last step"""
+    """checkpoint; default: the last"""
     host: str = "127.0.0.1"
     """0.0.0.0 makes the server reachable from other machines"""
     port: int = 8000
@@ -40,15 +40,15 @@ class Options:
     temperature: float = CHAT_SAMPLING.temperature
     """0 is greedy"""
     top_k: int = CHAT_SAMPLING.top_k or 0
-    """sample from this many tokens; 0 for all"""
+    """sample from this many most likely tokens; 0: all"""
     max_tokens: int = CHAT_SAMPLING.max_tokens
     """maximum length of a reply"""
     max_batch_size: int = 16
-    """replies generated at once per GPU"""
+    """maximum number of replies generated at once per GPU"""
     max_waiting: int = 64
-    """replies in the queue; further requests are rejected"""
+    """maximum number of replies in the queue; further requests are rejected"""
     kv_cache_gb: float | None = None
-    """memory for the KV cache; default: a quarter of the free memory"""
+    """size of the KV cache in GB; default: a quarter of the free memory"""
     device_type: str = "auto"
     """auto, cuda or cpu; one engine per GPU"""
 

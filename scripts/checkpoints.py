@@ -35,7 +35,7 @@ class Verify:
 
 @dataclass
 class Prune:
-    """Remove damaged checkpoints if there are good ones, and all but the last good ones of each model."""
+    """Remove damaged checkpoints (if good ones exist), and all but the last good ones of each model."""
 
     keep_last: int = 1
     """good checkpoints of each model to keep"""
@@ -52,9 +52,9 @@ class Archive:
     """Write one checkpoint with its tokenizer and metrics into a tar file."""
 
     step: int | None = None
-    """step to archive; by default the newest"""
+    """step to archive; default: the newest"""
     file: Path | None = None
-    """a new file; by default <stage>-<tag>-<step>.tar in the current folder"""
+    """a new file; default: <stage>-<tag>-<step>.tar in the current folder"""
 
 
 @dataclass
@@ -70,9 +70,9 @@ class Options:
 
     command: Show | Verify | Prune | Archive | Restore = field(default_factory=Show)
     source: str | None = None
-    """base, mid, sft or rl; by default all, and for an archive the latest stage"""
+    """base, mid, sft or rl; default: all stages, or for an archive the latest"""
     model_tag: str | None = None
-    """the model; by default all, and for an archive the newest"""
+    """model; default: all, or for an archive the newest"""
 
 
 def main(options: Options) -> None:
@@ -102,9 +102,9 @@ def all_saved(source: str | None = None, tag: str | None = None) -> list[tuple[s
 
 
 def show(saved: list[tuple[str, str, Checkpoint]], console: Console) -> None:
-    """Print a table with every file verified, and the damage below it."""
+    """Verify every file; print a table of the checkpoints, and any damage below it."""
     if not saved:
-        raise UserError(f"no checkpoint found in {paths.base_dir()}: run ./pretrain.sh first")
+        raise UserError(f"no checkpoints in {paths.base_dir()}: run ./pretrain.sh first")
     table, notes = Table("stage", "model", "step", "size", "age", "bits/byte", "files"), []
     for column in table.columns[2:6]:
         column.justify = "right"

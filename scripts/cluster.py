@@ -27,14 +27,14 @@ PROJECT = Path(__file__).resolve().parent.parent
 PORT = 29_531
 ALL_REDUCE_SECONDS = 180
 CODE = ("nanochat", "scripts", "benchmarks")
-"""Folders that sync mirrors, deletions included."""
+"""Folders that sync mirrors, including deletions."""
 IRREPLACEABLE = ("tokenizer", "identity_conversations.jsonl")
-"""Files below the base directory that only --force overwrites: checkpoints depend on their tokenizer."""
+"""Files in the base directory that only --force overwrites: checkpoints depend on their tokenizer."""
 
 
 @dataclass
 class ClusterOptions:
-    """Two machines that train together, by their ssh names; localhost is this one.
+    """Check or copy between machines that train together, given by their ssh names; localhost is this one.
 
     check A B: ssh, ports, frame size and all-reduce bandwidth. sync B: copy code and training data (tokenizer, token
     files, data of the later stages, identity conversations) from here to B, and run setup.sh there.
@@ -61,7 +61,7 @@ def main(options: ClusterOptions) -> None:
 
 
 def check(first: str, second: str) -> list[Check]:
-    """Check the connection of two hosts; stop where a failure prevents the next check."""
+    """Check the connection between two hosts; stop when a failure rules out the next check."""
     checks, ports = [], []
     for host in (first, second):
         try:
@@ -165,7 +165,7 @@ def differing_files(host: str, base: Path) -> list[str]:
 
 
 def sync_commands(host: str, base: Path) -> list[list[str]]:
-    """The commands that copy code and data and set up .venv. No file below the other base directory is deleted."""
+    """The commands that copy code and data and set up .venv. No file in the other base directory is deleted."""
     rsync = ["rsync", "--archive", "--partial", "--rsh", shlex.join(SSH)]
     folders = [str(PROJECT / name) for name in CODE]
     files = [str(path) for pattern in ("*.sh", "*.py", "*.toml", "*.txt") for path in sorted(PROJECT.glob(pattern))]

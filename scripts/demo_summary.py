@@ -22,7 +22,7 @@ NEXT = """\
 Chat:                  ./chat.sh --demo       (in the browser)
                        ./chat_cli.sh --demo   (in the terminal)
 Change its identity:   view_identity_data.py --demo, edit the file, ./demo.sh
-The real thing:        ./prepare.sh && ./pretrain.sh, see README.md"""
+A real model:          ./prepare.sh && ./pretrain.sh, see README.md"""
 
 
 @dataclass

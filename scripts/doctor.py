@@ -18,12 +18,12 @@ from nanochat.spark.system import Check, print_checks
 
 @dataclass
 class DoctorOptions:
-    """Check GPU, memory, disk, network and everything else that a run depends on."""
+    """Check the GPU, memory, disk, network and everything else that a run depends on."""
 
     depth: int = 20
     """layers of the planned model, for the disk space"""
     fast: bool = False
-    """only the quick checks, and print only problems; runs before every stage"""
+    """run only the quick checks and print only problems, as every stage does at its start"""
     json: bool = False
     """print one JSON object"""
 

@@ -1,4 +1,4 @@
-"""Export trained models to folders that transformers loads without custom code, each verified against its checkpoint.
+"""Export trained models to folders that transformers loads without custom code, and verify each one.
 
 ./hf_prepare.sh --author ada
 ./hf_prepare.sh --author ada --stage sft --tag d20 --force
@@ -28,19 +28,19 @@ class Options:
     author: str = ""
     """your user name or organization on the hub: the models will be NAME/nanochat-..."""
     stage: Literal[StageName, "all"] = "all"
-    """stage to export; all: every stage that is trained"""
+    """stage to export; all: every trained stage"""
     tag: str | None = None
-    """model to export, such as d20; by default the newest"""
+    """model to export, such as d20; default: the newest"""
     output: Path = Path("hf_models")
     """folder to write to"""
     license: str = "mit"
-    """license by the hub's identifier"""
+    """license, by the hub's identifier for it"""
     author_name: str = ""
-    """your full name for license and citation; by default --author"""
+    """your full name, for license and citation; default: --author"""
     force: bool = False
     """replace existing folders"""
     device_type: str = "auto"
-    """device of the comparison: cuda or cpu"""
+    """device for the comparison: cuda or cpu"""
 
 
 DEMO = Options()
@@ -65,7 +65,7 @@ def main(options: Options) -> None:
 
 
 def select(stage: str, tag: str | None) -> list[Checkpoint]:
-    """The last checkpoint of the stage, or of all stages of one model. Raises UserError if there is none."""
+    """The last checkpoint of one stage, or of each stage of the model. Raises UserError if there is none."""
     if stage != "all":
         return [checkpoint.find(stage, tag)]
     newest = [found for source in STAGES if (found := checkpoint.newest(source, tag))]

@@ -24,9 +24,9 @@ class Options:
     username: str = ""
     """your user name or organization on the hub"""
     stage: Literal[StageName, "all"] = "all"
-    """stage to upload; all: every stage that is exported"""
+    """stage to upload; all: every exported stage"""
     tag: str | None = None
-    """model to upload, such as d20; by default all that are exported"""
+    """model to upload, such as d20; default: all that are exported"""
     folder: Path = Path("hf_models")
     """output folder of hf_prepare.sh"""
     dry_run: bool = False
@@ -36,7 +36,7 @@ class Options:
     collection: bool = False
     """add the models to a collection"""
     revision: str | None = None
-    """branch to upload to; by default main"""
+    """branch to upload to; default: main"""
 
 
 DEMO = Options()

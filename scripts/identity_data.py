@@ -36,7 +36,7 @@ class Show:
 
 @dataclass
 class Search:
-    """Show the conversations that contain a text, ignoring case."""
+    """Show the conversations that contain the given text, ignoring case."""
 
     text: tyro.conf.Positional[str]
 
@@ -66,7 +66,7 @@ class Export:
     """Write the conversations in another format."""
 
     output: Path
-    """new file, named .json, .csv or .md"""
+    """new file, ending in .json, .csv or .md"""
 
 
 @dataclass
@@ -152,7 +152,7 @@ def count(rows: list[Conversation]) -> None:
 
 
 def export(rows: list[Conversation], output: Path) -> None:
-    """Write all conversations in the format of the suffix of `output`, which must not exist."""
+    """Write all conversations to `output`, which must not exist, in the format of its suffix."""
     formats = {".json": as_json, ".csv": as_csv, ".md": as_markdown}
     if output.suffix not in formats:
         raise UserError(f"--output must end in {', '.join(formats)}, got {output}")
@@ -190,7 +190,7 @@ def as_markdown(rows: list[Conversation]) -> str:
 
 
 def as_text(message: Message) -> str:
-    """Return the message as one text, with marked tool calls."""
+    """Return the message as one text, with tool calls marked."""
     content = message["content"]
     if isinstance(content, str):
         return content

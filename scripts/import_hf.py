@@ -1,4 +1,4 @@
-"""Import a model that was trained elsewhere as a checkpoint, to chat with, evaluate and train further.
+"""Import a model trained elsewhere as a checkpoint, to chat with it, evaluate it or train it further.
 
 ./nanochat.sh import karpathy/nanochat-d32
 ./nanochat.sh import ~/their-nanochat/chatsft_checkpoints/d20 --stage mid
@@ -22,16 +22,16 @@ from nanochat.train.scaling import scale_options
 
 @dataclass
 class Options:
-    """Import a model: any NanoChatForCausalLM of the hub, or a checkpoint folder of the original nanochat."""
+    """Import a model: any NanoChatForCausalLM on the hub, or a checkpoint folder of the original nanochat."""
 
     origin: Annotated[str, tyro.conf.Positional] = ""
     """repository on the hub, such as ada/nanochat-d20-sft, or a folder"""
     stage: Literal["auto", StageName] = "auto"
-    """stage of the checkpoint, which the next stage starts from; auto: as in its card or name, else sft"""
+    """stage to import it as; the next stage then starts from it; auto: as in its card or name, else sft"""
     tag: str | None = None
-    """name of the model here; by default that of its folder or repository"""
+    """name of the model here; default: that of its folder or repository"""
     step: int | None = None
-    """step, for an original folder with several; by default the last"""
+    """step, if an original folder has several; default: the last"""
 
 
 DEMO = Options()

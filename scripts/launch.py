@@ -3,8 +3,8 @@
 python -m scripts.launch 2 scripts.base_train --depth 4
 ./pretrain.sh --hosts spark-1,spark-2 --depth 20
 
-The first is torchrun, but exits with the code of the process that failed first instead of a traceback. The second,
-typed on spark-1, also starts the same command on spark-2 over ssh; --print only prints the command for each machine.
+The first is torchrun, but exits with the code of the process that failed first instead of a traceback. The second, run
+on spark-1, also starts the same command on spark-2 over ssh; --print only prints the command for each machine.
 nanochat/train/agreement.py checks that the machines have the same code and data.
 """
 
@@ -36,7 +36,7 @@ SECONDS_TO_NOTICE = 30
 FORWARDED = ("NPROC", "MASTER_PORT", "NANOCHAT_BASE_DIR", "NCCL_", "GLOO_", "OMP_", "HF_HUB_OFFLINE")
 """Prefixes of environment variables that are sent to the other machines."""
 LIFELINE = "NANOCHAT_ENDS_WITH_INPUT"
-"""Set on machines started over ssh: their run stops when standard input ends, because the main machine is gone."""
+"""Set on machines started over ssh: their run stops when standard input ends, since then the main machine is gone."""
 
 
 def main(num_processes: str, module: str, *options: str) -> None:
@@ -164,7 +164,7 @@ class RemoteHost:
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
-        # A session of its own keeps Ctrl-C away from ssh: the processes of both machines agree to save and stop.
+        # A separate session keeps Ctrl-C away from ssh: the processes of both machines agree to save and stop.
         ssh = [*SSH, self.host, self._command]
         code = subprocess.run(ssh, stdin=self._input, start_new_session=True, check=False).returncode
         self._ended_there.set()
@@ -174,14 +174,14 @@ class RemoteHost:
                 forward(signal.SIGKILL)  # they may still wait for the other machine to join
 
     def end(self) -> None:
-        """Wait for its end, which follows the end of the processes here, then force it."""
+        """Wait for it to end, which follows the end of the processes here, then kill it."""
         self._ended_here.set()
         self._ended_there.wait(SECONDS_TO_NOTICE)
         os.close(self._lifeline)
 
 
 def _stop_with_input() -> None:
-    """Stop as on SIGTERM when standard input ends: the main machine is gone or forces the end."""
+    """Stop as on SIGTERM when standard input ends: the main machine is gone, or is killing the run."""
     sys.stdin.read()
     os.kill(os.getpid(), signal.SIGTERM)
 

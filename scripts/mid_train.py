@@ -26,7 +26,7 @@ class MidtrainOptions(TrainOptions):
     """Train the newest base model on conversations, packed into rows, with a loss on every token."""
 
     mixture: mixtures.Choice = "real"
-    """real: SmolTalk, MMLU, GSM8K and more, downloaded by prepare.sh; demo: data that comes with the installation"""
+    """real: SmolTalk, MMLU, GSM8K and more, downloaded by prepare.sh; demo: data included in the installation"""
     warmdown_ratio: Annotated[float, FRACTION] = 0.8
     total_batch_size: Annotated[int | None, Range(1), INHERITED] = None
     """tokens per optimizer step, over all processes and micro-batches; default: as in pretraining"""

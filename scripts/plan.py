@@ -1,4 +1,4 @@
-"""Estimate what a model takes before training it: data, disk, memory, hours and energy.
+"""Estimate what training a model takes: data, disk, memory, hours and energy.
 
 ./nanochat.sh plan --depth 20
 ./nanochat.sh plan --depth 26 --hosts 2
@@ -36,15 +36,15 @@ H100_FLOPS = DATASHEET_TFLOPS["H100"] * 1e12 * 0.51
 
 @dataclass
 class PlanOptions:
-    """Estimate what a model takes.
+    """Estimate what training a model takes.
 
-    NANOCHAT_WATTS=100 sets the power of one Spark, NANOCHAT_PRICE_PER_KWH=0.30 the price of energy.
+    NANOCHAT_WATTS=100 sets the power of one Spark, NANOCHAT_PRICE_PER_KWH=0.30 the price of electricity.
     """
 
     depth: int = 20
-    """layers, as in pretrain.sh"""
+    """number of layers, as in pretrain.sh"""
     hosts: int = 2
-    """DGX Sparks that train together, in the second column"""
+    """number of DGX Sparks that train together, for the second column"""
 
     def __post_init__(self) -> None:
         check_range("hosts", self.hosts, 1)
@@ -75,9 +75,9 @@ def main(options: PlanOptions) -> None:
         for source in machine.sources:
             print(textwrap.fill(f"{machine.name}: {source}", 80, subsequent_indent="  ", break_on_hyphens=False))
     print(
-        "Not included: validation, checkpoints, downloads. Midtraining's tokens are as\n"
-        "published for a similar mixture; those of SFT and RL are assumed. After 20\n"
-        "steps a run prints an estimate from its own speed."
+        "Not included: validation, checkpoints, downloads. Midtraining's token count is\n"
+        "the one published for a similar mixture; those of SFT and RL are assumptions.\n"
+        "After 20 steps, a run prints an estimate from its own speed."
     )
 
 
@@ -92,8 +92,8 @@ def machines(hosts: int, watts: float | None = None) -> list[Machine]:
     if watts is not None:
         power = f"{watts:g} W for the whole machine, from NANOCHAT_WATTS"
     watts = SPARK_WATTS if watts is None else watts
-    h100_mfu = "MFU 51%: nanochat's run1000.sh, d32 on 8 x H100, 1.574 s for 524,288 tokens; one alone: assumed"
-    scaling = f"{hosts} times one, times {link:.0%} for the link: assumed; reported for two at d24"
+    h100_mfu = "MFU 51%: nanochat's run1000.sh, d32 on 8 x H100, 1.574 s per step of 524,288 tokens; assumed for one"
+    scaling = f"{hosts} times one GB10, times {link:.0%} for the link (assumed; reported for two at d24)"
     return [
         Machine("GB10", SPARK_FLOPS, watts, (mfu, power)),
         Machine(f"{hosts} x GB10", SPARK_FLOPS * hosts * link, watts * hosts, (scaling,)),
@@ -103,7 +103,7 @@ def machines(hosts: int, watts: float | None = None) -> list[Machine]:
 
 
 def memory_lines(config: GPTConfig) -> str:
-    """Maximum memory by --device-batch-size, and the memory of this machine."""
+    """Peak memory by --device-batch-size, and the memory of this machine."""
     shared = has_unified_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     totals = {rows: estimate_for_shape(config, rows, shared=shared).total for rows in BATCH_SIZES}
     sizes = "  ".join(f"{rows}: {total / 1e9:.0f}" for rows, total in totals.items())
@@ -112,7 +112,7 @@ def memory_lines(config: GPTConfig) -> str:
         here = f"; this GPU has {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB"
     elif memory := host.memory():
         here = f"; this machine has {memory.total / 1e9:.0f} GB"
-    return f"memory    max GB by --device-batch-size{here}\n          {sizes}"
+    return f"memory    peak GB by --device-batch-size{here}\n          {sizes}"
 
 
 if __name__ == "__main__":

@@ -28,11 +28,11 @@ class PrepareOptions:
     """Prepare the text, the tokenizer and the token files. Existing files that are up to date are kept."""
 
     dataset: DatasetName = "fineweb-edu"
-    """text to pretrain on; encyclopedia comes with the installation, five million characters"""
+    """text to pretrain on; encyclopedia: five million characters, included in the installation"""
     depth: int = 20
     """depth of the model to train; sets how much text is downloaded"""
     num_shards: int | None = None
-    """files of text, one of them for validation; by default as many as the depth needs, 240 for 20"""
+    """files of text, one of them for validation; default: as many as the depth needs, 240 for depth 20"""
     tasks: bool = True
     """also download the data of the later stages and of the evaluation"""
     verify: bool = False
@@ -42,7 +42,7 @@ class PrepareOptions:
     max_chars: int = 2_000_000_000
     """maximum number of characters to train the tokenizer on"""
     fresh: bool = False
-    """train a new tokenizer; the old one is kept aside, and checkpoints trained with it do not work with the new one"""
+    """train a new tokenizer; the old one is set aside, and checkpoints trained with it do not work with the new one"""
 
 
 DEMO = PrepareOptions(dataset="encyclopedia", vocab_size=4096, tasks=False)
@@ -55,11 +55,11 @@ def main(options: PrepareOptions) -> None:
     if options.tasks:
         prepare_tasks(dataset, options)
     if identity.write_default(paths.identity_file()):
-        print(f"identity conversations: {paths.identity_file()}, yours to edit (view_identity_data.py)")
+        print(f"identity conversations: {paths.identity_file()} (edit them, or use ./view_identity_data.py)")
 
 
 def prepare_text(options: PrepareOptions) -> TextDataset:
-    """Download the text unless it comes with the installation."""
+    """Download the text unless it is included in the installation."""
     if options.dataset == "encyclopedia":
         return encyclopedia()
     dataset = DATASETS[options.dataset]

@@ -1,4 +1,4 @@
-"""Write the report on a model: what was trained, how, and how well it does.
+"""Write the report on a model: how it was trained, and how well it performs.
 
 ./nanochat.sh report --model-tag d20
 """
@@ -13,9 +13,9 @@ class ReportOptions:
     """Rebuild report.md and report.html, as every stage and evaluation does at its end."""
 
     model_tag: str | None = None
-    """the model; by default the one trained last"""
+    """model; default: the one trained last"""
     quiet: bool = False
-    """print one line even if the report fails, and exit with 0: the caller's own work is done"""
+    """print one line and exit with 0 even if the report fails, because the caller's own work is done"""
 
 
 def main(options: ReportOptions) -> None:
@@ -27,7 +27,7 @@ def main(options: ReportOptions) -> None:
         if not options.quiet:
             raise
         reason = " ".join(str(error).split())
-        print(f"note: report not written ({reason}); ./nanochat.sh report tries again")
+        print(f"note: report not written ({reason}); ./nanochat.sh report retries")
     else:
         print(f"report: {path}" if options.quiet else path)
 

@@ -19,7 +19,7 @@ class TokEvalOptions:
     """Compare bytes per token by kind of text."""
 
     text: Path | None = None
-    """a text file of your own to add to the comparison"""
+    """your own text file, to add to the comparison"""
 
 
 def main(options: TokEvalOptions) -> None:

@@ -1,4 +1,4 @@
-"""Follow a run from another terminal, or in the browser.
+"""Follow a run in another terminal or in the browser.
 
 ./nanochat.sh watch
 ./nanochat.sh watch --web --host 0.0.0.0
@@ -24,9 +24,9 @@ class WatchOptions:
     """Show the progress of the current or last run. Ctrl-C stops watching, not the run."""
 
     model_tag: str | None = None
-    """the model; by default the one trained last"""
+    """model; default: the one trained last"""
     web: bool = False
-    """serve the report as a page that stays up to date, instead of a screen in this terminal"""
+    """serve the report as a live web page instead of showing a screen in this terminal"""
     host: str = "127.0.0.1"
     """address of the page; 0.0.0.0 makes it reachable from other machines"""
     port: int = 8001
@@ -55,7 +55,7 @@ def serve(options: WatchOptions) -> None:
     listener = http_server.bind(options.host, options.port)
     print(f"Serving the report at {http_server.url(listener, options.host)} (Ctrl-C to stop)", flush=True)
     if not http_server.is_loopback(listener):
-        print("warning: readable by everyone who can reach this machine over the network", flush=True)
+        print("warning: anyone who can reach this machine over the network can read the report", flush=True)
     app = watch.create_app(options.model_tag, http_server.allowed_hosts(listener, options.host))
     http_server.Server(app).run_on(listener)
 

@@ -59,7 +59,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with small data sets in the real schemas; not to be changed."""
+    """A folder with small datasets in the real schemas; not to be changed."""
     root = tmp_path_factory.mktemp("hub")
     write_datasets(root)
     return root
@@ -67,10 +67,10 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def real_data() -> Path:
-    """The folder with the real data sets, for the few tests that need them."""
+    """The folder with the real datasets, for the few tests that need them."""
     shared = os.environ.get("NANOCHAT_SHARED")
     if not shared:
-        pytest.skip("NANOCHAT_SHARED does not name the folder with the real data sets")
+        pytest.skip("NANOCHAT_SHARED does not name the folder with the real datasets")
     return Path(shared) / "hub"
 
 

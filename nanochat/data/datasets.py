@@ -1,6 +1,6 @@
 """The text to pretrain on: numbered parquet shards on the Hugging Face Hub, or the demo's encyclopedia.
 
-To add a data set of the same layout, add its name to DatasetName and a line to DATASETS.
+To add a dataset of the same layout, add its name to DatasetName and a line to DATASETS.
 """
 
 import math

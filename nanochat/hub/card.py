@@ -24,7 +24,7 @@ from nanochat.units import format_duration
 
 CURVE_FILE = "training.png"
 DATA = json.loads(Path(__file__).with_name("card_data.json").read_text())
-"""Data sets of the real mixtures and of the demo, their licenses, and the data sets of the evaluation tasks."""
+"""Datasets of the real mixtures and of the demo, their licenses, and the datasets of the evaluation tasks."""
 LICENSES = DATA["licenses"] | {dataset.repository: dataset.license for dataset in DATASETS.values()}
 
 
@@ -151,7 +151,7 @@ def _is_repository(origin: str) -> bool:
 
 
 def _stage_data(stage: Stage) -> list[str]:
-    """Data sets of a stage: repositories on the hub, or texts that come with the installation."""
+    """Datasets of a stage: repositories on the hub, or texts that come with the installation."""
     options = stage.facts["options"]
     if options.get("dataset") in DATASETS:
         return [DATASETS[options["dataset"]].repository]

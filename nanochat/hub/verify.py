@@ -38,7 +38,7 @@ class Passages(NamedTuple):
     """Held-out text in tokens."""
 
     origin: str
-    """data set and split"""
+    """dataset and split"""
     rows: list[Tensor]
     """each (1, T) int64, starting with bos; the first one is as long as the context"""
 

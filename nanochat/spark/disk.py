@@ -15,7 +15,7 @@ SHARD_BYTES = 100e6
 """A published shard of text (comments of nanochat's speedrun.sh)."""
 TOKEN_BYTES = 2
 TASK_BYTES = 600e6 + MID_TOKENS * (TOKEN_BYTES + 1)
-"""Data sets of the later stages, and midtraining's token files, which have a mask."""
+"""Datasets of the later stages, and midtraining's token files, which have a mask."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from nanochat.units import format_duration
 
 PLAN_FILE = "plan.json"
 MID_TOKENS = 446e6
-"""Conversations of one epoch: 851 steps of 524,288 tokens for 856K of them, as published for the same data sets under
+"""Conversations of one epoch: 851 steps of 524,288 tokens for 856K of them, as published for the same datasets under
 a vocabulary of 32,768 (github.com/lakshmankolasani/lakshmankolasani.github.io, dgx-spark-nanochat-training)."""
 SFT_TOKENS = 23_000 * 1000
 """Rows times tokens per row, padding included: assumed."""

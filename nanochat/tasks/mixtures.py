@@ -1,6 +1,6 @@
 """The training mixture of each stage: tasks and how often each is repeated.
 
-The real mixtures use data sets that prepare.sh downloads; the demo's use data that comes with the installation. The
+The real mixtures use datasets that prepare.sh downloads; the demo's use data that comes with the installation. The
 real ones follow the original nanochat (https://github.com/karpathy/nanochat), with refusals added.
 """
 

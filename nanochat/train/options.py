@@ -19,41 +19,41 @@ class Range(NamedTuple):
 FREE = "free"
 """The option may change on resume without altering the training trajectory."""
 LOWER = "lower"
-"""The option may be lowered on resume, on purpose: it rescues a run that has become unstable."""
+"""The option may be lowered on resume, to rescue a run that has become unstable."""
 INHERITED = "inherited"
-"""If left open, the option takes the value of the previous stage."""
+"""If not given, the option takes the value of the previous stage."""
 
 FRACTION = Range(0, 1)
 
 
 @dataclass
 class TrainOptions:
-    """Options of a training stage. None if inherited from the previous stage or derived from depth."""
+    """Options of a training stage. None: inherited from the previous stage or derived from the depth."""
 
     more_help: ClassVar[str] = """The shell script of a stage also takes:
   NPROC=8 in front  number of processes on this machine, one per GPU
   --hosts a,b       train on these machines together, this one first
-  --print           with --hosts: start nothing, print what to type on each"""
-    """shown by --help; these are read by scripts/env.sh and scripts/launch.py"""
+  --print           with --hosts: only print the command for each machine"""
+    """shown by --help; these options are read by scripts/env.sh and scripts/launch.py"""
 
     run: Annotated[str | None, FREE] = None
-    """name of the run at wandb or trackio"""
+    """name of the run in wandb or trackio"""
     tracker: Annotated[Literal["auto", "wandb", "trackio", "none"], FREE] = "auto"
-    """auto: wandb if --run is given or you are logged in; metrics.jsonl is always written"""
+    """auto: wandb if --run is given or you are logged in to it; metrics.jsonl is always written"""
     model_tag: Annotated[str | None, FREE] = None
-    """name of the model; default: d<depth>, or the newest of the previous stage"""
+    """name of the model; default: d<depth>, or the newest model of the previous stage"""
     fresh: Annotated[bool, FREE] = False
     """start over instead of resuming; existing checkpoints are set aside, not deleted"""
     device_type: Annotated[str, FREE] = "auto"
     """auto, cuda or cpu"""
     compile: Annotated[bool | None, FREE] = None
-    """torch.compile; default: in pretraining and midtraining, on CUDA and in long runs on a CPU"""
+    """torch.compile; default: on for pretraining and midtraining, on CUDA or in long runs on a CPU"""
     fp8: Annotated[bool, FREE] = False
-    """multiply the matrices inside the blocks in FP8 during training, if the GPU supports it"""
+    """FP8 matrix multiplication inside the blocks during training, if the GPU supports it"""
     seed: Annotated[int, Range(0)] = 42
 
     device_batch_size: Annotated[int | Literal["auto"] | None, Range(1), FREE, INHERITED] = None
-    """rows per forward pass, or auto: as many as fit into memory; does not change the result"""
+    """rows per forward pass, or auto: as many as fit in memory; does not change the result"""
     num_iterations: Annotated[int | None, Range(1), FREE] = None
     """optimizer steps"""
 
@@ -62,17 +62,17 @@ class TrainOptions:
     embedding_lr: Annotated[float | None, LOWER, INHERITED] = None
     """learning rate of the token embedding"""
     unembedding_lr: Annotated[float | None, LOWER, INHERITED] = None
-    """learning rate of the head"""
+    """learning rate of the output head"""
     weight_decay: Annotated[float | None, Range(0), INHERITED] = None
-    """weight decay of the matrices"""
+    """weight decay of the matrices that Muon updates"""
     grad_clip: Annotated[float, Range(0)] = 1.0
     """maximum global norm of the gradient; 0: no clipping"""
     init_lr_frac: Annotated[float, Range(0)] = 1.0
     """factor on all learning rates"""
     warmup_ratio: Annotated[float, FRACTION] = 0.0
-    """fraction of the steps in which learning rates rise from 0"""
+    """fraction of the steps over which the learning rates rise from 0"""
     warmdown_ratio: Annotated[float, FRACTION] = 0.2
-    """fraction of the steps in which they fall"""
+    """fraction of the steps over which they fall"""
     final_lr_frac: Annotated[float, FRACTION] = 0.0
     """final factor on the learning rates"""
 
@@ -83,7 +83,7 @@ class TrainOptions:
     keep_every: Annotated[int, Range(0), FREE] = 0
     """also keep checkpoints whose step is a multiple of this; 0: none"""
     sample_every: Annotated[int | None, Range(0), FREE] = None
-    """steps between samples of generated text; 0: at the end only; default: a tenth of the run"""
+    """steps between samples of generated text; 0: at the end only; default: a tenth of the steps"""
 
     def __post_init__(self) -> None:
         """Raises UserError if a number is out of range."""
@@ -98,17 +98,17 @@ class PretrainOptions(TrainOptions):
     """Train a base model on text. --depth decides the rest; every other option overrides what follows from it."""
 
     depth: int = 20
-    """number of layers; the width is 64 times as much"""
+    """number of layers; the width is 64 times the depth"""
     max_seq_len: int = 2048
     """context length in tokens"""
     dataset: str = "fineweb-edu"
-    """text prepared by prepare.sh"""
+    """dataset to train on, prepared by prepare.sh"""
     total_batch_size: Annotated[int | None, Range(1), INHERITED] = None
     """tokens per optimizer step, over all processes and micro-batches; default: follows from depth"""
     target_param_data_ratio: Annotated[float, Range(0.01), FREE] = 20.0
     """tokens per parameter (Chinchilla: 20), unless --num-iterations is given"""
     short_rows_ratio: Annotated[float, FRACTION] = 0.6
-    """fraction of the steps, at the start, whose rows are a quarter of the context"""
+    """initial fraction of the steps, in which rows are a quarter of the context"""
     warmdown_ratio: Annotated[float, FRACTION] = 0.5
     eval_every: Annotated[int, Range(0), FREE] = 250
     """steps between validations; 0: at the end only"""
@@ -141,11 +141,11 @@ def check_range(name: str, value: float | str | None, low: float, high: float | 
 def check_not_compiled(options: TrainOptions) -> None:
     """Raise UserError if --compile True is given in a stage whose batch shapes vary."""
     if options.compile:
-        raise UserError("--compile is not supported for SFT and RL, where batch shapes vary: leave it out")
+        raise UserError("--compile is not supported for SFT and RL, because batch shapes vary: leave it out")
 
 
 def inherit(options: Options, parent: Mapping[str, Any]) -> Options:
-    """Fill in options that were left open with those of the previous stage."""
+    """Fill in options that were not given from those of the previous stage."""
     missing = (n for n in _marked(options, INHERITED) if getattr(options, n) is None and n in parent)
     return dataclasses.replace(options, **{name: parent[name] for name in missing})
 
@@ -162,5 +162,5 @@ def check_resumable(options: TrainOptions, saved: Mapping[str, Any]) -> None:
         option = f"--{name.replace('_', '-')}"
         raise UserError(
             f"this run was started with {option} {saved[name]}, got {value}: resume with that value, start over with "
-            "--fresh, or name a new model with --model-tag"
+            "--fresh, or choose a new name with --model-tag"
         )

@@ -74,7 +74,7 @@ class FakeHub:
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
-    """models by owner/name; data sets by datasets/owner/name"""
+    """models by owner/name; datasets by datasets/owner/name"""
     root: Path | None = None
     """folder with datasets/; repositories are read at their first request"""
     cut: int = 0

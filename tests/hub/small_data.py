@@ -1,4 +1,4 @@
-"""Small data sets in the real ones' files and schemas, written by rule, for the fake hub to serve."""
+"""Small datasets in the real ones' files and schemas, written by rule, for the fake hub to serve."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ NUM_SHARDS = 4
 
 
 def write_datasets(root: Path) -> None:
-    """Write every data set that prepare.sh downloads to `root`/datasets."""
+    """Write every dataset that prepare.sh downloads to `root`/datasets."""
     for path, rows in all_rows().items():
         write_rows(root / "datasets" / path, rows)
 

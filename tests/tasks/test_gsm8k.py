@@ -85,6 +85,6 @@ def test_the_real_set(start_hub: StartHub, real_data: Path) -> None:
     with Calculator(max_workers=1) as calculator:
         results = [(calculator.run(call), output) for call, output in calls[::100]]
     assert len(results) > 250
-    # The data set rounds here and there, as in 1/3=.33; most results are exactly what the tool gives.
+    # The dataset rounds here and there, as in 1/3=.33; most results are exactly what the tool gives.
     assert sum(result == output for result, output in results) > 0.97 * len(results)
     assert train.grade(train[0], "#### 0.5") == 0.0
