@@ -57,9 +57,7 @@ def main(options: BenchmarkOptions) -> None:
     except OSError as error:
         raise UserError(f"cannot write {output} ({error.strerror}): choose another file with --output") from None
     print(f"wrote {output}")
-    print(
-        f"To share it: git checkout -b results && git add {shlex.quote(str(output))} && git commit, then a pull request."
-    )
+    print(f"To share it: git checkout -b results && git add {shlex.quote(str(output))} && git commit, then push")
     if any("error" in figures for figures in measured):
         sys.exit(1)
 

@@ -171,7 +171,7 @@ class MeasuredPlan:
     config: GPTConfig
     num_iterations: int
     folder: Path
-    """where the run keeps its files"""
+    """folder of the run's files"""
     tariff: Tariff = field(default_factory=Tariff.from_environment)
     steps: list[Mapping[str, float]] = field(default_factory=list)
 
