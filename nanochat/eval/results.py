@@ -47,12 +47,7 @@ class StageEvalConfig:
     eval_tokens: int
     """max tokens of it"""
     problems: int
-    """number of held-out sums"""
-
-    @property
-    def words(self) -> int:
-        """Number of held-out words to spell, and of words to count letters in."""
-        return self.problems // 5
+    """number of held-out sums; a fifth as many words to spell, and to count letters in"""
 
 
 @dataclass
@@ -74,7 +69,7 @@ class StageResult:
         return [
             TaskScore("identity", IDENTITY_QUESTIONS, self.identity, 0.0),
             TaskScore("arithmetic", config.problems, self.arithmetic, 0.0),
-            TaskScore("spelling", 2 * config.words, self.spelling, 0.0),
+            TaskScore("spelling", 2 * (config.problems // 5), self.spelling, 0.0),
         ]
 
 

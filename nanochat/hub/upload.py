@@ -91,10 +91,8 @@ def check_login(api: HfApi, account: str) -> None:
     if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise UserError(f"your token is read-only: make one with write access at {constants.ENDPOINT}/settings/tokens")
     roles = {me["name"]: "owner"} | {org["name"]: org.get("roleInOrg") for org in me.get("orgs", [])}
-    if account not in roles:
-        raise UserError(f"{me['name']} is not a member of {account}: pass --username {me['name']}")
-    if roles[account] == "read":
-        raise UserError(f"{me['name']} has read-only access to {account}: ask its owner for write access")
+    if roles.get(account, "read") == "read":
+        raise UserError(f"{me['name']} has at most read access to {account}: pass --username {me['name']}")
 
 
 def check_repository(api: HfApi, model: ExportedModel, private: bool) -> None:
