@@ -63,7 +63,7 @@ def main(options: PretrainOptions) -> None:
             run,
             batches,
             options.num_iterations,
-            learns=data,
+            trained_on=data,
             step_size=f"{options.total_batch_size:,} tokens{short_rows}",
             fixed_tokens=options.total_batch_size,
             samples=lambda: continuations(run.model, tokenizer),

@@ -87,7 +87,7 @@ def main(options: RLOptions) -> None:
             run,
             batches,
             options.num_iterations,
-            learns=f"{task.name}: {len(task):,} problems",
+            trained_on=f"{task.name}: {len(task):,} problems",
             step_size=f"{options.examples_per_step} problems with {options.num_samples} replies each",
             fixed_tokens=None,
             samples=lambda: answers(run.model, tokenizer, calculator),

@@ -66,7 +66,7 @@ def main(options: SFTOptions) -> None:
             run,
             batches,
             options.num_iterations or max(1, round(options.num_epochs * len(conversations) / rows)),
-            learns=str(mixture),
+            trained_on=str(mixture),
             step_size=f"{rows} conversations",
             fixed_tokens=None,
             samples=lambda: answers(run.model, tokenizer, calculator),

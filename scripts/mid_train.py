@@ -61,7 +61,7 @@ def main(options: MidtrainOptions) -> None:
             run,
             batches,
             options.num_iterations or max(1, round(options.num_epochs * len(conversations) / rows)),
-            learns=str(mixture),
+            trained_on=str(mixture),
             step_size=f"{options.total_batch_size:,} tokens",
             fixed_tokens=options.total_batch_size,
             samples=lambda: answers(run.model, tokenizer, calculator),

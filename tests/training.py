@@ -31,7 +31,7 @@ OPTIONS = TrainOptions(
     model_tag="test", tracker="none", device_type="cpu", device_batch_size=4, save_every=0, warmdown_ratio=0.0,
 )  # fmt: skip
 HOW: dict[str, Any] = {
-    "learns": "few rows",
+    "trained_on": "few rows",
     "step_size": "8 rows",
     "fixed_tokens": 8 * SEQUENCE_LEN,
     "samples": lambda: ["well ..."],

@@ -178,7 +178,7 @@ def save_checkpoint(imported: ImportedModel, source: str, tag: str, options: dic
         "options": options,
         "parent": None,
         "data": origin,
-        "learns": origin,
+        "trained_on": origin,
         "origin": imported.origin,
         "seconds": 0.0,
         "results": {},

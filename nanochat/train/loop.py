@@ -19,7 +19,7 @@ def train(
     batches: BatchSource,
     num_iterations: int,
     *,
-    learns: str,
+    trained_on: str,
     step_size: str,
     fixed_tokens: int | None,
     samples: Callable[[], list[str]],
@@ -27,7 +27,7 @@ def train(
 ) -> None:
     """Train from the current step to `num_iterations`, evaluating, logging and saving on the way.
 
-    `learns` describes the data and `step_size` a step, such as "4,096 tokens"; `fixed_tokens` is the number of
+    `trained_on` describes the data and `step_size` a step, such as "4,096 tokens"; `fixed_tokens` is the number of
     tokens per step if the batches of all steps have one shape or two; `samples` generates a few lines of text.
     After Ctrl-C or SIGTERM it saves at the end of the step and raises KeyboardInterrupt. The last step is saved
     before its evaluation and again with the results; if interrupted there, the next call makes the evaluation.
@@ -38,7 +38,7 @@ def train(
         return
     if run.should_compile(num_iterations, fixed_tokens):
         run.model.compile_training()
-    with Session(run, num_iterations, learns, step_size, samples, evaluation) as session:
+    with Session(run, num_iterations, trained_on, step_size, samples, evaluation) as session:
         while run.step < num_iterations and not session.stop:
             start = time.perf_counter()
             data = batches.step_data(run.step)

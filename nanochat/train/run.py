@@ -155,13 +155,13 @@ class TrainingRun:
         """True if the current step has not been evaluated."""
         return evaluation is not None and self.evaluated < self.step
 
-    def facts(self, num_iterations: int, learns: str) -> dict[str, Any]:
+    def facts(self, num_iterations: int, trained_on: str) -> dict[str, Any]:
         """Facts known at the start of a run, for its checkpoints and the report. JSON-serializable."""
         return {
             "source": self.source,
             "tag": self.tag,
             "num_iterations": num_iterations,
-            "learns": learns,
+            "trained_on": trained_on,
             "tokenizer": self.tokenizer_hash,
             "model_config": dataclasses.asdict(self.model.config),
             "num_parameters": self.model.config.num_parameters,
@@ -194,7 +194,7 @@ class Session:
         self,
         run: TrainingRun,
         num_iterations: int,
-        learns: str,
+        trained_on: str,
         step_size: str,
         samples: Callable[[], list[str]],
         evaluation: Evaluation | None,
@@ -206,7 +206,7 @@ class Session:
         self.samples = samples
         self.evaluation = evaluation
         self.sample_every = -(-num_iterations // 10) if options.sample_every is None else options.sample_every
-        self.facts = run.facts(num_iterations, learns)
+        self.facts = run.facts(num_iterations, trained_on)
         self.writer = CheckpointWriter(run.folder, options.keep_last, options.keep_every)
         self.signals = SignalHandler()
         self.stop = False
@@ -216,13 +216,13 @@ class Session:
         self.rerun = "the same command without --fresh" if options.fresh else "the same command"
 
     def __enter__(self) -> "Session":
-        run = self.run
-        self._stack = ExitStack()
-        self.log = self._stack.enter_context(RunLog(run, self.num_iterations, self.facts))
-        for context in (self.signals, self.writer, Watchdog(run.world, self.log.last_words)):
-            self._stack.enter_context(context)
-        run.report = self.log.print
-        self._introduce()
+        with ExitStack() as stack:
+            self.log = stack.enter_context(RunLog(self.run, self.num_iterations, self.facts))
+            for context in (self.signals, self.writer, Watchdog(self.run.world, self.log.last_words)):
+                stack.enter_context(context)
+            self.run.report = self.log.print
+            self._introduce()
+            self._contexts = stack.pop_all()
         return self
 
     def __exit__(
@@ -231,9 +231,9 @@ class Session:
         self.run.report = print
         if isinstance(error, torch.OutOfMemoryError):
             error = UserError("the GPU is out of memory: rerun with half the --device-batch-size; it resumes")
-            self._stack.__exit__(UserError, error, trace)
+            self._contexts.__exit__(UserError, error, trace)
             raise error from None
-        self._stack.__exit__(kind, error, trace)
+        self._contexts.__exit__(kind, error, trace)
 
     def after_step(self, result: StepResult, metrics: dict[str, float]) -> None:
         """Evaluate, log, sample and save, as far as due; sets `stop`."""

@@ -30,7 +30,7 @@ def save_model(
         "source": source,
         "tag": tag,
         "num_iterations": 7,
-        "learns": "made-up text",
+        "trained_on": "made-up text",
         "tokenizer": tokenizer.hash,
         "model_config": vars(model.config),
         "num_parameters": model.config.num_parameters,

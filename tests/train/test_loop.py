@@ -209,7 +209,7 @@ def test_a_run_says_what_it_is_and_keeps_what_the_model_wrote(runtime: Runtime, 
     run = begin(runtime, tokenizer)
     train(run, batches(FewRows()), 20, **HOW)
     facts = json.loads((run.folder / "run.json").read_text())
-    assert (facts["source"], facts["num_iterations"], facts["learns"]) == ("base", 20, "few rows")
+    assert (facts["source"], facts["num_iterations"], facts["trained_on"]) == ("base", 20, "few rows")
     assert facts["num_parameters"] == sum(p.numel() for p in run.model.parameters())
     written = read_steps(run.folder / "samples.jsonl")
     assert [row["step"] for row in written] == list(range(2, 21, 2)) and written[0]["samples"] == ["well ..."]
