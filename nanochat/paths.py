@@ -57,5 +57,4 @@ def words_file() -> Path:
 
 
 def report_dir() -> Path:
-    """The report, its plots and the evaluation results."""
     return base_dir() / "report"

@@ -48,8 +48,6 @@ PART_MARKS: dict[PartType, tuple[str, str]] = {
 
 
 class Rendered(NamedTuple):
-    """A conversation as tokens."""
-
     ids: list[int]
     mask: list[int]
     """1 for tokens that the assistant writes, which are trained on; else 0"""

@@ -22,9 +22,7 @@ def bits_per_byte(
 ) -> float:
     """Cross-entropy in bits of the first `max_tokens` tokens, divided by their number of bytes.
 
-    Special tokens have no bytes: they are context, not scored. The rows are divided among the processes, and all of
-    them return the same number.
-
+    Special tokens have no bytes: they are context, not scored. All processes share the rows and return the same number.
     `before_batch` is called equally often in every process, so it may synchronize them and may raise in all of them.
     """
     if model.device.type == "cpu":

@@ -32,7 +32,7 @@ class Benchmark(Protocol):
 
     name: str
     needs_chat: bool
-    """if base models, which do not know the chat format, are left out"""
+    """leave out base models"""
 
     def key(self) -> Mapping[str, Any]:
         """Everything that the scores depend on, except the model."""

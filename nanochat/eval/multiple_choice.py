@@ -103,7 +103,6 @@ def _row(problem: Problem) -> _Row:
 
 
 def common_prefix(sequences: list[list[int]]) -> int:
-    """Length of the common prefix."""
     columns = enumerate(zip(*sequences, strict=False))
     return next((i for i, column in columns if len(set(column)) > 1), min(map(len, sequences)))
 

@@ -22,7 +22,6 @@ class TaskScore:
 
     task: str
     problems: int
-    """number of problems evaluated"""
     accuracy: float
     baseline: float
     """accuracy of guessing"""
@@ -34,7 +33,6 @@ class TaskScore:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the accuracy: sqrt(p (1 - p) / n)."""
         return math.sqrt(self.accuracy * (1 - self.accuracy) / self.problems)
 
 
@@ -65,7 +63,6 @@ class StageResult:
     """training time of this stage"""
 
     def task_scores(self, config: StageEvalConfig) -> list[TaskScore]:
-        """The shares with the number of problems behind each."""
         return [
             TaskScore("identity", IDENTITY_QUESTIONS, self.identity, 0.0),
             TaskScore("arithmetic", config.problems, self.arithmetic, 0.0),

@@ -22,7 +22,6 @@ from nanochat.train import checkpoint
 from nanochat.train.checkpoint import Checkpoint
 from nanochat.units import format_duration
 
-CURVE_FILE = "training.png"
 DATA = json.loads(Path(__file__).with_name("card_data.json").read_text())
 """Datasets of the real mixtures and of the demo, their licenses, and the datasets of the evaluation tasks."""
 LICENSES = DATA["licenses"] | {dataset.repository: dataset.license for dataset in DATASETS.values()}
@@ -45,8 +44,6 @@ class Publisher:
 
 
 class Score(NamedTuple):
-    """One row of the evaluations."""
-
     name: str
     dataset: str
     metric: str
@@ -95,7 +92,7 @@ def write_card(found: Checkpoint, stages: Sequence[Stage], publisher: Publisher,
     )
     figure = draw_curves(trained, CURVES["loss"] + CURVES["bits-per-byte"])
     if figure:
-        figure.savefig(folder / CURVE_FILE, dpi=120, facecolor="white")
+        figure.savefig(folder / "training.png", dpi=120, facecolor="white")
     tariff = Tariff.from_environment()
     origin = stages[0].facts.get("origin") if stages else None
     options = {stage.source: {k: v for k, v in stage.facts["options"].items() if v is not None} for stage in trained}
@@ -118,7 +115,7 @@ def write_card(found: Checkpoint, stages: Sequence[Stage], publisher: Publisher,
         data_sets=data_sets,
         licenses=LICENSES,
         options=json.dumps(options, indent=1),
-        curve=CURVE_FILE if figure else None,
+        curve="training.png" if figure else None,
         scores=scores,
     ).save(folder / "README.md")
 
@@ -159,7 +156,6 @@ def _stage_data(stage: Stage) -> list[str]:
 
 
 def _scores(stage: Stage) -> list[Score]:
-    """All evaluation results of a stage."""
     result = stage.stage_result
     rows = [Score("held-out text", "held-out", "bits per byte", result.bits_per_byte)] if result else []
     for benchmark, scores in stage.scores().items():
@@ -173,7 +169,6 @@ def _scores(stage: Stage) -> list[Score]:
 
 
 def _eval_result(score: Score) -> EvalResult:
-    """One entry of the hub's model-index."""
     return EvalResult(
         task_type="text-generation",
         dataset_type=score.dataset,

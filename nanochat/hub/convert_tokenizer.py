@@ -10,8 +10,6 @@ from nanochat.errors import UserError
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CLASS = "PreTrainedTokenizerFast"
-"""transformers 5 would write TokenizersBackend, which older readers do not know; it reads both."""
 BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 """byte that each character of a byte-level BPE vocabulary stands for"""
 
@@ -35,7 +33,8 @@ def write_tokenizer(tokenizer: Tokenizer, sequence_len: int, folder: Path) -> No
         chat_template=Path(__file__).with_name("chat_template.jinja").read_text(),
     ).save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text()) | {"tokenizer_class": TOKENIZER_CLASS}
+    # transformers 5 would write TokenizersBackend, which older readers do not know; it reads both.
+    settings = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     path.write_text(json.dumps(settings, indent=2) + "\n")
 
 

@@ -23,7 +23,6 @@ OTHER_LICENSE = "Copyright {year} {name}\n\nLicense: {license}, see https://spdx
 
 
 def export_folder(checkpoint: Checkpoint, output: Path) -> Path:
-    """The folder to export a checkpoint to. It has the name of the repository."""
     return output / repository_name(checkpoint.tag, checkpoint.source)
 
 

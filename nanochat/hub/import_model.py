@@ -40,9 +40,7 @@ class ImportedModel:
     """A model that was trained elsewhere."""
 
     origin: str
-    """repository or folder"""
     stage: str
-    """base, mid, sft or rl"""
     step: int
     """step of the stage, 0 if unknown"""
     model: GPT
@@ -53,7 +51,6 @@ class ImportedModel:
 
     @property
     def tag(self) -> str:
-        """Default model tag: last part of the origin."""
         return re.sub(r"[^\w.-]", "-", Path(self.origin).name) or "imported"
 
 

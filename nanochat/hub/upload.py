@@ -37,7 +37,6 @@ class ExportedModel:
 
     @property
     def files(self) -> dict[str, Path]:
-        """Files to upload, by name."""
         return {path.name: path for path in sorted(self.folder.iterdir()) if path.is_file() and path.name[0] != "."}
 
     @property
@@ -67,7 +66,6 @@ def exported_models(output: Path, account: str, stage: str | None, tag: str | No
 
 @contextmanager
 def _hub_errors() -> Iterator[None]:
-    """Convert the hub's errors to UserError."""
     try:
         yield
     except LocalTokenNotFoundError:

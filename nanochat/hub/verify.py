@@ -35,8 +35,6 @@ SAMPLES = json.loads(Path(__file__).with_name("verify_samples.json").read_text(e
 
 
 class Passages(NamedTuple):
-    """Held-out text in tokens."""
-
     origin: str
     """dataset and split"""
     rows: list[Tensor]

@@ -22,16 +22,11 @@ import sysconfig
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
 SYS_LANDLOCK_CREATE_RULESET, SYS_LANDLOCK_ADD_RULE, SYS_LANDLOCK_RESTRICT_SELF = 444, 445, 446
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-SYSCALLS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "syscalls.txt")
-LIBRARY_FOLDERS = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 
 # Landlock's rights over files, one bit each. Versions 2, 3 and 5 added some.
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 MAKE_CHAR, MAKE_SOCK, MAKE_BLOCK = 1 << 6, 1 << 9, 1 << 11
 NUM_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
-LATEST_NUM_FILE_RIGHTS = 16
-BIND_TCP_AND_CONNECT_TCP = 0b11
-ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
 
 CLONE, CLONE3, FCNTL = {"x86_64": (56, 435, 72), "aarch64": (220, 435, 25)}.get(platform.machine(), (0, 0, 0))
 CLONE_THREAD = 0x10000
@@ -48,24 +43,21 @@ def landlock_version() -> int:
 
 def drop_capabilities() -> None:
     """Without capabilities, root only has the rights of a normal user and owns its files."""
-    header, none = struct.pack("II", 0x20080522, 0), bytes(24)
     number = {"x86_64": 126, "aarch64": 91}[platform.machine()]
-    _checked(libc.syscall(number, header, none), "capset")
+    _checked(libc.syscall(number, struct.pack("II", 0x20080522, 0), bytes(24)), "capset")
 
 
 def confine_files(writable: str) -> None:
     """Landlock: allow to read Python and the system libraries and to write below `writable`."""
     version = landlock_version()
-    if version < 1:
-        raise OSError("the kernel has no Landlock")
-    all_rights = (1 << NUM_FILE_RIGHTS.get(version, LATEST_NUM_FILE_RIGHTS)) - 1
-    network = BIND_TCP_AND_CONNECT_TCP if version >= 4 else 0
-    scopes = ABSTRACT_SOCKETS_AND_SIGNALS if version >= 6 else 0
+    all_rights = (1 << NUM_FILE_RIGHTS.get(version, 16)) - 1
+    network = 0b11 if version >= 4 else 0  # bind and connect of TCP
+    scopes = 0b11 if version >= 6 else 0  # abstract sockets and signals
     attributes = struct.pack("QQQ", all_rights, network, scopes)[: 8 if version < 4 else 16 if version < 6 else 24]
     ruleset = libc.syscall(SYS_LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
     _checked(ruleset, "landlock_create_ruleset")
     python = sysconfig.get_paths()
-    for path in (python["stdlib"], python["platstdlib"], *LIBRARY_FOLDERS):
+    for path in (python["stdlib"], python["platstdlib"], "/lib", "/lib64", "/usr/lib", "/usr/lib64"):
         _allow(ruleset, path, READ_FILE | READ_DIR | EXECUTE)
     _allow(ruleset, writable, all_rights & ~(EXECUTE | MAKE_CHAR | MAKE_SOCK | MAKE_BLOCK))
     for path in ("/dev/null", "/dev/urandom", "/dev/random"):
@@ -87,7 +79,7 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
 def allowed_system_calls() -> list[int]:
     """Numbers on this architecture of the calls in syscalls.txt."""
     column = 1 if platform.machine() == "x86_64" else 2
-    with open(SYSCALLS) as file:
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "syscalls.txt")) as file:
         numbers = [line.split()[column] for line in file if not line.startswith("#")]
     return [int(number) for number in numbers if number != "-"]
 
@@ -129,8 +121,7 @@ def confine_system_calls(allowed: list[int]) -> None:
 
 def _checked(result: int, call: str) -> None:
     if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{call}: {os.strerror(number)}")
+        raise OSError(ctypes.get_errno(), f"{call}: {os.strerror(ctypes.get_errno())}")
 
 
 def main() -> None:

@@ -59,8 +59,7 @@ def run_program(program: str, *, time_limit: float = TIME_LIMIT_SECONDS, unconfi
         )
     token = secrets.token_hex(16)
     limits = {"AS": MEMORY_LIMIT_BYTES, "CPU": int(time_limit) + 1, "FSIZE": FILE_LIMIT_BYTES, "NOFILE": MAX_OPEN_FILES}
-    limits["CORE"] = 0
-    task = {"program": program, "token": token, "confine": not unconfined, "limits": limits}
+    task = {"program": program, "token": token, "confine": not unconfined, "limits": limits | {"CORE": 0}}
     folder = tempfile.mkdtemp(prefix="nanochat-program-")
     try:
         process = subprocess.Popen(
