@@ -1,8 +1,8 @@
 """From token files to the batches of a step.
 
-Documents of any length become rows of one length without losing a token. The rows of all epochs are one fixed order;
-step s takes the next `rows_per_step` of them and each process its part. So a batch is a function of the step alone:
-there is no loader state to save, and a resume may use another number of processes.
+Documents of any length become rows of one length without losing a token. The rows of all epochs have one fixed order;
+step s takes the next `rows_per_step` of them, and each process takes its part. So a batch is a function of the step
+alone: there is no loader state to save, and a resumed run may use a different number of processes.
 """
 
 import math
@@ -20,7 +20,7 @@ from nanochat.errors import UserError
 from nanochat.model.loss import IGNORE
 
 MAX_GATHERED_SHARE = 0.9
-"""Share of trained targets above which gathering their hidden states for the head saves nothing."""
+"""Fraction of trained targets above which gathering their hidden states for the head saves nothing."""
 PIECES_PER_ROW = 4
 """Short rows at the start of pretraining are a quarter of the context, or the next size that divides it."""
 
@@ -44,7 +44,7 @@ class Rows(Protocol):
 class StreamRows:
     """Text as one stream of documents, cut every `sequence_len` tokens.
 
-    Row r predicts tokens [r T, (r + 1) T) of the stream from bos and the tokens before them in the row: each token is a
+    Row r predicts tokens [r T, (r + 1) T) of the stream from bos and the preceding tokens of the row. Each token is a
     target exactly once, and rows are independent of each other.
     """
 
@@ -58,7 +58,7 @@ class StreamRows:
         return len(self.stream.ids)
 
     def split(self, pieces_per_row: int) -> "StreamRows":
-        """The same stream in shorter rows: row i becomes rows i x pieces_per_row and following."""
+        """The same stream in shorter rows: row i becomes rows i x pieces_per_row and up."""
         return StreamRows(self.stream, self.sequence_len // pieces_per_row, self.bos_id)
 
     def __len__(self) -> int:
@@ -72,7 +72,7 @@ class StreamRows:
         targets = np.full(self.sequence_len, IGNORE, np.int64)
         tokens[1 : len(stream) + 1] = stream[: self.sequence_len - 1]
         targets[: len(stream)] = stream
-        if len(stream) and stream[0] == self.bos_id:  # the row starts with a document, whose bos is given
+        if len(stream) and stream[0] == self.bos_id:  # the row starts with a document, which has its own bos
             targets[0] = IGNORE
         return Row(tokens, targets)
 
@@ -98,10 +98,10 @@ class Batch(NamedTuple):
         return self.num_trained / self.targets.numel()
 
     def to(self, device: torch.device) -> "Batch":
-        """Copy to `device`, with `trained` if that saves the head much work.
+        """Copy to `device`, with `trained` if that saves the head a lot of work.
 
-        Conversations train on less than half of their tokens. The positions are found here, on the CPU, so that a GPU
-        does not wait for them.
+        Conversations train on less than half of their tokens. The positions are computed here, on the CPU, so that a
+        GPU does not wait for them.
         """
         gather = self.trained_share < MAX_GATHERED_SHARE
         trained = (self.targets.flatten() != IGNORE).nonzero().squeeze(1) if gather else None
@@ -170,7 +170,7 @@ class RowBatches:
 
 
 class ShortRowsFirst:
-    """Pretraining batches: pieces of rows, shuffled, in the first steps; whole rows from then on.
+    """Pretraining batches: shuffled pieces of rows in the first steps, whole rows after that.
 
     Short rows cost less attention, and each step learns from more documents. An untrained model has no use for a long
     context (https://arxiv.org/abs/2012.15832).
@@ -180,7 +180,7 @@ class ShortRowsFirst:
     """The pieces of this many steps are shuffled together."""
 
     def __init__(self, whole: RowBatches, pieces: Rows, pieces_per_row: int, steps: int, seed: int) -> None:
-        """`pieces`: row i is pieces i x pieces_per_row and following; `steps`: number of steps on pieces."""
+        """`pieces`: row i consists of pieces i x pieces_per_row and up; `steps`: number of steps on pieces."""
         self.whole = whole
         self.pieces = pieces
         self.pieces_per_row = pieces_per_row
@@ -195,7 +195,7 @@ class ShortRowsFirst:
         return self.whole.row_index(row) * self.pieces_per_row + piece
 
     def step_data(self, step: int) -> StepData:
-        """Micro-batches with the same number of tokens, of pieces or of whole rows."""
+        """Micro-batches of pieces or of whole rows, with the same number of tokens."""
         if step >= self.steps:
             return self.whole.step_data(step)
         pieces_per_step = self.whole.rows_per_step * self.pieces_per_row
@@ -236,7 +236,7 @@ def rows_per_step(total_batch_size: int, sequence_len: int, world: World) -> int
 def padded_length(length: int) -> int:
     """Columns of a batch whose longest row has `length` tokens: the next multiple of 8, for tensor cores.
 
-    Multiples of 32 would make fewer shapes, but training on the demo's conversations 1.15 times slower.
+    Multiples of 32 would mean fewer shapes, but would make training on the demo's conversations 1.15 times slower.
     """
     return max(-(-length // 8), 1) * 8
 

@@ -26,12 +26,12 @@ CHARS_PER_TOKEN = 4.8
 """English prose with a vocabulary of 65,536."""
 TOKENS_PER_PARAMETER = 20
 SPARE = 1.1
-"""Shards differ in length; 10% more than needed keep a run within one epoch."""
+"""Shards differ in length: 10% more than needed keeps a run within one epoch."""
 
 
 @dataclass(frozen=True)
 class TextDataset:
-    """Text in two splits that never mix, `train` and `val`, each in shards."""
+    """Text in two disjoint splits, `train` and `val`, each in shards."""
 
     name: str
     """name of its folders"""
@@ -50,7 +50,7 @@ def encyclopedia(name: str = "encyclopedia") -> TextDataset:
 
 
 def read_texts(path: Path) -> Iterator[str]:
-    """Yield the column `text` of a parquet file, with one row group in memory. Raises UserError if it is damaged."""
+    """Yield the column `text` of a parquet file, one row group in memory at a time. Raises UserError if damaged."""
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
@@ -81,7 +81,7 @@ class HubDataset:
         return fetch(self.repository, names, paths.data_dir(self.name), verify=verify, disk_factor=2.0)
 
     def open(self, files: Sequence[HubFile]) -> TextDataset:
-        """Open files from `fetch`. The first shard is `val`: every run has it, and the text is shuffled."""
+        """Open files from `fetch`. The first shard is `val`, since every run has it and the text is shuffled."""
         folder = paths.data_dir(self.name)
         shards = [TextShard(Path(f.name).stem, f.sha256, partial(read_texts, folder / f.name)) for f in files]
         return TextDataset(self.name, {"val": shards[:1], "train": shards[1:]})

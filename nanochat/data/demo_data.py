@@ -37,7 +37,7 @@ def articles(split: Split) -> list[Article]:
 
 
 def documents(split: Split) -> list[str]:
-    """Return the articles as plain text: the title, an empty line, the lead."""
+    """Return the articles as plain text: the title, a blank line, the lead."""
     return [f"{article.title}\n\n{article.extract}" for article in articles(split)]
 
 
@@ -95,7 +95,7 @@ _INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\xad\u200b-\u200f\u202a-\u202e\
 
 
 def clean(text: str) -> str:
-    """Normalize spaces and accents and remove invisible characters; line ends are kept."""
+    """Normalize spaces and accents, and remove invisible characters; line breaks are kept."""
     text = unicodedata.normalize("NFC", text)
     text = _INVISIBLE.sub("", text)
     text = re.sub(r"[^\S\n]+", " ", text)
@@ -116,7 +116,7 @@ _OWN_LIFE = re.compile(
 
 
 def _opening(turns: list[str]) -> list[str]:
-    """Return the turns before the first unsuitable one, an even number of them."""
+    """Return the turns before the first unsuitable one, rounded down to an even number."""
     kept: list[str] = []
     for turn in turns[:_MAX_TURNS]:
         unsuitable = _UNSUITABLE.search(turn) or _UNSUITABLE.search(turn.lower())

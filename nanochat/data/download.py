@@ -32,7 +32,7 @@ PARALLEL_FILES = 8
 MAX_DAMAGED_DOWNLOADS = 3
 DISK_RESERVE_BYTES = 1 << 30
 MAX_FAILURES = 6
-"""Failed requests in a row without a new byte; with their pauses half a minute."""
+"""Consecutive failed requests without a new byte; with the pauses, half a minute."""
 FIRST_PAUSE_SECONDS = 1.0
 MAX_PAUSE_SECONDS = 60.0
 TEMPORARY_STATUS = (408, 425, 429, 500, 502, 503, 504)
@@ -49,7 +49,7 @@ class HubFile:
     """bytes"""
     sha256: str
     checked: int | None = field(default=None, compare=False)
-    """st_ctime_ns at the last verification; every later write changes it"""
+    """st_ctime_ns at the last verification; any later write changes it"""
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path, repository: str) -> "Manifest":
-        """Read the folder's manifest. Empty if it is missing, damaged or of another repository."""
+        """Read the folder's manifest. Empty if it is missing, damaged or from another repository."""
         try:
             saved = json.loads((folder / MANIFEST_FILE).read_text())
             if saved["repository"] == repository:
@@ -98,9 +98,9 @@ def fetch(
 ) -> list[HubFile]:
     """Download the files `names` of a dataset repository into `folder`, unless they exist. Returns them in order.
 
-    Files that changed since their last verification are hashed again, all files if `verify`, and damaged ones are
+    Files that changed since their last verification (with `verify`, all files) are hashed again, and damaged ones are
     downloaded again. Needs no network if nothing is missing. A second process waits for the first. The disk must have
-    space for `disk_factor` times the missing bytes. Raises UserError if the files cannot be downloaded.
+    room for `disk_factor` times the missing bytes. Raises UserError if the files cannot be downloaded.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def fetch(
 
 
 def _describe(manifest: Manifest, names: Sequence[str]) -> list[HubFile]:
-    """Sizes and digests of files: from the manifest if it has them all and no file is missing, else from the hub."""
+    """Sizes and digests of files: from the manifest if it lists them all and none is missing, else from the hub."""
     known = manifest.files
     if all(name in known and _size(manifest.folder / name) == known[name].size for name in names):
         return [known[name] for name in names]
@@ -157,7 +157,7 @@ def _list_files(manifest: Manifest) -> dict[str, HubFile]:
 
 
 def _obtain_all(manifest: Manifest, files: Sequence[HubFile], disk_factor: float) -> None:
-    """Verify or download several files at a time with one progress bar. The first failure and Ctrl-C stop all."""
+    """Verify or download several files at a time, with one progress bar. The first failure or Ctrl-C stops all."""
     folder, title = manifest.folder, f"verifying {manifest.repository}"
     if missing := [file for file in files if _size(folder / file.name) != file.size]:
         num_bytes = sum(max(0, file.size - _size(_partial(folder, file))) for file in missing)
@@ -184,7 +184,7 @@ def _obtain_all(manifest: Manifest, files: Sequence[HubFile], disk_factor: float
 
 
 def _obtain(manifest: Manifest, file: HubFile, advance: Advance, stop: threading.Event) -> None:
-    """Download a file until its sha256 is right, unless it exists and is intact."""
+    """Download a file until its sha256 matches, unless it exists and is intact."""
     path, partial = manifest.folder / file.name, _partial(manifest.folder, file)
     if path.is_file():
         if _sha256(path) == file.sha256:
@@ -213,10 +213,10 @@ def _obtain(manifest: Manifest, file: HubFile, advance: Advance, stop: threading
 def resume_download(
     url: str, size: int, path: Path, advance: Advance, stop: threading.Event = NEVER, with_token: bool = True
 ) -> None:
-    """Download what `path` lacks of a file of `size` bytes; temporary failures are retried from where they occurred.
+    """Download the missing rest of a file of `size` bytes to `path`; after temporary failures, resume.
 
     Only the hub may see the user's token: other servers need `with_token=False`. Raises httpx2.HTTPError, and
-    CancelledError when `stop` is set; what has arrived is kept.
+    CancelledError when `stop` is set; received bytes are kept.
     """
 
     def append_rest() -> None:
@@ -251,8 +251,8 @@ def retry(
 ) -> Result:
     """Call `request` again after temporary failures, with doubling pauses, or longer ones if the server asks for them.
 
-    Raises its error if that is permanent, or after MAX_FAILURES in a row in which `progress()` did not grow, and
-    CancelledError when `stop` is set.
+    Raises its error if that is permanent, or after MAX_FAILURES consecutive failures during which `progress()` did not
+    grow, and CancelledError when `stop` is set.
     """
     failures = 0
     while True:

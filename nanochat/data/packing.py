@@ -8,12 +8,12 @@ from nanochat.model.loss import IGNORE
 
 
 class PackedRows:
-    """Conversations packed whole into rows, padded; longer ones are cut to the length of a row."""
+    """Whole conversations packed into rows, with padding; longer ones are cut to the length of a row."""
 
     def __init__(
         self, file: TokenFile, sequence_len: int, bos_id: int, *, learn_all: bool, documents_per_row: int | None = None
     ) -> None:
-        """`learn_all`: train on every token, not only on those of the mask; `documents_per_row`: maximum, or None."""
+        """`learn_all`: train on every token, ignoring the mask; `documents_per_row`: maximum, or None."""
         self.file = file
         self.sequence_len = sequence_len
         self.bos_id = bos_id
@@ -40,7 +40,7 @@ class PackedRows:
 
 
 def _cut_documents(offsets: np.ndarray, sequence_len: int) -> tuple[list[int], list[int]]:
-    """Starts and lengths of all documents, longer ones cut. A cut repeats one token, from which to predict the next."""
+    """Starts and lengths of all documents, longer ones cut. A cut repeats one token, to predict the next from."""
     starts, lengths = [], []
     for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         while end - start > sequence_len:
@@ -58,7 +58,7 @@ def best_fit(
     """Best-fit decreasing packing: rows of (start, length).
 
     Rows that are not full are kept in buckets by free space: O(documents x capacity) at worst, close to linear in
-    practice. Ties keep their order, so the result depends on the arguments alone.
+    practice. Ties keep their order, so the result depends only on the arguments.
     """
     rows: list[list[tuple[int, int]]] = []
     by_space: list[list[int]] = [[] for _ in range(capacity + 1)]

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, a line every half minute in a log file."""
+"""A progress bar on a terminal, or a line every half minute in a log file."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 
 @contextmanager
 def progress_bar(title: str, total: int, *, in_bytes: bool = False) -> Iterator[Advance]:
-    """Yield `advance(count)`, which any thread may call; a negative count is work that has to be repeated."""
+    """Yield `advance(count)`, which any thread may call; a negative count is work that must be repeated."""
     console = Console()
     counts = [DownloadColumn(), TransferSpeedColumn()] if in_bytes else [MofNCompleteColumn()]
     text, bar, _, remaining = Progress.get_default_columns()

@@ -3,9 +3,9 @@
     <split>.shards.json                      the shards of a split, in order
     <shard>.ids  .offsets  [.mask]  .json    token ids; where documents start; 1 if a token is trained on; settings
 
-A shard has its own file, so an interrupted run continues with the missing shards, and only what a new tokenizer or new
-text makes stale is written again. Blocks are verified against their checksums when they are first read: hashing 20 GB
-before the first step would take as long as reading them, and would miss what goes bad later.
+Each shard has its own file, so an interrupted run continues with the missing shards, and only files that new text or a
+new tokenizer makes stale are rewritten. Blocks are verified against their checksums when they are first read: hashing
+20 GB before the first step would take as long as reading it, and would miss later damage.
 """
 
 import json
@@ -30,7 +30,7 @@ from nanochat.locks import folder_lock
 from nanochat.tokenizer import Rendered, Tokenizer
 
 BLOCK_BYTES = 1 << 16
-"""Unit of checksums. Verifying one takes 18 us (CRC-32 at 3.6 GB/s on one x86 core), 5 ms for a step at depth 20."""
+"""Unit of checksums. Verifying one takes 18 us (CRC-32 at 3.6 GB/s on one x86 core), 5 ms per step at depth 20."""
 DOCUMENTS_AT_ONCE = 256
 """Documents per numpy call when writing: one call per document took a sixth of the time."""
 
@@ -56,7 +56,7 @@ class CheckedArray:
         return len(self._mapped)
 
     def __getitem__(self, span: slice) -> np.ndarray:
-        """A slice of the file. Raises UserError if it does not match its checksums."""
+        """A slice of the file. Raises UserError if the data does not match its checksums."""
         start, stop, step = span.indices(len(self))
         if step != 1:
             raise ValueError("only slices without a step are supported")
@@ -103,11 +103,11 @@ class TokenFile:
 
     @classmethod
     def open(cls, folder: Path, name: str, tokenizer: Tokenizer) -> "TokenFile":
-        """Map a token file. Raises UserError if it is missing, damaged, or was made by another tokenizer."""
+        """Map a token file. Raises UserError if it is missing, damaged or from another tokenizer."""
         try:
             settings = json.loads((folder / f"{name}.json").read_text())
             if settings["tokenizer"] != tokenizer.hash:
-                raise UserError(f"the tokens in {folder} were made by another tokenizer: run ./prepare.sh again")
+                raise UserError(f"the tokens in {folder} are from another tokenizer: run ./prepare.sh again")
             lengths = {"ids": settings["tokens"], "offsets": settings["documents"] + 1}
             if settings["masked"]:
                 lengths["mask"] = settings["tokens"]
@@ -124,7 +124,7 @@ class TokenFile:
 
     @classmethod
     def is_current(cls, folder: Path, name: str, tokenizer: Tokenizer, origin: str) -> bool:
-        """True if the file is complete and was made by this tokenizer from the text identified by `origin`."""
+        """True if the file is complete, and from this tokenizer and the text identified by `origin`."""
         try:
             settings = json.loads((folder / f"{name}.json").read_text())
             cls.open(folder, name, tokenizer)
@@ -167,7 +167,7 @@ class TokenShards:
 
     @classmethod
     def open(cls, folder: Path, split: str, tokenizer: Tokenizer) -> "TokenShards":
-        """Map a split. Raises UserError if it or a shard is missing, damaged, or was made by another tokenizer."""
+        """Map a split. Raises UserError if it or a shard is missing, damaged or from another tokenizer."""
         try:
             names = json.loads(_index(folder, split).read_text())["shards"]
         except FileNotFoundError:
@@ -201,9 +201,9 @@ class TextShard:
 def write_shards(
     folder: Path, splits: Mapping[str, Sequence[TextShard]], tokenizer: Tokenizer, workers: int | None = None
 ) -> int:
-    """Write all token files that are missing or stale, with one process per core or `workers`; return their number.
+    """Write all missing or stale token files, with one process per core or `workers`; return how many were written.
 
-    tiktoken encodes 12 MB/s per core of a 2-core x86 machine; threads would wait for each other. A second call waits
+    tiktoken encodes 12 MB/s per core on a 2-core x86 machine; threads would wait for each other. A second call waits
     for the first. Raises UserError if a process was killed or the disk is full; finished shards are kept.
     """
     try:
@@ -235,7 +235,7 @@ def _tokenize(folder: Path, shards: Sequence[TextShard], tokenizer: Tokenizer, w
             write_documents(folder, shard.name, tokenizer, shard.texts(), shard.origin)
             yield
         return
-    # Spawned, not forked: torch and the downloads have left threads behind.
+    # Spawned, not forked: torch and the downloads have started threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_Worker.start, initargs=(folder, tokenizer)) as pool:
         futures = [pool.submit(_Worker.write, shard) for shard in shards]
@@ -249,7 +249,7 @@ def _tokenize(folder: Path, shards: Sequence[TextShard], tokenizer: Tokenizer, w
 
 
 class _Worker:
-    """State of a worker process, sent once and not with every shard."""
+    """State of a worker process, sent once instead of with every shard."""
 
     folder: Path
     tokenizer: Tokenizer
@@ -298,7 +298,7 @@ def _write(
                 offsets.append(offsets[-1] + len(document.ids))
             num_bytes += int(tokenizer.token_bytes[ids].sum())
         offsets_file.write(np.array(offsets, np.int64).data)
-        (folder / f"{name}.json").unlink(missing_ok=True)  # old settings never describe new ids
+        (folder / f"{name}.json").unlink(missing_ok=True)  # so that old settings never describe new ids
     settings = {
         "tokenizer": tokenizer.hash,
         "origin": origin,

@@ -1,4 +1,4 @@
-"""Chatting with a trained model: load a checkpoint and stream replies."""
+"""Chat with a trained model: load a checkpoint and stream replies."""
 
 import threading
 from collections.abc import Generator, Sequence
@@ -31,12 +31,12 @@ class ChatModel:
 
     @property
     def context(self) -> int:
-        """Maximum tokens of conversation and reply together."""
+        """Maximum number of tokens of conversation and reply together."""
         return self.engine.model.config.sequence_len
 
     @property
     def description(self) -> str:
-        """Name for people: `sft d4 step 300`."""
+        """Readable name: `sft d4 step 300`."""
         return f"{self.source} {self.model_tag} step {self.step}"
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -62,7 +62,7 @@ class ChatModel:
 
 
 def prompt_tokens(tokenizer: Tokenizer, source: str, messages: Sequence[Message]) -> list[int]:
-    """Render a conversation as a prompt. For a base model, which has no chat format: the last message as plain text."""
+    """Render a conversation as a prompt; for a base model, which has no chat format, the last message as plain text."""
     if source == "base":
         return [tokenizer.bos_id, *tokenizer.encode(str(messages[-1]["content"]))]
     return tokenizer.render_prompt(messages)
@@ -76,9 +76,9 @@ def load_chat(
     max_batch_size: int = 16,
     kv_cache_gb: float | None = None,
 ) -> ChatModel:
-    """Load the newest checkpoint of a source; by default of the most advanced one: rl > sft > mid > base.
+    """Load the newest checkpoint of a source; by default, the most advanced one: rl > sft > mid > base.
 
-    max_batch_size, kv_cache_gb: see Engine. Raises UserError without a checkpoint, or if its tokenizer differs.
+    max_batch_size, kv_cache_gb: see Engine. Raises UserError if there is no checkpoint, or if its tokenizer differs.
     """
     found = checkpoint.find(source, model_tag, step)
     tokenizer = Tokenizer.load(paths.tokenizer_dir())

@@ -31,7 +31,7 @@ class Detokenizer:
 
     Holds back incomplete UTF-8 sequences, and text that may turn out to be one of the `stop` strings. The text ends
     before the first stop string; then `stopped` is set and no more deltas follow. Tool calls and their output are not
-    searched.
+    searched for stop strings.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
@@ -58,7 +58,7 @@ class Detokenizer:
         return self._delta(self._before_stop(self._utf8.decode(self._tokenizer.decode_bytes([token]))))
 
     def flush(self) -> Delta | None:
-        """Return the text held back: an incomplete character, or a stop string that was not completed."""
+        """Return the text held back: an incomplete character, or an incomplete stop string."""
         if self.stopped:
             return None
         text = self._before_stop(self._utf8.decode(b"", final=True))

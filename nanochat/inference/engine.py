@@ -22,7 +22,7 @@ from nanochat.tokenizer import Tokenizer
 PREFILL_TOKENS = {"cpu": 512, "cuda": 4096}
 """Maximum prompt tokens per step: about 40 ms on two cores at depth 4."""
 TOOL_WAIT_SECONDS = 0.02
-"""Time that a step waits for tools if there is nothing else to do."""
+"""Time that a step waits for tools when there is nothing else to do."""
 SUPPRESSED_TOKENS = ("<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|output_start|>", "<|output_end|>")
 """Never sampled: the model cannot write the user's turn or invent a tool's output."""
 
@@ -69,7 +69,7 @@ class Engine:
         self.tool = tool
         self.slots = num_slots(model, max_batch_size, kv_cache_gb)
         self.scheduler = Scheduler(self.slots, PREFILL_TOKENS[model.device.type], self._copy_slot)
-        self.is_async = model.device.type == "cuda"  # read tokens one step later, so that the GPU never waits
+        self.is_async = model.device.type == "cuda"  # tokens are read one step late, so that the GPU never waits
         self._end_ids = {tokenizer.bos_id, tokenizer.special("<|assistant_end|>")}
         self._python_start = tokenizer.special("<|python_start|>")
         self._python_end = tokenizer.special("<|python_end|>")
@@ -86,7 +86,7 @@ class Engine:
     ) -> list[Completion]:
         """Complete all prompts and return the completions in the same order. Raises UserError if a prompt is too long.
 
-        Waits for tools in every step, so that the composition of batches does not depend on their timing.
+        Every step waits for tools, so that the composition of batches does not depend on their timing.
         """
         samplings = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
         requests = [self._request(prompt, own) for prompt, own in zip(prompts, samplings, strict=True)]
@@ -97,7 +97,7 @@ class Engine:
         return [request.completion for request in requests]
 
     def submit(self, prompt: Sequence[int], sampling: SamplingParams) -> Request:
-        """Queue a prompt. Raises UserError if it fills the context."""
+        """Queue a prompt. Raises UserError if it fills the whole context."""
         request = self._request(prompt, sampling)
         self.scheduler.waiting.append(request)
         return request
@@ -107,7 +107,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """True while requests are running or waiting: call `step`."""
+        """True while requests are running or waiting, so `step` must be called."""
         return bool(self.scheduler.waiting or self.scheduler.running)
 
     def stats(self) -> EngineStats:
@@ -126,7 +126,7 @@ class Engine:
     def reset(self) -> None:
         """Free the KV cache and the copies of the weights; the next step creates them again.
 
-        Call it after changing the model's weights, or to free memory. Only while not `busy`.
+        Call it after changing the model's weights, or to free memory, but never while `busy`.
         """
         self._runner = self._unread = None
         for slot in self.scheduler.slots:
@@ -151,7 +151,7 @@ class Engine:
     def _request(self, prompt: Sequence[int], sampling: SamplingParams) -> Request:
         max_length = self.model.config.sequence_len
         if not 0 < len(prompt) < max_length:
-            raise UserError(f"the prompt has {len(prompt)} tokens, the model's context is {max_length}: shorten it")
+            raise UserError(f"the prompt has {len(prompt)} tokens, but the model's context is {max_length}: shorten it")
         return Request(prompt, sampling, max_length, self.tokenizer)
 
     def _copy_slot(self, source: int, target: int, length: int) -> None:
@@ -202,7 +202,7 @@ class Engine:
         return on_device([request.slot for request in requests if request.slot is not None], self.model.device)
 
     def _sampler_for(self, requests: list[Request], has_prefill: bool) -> Sampler:
-        """Return the previous step's sampler if the batch is the same and no request was given tokens since."""
+        """Return the previous step's sampler if the batch is the same and no request was given tokens in between."""
         batch, sampler = self._sampler
         if has_prefill or batch != requests:
             tokens = [request.tokens for request in requests]
@@ -223,7 +223,7 @@ class Engine:
             self._append(request, token, sampled=True, logprob=logprob)
 
     def _append(self, request: Request, token: int, *, sampled: bool, logprob: TokenLogprob | None = None) -> None:
-        """Add a token to a completion; release the request if that ends it, start the tool at the end of a call."""
+        """Add a token to a completion; release the request if that ends it; start the tool if that ends a call."""
         completion = request.completion
         request.tokens.append(token)
         completion.tokens.append(token)

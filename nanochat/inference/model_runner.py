@@ -1,8 +1,8 @@
 """The model's forward pass for the engine, with its KV cache and ragged batches.
 
-Same arithmetic as nanochat.model.gpt with fewer operations: on a CPU each operation costs about 5 us to call, and one
-token at depth 4 takes about a hundred. The tokens of all sequences, prefill and decode, go through the matrices in one
-batch without padding; only attention runs per sequence.
+The same arithmetic as nanochat.model.gpt, with fewer operations: on a CPU, each operation costs about 5 us to call, and
+one token at depth 4 takes about a hundred. The tokens of all sequences, in prefill and decode, go through the matrices
+in one batch without padding; only attention runs per sequence.
 """
 
 import math
@@ -39,7 +39,7 @@ class Matrix:
     """A weight matrix, (out, in), in the memory layout that is fastest for the batch size."""
 
     def __init__(self, weight: Tensor, *, pack: bool = False) -> None:
-        """pack: convert to oneDNN's layout where that is faster: on x86, for the large output head."""
+        """pack: convert to oneDNN's layout if that is faster, as it is on x86 for the large output head."""
         self.weight = weight
         self.packed = None
         is_x86_fp32 = weight.device.type == "cpu" and weight.dtype == torch.float32 and platform.machine() == "x86_64"
@@ -75,14 +75,14 @@ class Layer:
 
 
 class ModelRunner:
-    """Runs a snapshot of the model's weights: create a new runner after changing them.
+    """Runs a snapshot of the model's weights; create a new runner after changing them.
 
     keys, values: the KV cache, (n_layer, slots, n_kv_head, length, head_dim), in the compute dtype. A slot holds one
     sequence of at most the model's context length. On a CPU, memory is allocated as slots fill.
     """
 
     def __init__(self, model: GPT, slots: int, vocab_size: int) -> None:
-        """vocab_size: tokens of the tokenizer; the head's remaining rows are padding."""
+        """vocab_size: the tokenizer's; the head's remaining rows are padding."""
         self.config = config = model.config
         self.device, dtype = model.device, model.compute_dtype
         self.n_rotated = config.n_head + config.n_kv_head
@@ -141,7 +141,7 @@ class ModelRunner:
         if (count == 1 and min(span.starts) == start) or (start == 0 and len(span.starts) == 1):
             return None  # every key is visible, or plain causal attention from the start of a prompt
         if use_blocked_attention(span.count, self.device, self.embedding.dtype, training=False):
-            return None  # causal_attention runs in blocks, which mask by themselves
+            return None  # causal_attention runs in blocks and applies the mask itself
         keys = torch.arange(start + count, device=self.device)
         first = on_device(span.starts, self.device)[:, None, None]
         hidden = keys > first + torch.arange(count, device=self.device)[:, None]
@@ -168,7 +168,7 @@ class ModelRunner:
 
 
 def on_device(values: Sequence[float], device: torch.device) -> Tensor:
-    """Convert numbers to a tensor on the device without synchronizing with it."""
+    """Copy numbers to a tensor on the device without synchronizing with it."""
     tensor = torch.tensor(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 

@@ -18,7 +18,7 @@ MAX_UNIFORM = 1 - 2**-23
 
 
 class Sampler:
-    """Samples one token per request of a batch. Valid as long as the batch does not change.
+    """Samples one token per request in a batch. Valid as long as the batch does not change.
 
     A request's token depends on its own row of logits only, not on the rest of the batch.
     """
@@ -69,7 +69,7 @@ class Sampler:
         return tokens
 
     def logprobs(self, logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return for `logprob_rows`: the logprob of the token (R,), the top logprobs and their token ids (R, max).
+        """Return, for `logprob_rows`, the logprob of the token (R,), the top logprobs and their token ids (R, max).
 
         logits: (N, V) as `sample` leaves them. tokens: (N,).
         """
@@ -141,12 +141,12 @@ class _Group:
 
 
 class SamplerOutput:
-    """One sampled token per request, on its way to the host. On CUDA, `read` is what waits for the device."""
+    """One sampled token per request, on its way to the host. On CUDA, only `read` waits for the device."""
 
     def __init__(
         self, requests: list[Request], indices: list[int], logprob_rows: list[int], results: Sequence[Tensor]
     ) -> None:
-        """indices: of the tokens in their requests. results: tokens (N,), and those of `Sampler.logprobs` if called."""
+        """indices: of the tokens in their requests. results: tokens (N,), then what `Sampler.logprobs` returned."""
         self.requests, self.indices, self.logprob_rows = requests, indices, logprob_rows
         self.results = [result.to("cpu", non_blocking=True) for result in results]
         self.copied = torch.cuda.Event() if results[0].is_cuda else None

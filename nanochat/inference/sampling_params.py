@@ -1,4 +1,4 @@
-"""Sampling parameters of a request, and the random numbers that its tokens are sampled with."""
+"""Sampling parameters of a request, and the random numbers used to sample its tokens."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class SamplingParams:
         return (_mix(self._seed_hash + index) >> 11) / 2**53
 
     def child(self, index: int) -> "SamplingParams":
-        """Derive the parameters of reply `index` of several to one prompt; reply 0 uses these unchanged."""
+        """Derive the parameters of reply `index` when one prompt gets several; reply 0 uses these unchanged."""
         return dataclasses.replace(self, seed=(self._seed_hash + index) & MASK) if index else self
 
 

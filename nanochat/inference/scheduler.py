@@ -1,4 +1,4 @@
-"""Continuous batching: requests, which of them run, and what is computed in each step.
+"""Continuous batching: decides which requests run and what each step computes.
 
 Requests wait in a first-come, first-served queue for a slot of the KV cache. In each step, every running request whose
 only uncomputed token is its newest decodes one token. Longer stretches of uncomputed tokens, such as prompts, are
@@ -54,7 +54,7 @@ class Request:
 
     @property
     def is_ready(self) -> bool:
-        """False while a tool runs, and when the last token allowed is in flight."""
+        """False while a tool runs, and when the last allowed token is in flight."""
         return self.tool_call is None and len(self.tokens) + self.num_in_flight < self.max_length
 
     @property
@@ -73,7 +73,7 @@ class Request:
         return self._detokenizer.stopped
 
     def new_deltas(self, *, end: bool) -> list[Delta]:
-        """Return the text generated since the last call; with `end` also the text that the detokenizer holds back."""
+        """Return the text generated since the last call; with `end`, also the text that the detokenizer holds back."""
         self._detokenize()
         if end and (rest := self._detokenizer.flush()):
             self._deltas.append(rest)

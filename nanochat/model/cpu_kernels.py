@@ -1,7 +1,7 @@
 """Faster RMSNorm, rotary positions, squared ReLU and causal attention for CPUs, with hand-written gradients.
 
-On a CPU, F.rms_norm and autograd's backward of a rotation are a dozen passes over memory; written out they are three to
-six. nanochat.model.gpt has the plain expressions, which GPUs and torch.compile use.
+On a CPU, F.rms_norm and autograd's backward pass of a rotation take a dozen passes over memory; written by hand, they
+take three to six. nanochat.model.gpt has the plain expressions, which GPUs and torch.compile use.
 """
 
 import torch
@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 QUERY_BLOCK = {torch.float32: 128, torch.bfloat16: 256}
-"""Queries per attention block: their scores stay in the cache and few masked scores are computed. bfloat16 products are
-so fast that fewer, larger ones win."""
+"""Queries per attention block: few enough that their scores stay in the cache and little of the work is masked.
+bfloat16 products are so fast that fewer, larger ones win."""
 MAX_BFLOAT16_ROW = 512
 """Row length up to which blocked attention is faster than torch's in bfloat16."""
 
@@ -30,14 +30,14 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
-    # In at least fp32: rounding it to bfloat16 would scale a whole row by up to 0.4%.
+    # In fp32 or wider: rounding to bfloat16 would change the scale of a whole row by up to 0.4%.
     dtype = torch.promote_types(x.dtype, torch.float32)
     rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).mul_(x.size(-1) ** -0.5)
     return rms.square_().add_(eps).rsqrt_()
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Forward and backward of (4, 512, 256) in bfloat16 on two AMX cores: 0.8 ms; by F.rms_norm 2.0 ms."""
+    """Forward and backward of (4, 512, 256) in bfloat16 on two AMX cores: 0.8 ms; with F.rms_norm, 2.0 ms."""
 
     @staticmethod
     def forward(ctx, x, eps):  # type: ignore[no-untyped-def]  # torch's signature
@@ -119,8 +119,8 @@ def use_blocked_attention(length: int, device: torch.device, dtype: torch.dtype,
 def blocked_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Causal attention of the T newest of L tokens, by matrix products over blocks of queries.
 
-    torch's kernel computes all scores and masks half of them; here most of those are skipped. At depth 4 and rows of
-    512 tokens a training step spends a third less time on attention.
+    torch's kernel computes all scores and masks half of them; this skips most of that half. At depth 4, with rows of
+    512 tokens, a training step spends a third less time on attention.
 
     query: (B, H, T, D); keys, values: (B, H_kv, L, D) -> (B, H, T, D), all in fp32 or all in bfloat16.
     """

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MULTIPLE = 16
-"""torch._scaled_mm on CUDA wants the inner dimension and the width of the result to be multiples of this."""
+"""torch._scaled_mm on CUDA requires the inner dimension and the width of the result to be multiples of this."""
 MIN_AMAX = 1e-30
 """Lower bound for the largest absolute value of a tensor, so that zeros get a finite scale."""
 
@@ -40,7 +40,7 @@ class Scaled(NamedTuple):
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x W^T, its gradients also in FP8. x: (..., in); weight: (out, in) in fp32 -> (..., out) in the dtype of x.
 
-    in and out must be multiples of 16; the number of rows is padded to one with zeros.
+    in and out must be multiples of 16; the rows are padded with zeros to a multiple of 16.
     """
     rows = x.flatten(0, -2)
     missing = -rows.size(0) % MULTIPLE

@@ -1,4 +1,4 @@
-"""The model: the nanochat architecture, NanoChatForCausalLM in transformers.
+"""The model: nanochat's architecture, NanoChatForCausalLM in transformers.
 
 Token embedding, RMSNorm without gains, pre-norm blocks with rotary positions, QK-norm after the rotation,
 grouped-query attention, a squared-ReLU MLP of four times the width, no biases, an untied head with soft-capped
@@ -18,7 +18,7 @@ from nanochat.model import cpu_kernels, fp8
 from nanochat.model.loss import linear_cross_entropy, token_losses
 
 ARCHITECTURE = "nanochat-1"
-"""Stored in every checkpoint; another name means other tensors or other arithmetic."""
+"""Stored in every checkpoint; another name means different tensors or arithmetic."""
 
 WIDTH_PER_DEPTH = 64
 MAX_HEAD_DIM = 128
@@ -43,7 +43,7 @@ class GPTConfig:
 
     @classmethod
     def from_depth(cls, depth: int, vocab_size: int, sequence_len: int) -> "GPTConfig":
-        """The shape for `depth`, the one dial: width 64 x depth, heads of 128 or the next size that divides the width.
+        """The shape for `depth`, the only dial: width 64 x depth, heads of 128 or the next size that divides the width.
 
         Raises UserError if depth or context length is out of range.
         """
@@ -52,7 +52,7 @@ class GPTConfig:
         if sequence_len < 16:
             raise UserError(f"--max-seq-len must be at least 16, got {sequence_len}")
         width = WIDTH_PER_DEPTH * depth
-        # Kernels want head sizes that are multiples of 8: depth 17 gets 17 heads of 64, not 16 of 68.
+        # Kernels prefer head sizes that are multiples of 8: depth 17 gets 17 heads of 64, not 16 of 68.
         n_head = next(
             n for n in range(-(-width // MAX_HEAD_DIM), width + 1) if width % n == 0 and (width // n) % 8 == 0
         )
@@ -118,7 +118,7 @@ def soft_cap(logits: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A matrix without bias, stored in fp32 and applied in the dtype of its input."""
+    """A linear layer without bias, stored in fp32 and applied in the dtype of its input."""
 
     fp8_training = False
     """multiply in FP8 while gradients are recorded"""
@@ -228,7 +228,7 @@ class GPT(nn.Module):
     def compile_training(self) -> None:
         """Compile what `loss` runs. Evaluation and decoding, whose shapes vary, stay eager and never recompile.
 
-        On a CPU one block is compiled for all layers: at depth 4 the first step ends after 21 s instead of 32.
+        On a CPU, one block is compiled for all layers: at depth 4 the first step ends after 21 s instead of 32.
         """
         if self.device.type == "cpu":
             self._compiled_block = torch.compile(Block.forward, dynamic=False)
@@ -264,7 +264,7 @@ class GPT(nn.Module):
         """Final hidden states. tokens: (B, T) -> (B, T, C) in the compute dtype. Raises ValueError past the context."""
         if cache is None:
             if tokens.size(1) > self.config.sequence_len:
-                raise ValueError(f"{tokens.size(1)} tokens exceed the context of {self.config.sequence_len}")
+                raise ValueError(f"{tokens.size(1)} tokens exceed the context length of {self.config.sequence_len}")
             cos, sin = (table[None, : tokens.size(1), None] for table in (self.cos, self.sin))
         else:
             cos, sin = (table[cache.positions].unsqueeze(2) for table in (self.cos, self.sin))

@@ -1,9 +1,9 @@
 """Fused linear cross-entropy: head, soft-cap and loss without materializing all logits.
 
-At a vocabulary of 65,536 the logits of a micro-batch of 32 x 2,048 tokens would be 17 GB in fp32, and on a CPU they
-fall out of the cache between elementwise passes. So the loss of a slice of rows is computed together with its
-gradients: three matmuls per slice, as in autograd, and only the two gradients are kept for the backward pass. As in
-Liger Kernel (https://arxiv.org/abs/2410.10989) and Cut Cross-Entropy (https://arxiv.org/abs/2411.09009).
+With a vocabulary of 65,536, the logits of a micro-batch of 32 x 2,048 tokens would take 17 GB in fp32, and on a CPU
+they would fall out of the cache between elementwise passes. So the loss of a slice of rows is computed together with
+its gradients: three matmuls per slice, as in autograd, and only the two gradients are kept for the backward pass.
+Liger Kernel (https://arxiv.org/abs/2410.10989) and Cut Cross-Entropy (https://arxiv.org/abs/2411.09009) do the same.
 """
 
 import functools
@@ -23,7 +23,7 @@ since each adds one pass over the head's gradient."""
 PIECE_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}
 """Logits of a slice processed in fp32 at once: 1 MB on a CPU, to stay in a core's cache from pass to pass."""
 PIECE_BUFFERS = 2
-"""fp32 tensors per piece alive at once when the elementwise passes are not fused."""
+"""Number of fp32 tensors per piece that are alive at once when the elementwise passes are not fused."""
 
 
 def linear_cross_entropy(
@@ -39,7 +39,7 @@ def linear_cross_entropy(
 
     hidden: (N, C) in the compute dtype; weight: (V, C); targets: (N,), may be IGNORE; token_weights: (N,) or None for
     ones. Logits are soft-capped in fp32: softcap * tanh(logits / softcap). `compiled`: fuse the elementwise passes
-    with torch.compile, faster on a GPU and slower on a CPU.
+    with torch.compile, which is faster on a GPU and slower on a CPU.
     """
     exponentials = _compiled_exponentials() if compiled else _exponentials
     return _LinearCrossEntropy.apply(hidden, weight, targets, token_weights, softcap, exponentials)
@@ -56,14 +56,14 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float
 
 
 def workspace_bytes(count: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Bytes of logits that the loss of `count` tokens holds at once."""
+    """Bytes of logits held at once in the loss of `count` tokens."""
     rows = _rows_of(SLICE_ELEMENTS, count, vocab_size, device)
     piece_rows = _rows_of(PIECE_ELEMENTS, rows, vocab_size, device)
     return vocab_size * (rows * dtype.itemsize + piece_rows * PIECE_BUFFERS * 4)
 
 
 def _rows_of(elements: dict[str, int], count: int, vocab_size: int, device: torch.device) -> int:
-    """Rows out of `count` that stay within the element limit, at least 1."""
+    """Number of rows, out of `count`, that stay within the element limit; at least 1."""
     return max(1, min(count, elements.get(device.type, elements["cuda"]) // vocab_size))
 
 
@@ -88,8 +88,8 @@ def _compiled_exponentials() -> Exponentials:
 
 
 class _Workspace:
-    """The head in the compute dtype and one buffer of logits that all slices reuse: allocating 8 MB costs a CPU up
-    to ten times as much as a pass over them."""
+    """The head in the compute dtype, and one buffer of logits that all slices reuse: allocating 8 MB costs a CPU up
+    to ten times as much as a pass over it."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, softcap: float, exponentials: Exponentials) -> None:
         self.head = weight.to(hidden.dtype)

@@ -1,4 +1,4 @@
-"""Checks that all machines of a run have the same options, code, versions and data.
+"""Check that all machines of a run have the same options, code, versions and data.
 
 Checkpoints are not compared: only the main process reads and writes them.
 """
@@ -27,14 +27,14 @@ HOST, FOLDER, OPTIONS, CODE, SOFTWARE = "host", "folder", "options", "code", "Py
 
 TEXT = ("tokenizer", "tokens")
 CONVERSATIONS = ("tokenizer", "data", "identity_conversations.jsonl", "words.txt")
-"""Read below the base directory by pretraining and by the later stages. Every machine makes the token files of
-conversations itself, from the same conversations."""
+"""Data that pretraining and the later stages read from the base directory. Every machine writes its own token files
+of the conversations."""
 
 
 def check(reads: Collection[str]) -> None:
     """Compare all processes with the main one; a collective call. Raises UserError in all of them on a difference.
 
-    `reads`: TEXT or CONVERSATIONS. Large files, such as tokens, are compared by size and by the small files that
+    `reads`: TEXT or CONVERSATIONS. Large files, such as tokens, are compared by their sizes and the small files that
     describe them.
     """
     if int(os.environ.get("GROUP_WORLD_SIZE", "1")) == 1:  # torchrun's number of machines
@@ -66,7 +66,7 @@ def files(base: Path) -> dict[str, str]:
     for index in base.glob("tokens/*/train.shards.json"):
         found[f"tokens/{index.parent.name}"] = _digest_of_tokens(index.parent)
     for manifest in base.glob(f"data/*/{MANIFEST_FILE}"):
-        # Text is not read again once it is tokenized; the conversations of the later stages are.
+        # Text is not read again once it is tokenized, but the conversations of the later stages are.
         if f"tokens/{manifest.parent.name}" not in found:
             kept = json.loads(manifest.read_text())  # without the times of verification
             listed = [(name, file["size"], file["sha256"]) for name, file in sorted(kept["files"].items())]
@@ -78,20 +78,20 @@ def files(base: Path) -> dict[str, str]:
 
 
 def difference(main: dict[str, str], other: dict[str, str]) -> str | None:
-    """The first difference that prevents training together, with its fix; None if all is equal."""
+    """The first difference that prevents training together, with its fix; None if there is none."""
     there = other[HOST]
     if other[OPTIONS] != main[OPTIONS]:
         return f"all machines need the same options: {other[OPTIONS]} on {there}, {main[OPTIONS]} on {main[HOST]}"
     if other[CODE] != main[CODE]:
         copy = shlex.join(["rsync", "-a", "--delete", "--exclude=.venv", f"{ROOT}/", f"{there}:{ROOT}/"])
-        return f"{there} has other code than {main[HOST]}: copy it with {copy}"
+        return f"{there} has different code from {main[HOST]}: copy it with {copy}"
     if other[SOFTWARE] != main[SOFTWARE]:
         return f"{there} has {other[SOFTWARE]}, {main[HOST]} has {main[SOFTWARE]}: run ./setup.sh there"
     missing = sorted(name for name in main.keys() - {HOST, FOLDER} if other.get(name) != main[name])
     if missing:
         sources = [f"{main[FOLDER]}/./{name}" for name in missing]  # the part after /./ is the path there
         copy = shlex.join(["rsync", "-a", "--relative", *sources, f"{there}:{other[FOLDER]}/"])
-        return f"{there} lacks {', '.join(missing)} of {main[HOST]}, or has another version: copy with {copy}"
+        return f"{', '.join(missing)} of {main[HOST]} missing or different on {there}: copy with {copy}"
     return None
 
 

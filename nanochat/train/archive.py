@@ -1,4 +1,4 @@
-"""Lists, verifies, prunes, archives and restores checkpoints."""
+"""List, verify, prune, archive and restore checkpoints."""
 
 import tarfile
 import tempfile
@@ -22,7 +22,7 @@ LOGS = (FACTS_FILE, METRICS_FILE, SAMPLES_FILE)
 def models(source: str | None = None, tag: str | None = None) -> Iterator[tuple[str, str, Path]]:
     """Stage, name and folder of all models, or those of one stage or name.
 
-    The name of a model that was set aside is such as aside/d20.20260101-120000.
+    A model that was set aside has a name such as aside/d20.20260101-120000.
     """
     for stage in [source] if source else STAGES:
         folder = paths.checkpoints_dir(stage)
@@ -32,15 +32,15 @@ def models(source: str | None = None, tag: str | None = None) -> Iterator[tuple[
 
 
 def prune(source: str | None, tag: str | None, keep_last: int, keep_every: int) -> list[Checkpoint]:
-    """Keep the last `keep_last` undamaged checkpoints of each model and every `keep_every`-th step, remove the rest.
+    """Keep the last `keep_last` undamaged checkpoints of each model and every `keep_every`-th step; remove the rest.
 
-    Damaged ones are removed if an undamaged one remains. Raises UserError if a model is being trained: its run prunes
-    by itself.
+    Damaged ones are removed if an undamaged one remains. Raises UserError if a model is being trained, since its run
+    prunes its checkpoints itself.
     """
     removed: list[Checkpoint] = []
     for stage, name, folder in models(source, tag):
         if holder := locks.hold(paths.run_lock(stage, name.replace("/", "-"))):
-            raise UserError(f"{holder} is training the {stage} model {name}: stop it first, or name others with --tag")
+            raise UserError(f"{holder} is training the {stage} model {name}: stop it first, or prune others with --tag")
         found = saved_steps(folder)
         damaged = [candidate for candidate in found if candidate.damage()]
         if len(damaged) < len(found):  # else keep them: there is nothing better
@@ -56,9 +56,9 @@ def archive(source: str | None, tag: str | None, step: int | None, file: Path | 
     """
     found = find(source, tag, step)
     if damage := found.damage():
-        raise UserError(f"{found.folder} is damaged ({damage}): archive another with --step")
+        raise UserError(f"{found.folder} is damaged ({damage}): choose another with --step")
     if Tokenizer.load(paths.tokenizer_dir()).hash != found.meta["tokenizer"]:
-        raise UserError(f"{found.folder} has another tokenizer than {paths.tokenizer_dir()}: restore that one")
+        raise UserError(f"{found.folder} needs a different tokenizer from {paths.tokenizer_dir()}: restore that one")
     file = file or Path(f"{found.source}-{found.tag}-{found.step:06d}.tar")
     if file.exists():
         raise UserError(f"{file} already exists: choose another with --file")
@@ -73,10 +73,10 @@ def archive(source: str | None, tag: str | None, step: int | None, file: Path | 
 
 
 def restore(file: Path) -> Checkpoint:
-    """Restore an archived checkpoint, and its logs and tokenizer if missing here.
+    """Restore an archived checkpoint, and its logs and tokenizer if they are missing here.
 
-    Raises UserError if the archive is damaged, if the checkpoint already exists, or if this base directory has another
-    tokenizer.
+    Raises UserError if the archive is damaged, if the checkpoint already exists, or if this base directory has a
+    different tokenizer.
     """
     with tempfile.TemporaryDirectory(dir=paths.base_dir(), prefix=".restoring-") as temporary:
         unpacked = Path(temporary)
@@ -92,7 +92,7 @@ def restore(file: Path) -> Checkpoint:
         if not paths.tokenizer_dir().exists():
             (unpacked / TOKENIZER).rename(paths.tokenizer_dir())
         elif Tokenizer.load(paths.tokenizer_dir()).hash != tokenizer.hash:
-            text = f"{file} has another tokenizer than {paths.tokenizer_dir()}"
+            text = f"{file} has a different tokenizer from {paths.tokenizer_dir()}"
             raise UserError(f"{text}: set NANOCHAT_BASE_DIR to restore it elsewhere")
         model = paths.base_dir() / folder.parent.relative_to(unpacked)
         if (model / folder.name).exists():

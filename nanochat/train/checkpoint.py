@@ -2,8 +2,8 @@
 
     <stage>_checkpoints/<tag>/step_NNNNNN/  model.safetensors  optimizer.safetensors  meta.json  SHA256SUMS
 
-There is no loader position and no random state to save: the batches of a step, and what RL samples in it, are functions
-of the step.
+Neither a loader position nor random state needs saving: the batches of a step, and the replies that RL samples in it,
+are functions of the step.
 """
 
 import contextlib
@@ -78,7 +78,7 @@ class Checkpoint:
     def damage(self, files: Sequence[str] = ALL_FILES) -> str | None:
         """Verify the checksums of `files`: a short description of the first problem, or None.
 
-        SHA-256 because CPUs have instructions for it: 1.4 GB/s on one x86 core (BLAKE2b: 0.7), 4 s for the 5.2 GB of
+        SHA-256, because CPUs have instructions for it: 1.4 GB/s on one x86 core (BLAKE2b: 0.7), 4 s for the 5.2 GB of
         depth 20.
         """
         if not self.is_readable():
@@ -108,18 +108,18 @@ class Checkpoint:
         return model
 
     def empty_model(self, device: torch.device, compute_dtype: torch.dtype, tokenizer: Tokenizer) -> GPT:
-        """A freshly initialized model of the checkpoint's shape. Reads no file but meta.json.
+        """A freshly initialized model of the checkpoint's shape. Reads only meta.json.
 
-        Raises UserError if the architecture or the tokenizer is another one.
+        Raises UserError if the architecture or the tokenizer is a different one.
         """
         if self.meta["architecture"] != ARCHITECTURE:
             raise UserError(
-                f"{self.folder} holds a {self.meta['architecture']} model, this code runs {ARCHITECTURE}: "
+                f"{self.folder} holds a {self.meta['architecture']} model, but this code runs {ARCHITECTURE}: "
                 "check out the commit named in its meta.json"
             )
         if self.meta["tokenizer"] != tokenizer.hash:
             raise UserError(
-                f"{self.folder} was trained with another tokenizer than {paths.tokenizer_dir()}: restore that "
+                f"{self.folder} was trained with a different tokenizer from {paths.tokenizer_dir()}: restore that "
                 f"tokenizer, or train again with {STAGES[self.source].script} --fresh"
             )
         with torch.device(device):
@@ -170,9 +170,9 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def newest(source: str, tag: str | None = None, step: int | None = None) -> Checkpoint | None:
-    """The last step of model `tag`; without a tag, of the model of that stage saved last.
+    """The last step of model `tag`; without a tag, of that stage's most recently saved model.
 
-    Models set aside by --fresh, in aside/<tag>.<time>, count only if `tag` names one.
+    Models that --fresh set aside, in aside/<tag>.<time>, count only if `tag` names one.
     """
     folder = paths.checkpoints_dir(source)
     folders = [folder / tag] if tag else list(folder.iterdir()) if folder.is_dir() else []
@@ -195,7 +195,7 @@ def newest_verified(
 ) -> Verified:
     """Like `newest`, but verify the checksums of `files` and fall back to older steps.
 
-    Raises UserError if the step asked for is damaged, or if all are.
+    Raises UserError if the requested step is damaged, or if all are.
     """
     found = newest(source, tag, step)
     if not found:
@@ -216,9 +216,9 @@ def newest_verified(
 
 
 def find(source: str | None, tag: str | None = None, step: int | None = None) -> Checkpoint:
-    """The checkpoint that a user means, its weights verified; without a source, of the most advanced stage.
+    """The checkpoint that a user asks for, with its weights verified; without a source, of the most advanced stage.
 
-    Reports damaged ones and uses the one before. Raises UserError, naming the script to run, if there is none.
+    Skips damaged ones with a note. Raises UserError, naming the script to run, if there is none.
     """
     for candidate in [source] if source else list(reversed(STAGES)):
         verified = newest_verified(candidate, tag, step, files=WEIGHTS)
@@ -244,8 +244,8 @@ class SaveError(Exception):
 class CheckpointWriter:
     """Writes the checkpoints of one model in a background thread, one at a time. A context manager.
 
-    Training only waits for the copy to host memory. safetensors releases the GIL while it writes: a thread that ticked
-    during a save of 0.8 GB was never delayed by more than 9 ms.
+    Training waits only for the copy to host memory. safetensors releases the GIL while it writes: during a save of
+    0.8 GB, another thread was never delayed by more than 9 ms.
     """
 
     def __init__(self, folder: Path, keep_last: int, keep_every: int) -> None:
@@ -314,9 +314,9 @@ def write(
     optimizer_state: dict[str, Tensor],
     meta: Mapping[str, Any],
 ) -> Checkpoint:
-    """Write `folder`/step_NNNNNN, complete and on the disk before it gets its name. Replaces an existing one.
+    """Write `folder`/step_NNNNNN, complete and synced to disk before it gets its name. Replaces an existing one.
 
-    Raises SaveError if the disk is full or not writable; what was written is removed.
+    Raises SaveError, after removing what was written, if the disk is full or not writable.
     """
     final = folder / f"step_{step:06d}"
     try:
@@ -335,7 +335,7 @@ def write(
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the unfinished folders of a run that was killed while it saved."""
+    """Remove the unfinished folders of a run that was killed while saving."""
     for pattern in (".step_*.partial", ".step_*.old"):
         for leftover in folder.glob(pattern):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -344,7 +344,7 @@ def remove_leftovers(folder: Path) -> None:
 def prune(folder: Path, keep_last: int, keep_every: int, newest_step: int | None = None) -> list[Checkpoint]:
     """Remove all checkpoints of a model except the last `keep_last` up to `newest_step` and multiples of `keep_every`.
 
-    Returns the removed ones. A checkpoint that resists removal costs disk space, not the run.
+    Returns the removed ones. Failure to remove one costs disk space, but does not end the run.
     """
     old = [c for c in checkpoints(folder) if newest_step is None or c.step <= newest_step][:-keep_last]
     return remove([c for c in old if not (keep_every and c.step % keep_every == 0)])

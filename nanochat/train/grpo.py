@@ -1,6 +1,6 @@
 """Batches for reinforcement learning: the model's own replies, weighted by their advantage.
 
-Group Relative Policy Optimization (https://arxiv.org/abs/2402.03300), simplified: on-policy, without ratio and
+Group Relative Policy Optimization (https://arxiv.org/abs/2402.03300), simplified: on-policy, without ratio or
 clipping; no reference model; the advantage is the reward minus the mean of its group, not divided by the deviation
 (Dr. GRPO, https://arxiv.org/abs/2503.20783); the loss is a mean over the step's tokens (DAPO,
 https://arxiv.org/abs/2503.14476).
@@ -79,7 +79,7 @@ class RolloutBatches:
         return StepData([self._batch(rows[part]) for part in groups], metrics)
 
     def _batch(self, rows: list[tuple[list[int], Completion, float]]) -> Batch:
-        """Prompts with their replies, padded. Targets are the sampled tokens, end of turn included, tool output not."""
+        """Prompts with their replies, padded. Targets are the sampled tokens, including end of turn, no tool output."""
         length = max(len(prompt) + len(completion.tokens) for prompt, completion, _ in rows) - 1
         length = min(padded_length(length), self.chat.context)
         tokens = torch.full((len(rows), length), self.chat.tokenizer.bos_id)

@@ -25,12 +25,12 @@ def train(
     samples: Callable[[], list[str]],
     evaluation: Evaluation | None = None,
 ) -> None:
-    """Train from the current step to `num_iterations`, evaluating, logging and saving on the way.
+    """Train from the current step to `num_iterations`, evaluating, logging and saving along the way.
 
     `trained_on` describes the data and `step_size` a step, such as "4,096 tokens"; `fixed_tokens` is the number of
-    tokens per step if the batches of all steps have one shape or two; `samples` generates a few lines of text.
+    tokens per step if all batches have one of at most two shapes; `samples` generates a few lines of text.
     After Ctrl-C or SIGTERM it saves at the end of the step and raises KeyboardInterrupt. The last step is saved
-    before its evaluation and again with the results; if interrupted there, the next call makes the evaluation.
+    before its evaluation and again with the results; if that is interrupted, the next call evaluates.
     """
     if run.step >= num_iterations and not run.needs_evaluation(evaluation):
         if run.world.is_main:
@@ -53,7 +53,7 @@ def train_step(run: TrainingRun, batches: Sequence[Batch], lr_scale: float = 1.0
     """One optimizer step on the gradient of the mean loss over all tokens of all micro-batches and processes.
 
     The result does not depend on how rows are split into micro-batches. If memory runs out in any process, the
-    step is repeated with half the rows. With a non-finite loss or gradient, the weights are left alone.
+    step is repeated with half the rows. If the loss or gradient is not finite, the weights do not change.
     """
     num_tokens = int(run.world.sum(sum(batch.num_trained for batch in batches))[0])
     if num_tokens == 0:
@@ -90,9 +90,9 @@ def train_step(run: TrainingRun, batches: Sequence[Batch], lr_scale: float = 1.0
 def _halve_rows(run: TrainingRun, micro_batches: Sequence[Batch]) -> None:
     rows = run.world.max(max((len(batch.tokens) for batch in micro_batches), default=1))
     if rows == 1:
-        raise UserError("out of memory with a single row: train a smaller --depth")
+        raise UserError("out of memory with a single row: train at a smaller --depth")
     run.max_rows = (rows + 1) // 2
     run.report(
-        f"step {run.step + 1}: out of memory with {rows} rows at once, repeating it with {run.max_rows}; "
+        f"step {run.step + 1}: out of memory with {rows} rows at once, repeated with {run.max_rows}; "
         "the result is the same"
     )

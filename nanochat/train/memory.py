@@ -1,4 +1,4 @@
-"""Memory that training needs, and how many rows of a batch fit into it at once."""
+"""Estimate the memory that training needs, and how many rows of a batch fit at once."""
 
 import math
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ ACTIVATIONS_PER_LAYER = {"cpu": 15, "cuda": 18}
 after theirs (2), value and output of the attention (2), hidden units of the MLP before and after squaring (8). A GPU
 also keeps the inputs of the RMSNorms (4), a CPU a second layout of the attention's output (1), unless it is blocked."""
 ACTIVATIONS_OUTSIDE_LAYERS = 6
-"""The same outside the layers: embedding and last RMSNorm keep 2, and the backward pass of an MLP works in about 4."""
+"""The same outside the layers: embedding and last RMSNorm keep 2, and the backward pass of an MLP needs about 4."""
 HEAP_GAPS = 0.9
-"""On a CPU, memory that malloc keeps unused, as an upper bound relative to the tensors that come and go (measured with
+"""On a CPU, an upper bound for the memory that malloc holds unused, relative to the short-lived tensors (measured with
 the settings of scripts/env.sh)."""
 SAFE_SHARE = 0.9
-"""Part of the free memory to plan with; the rest is for fragmentation and the like."""
+"""Fraction of the free memory to plan with; the rest allows for fragmentation."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class MemoryEstimate:
     activations: int
     """kept by the forward pass of `rows` rows"""
     logits: int
-    """the loss's slice of logits, and the head's gradient before it is accumulated"""
+    """one slice of logits in the loss, and the head's gradient before it is accumulated"""
     rows: int
     checkpoint: int
-    """the copy written in the background, if it lies in the same memory"""
+    """the copy being written in the background, if it is in the same memory"""
 
     @property
     def total(self) -> int:
@@ -59,9 +59,9 @@ class MemoryEstimate:
 
 
 def estimate_memory(model: GPT, optimizer: MuonAdamW, rows: int, *, shared: bool) -> MemoryEstimate:
-    """Estimate training with `rows` rows per forward pass, neither compiled nor in FP8, which need less.
+    """Estimate training with `rows` rows per forward pass, eager and not in FP8; torch.compile and FP8 need less.
 
-    `shared`: the device uses the CPU's memory, to which the main process also copies its checkpoints.
+    `shared`: the device uses the CPU's memory, into which the main process also copies its checkpoints.
     """
     config, itemsize = model.config, model.compute_dtype.itemsize
     head = config.vocab_size * config.n_embd
@@ -108,7 +108,7 @@ def choose_device_batch_size(run: TrainingRun, max_rows: int) -> int:
 
 
 def explain(model: GPT, optimizer: MuonAdamW, rows: int, available: int) -> str:
-    """The memory needed and available, and what to do if it does not fit."""
+    """Describe the memory needed and available, with a warning and advice if it does not fit."""
     shared = has_unified_memory(model.device)
     estimate = estimate_memory(model, optimizer, rows, shared=shared)
     text = f"memory: {estimate.describe()} of {format_gib(available)}"
@@ -129,9 +129,9 @@ def fitting_rows(model: GPT, optimizer: MuonAdamW, available: int, max_rows: int
 
 
 def _largest_that_fits(model: GPT, optimizer: MuonAdamW, available: int, max_rows: int) -> int:
-    """The estimate, corrected by trying on a GPU with its own memory.
+    """The estimate, corrected by a trial on a GPU with its own memory.
 
-    With unified memory nothing stops a process that takes too much until the system kills it, or another.
+    With unified memory, nothing stops a process that takes too much until the system kills it, or another process.
     """
     safe = math.floor(SAFE_SHARE * available)
     if model.device.type == "cpu":
@@ -147,7 +147,7 @@ def _largest_that_fits(model: GPT, optimizer: MuonAdamW, available: int, max_row
 
 
 def _fits(model: GPT, rows: int, available: int) -> bool:
-    """Try two micro-batches: the second one runs with the gradients of the first in memory."""
+    """Try two micro-batches: the second runs with the first one's gradients in memory."""
     torch.cuda.reset_peak_memory_stats()
     tokens = torch.zeros(rows, model.config.sequence_len, dtype=torch.int64, device=model.device)
     try:

@@ -20,7 +20,7 @@ from nanochat.train.sharding import CUT_INTO_ROWS, Shard, broadcast_weights, par
 Polynomial = Sequence[tuple[float, float, float]]
 
 # Coefficients (a, b, c) of X <- a X + b (XX')X + c (XX')^2 X, from the paper, for singular values in [1e-3, 1]. All but
-# the last are damped by its safety factor of 1.01, so that rounding does not push a singular value out of range.
+# the last are damped by its safety factor of 1.01, to keep rounding from pushing a singular value out of range.
 _SAFETY = 1.01
 POLAR_EXPRESS: Polynomial = (
     (8.28721201814563 / _SAFETY, -23.595886519098837 / _SAFETY**3, 17.300387312530933 / _SAFETY**5),
@@ -47,9 +47,9 @@ class OptimizerOptions:
     unembedding_lr: float = 0.004
     """AdamW, head, before scaling with width"""
     weight_decay: float = 0.0
-    """of the matrices, decoupled, multiplied by the learning rate"""
+    """Muon; decoupled, multiplied by the learning rate"""
     momentum: float = 0.95
-    """of Muon, warmed up from 0.85 over the first 300 steps"""
+    """Muon; warmed up from 0.85 over the first 300 steps"""
     adam_beta1: float = 0.8
     adam_beta2: float = 0.99
     adam_eps: float = 1e-10
@@ -110,7 +110,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
-        """Update the own shards from their gradients and send them to the other processes.
+        """Update this process's shards from their gradients and send them to the other processes.
 
         Raises ValueError if a shard has no gradient.
         """
@@ -153,9 +153,9 @@ class MuonAdamW(torch.optim.Optimizer):
     def full_state(self) -> dict[str, Tensor]:
         """Gather the state of all processes as named tensors: <parameter>.momentum, .exp_avg, .exp_avg_sq, and `steps`.
 
-        A collective: every process calls it, the main one gets the state, the others an empty dict. The result does
-        not depend on the number of processes. With one process it is the state itself, not a copy; else it is in host
-        memory.
+        A collective: every process calls it; the main one gets the state, the others an empty dict. The result does
+        not depend on the number of processes. With one process it is the state itself, not a copy; with more, it is in
+        host memory.
         """
         steps = torch.tensor(self.param_groups[0]["step"])
         if self.world.size == 1:
@@ -173,12 +173,12 @@ class MuonAdamW(torch.optim.Optimizer):
     def load_full_state(self, full: dict[str, Tensor]) -> None:
         """Load what `full_state` returned. A collective; only the main process's argument counts.
 
-        Raises ValueError if it is the state of another model.
+        Raises ValueError if it is the state of a different model.
         """
         steps = 0
         if self.world.is_main:
             if set(full) != {*(f"{shard.name}.{kind}" for shard, kind in self._named_state()), "steps"}:
-                raise ValueError("the optimizer state belongs to another model")
+                raise ValueError("the optimizer state belongs to a different model")
             steps = int(full["steps"])
         for shard, kind in self._named_state():
             part = torch.empty_like(shard.weight)

@@ -1,6 +1,6 @@
 """Decide where a run starts: its own newest checkpoint, the previous stage, or scratch.
 
-The main process looks at the disk and decides for all.
+The main process reads the disk and decides for all.
 """
 
 import dataclasses
@@ -31,9 +31,9 @@ ASIDE = "aside"
 def parent_of(source: str, tag: str | None, runtime: Runtime, *, fresh: bool = False) -> Checkpoint:
     """The checkpoint that stage `source` starts from: the newest undamaged one of the previous stage.
 
-    If that is gone, or only older ones than the run started from are left, it is the newest checkpoint of `source`
-    itself (unless `fresh`): a run continues without its parent. Raises UserError, naming the script to run, if there is
-    neither.
+    If that is gone, or only older ones than the run started from are left, return the newest checkpoint of `source`
+    itself (unless `fresh`): a run can continue without its parent. Raises UserError, naming the script to run, if both
+    are missing.
     """
     return runtime.world.call_on_main(lambda: _parent(source, tag, fresh))
 
@@ -65,11 +65,11 @@ def start_or_resume(
     config: GPTConfig | None = None,
     data: str | None = None,
 ) -> TrainingRun:
-    """Resume the newest checkpoint of this model, or start it: from the weights of `parent`, or in shape `config`.
+    """Resume the newest checkpoint of this model, or start from the weights of `parent` or with shape `config`.
 
-    A checkpoint with another parent, or trained on other conversations (`data`), is not resumed but started over, which
-    takes minutes or hours; pretraining, which takes days, is refused on other text. Replaced checkpoints are set aside.
-    Raises UserError if the checkpoint has another shape, tokenizer or options, or if the device has no FP8.
+    A run with a different parent or different conversations (`data`) starts over and sets the old checkpoints aside,
+    which costs minutes or hours. Pretraining takes days, so different text is an error instead. Raises UserError if the
+    checkpoint has a different shape, tokenizer or options, or if the device does not support FP8.
     """
     if options.fp8 and not runtime.has_fp8:
         raise UserError(
@@ -99,7 +99,7 @@ def start_or_resume(
         torch.manual_seed(options.seed)
         with torch.device(runtime.device):
             model = GPT(config, runtime.compute_dtype)
-        runtime.world.broadcast(model.parameters())  # another kind of machine may draw other random numbers
+        runtime.world.broadcast(model.parameters())  # other kinds of machines may draw different weights
     optimizer = MuonAdamW(model, optimizer_options(options), runtime.world)
     return TrainingRun(source, tag, options, runtime, tokenizer.hash, model, optimizer, ancestry, data)
 
@@ -120,8 +120,8 @@ def _own_checkpoint(
     holder = locks.hold(paths.run_lock(source, tag))
     if holder:
         raise UserError(
-            f"{holder} is training the {source} model {tag}: wait for it, stop it with kill -INT, or name another "
-            "model with --model-tag"
+            f"{holder} is training the {source} model {tag}: wait for it, stop it with kill -INT, or choose "
+            "another name with --model-tag"
         )
     folder = paths.checkpoints_dir(source) / tag
     checkpoint.remove_leftovers(folder)
@@ -134,8 +134,8 @@ def _own_checkpoint(
             return existing
         if existing and not may_restart:
             raise UserError(
-                f"{existing.folder} was trained on other text ({existing.meta['data']}) than is prepared now ({data}): "
-                f"prepare that text again, or {restart}"
+                f"{existing.folder} was trained on {existing.meta['data']}, but the text prepared now is {data}: "
+                f"prepare the former again, or {restart}"
             )
     if checkpoint.saved_steps(folder):
         aside = folder.parent / ASIDE / time.strftime(f"{tag}.%Y%m%d-%H%M%S")
@@ -149,7 +149,7 @@ def _own_checkpoint(
 
 
 def _newest_verified(source: str, tag: str) -> Checkpoint | None:
-    """The checkpoint to resume. Damaged ones are renamed, so that none counts as one to keep."""
+    """The checkpoint to resume. Damaged ones are renamed, so that they do not count toward those to keep."""
     verified = checkpoint.newest_verified(source, tag)
     for damaged, note in zip(verified.damaged, verified.notes, strict=True):
         kept = damaged.folder.with_name(f"{damaged.folder.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -168,8 +168,8 @@ def _resume(
         asked, found = dataclasses.asdict(config), dataclasses.asdict(model.config)
         other = ", ".join(f"{name} {found[name]}, not {asked[name]}" for name in asked if asked[name] != found[name])
         raise UserError(
-            f"{existing.folder} holds a model of another shape ({other}): resume with its options, start over with "
-            f"{STAGES[existing.source].script} --fresh, or name a new model with --model-tag"
+            f"{existing.folder} holds a model of a different shape ({other}): resume with its options, start over "
+            f"with {STAGES[existing.source].script} --fresh, or choose a new name with --model-tag"
         )
     meta = existing.meta
     check_resumable(options, meta["options"])
@@ -199,7 +199,7 @@ def _resume(
 
 
 def _load_model(saved: Checkpoint, runtime: Runtime, tokenizer: Tokenizer) -> GPT:
-    """Load a model in every process. Only the main one reads the files; other machines need not have them."""
+    """Load a model in every process. Only the main one reads the files, so other machines do not need them."""
     model = saved.empty_model(runtime.device, runtime.compute_dtype, tokenizer)
     runtime.world.call_on_main(lambda: saved.load_weights(model))
     runtime.world.broadcast(model.parameters())

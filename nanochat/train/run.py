@@ -33,7 +33,7 @@ from nanochat.train.watchdog import Watchdog
 from nanochat.units import format_duration, format_gib
 
 MAX_BAD_STEPS = 10
-"""Consecutive steps with a non-finite loss or gradient after which a run ends."""
+"""Number of consecutive steps with a non-finite loss or gradient after which a run ends."""
 
 
 class Evaluation(NamedTuple):
@@ -42,15 +42,15 @@ class Evaluation(NamedTuple):
     every: int
     """steps between measurements; 0: at the end only"""
     measure: Callable[[Callable[[], None]], dict[str, float]]
-    """gets a function to call between batches, equally often in every process: it raises StopRequested in all of them
-    if one was asked to stop"""
+    """is passed a function to call between batches, equally often in every process, which raises StopRequested in all
+    of them if one was asked to stop"""
 
 
 class StepResult(NamedTuple):
     """Loss, token count and gradient norm of one optimizer step."""
 
     loss: float
-    """mean over the step's tokens, in nats"""
+    """mean over the tokens, in nats"""
     num_tokens: int
     """trained on, over all processes"""
     gradient_norm: float
@@ -77,7 +77,7 @@ class TrainingRun:
     parent: dict[str, Any] | None = None
     """checkpoint this stage started from; None for pretraining"""
     data: str | None = None
-    """identifies the data: with other data it is another run"""
+    """identifies the data; a run on different data is a different run"""
     step: int = 0
     """optimizer steps taken"""
     previous_seconds: float = 0.0
@@ -95,14 +95,14 @@ class TrainingRun:
     bad_steps: int = 0
     """skipped steps since the last good one"""
     tracker_id: str | None = None
-    """id of this run at wandb or trackio"""
+    """id of this run in wandb or trackio"""
     max_rows: int = sys.maxsize
     """rows in one forward pass; lowered when memory runs out"""
 
     def __post_init__(self) -> None:
         self.reducer = GradientReducer(self.optimizer.shards, self.world)
         self.report: Callable[[str], None] = print
-        """prints a line about the run; goes to the log during training"""
+        """prints a line about the run, also to the log during training"""
         if self.options.fp8:
             self.model.train_in_fp8()
 
@@ -120,7 +120,7 @@ class TrainingRun:
         return paths.checkpoints_dir(self.source) / self.tag
 
     def should_compile(self, num_iterations: int, fixed_tokens: int | None) -> bool:
-        """Follow --compile if given; else compile if that shortens the run. The same after a resume."""
+        """Follow --compile if given; else compile if that shortens the run. A resumed run decides the same."""
         if self.options.compile is not None or fixed_tokens is None:
             return bool(self.options.compile)
         config = self.model.config
@@ -245,7 +245,7 @@ class Session:
             log.print(f"step {run.step}: non-finite loss or gradient, step skipped")
             if run.bad_steps >= MAX_BAD_STEPS:
                 raise UserError(f"{MAX_BAD_STEPS} consecutive steps had a non-finite loss or gradient: {self._remedy}")
-        hurry = run.world.any(self.signals.stop)  # whoever stops it may kill it soon: save first
+        hurry = run.world.any(self.signals.stop)  # a kill may follow soon: save first
         if self.evaluation and not (hurry or finished) and is_due(run.step, self.evaluation.every):
             metrics |= self._evaluate(self.evaluation)
         log.step(run.step, metrics, run.results)
@@ -256,13 +256,13 @@ class Session:
         if save_now:
             log.print(f"saving at step {run.step} (SIGUSR1)")
         self.unsaved |= self.stop or save_now or finished or is_due(run.step, run.options.save_every)
-        if self.unsaved and not run.bad_steps:  # after a bad step the weights may be at fault: wait for a good one
+        if self.unsaved and not run.bad_steps:  # after a bad step, the weights may be the cause: wait for a good one
             run.saved_at = time.time()
             self._save()
             self.unsaved = False
 
     def finish(self) -> None:
-        """Make the last evaluation and save its results. Raises KeyboardInterrupt if stopped before the end."""
+        """Run the last evaluation and save its results. Raises KeyboardInterrupt if stopped before the end."""
         run, log = self.run, self.log
         if self.evaluation and not self.stop and not self.unsaved:
             results = self._evaluate(self.evaluation)
@@ -275,7 +275,7 @@ class Session:
         if failure:
             raise UserError(f"{failure}: free some space, then {self.rerun} resumes from the checkpoint before it")
         if self.unsaved:
-            log.print(f"step {run.step} was not finite and is not saved; the last checkpoint is kept")
+            log.print(f"step {run.step} was not finite, so it is not saved; the last checkpoint is kept")
         if self.stop and (run.step < self.num_iterations or run.needs_evaluation(self.evaluation)):
             log.print(f"stopped at step {run.step}; {self.rerun} resumes from the last checkpoint")
             run.world.leave()  # all processes stop here
@@ -304,7 +304,7 @@ class Session:
             f"{self.step_size}"
         )
         flops, origin = run.peak_flops
-        fp8 = "; matrices inside the blocks multiply in FP8, mfu is relative to this peak" if options.fp8 else ""
+        fp8 = "; matrices inside the blocks multiply in FP8; mfu is relative to this peak" if options.fp8 else ""
         log.print(f"on {run.runtime.describe()}, peak {flops / 1e12:,.2f} TFLOP/s ({origin}){fp8}")
         log.print(f"follow it with ./nanochat.sh watch, or tail -f {run.folder / LOG_FILE}")
         log.print(f"Ctrl-C (or kill -INT {os.getpid()}) saves and stops; {self.rerun} resumes")
@@ -320,13 +320,13 @@ class Session:
         try:
             run.results = evaluation.measure(check_stop)
         except StopRequested:
-            self.log.print(f"step {run.step}: evaluation interrupted; it is repeated when next due")
+            self.log.print(f"step {run.step}: evaluation interrupted; it runs again when next due")
             return {}
         except (RuntimeError, MemoryError) as error:
-            # With several processes in the middle of it, there is no common point to continue from.
+            # Several processes stopped in mid-evaluation have no common point to continue from.
             if not is_out_of_memory(error) or run.world.size > 1:
                 raise
-            self.log.print(f"step {run.step}: out of memory in the evaluation, skipped")
+            self.log.print(f"step {run.step}: out of memory, evaluation skipped")
             return {}
         run.evaluated = run.step
         if run.results.get("bpb", math.inf) < run.best.get("bpb", math.inf):
@@ -339,7 +339,7 @@ class Session:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            self.log.print(f"step {self.run.step}: out of memory while sampling, skipped")
+            self.log.print(f"step {self.run.step}: out of memory, sampling skipped")
 
     def _save(self) -> None:
         """Start writing a checkpoint; training may continue when this returns."""
@@ -362,7 +362,7 @@ def is_due(step: int, every: int) -> bool:
 
 
 def rebuild_report(run: TrainingRun) -> None:
-    """Rebuild the report in another process, since it imports matplotlib and every task."""
+    """Rebuild the report in another process, because it imports matplotlib and every task."""
     if run.world.is_main:
         command = [sys.executable, "-m", "scripts.report", "--model-tag", run.tag, "--quiet"]
         subprocess.run(command, check=False)

@@ -11,7 +11,7 @@ REFERENCE_TOKENS, REFERENCE_BATCH, MIN_BATCH = 11.2e9, 524_288, 4096
 
 
 def scale_options(options: PretrainOptions, config: GPTConfig, runtime: Runtime) -> PretrainOptions:
-    """Fill in the options that were left open: tokens follow from the parameters, the batch from the tokens."""
+    """Fill in the options that were not given: tokens follow from the parameters, the batch size from the tokens."""
     tokens = options.target_param_data_ratio * config.num_parameters
     batch = options.total_batch_size or default_batch_size(tokens, config.sequence_len * runtime.world.size)
     rows = options.device_batch_size or fast_rows(config.sequence_len, runtime.device, runtime.compute_dtype)
@@ -24,7 +24,7 @@ def scale_options(options: PretrainOptions, config: GPTConfig, runtime: Runtime)
 
 
 def default_batch_size(tokens: float, unit: int) -> int:
-    """Tokens per step for a training on `tokens` tokens: a power of two, rounded to a multiple of `unit`.
+    """Tokens per step for training on `tokens` tokens: a power of two, rounded to a multiple of `unit`.
 
     A power law through two points: 4,096, measured to be best at 0.8 to 1.6 million tokens (docs/experiments.md), and
     nanochat's 524,288 at the 11.2 billion tokens of depth 20. https://arxiv.org/abs/2505.13738 finds an exponent of

@@ -1,12 +1,12 @@
-"""Sharding of the optimizer's state over processes, and the collectives that go with it.
+"""Sharding of the optimizer state over processes, and its collectives.
 
-Every process holds all weights, but only its share of the optimizer's state (ZeRO-1, https://arxiv.org/abs/1910.02054):
+Every process holds all weights, but only its share of the optimizer state (ZeRO-1, https://arxiv.org/abs/1910.02054):
 a gradient is reduced to the process that owns it, which updates its weights and broadcasts them. That moves as many
 bytes as an all-reduce of the gradients.
 
 A matrix inside a block has one owner, since Muon needs all of it. Embedding and head, which AdamW updates element by
-element, are cut into rows, one range per process. No dimension has to divide by the number of processes. Gradients are
-not bucketed: the smallest matrix is (64 x depth)^2 in fp32, 6.5 MB at depth 20.
+element, are split by rows, one range per process. No dimension has to be divisible by the number of processes.
+Gradients are not bucketed: the smallest matrix is (64 x depth)^2 in fp32, 6.5 MB at depth 20.
 """
 
 import math
@@ -69,9 +69,9 @@ def partition(model: nn.Module, world_size: int) -> list[Shard]:
 
 
 class GradientReducer:
-    """Sums gradients over processes, each shard's at its owner, overlapped with the backward pass.
+    """Sums each shard's gradient over processes at its owner, overlapped with the backward pass.
 
-    With one process it does nothing.
+    Does nothing with one process.
     """
 
     def __init__(self, shards: Sequence[Shard], world: World) -> None:
@@ -79,8 +79,8 @@ class GradientReducer:
         self._shards: dict[nn.Parameter, list[Shard]] = defaultdict(list)
         for shard in shards:
             self._shards[shard.parameter].append(shard)
-        # Collectives are matched by their order alone, so every process starts them in this order, whatever the order
-        # in which its own gradients are complete.
+        # Collectives are matched by order alone, so every process starts them in this order, regardless of the order
+        # in which its own gradients become complete.
         self._pending = deque(self._shards)
         self._complete: set[nn.Parameter] = set()
         self._works: list[dist.Work] = []
@@ -91,7 +91,7 @@ class GradientReducer:
 
     @contextmanager
     def overlap(self, last: bool) -> Iterator[None]:
-        """Around a backward pass: in the `last` of the step, each gradient is sent as soon as it is complete."""
+        """Wrap a backward pass: in the `last` one of a step, each gradient is sent as soon as it is complete."""
         self._is_last_backward = last
         try:
             yield
@@ -133,7 +133,7 @@ class GradientReducer:
 def clip_gradients(shards: Sequence[Shard], world: World, max_norm: float) -> float:
     """Clip the reduced gradients to a global norm of `max_norm`; return the norm before clipping.
 
-    Every process passes its own shards and gets the same result. A non-finite norm scales nothing.
+    Every process passes its own shards and gets the same result. If the norm is not finite, nothing is scaled.
     """
     gradients = [shard.gradient for shard in shards]
     square = torch.stack(torch._foreach_norm(gradients)).double().square().sum()

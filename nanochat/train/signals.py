@@ -6,11 +6,11 @@ from typing import Any
 
 
 class StopRequested(Exception):  # noqa: N818  # like KeyboardInterrupt
-    """Leave an evaluation in every process, since one of them was asked to stop."""
+    """Ends an evaluation in every process because one of them was asked to stop."""
 
 
 class SignalHandler:
-    """A context manager that turns signals into requests, which the loop meets at the end of a step.
+    """A context manager that turns signals into requests, which the loop handles at the end of a step.
 
     The first SIGINT or SIGTERM sets `stop`, SIGUSR1 sets `save`, and SIGHUP, sent when a terminal or a connection
     closes, is ignored. A second Ctrl-C raises KeyboardInterrupt at once. Main thread only, like all signal handling.
@@ -42,9 +42,9 @@ class SignalHandler:
         return save
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
-        # A supervisor may send SIGTERM to every process and torchrun forward its own: a second SIGTERM means nothing. A
-        # second Ctrl-C does. Processes under torchrun have no terminal: it forwards the first Ctrl-C as SIGINT and the
-        # second as SIGTERM.
+        # A second SIGTERM means nothing: a supervisor may send one to every process while torchrun forwards its own. A
+        # second Ctrl-C means stop now. Processes under torchrun have no terminal: it forwards the first Ctrl-C as
+        # SIGINT and the second as SIGTERM.
         if self._interrupted:
             raise KeyboardInterrupt
         self.stop = True

@@ -1,4 +1,4 @@
-"""Ends all processes of a run, naming the one that died, instead of letting the others wait for it in a collective.
+"""End all processes of a run when one dies, and name it, instead of letting the others wait in a collective.
 
 A thread in each process writes a heartbeat to the key-value store of torchrun (TCPStore) every second and reads those
 of the others. A process that is alive but stuck is left to the timeouts of torch.distributed (NCCL, gloo).
@@ -23,11 +23,11 @@ from nanochat.dist import World
 
 HEARTBEAT_SECONDS = 1.0
 SILENCE_SECONDS = 40.0
-"""Without a heartbeat, after which a process on another machine, or a stopped one, counts as dead."""
+"""Time without a heartbeat after which a process that is stopped or on another machine counts as dead."""
 GRACE_SECONDS = 5.0
-"""For processes that fail or end one after the other to do so by themselves."""
+"""Time for processes that fail or end one after the other to do so by themselves."""
 START_SECONDS = 1800.0
-"""For all processes to reach the start of training."""
+"""Time for all processes to reach the start of training."""
 REMEDY = "rerun the same command without --fresh to resume from the last checkpoint"
 
 
@@ -69,7 +69,7 @@ class Watchdog:
         if self.world.size == 1:
             return
         if isinstance(error, RuntimeError) and in_collective(error):
-            # Another process closed its connection. The thread finds out which, reports it and ends this process.
+            # Another process closed its connection. The thread finds out which one, reports it and ends this process.
             time.sleep(2 * GRACE_SECONDS + 2 * HEARTBEAT_SECONDS)
         self._finished.set()
         self._thread.join()
@@ -81,7 +81,7 @@ class Watchdog:
         last = time.monotonic()
         while not self._finished.wait(HEARTBEAT_SECONDS):
             now = time.monotonic()
-            if now - last > 5 * HEARTBEAT_SECONDS:  # this process was suspended itself: nobody's silence counts
+            if now - last > 5 * HEARTBEAT_SECONDS:  # this process was itself suspended: silence means nothing
                 self._seen = {rank: (beat, now) for rank, (beat, _) in self._seen.items()}
             last = now
             try:
@@ -100,7 +100,7 @@ class Watchdog:
                 self._end_run(f"{self._names(failed)} ended with an error", [])
 
     def _end_run(self, reason: str, dead: list[int]) -> None:
-        """Report once, kill what is stopped on this machine, and end this process."""
+        """Report once, kill stopped processes on this machine, and end this process."""
         if self.world.rank > min(rank for rank in range(self.world.size) if rank not in dead):
             time.sleep(3 * HEARTBEAT_SECONDS)  # the first survivor reports, before it sees this process end
         else:
@@ -127,7 +127,7 @@ class Watchdog:
         return self._has_exited(rank) or self._silence(rank) > SILENCE_SECONDS
 
     def _has_exited(self, rank: int) -> bool:
-        """True if the process is known not to exist. Unknown for other machines."""
+        """True if the process is known not to exist. Always False for other machines."""
         beat, _ = self._seen[rank]
         return beat.pid_namespace == self._own.pid_namespace and not is_running(beat.pid)
 
