@@ -1,1 +1,1 @@
-"""nanochat for DGX Spark: a ChatGPT-like model from nothing, in one small code base."""
+"""nanochat for DGX Spark: a ChatGPT-like model from scratch, in one small codebase."""

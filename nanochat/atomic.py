@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, even if the power fails."""
+"""Write files and folders that appear complete or not at all, even if the power fails."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from typing import IO, Any
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary file that replaces `path` when the block ends, and is removed if the block raises.
 
-    The mode bits of a file that is replaced are kept.
+    The mode bits of a replaced file are kept.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -57,7 +57,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def rename_away(path: Path) -> Path:
-    """Rename a folder to .<name>.old, so that a half-removed one is not mistaken for a whole one."""
+    """Rename a folder to .<name>.old, so that a half-removed one is not mistaken for a complete one."""
     old = path.with_name(f".{path.name}.old")
     if old.exists():
         shutil.rmtree(old)

@@ -124,7 +124,7 @@ def read(path: Path) -> list[Conversation]:
 
 
 def append(path: Path, conversations: Iterable[Conversation]) -> None:
-    """Add conversations to the end of a file, creating it if needed. Existing lines, even broken ones, are kept.
+    """Append conversations to a file, creating it if needed. Existing lines, even invalid ones, are kept.
 
     Atomic. Raises UserError if the file cannot be written, ValueError on an invalid conversation.
     """

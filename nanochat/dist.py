@@ -1,4 +1,4 @@
-"""The processes of a run and what they exchange, by torch.distributed. One process alone communicates nothing."""
+"""The processes of a run and their communication through torch.distributed. A single process communicates nothing."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -15,8 +15,8 @@ from nanochat.errors import UserError
 Result = TypeVar("Result")
 
 TIMEOUT = timedelta(hours=2)
-"""For one collective. The main process tokenizes, evaluates and saves while the others wait in one, over ten minutes
-in a large run."""
+"""Timeout of one collective. The others wait in one while the main process tokenizes, evaluates or saves, for more
+than ten minutes in a large run."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class World:
 
     @property
     def is_local_main(self) -> bool:
-        """True in one process per machine: it writes what every machine needs, such as token files."""
+        """True in one process per machine, which writes the files that every machine needs, such as token files."""
         return os.environ.get("LOCAL_RANK", "0") == "0"
 
     def sum(self, *numbers: float) -> list[float]:
@@ -64,7 +64,7 @@ class World:
         return -self.min(-number)
 
     def any(self, flag: bool) -> bool:
-        """True in every process if `flag` is true in one of them."""
+        """True in every process if `flag` is true in any of them."""
         return self.sum(flag)[0] > 0
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:

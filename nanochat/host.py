@@ -1,4 +1,4 @@
-"""Reads memory and GPUs of this machine from /proc and nvidia-smi. Standard library only: it runs before every stage.
+"""Read memory and GPUs of this machine from /proc and nvidia-smi. Standard library only: runs before every stage.
 
 NANOCHAT_ROOT replaces / with another folder, for the tests.
 """
@@ -14,7 +14,7 @@ GPU_FIELDS = (
     "clocks_event_reasons.active",
 )  # fmt: skip
 OLDER_GPU_FIELDS = (*GPU_FIELDS[:-1], "clocks_throttle_reasons.active")
-"""The same fields as older drivers name them."""
+"""The same fields, as older drivers name them."""
 THERMAL, POWER_BRAKE = 0x20 | 0x40, 0x08 | 0x80
 """Bits of clocks_event_reasons: throttled by heat (software, hardware); by a lack of power (hardware)."""
 DROP_CACHE = "sync && echo 3 | sudo tee /proc/sys/vm/drop_caches"
@@ -68,7 +68,7 @@ def memory() -> Memory | None:
 
 @dataclass(frozen=True)
 class GPU:
-    """One line of nvidia-smi; None for what it does not report."""
+    """One line of nvidia-smi; fields that it does not report are None."""
 
     name: str
     uuid: str
@@ -114,9 +114,9 @@ def gpus() -> list[GPU]:
 def slowdown(gpu: GPU) -> str:
     """The reason that the driver gives for a slow GPU, and what to do."""
     if gpu.slowed_by & THERMAL:
-        return "too hot: leave space for air on all sides, remove dust, avoid direct sun"
+        return "too hot: leave space around it, remove dust, keep it out of direct sun"
     if gpu.slowed_by & POWER_BRAKE:
-        return "not enough power: use the original power supply, directly at the wall, and unplug it for a minute"
+        return "not enough power: unplug the power supply for a minute; use the original one, directly in a wall outlet"
     return "see `nvidia-smi -q -d PERFORMANCE`"
 
 

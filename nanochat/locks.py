@@ -1,4 +1,4 @@
-"""Locks between processes. The operating system releases them when their holder ends, however it ends."""
+"""Locks between processes. The operating system releases them when their holder ends, even by a crash."""
 
 import os
 import platform

@@ -47,7 +47,7 @@ def run_lock(source: str, tag: str) -> Path:
 
 
 def identity_file() -> Path:
-    """Identity conversations, JSON Lines that the user may edit."""
+    """Identity conversations, a JSON Lines file that the user may edit."""
     return base_dir() / "identity_conversations.jsonl"
 
 

@@ -59,7 +59,7 @@ class Runtime:
     def start(cls, device_type: str = "auto") -> "Runtime":
         """Choose device and dtype and join the processes that torchrun started.
 
-        Raises UserError if the device asked for is missing, or if there are more processes than GPUs.
+        Raises UserError if the requested device is missing, or if there are more processes than GPUs.
         """
         device = torch.device(resolve_device_type(device_type))
         if device.type == "cuda":
@@ -127,7 +127,7 @@ def datasheet(table: dict[str, int], name: str) -> int | None:
 
 
 def resolve_device_type(device_type: str) -> str:
-    """`auto` becomes cuda if available, else cpu. Raises UserError if the device asked for is missing."""
+    """`auto` becomes cuda if available, else cpu. Raises UserError if the requested device is missing."""
     available = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     if device_type == "auto":
         return available[0]
@@ -146,7 +146,7 @@ def native_dtype(device: torch.device) -> torch.dtype:
 
 
 def cpu_batch_tokens(dtype: torch.dtype) -> int:
-    """Tokens per forward pass on a CPU: the activations of more do not fit its cache.
+    """Tokens per forward pass on a CPU; the activations of more would not fit in its cache.
 
     At depth 4 in fp32, evaluation with 16,384 is up to 40% slower, training with 4,096 up to 10%; in bfloat16 training
     with 2,048 is 10% slower.
@@ -173,7 +173,7 @@ def software() -> str:
 
 
 def commit() -> str:
-    """The code's git commit, `-dirty` if files differ from it, `unknown` outside a checkout."""
+    """The code's git commit, with `-dirty` if files differ from it; `unknown` outside a checkout."""
     try:
         result = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
@@ -209,7 +209,7 @@ def measure_matmul_flops(
 ) -> float:
     """FLOP/s of a square matmul, best of five; on a GPU large and repeated enough to hide launch overhead.
 
-    2,048 wide on a CPU: 1,024 does not keep AMX busy and reaches little over half of its peak.
+    2,048 wide on a CPU: 1,024 does not keep AMX busy and reaches little more than half of its peak.
     """
     size, products = (8192, 5) if device.type == "cuda" else (2048, 1)
     a, b = torch.randn(2, size, size, device=device).to(dtype)
@@ -235,7 +235,7 @@ def free_memory(device: torch.device) -> int:
     """Bytes that this process can still allocate on `device`. The processes of one machine share them.
 
     On a GPU that shares the CPU's memory, such as the GB10, the driver counts the page cache as used and NVML reports
-    nothing, so what the system calls available is what counts.
+    nothing, so the memory that the system reports as available counts.
     """
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -8,7 +8,7 @@ StageName = Literal["base", "mid", "sft", "rl"]
 
 @dataclass(frozen=True)
 class Stage:
-    """One training stage: what its checkpoints are called and which script makes them."""
+    """One training stage: its name, its checkpoint folder and its script."""
 
     name: StageName
     """also the `source` of its checkpoints"""

@@ -61,7 +61,7 @@ class Tokenizer:
         self.special_ids = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
         self.bos_id = self.special_ids["<|bos|>"]
         self.ranks = ranks
-        """id of each token's bytes; of all possible merges the one with the lowest id is applied first"""
+        """id of each token's bytes; of all possible merges, the one with the lowest id is applied first"""
         self.vocab_size = len(ranks) + len(SPECIAL_TOKENS)
         """The model pads it to a multiple of 64."""
         self._encoding = tiktoken.Encoding(
@@ -88,7 +88,7 @@ class Tokenizer:
             if tokenizer.hash == settings["hash"]:
                 return tokenizer
         except FileNotFoundError:
-            raise UserError(f"there is no tokenizer in {folder}: run ./prepare.sh first") from None
+            raise UserError(f"no tokenizer in {folder}: run ./prepare.sh first") from None
         except (ValueError, KeyError):
             pass
         raise UserError(f"the tokenizer in {folder} is damaged: delete the folder and run ./prepare.sh again")
@@ -131,7 +131,7 @@ class Tokenizer:
         return self.special_ids[name]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`. Names of special tokens in it are plain text."""
+        """Ids of `text`. Names of special tokens are treated as plain text."""
         return self._encoding.encode_ordinary(text)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:

@@ -1,4 +1,4 @@
-"""Restarts a Python file that people run with any Python in .venv. Uses only the standard library."""
+"""Restart a Python file under .venv, whichever Python it was run with. Uses only the standard library."""
 
 import os
 import subprocess

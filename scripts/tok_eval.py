@@ -46,8 +46,8 @@ def main(options: TokEvalOptions) -> None:
         try:
             tokenizers[name] = tiktoken.get_encoding(encoding).encode_ordinary
         except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong digest is a ValueError
-            console.print(f"{name} is not shown, its download failed ({type(error).__name__})")
-    table = Table(title="Bytes per token (more is better)")
+            console.print(f"{name} is not shown: its download failed ({type(error).__name__})")
+    table = Table(title="Bytes per token (higher is better)")
     for heading in ("text", "bytes", *tokenizers):
         table.add_column(heading, justify="left" if heading == "text" else "right")
     for kind, text in texts.items():

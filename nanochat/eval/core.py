@@ -41,10 +41,10 @@ ORDER_SEED = 1337
 EXAMPLES_SEED = 1234
 """These two seeds are karpathy/nanochat's: the same problems and examples make the scores comparable."""
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
-"""Publishes no digest: the size and the CRC-32 of each file are checked, and cached results carry `fingerprint`."""
+"""No digest is published: the size and the CRC-32 of each file are checked, and cached results store `fingerprint`."""
 ALTERNATIVES = "pass --eval-bundle FOLDER if you have the bundle, or --tasks chat to skip CORE"
 PROBLEMS_AT_A_TIME = 2048
-"""Sorted by length together: enough for even batches, few enough to hold in memory."""
+"""Problems sorted by length together: enough for even batches, few enough to hold in memory."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class CoreTask:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """The problems, shuffled so that the first ones are a fair sample. Raises UserError if unreadable."""
+        """The problems, shuffled so that the first ones are a random sample. Raises UserError if unreadable."""
         try:
             rows = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {self.path} ({error}): delete the bundle's folder and run it again") from None
+            raise UserError(f"cannot read {self.path} ({error}): delete the bundle's folder and rerun") from None
         random.Random(ORDER_SEED).shuffle(rows)
         return rows
 
@@ -141,7 +141,7 @@ def read_tasks(bundle: Path) -> list[CoreTask]:
         ) from None
     for task in tasks:
         if task.kind not in get_args(Kind) or not task.path.is_file():
-            raise UserError(f"{task.path} is missing or {task.kind!r} is unknown: use a complete bundle")
+            raise UserError(f"{task.path} is missing or task type {task.kind!r} is unknown: use a complete bundle")
     return tasks
 
 
@@ -179,7 +179,7 @@ class Core:
 def right_answers(
     model: GPT, tokenizer: Tokenizer, task: CoreTask, batch_tokens: int, max_per_task: int | None = None
 ) -> list[bool]:
-    """True for each of the task's first problems that the model answers right."""
+    """True for each of the task's first problems that the model answers correctly."""
     count = min(len(task.rows), max_per_task or len(task.rows))
     right: list[bool] = []
     for start in range(0, count, PROBLEMS_AT_A_TIME):
@@ -232,7 +232,7 @@ def _download(downloads: Path, folder: Path) -> None:
                 packed.extractall(unpacked)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             archive.unlink()
-            raise UserError(f"the download of {URL} is damaged ({error}): run it again") from error
+            raise UserError(f"the download of {URL} is damaged ({error}): rerun to repeat it") from error
         read_tasks(Path(unpacked) / "eval_bundle")
         (Path(unpacked) / "eval_bundle").rename(folder)
     archive.unlink()

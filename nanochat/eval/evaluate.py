@@ -48,7 +48,7 @@ class EvalModel:
     checkpoint: Checkpoint
     runtime: Runtime
     device_batch_size: int
-    """rows of text, or replies, at a time"""
+    """rows of text, or replies, per batch"""
 
     @cached_property
     def chat(self) -> ChatModel:
@@ -79,7 +79,7 @@ class EvalModel:
         return [TaskScore(**score) for score in self.cached(f"-{benchmark.name.lower()}", benchmark.key(), evaluate)]
 
     def stage_result(self, config: StageEvalConfig) -> StageResult:
-        """Bits per byte, and the shares of identity, arithmetic and spelling questions answered right."""
+        """Bits per byte, and the shares of identity, arithmetic and spelling questions answered correctly."""
         return StageResult(**self.cached("", asdict(config), lambda: asdict(self._evaluate_stage(config))))
 
     def _evaluate_stage(self, config: StageEvalConfig) -> StageResult:

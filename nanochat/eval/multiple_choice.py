@@ -30,7 +30,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Problem:
-    """Options of which the likeliest must be the right one; a single option must be the greedy continuation."""
+    """Correct if the likeliest option is the right one; a single option must be the greedy continuation."""
 
     options: list[Option]
     gold: int
@@ -41,7 +41,7 @@ class OptionScore(NamedTuple):
     mean_loss: float
     """mean cross-entropy of the scored tokens, in nats"""
     is_greedy: bool
-    """if every scored token is the likeliest at its position"""
+    """True if every scored token is the likeliest at its position"""
 
 
 def is_right(problem: Problem, scores: Sequence[OptionScore]) -> bool:
@@ -75,7 +75,7 @@ def score_options(model: GPT, problems: Sequence[Problem], batch_tokens: int) ->
     if model.device.type == "cpu":
         batch_tokens = min(batch_tokens, cpu_batch_tokens(model.compute_dtype))
     rows = [_row(problem) for problem in problems]
-    # Longest first: if memory runs out, it does in the first batch.
+    # Longest first, so that if memory runs out, it does so in the first batch.
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))
     scores: dict[int, list[OptionScore]] = {}
     while order:

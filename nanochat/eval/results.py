@@ -43,7 +43,7 @@ class StageEvalConfig:
     dataset: str
     """held-out text for bits per byte"""
     eval_tokens: int
-    """max tokens of it"""
+    """maximum number of tokens of that text"""
     problems: int
     """number of held-out sums; a fifth as many words to spell, and to count letters in"""
 
@@ -86,7 +86,7 @@ def result_file(checkpoint: Checkpoint, suffix: str) -> Path:
 
 
 def saved_result(checkpoint: Checkpoint, suffix: str) -> tuple[dict[str, Any], Any] | None:
-    """Read (key, result) of an earlier evaluation; None if there is none of this very checkpoint."""
+    """Read (key, result) of an earlier evaluation; None if this exact checkpoint has not been evaluated."""
     try:
         saved = json.loads(result_file(checkpoint, suffix).read_text())
         is_current = saved["key"]["saved_at"] == checkpoint.meta["saved_at"]
@@ -108,7 +108,7 @@ def stage_table(results: Sequence[StageResult]) -> Table:
 
 def score_table(name: str, scores: dict[str, list[TaskScore]]) -> Table:
     """One row per task, one column per stage, and the centered mean as last row; fits in 80 columns."""
-    table = Table(title=f"{name}: % right ± standard error", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=f"{name}: % correct ± standard error", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("task", "guess", *scores):
         table.add_column(heading, justify="left" if heading == "task" else "right", no_wrap=True)
     for row in zip(*scores.values(), strict=True):

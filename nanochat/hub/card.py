@@ -1,4 +1,4 @@
-"""The model card: README.md of an exported model, made from what the run left on disk."""
+"""The model card: README.md of an exported model, generated from the files of its run."""
 
 import json
 import re
@@ -29,7 +29,7 @@ LICENSES = DATA["licenses"] | {dataset.repository: dataset.license for dataset i
 
 @dataclass(frozen=True)
 class Publisher:
-    """Who shares a model, and under which license."""
+    """Author and license of a shared model."""
 
     account: str
     """user or organization on the hub"""
@@ -39,7 +39,7 @@ class Publisher:
     """the hub's identifier, such as mit"""
 
     def repository(self, meta: dict[str, Any]) -> str:
-        """Repository of a checkpoint, given its meta or the `parent` in another one's: account/name."""
+        """Repository (account/name) of a checkpoint, given its meta or the `parent` in its successor's."""
         return f"{self.account}/{repository_name(meta['tag'], meta['source'])}"
 
 
@@ -105,7 +105,7 @@ def write_card(found: Checkpoint, stages: Sequence[Stage], publisher: Publisher,
         year=time.strftime("%Y"),
         stage=found.source,
         ability=DATA["stages"][found.source],
-        origin=origin if origin is None or _is_repository(origin) else "a model that was trained elsewhere",
+        origin=origin if origin is None or _is_repository(origin) else "a model trained elsewhere",
         config=GPTConfig(**found.meta["model_config"]),
         verified=verified,
         stages=trained,

@@ -45,7 +45,7 @@ def hf_name(name: str) -> str:
 
 
 def build_model(weights: dict[str, Tensor], config: GPTConfig, where: str) -> GPT:
-    """Our model with these weights (by our names), on the CPU in float32. Raises UserError if they do not fit."""
+    """Our model with these weights (by our names), on the CPU in float32. Raises UserError if they do not match."""
     model = GPT(config)
     try:
         model.load_state_dict(weights)
@@ -64,9 +64,9 @@ def write_model(
 ) -> None:
     """Write config.json, generation_config.json and, in bfloat16, the weights, which have our names.
 
-    config.json has no padding id: torch would never train that row of the embedding again. generation_config.json has
-    the defaults of our own chat. A reply ends with <|assistant_end|>, a document with the <|bos|> of the next one, and
-    ids that only pad the vocabulary are never sampled.
+    config.json has no padding id, because torch would never train that row of the embedding again.
+    generation_config.json has the defaults of our own chat. A reply ends with <|assistant_end|>, a document with the
+    <|bos|> of the next one, and ids that only pad the vocabulary are never sampled.
     """
     bos, end = tokenizer.bos_id, tokenizer.special("<|assistant_end|>")
     with torch.device("meta"):

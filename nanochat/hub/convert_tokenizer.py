@@ -47,7 +47,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
         ranks = {bytes(BYTES[char] for char in name): rank for name, rank in vocabulary if name not in special}
         split, byte_level = parsed["pre_tokenizer"]["pretokenizers"]
         if (split["type"], byte_level["type"]) != ("Split", "ByteLevel"):
-            raise ValueError("text is split another way")
+            raise ValueError("text is split differently")
         pattern = str(split["pattern"]["Regex"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(

@@ -53,7 +53,7 @@ def read_checkpoint(folder: Path, step: int | None = None) -> tuple[int, GPT]:
     found = steps(folder)
     if not found or step not in (None, *found):
         name = "model_NNNNNN.pt" if step is None else f"model_{step:06d}.pt"
-        raise UserError(f"there is no {name} in {folder}: name another folder or --step")
+        raise UserError(f"{folder} does not contain {name}: choose another folder or --step")
     step = found[-1] if step is None else step
     path = folder / f"model_{step:06d}.pt"
     try:

@@ -1,4 +1,4 @@
-"""Import a model that was trained elsewhere, in transformers' or karpathy/nanochat's format, as a checkpoint."""
+"""Import a model trained elsewhere, in transformers' or karpathy/nanochat's format, as a checkpoint."""
 
 import dataclasses
 import json
@@ -66,7 +66,7 @@ def read_model(origin: str, step: int | None = None) -> ImportedModel:
     elif import_karpathy.steps(folder):
         imported = _read_karpathy(folder, origin, step)
     else:
-        raise UserError(f"{origin} has neither {CONFIG_FILE} nor model_NNNNNN.pt: name a model's folder or repository")
+        raise UserError(f"{origin} has neither {CONFIG_FILE} nor model_NNNNNN.pt: pass a model's folder or repository")
     num_tokens, max_tokens = imported.tokenizer.vocab_size, imported.model.config.vocab_size
     if num_tokens > max_tokens:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Upload the folders that hf_prepare.sh wrote: find them, check the account, send, verify what arrived."""
+"""Upload the folders that hf_prepare.sh wrote: find them, check the account, upload and verify."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -53,7 +53,7 @@ def exported_models(output: Path, account: str, stage: str | None, tag: str | No
             found.append(ExportedModel(card.parent, data["repository"], data["stage"], data["tag"]))
     if not found:
         wanted = " ".join(filter(None, [stage, "model", tag]))
-        raise UserError(f"there is no exported {wanted} in {output}: run ./hf_prepare.sh --author {account} first")
+        raise UserError(f"no exported {wanted} in {output}: run ./hf_prepare.sh --author {account} first")
     own = [model for model in found if model.repository.startswith(f"{account}/")]
     for model in own or found:
         if model.repository != f"{account}/{model.folder.name}":
@@ -105,7 +105,7 @@ def check_repository(api: HfApi, model: ExportedModel, private: bool) -> None:
     else:  # empty, or an interrupted upload
         is_ours = existing <= model.files.keys()
     if not is_ours:
-        raise UserError(f"{model.repository} already holds something else: rename or delete it at {model.url}/settings")
+        raise UserError(f"{model.repository} already holds other content: rename or delete it at {model.url}/settings")
     if private and not info.private:
         raise UserError(f"{model.repository} is public: make it private at {model.url}/settings first")
 

@@ -1,7 +1,7 @@
 """Verify that transformers loads the same model from a folder: logits, token ids and chat template.
 
-Both models hold the same numbers (rounded to bfloat16 if the folder is) and compute in float32, so only the order of
-additions differs. Any mistake in arithmetic, position or weight stands out.
+Both models hold the same weights (rounded to bfloat16 if the folder's are) and compute in float32, so only the order
+of additions differs. Any mistake in arithmetic, positions or weights stands out.
 """
 
 import json

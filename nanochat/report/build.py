@@ -1,4 +1,4 @@
-"""Writes the report: report.md with its plots, and report.html, which needs no other file."""
+"""Write the report: report.md with its plots, and report.html, which is self-contained."""
 
 import base64
 import re
@@ -21,7 +21,7 @@ DOTS_PER_INCH = 120
 
 
 def write(model_tag: str | None = None) -> Path:
-    """Write the report on `model_tag`, by default the model that was trained last; return the path of report.html.
+    """Write the report on `model_tag`, by default the most recently trained model; return the path of report.html.
 
     Raises UserError if nothing has been trained.
     """
@@ -56,7 +56,7 @@ def draw(stages: Sequence[Stage]) -> dict[str, bytes]:
 
 
 def page(stages: Sequence[Stage], pictures: Mapping[str, bytes], tariff: Tariff, refresh_seconds: int = 0) -> str:
-    """The report as one HTML page with embedded pictures, which reloads every `refresh_seconds` if not 0."""
+    """The report as one HTML page with embedded images, which reloads every `refresh_seconds` if not 0."""
     text = document(stages, {name: f"{name}.png" for name in pictures}, tariff)
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     for name, png in pictures.items():

@@ -18,8 +18,8 @@ from nanochat.units import format_duration
 CAPTIONS = {
     "loss": "Training loss. The thin line is each step, the thick line a moving average.",
     "bits-per-byte": "Bits per byte of held-out text, comparable between tokenizers.",
-    "reward": "Share of correct replies, length of replies, and share of replies in groups with different rewards, "
-    "the only ones with a gradient.",
+    "reward": "Share of correct replies, length of replies, and share of replies in groups with unequal rewards, "
+    "the only ones that produce a gradient.",
     "optimizer": "Multiplier of all learning rates, and the gradient norm before clipping.",
     "speed": "Tokens per second, and their share of the machine's peak FLOP/s.",
     "stages": "Scores of the chat model after each stage.",
@@ -33,7 +33,7 @@ Row = Sequence[str]
 
 
 def document(stages: Sequence[Stage], plots: Mapping[str, str], tariff: Tariff) -> str:
-    """The whole report on the `stages` of one model, base first. `plots`: path of each picture by name."""
+    """The whole report on the `stages` of one model, base first. `plots`: path of each image by name."""
     sections = [
         _opening(stages),
         _stages(stages, tariff),
@@ -88,14 +88,14 @@ def _stages(stages: Sequence[Stage], tariff: Tariff) -> str:
     if skipped := [f"{n:.0f} in {stage.source}" for stage in stages if (n := stage.last("skipped_steps"))]:
         notes.append(f"Steps skipped because of a non-finite loss or gradient: {', '.join(skipped)}.")
     if tariff.watts is None:
-        notes.append("Measured energy is that of the GPUs only; set NANOCHAT_WATTS for the whole machine.")
+        notes.append("Measured energy includes only the GPUs; set NANOCHAT_WATTS for the whole machine.")
     else:
-        notes.append(f"Energy is the time at {tariff.watts:g} W per machine, from NANOCHAT_WATTS.")
+        notes.append(f"Energy is time x {tariff.watts:g} W per machine, from NANOCHAT_WATTS.")
     return f"## Stages\n\n{_table(headings, rows)}\n\n{' '.join(notes)}"
 
 
 def _plan(stages: Sequence[Stage], tariff: Tariff) -> str:
-    """The estimate of the first stage that made one, next to the time and energy that its stages took."""
+    """The estimate of the first stage that made one, next to the time and energy that the stages really took."""
     planner = next((stage for stage in stages if stage.plan), None)
     if planner is None or planner.plan is None:
         return ""

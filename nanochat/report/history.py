@@ -1,4 +1,4 @@
-"""Reads what the stages of a model left on disk: facts, metrics, samples and scores, from the base stage on."""
+"""Read the files of a model's stages: facts, metrics, samples and scores, starting at the base stage."""
 
 import contextlib
 import dataclasses
@@ -27,9 +27,9 @@ class Stage:
     rows: list[dict[str, Any]]
     """metrics.jsonl, one row per step"""
     samples: list[dict[str, Any]]
-    """samples.jsonl: a step, and the text that the model wrote then"""
+    """samples.jsonl: steps, and the text that the model generated then"""
     checkpoint: Checkpoint | None
-    """the newest; None before the first is saved"""
+    """newest checkpoint; None before the first is saved"""
     logged_at: float
     """time of the last step, in seconds since 1970"""
     plan: Plan | None = None
@@ -53,11 +53,11 @@ class Stage:
 
     @property
     def seconds(self) -> float:
-        """Wall time of all runs of this stage, loading and evaluation included."""
+        """Wall time of all runs of this stage, including loading and evaluation."""
         return float(self.rows[-1]["seconds"]) if self.rows else 0.0
 
     def kwh(self, tariff: Tariff) -> float | None:
-        """Energy used: NANOCHAT_WATTS of every machine, else as measured by the main machine's GPUs, else None."""
+        """Energy used: from NANOCHAT_WATTS for every machine, else measured by the main machine's GPUs, else None."""
         if tariff.watts is not None:
             return tariff.watts * self.facts.get("machines", 1) * self.seconds / 3.6e6
         joules = self.last("energy_j")
@@ -119,7 +119,7 @@ def read_stage(folder: Path) -> Stage | None:
 
 
 def newest_stages(model_tag: str | None = None) -> list[Stage]:
-    """The stage that was trained last, of any model or of `model_tag`, preceded by its ancestors.
+    """The most recently trained stage, of any model or of `model_tag`, preceded by its ancestors.
 
     An ancestor whose checkpoint has been deleted ends the list. Raises UserError if nothing has been trained.
     """
@@ -164,7 +164,7 @@ def _modified_at(file: Path) -> float:
 
 
 def _parent_folder(stage: Stage) -> Path | None:
-    """The folder of the checkpoint that `stage` started from, also if it has been set aside."""
+    """The folder of the checkpoint that `stage` started from, even if it has been set aside."""
     if not (parent := stage.facts["parent"]):
         return None
     folder = paths.checkpoints_dir(parent["source"])

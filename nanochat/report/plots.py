@@ -19,9 +19,9 @@ COLORS = dict(zip(STAGES, cycle(("#4477aa", "#228833", "#cc7700", "#aa3377")), s
 """Distinguishable by color-blind readers (after Paul Tol's bright scheme)."""
 STYLE = Path(__file__).with_suffix(".mplstyle")
 SMOOTHING_WINDOW = 0.05
-"""Window of the moving average as a share of the curve."""
+"""Window of the moving average, as a fraction of the curve."""
 MAX_POINTS = 1500
-"""Per curve, more than a plot has pixels across; longer curves are averaged."""
+"""Maximum points per curve, more than a plot's width in pixels; longer curves are averaged."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Metric:
 
 
 CURVES: dict[str, tuple[Metric, ...]] = {
-    "loss": (  # not of RL, whose loss has no meaningful scale
+    "loss": (  # not for RL, whose loss has no meaningful scale
         Metric("loss", "Training loss", "nats per token", tuple(name for name in STAGES if name != "rl"), log=True),
     ),
     "bits-per-byte": (Metric("bpb", "Held-out text", "bits per byte", from_zero=False, smooth=False),),

@@ -1,4 +1,4 @@
-"""Shows a run in progress: a screen for the terminal, and the report as a page that stays up to date."""
+"""Show a run in progress: a screen for the terminal, and the report as a live web page."""
 
 import html
 import threading
@@ -31,7 +31,7 @@ RECENT_STEPS = 20
 """Steps that the remaining time is estimated from."""
 REFRESH_SECONDS = 20
 MAX_CPU_SHARE = 0.05
-"""Share of one core that drawing the page may take from the run."""
+"""Maximum fraction of one core that drawing the page takes from the run."""
 
 
 def screen(stages: Sequence[Stage], now: float) -> RenderableType:
@@ -78,7 +78,7 @@ def sparkline(values: Sequence[float], width: int = CURVE_WIDTH) -> str:
 
 
 class LivePage:
-    """The current report, rebuilt on request, but not so often that it slows down the run."""
+    """The current report, rebuilt on request, but rarely enough not to slow down the run."""
 
     def __init__(self, model_tag: str | None) -> None:
         self._model_tag = model_tag

@@ -84,7 +84,7 @@ class Calculator(AbstractContextManager["Calculator"]):
         with self._lock:
             if self._pool is not None:
                 if self._pool_pid != os.getpid():
-                    # The threads that drive the workers do not survive a fork: the call would hang.
+                    # The threads that drive the workers do not survive a fork, so the call would hang.
                     raise RuntimeError("the calculator was started before a fork: create one in each process")
                 return self._pool
             # The worker enforces the limits above; these timeouts kill a worker that does not.
@@ -109,7 +109,7 @@ def _stop_workers(pool: Monty, owner_pid: int) -> None:
 
 
 def _pieces(value: object, inside: bool = False) -> Iterator[str]:
-    """Generate the text of a value piece by piece, so that a huge value costs only the first 200 characters."""
+    """Generate the text of a value piece by piece, so that a huge value costs no more than its first 200 characters."""
     if isinstance(value, bool) or value is None:
         yield str(value)
     elif isinstance(value, float):

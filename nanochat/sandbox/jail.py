@@ -1,4 +1,4 @@
-"""The process inside the sandbox: drops its rights, then runs a program.
+"""The process inside the sandbox: drops its privileges, then runs a program.
 
 nanochat.sandbox.runner starts it as `python -I -S jail.py` with a JSON object on standard input. It imports only the
 standard library, because the program can use everything that is imported here. In this order it limits
@@ -42,13 +42,13 @@ def landlock_version() -> int:
 
 
 def drop_capabilities() -> None:
-    """Without capabilities, root only has the rights of a normal user and owns its files."""
+    """Drop capabilities. Without them, root has only the rights of a normal user on its own files."""
     number = {"x86_64": 126, "aarch64": 91}[platform.machine()]
     _checked(libc.syscall(number, struct.pack("II", 0x20080522, 0), bytes(24)), "capset")
 
 
 def confine_files(writable: str) -> None:
-    """Landlock: allow to read Python and the system libraries and to write below `writable`."""
+    """Landlock: allow reading Python and the system libraries, and writing in `writable`."""
     version = landlock_version()
     all_rights = (1 << NUM_FILE_RIGHTS.get(version, 16)) - 1
     network = 0b11 if version >= 4 else 0  # bind and connect of TCP

@@ -49,13 +49,13 @@ def missing_protection() -> str | None:
 def run_program(program: str, *, time_limit: float = TIME_LIMIT_SECONDS, unconfined: bool = False) -> ProgramResult:
     """Run Python source until it ends or exceeds a limit. Thread-safe; several programs may run at once.
 
-    `unconfined` runs it with this user's rights, limited in time and memory only, on machines without a sandbox.
+    `unconfined` runs it with this user's permissions, with only time and memory limited, on machines without a sandbox.
     Raises UserError if the machine cannot confine it and `unconfined` is not set.
     """
     if not unconfined and (reason := missing_protection()):
         raise UserError(
             f"model-written code would run without a sandbox ({reason}): use a Linux machine, or pass "
-            "--unconfined-code to run it with your own rights"
+            "--unconfined-code to run it with your own permissions"
         )
     token = secrets.token_hex(16)
     limits = {"AS": MEMORY_LIMIT_BYTES, "CPU": int(time_limit) + 1, "FSIZE": FILE_LIMIT_BYTES, "NOFILE": MAX_OPEN_FILES}

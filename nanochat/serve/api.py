@@ -1,4 +1,4 @@
-"""OpenAI's API: https://platform.openai.com/docs/api-reference/chat."""
+"""The OpenAI-compatible API: https://platform.openai.com/docs/api-reference/chat."""
 
 import asyncio
 import time
@@ -62,7 +62,7 @@ def routes(pool: EnginePool, tokenizer: Tokenizer, defaults: SamplingParams, met
             async for index, output in outputs:
                 collected[index].append(output)
             num_tokens = sum(replies.tokens)
-            # In a thread: with many logprobs it takes long enough to delay the other streams.
+            # In a thread, because many logprobs take long enough to delay the other streams.
             return await asyncio.to_thread(
                 lambda: JSONResponse(builder.response(collected, num_tokens), headers=headers)
             )
@@ -221,7 +221,7 @@ def _encode(prompt: str | list[int], tokenizer: Tokenizer, context: int) -> list
     if tokens[:1] != [tokenizer.bos_id]:
         tokens = [tokenizer.bos_id, *tokens]
     if len(tokens) >= context:
-        message = f"the prompt has {len(tokens)} tokens, the model's context is {context}: shorten it"
+        message = f"the prompt has {len(tokens)} tokens, but the model's context is {context}: shorten it"
         raise ApiError(400, message, code="context_length_exceeded", param="prompt")
     return tokens
 

@@ -1,4 +1,4 @@
-"""The web application: the chat page at /, OpenAI's API under /v1, health and metrics."""
+"""The web application: the chat page at /, the OpenAI-compatible API under /v1, health and metrics."""
 
 import asyncio
 import contextlib

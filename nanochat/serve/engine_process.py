@@ -63,7 +63,7 @@ class RequestOutput(NamedTuple):
 
 
 class StepOutputs(NamedTuple):
-    """Outputs of all requests in one step; without any once the process has started to read its pipe."""
+    """Outputs of all requests in one step; empty when the process starts reading its pipe."""
 
     outputs: list[RequestOutput]
     stats: EngineStats | None  # None without a model
@@ -85,7 +85,7 @@ class EngineLoop:
         self._pending: deque[LoadModel | AddRequest] = deque()
 
     def run(self) -> None:
-        """Run until the pipe is closed, or until the GPU fails, which requires a new process."""
+        """Run until the pipe is closed or the GPU fails, which requires a new process."""
         threading.Thread(target=self._receive, name="requests", daemon=True).start()
         with self.connection:
             try:

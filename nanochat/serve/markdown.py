@@ -1,6 +1,6 @@
 """Markdown to HTML for the chat page, with highlighted code and MathML formulas; safe for untrusted text.
 
-On the server and not in the browser, so that the page needs no third-party scripts. HTML in the text is escaped, links
+Runs on the server instead of in the browser, so that the page needs no third-party scripts. HTML is escaped, links
 are restricted to safe schemes, and images, which would be fetched from other hosts, become links.
 """
 

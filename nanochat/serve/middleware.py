@@ -27,14 +27,14 @@ MAX_BODY_BYTES = 1_000_000
 
 
 class SecurityMiddleware:
-    """Adds security headers; rejects large bodies, wrong API keys and unknown Host headers; answers failed requests.
+    """Adds security headers; rejects large bodies, wrong API keys and unknown hosts; responds to failed requests.
 
-    Counts responses by route and status, rejections too.
+    Counts responses by route and status, including rejections.
 
-    Exceptions of routes are answered here with status 500: Starlette's own handler lies outside all middleware, so its
-    response would have no headers and not be counted in the metrics.
+    Exceptions in routes become status 500 here: Starlette's own handler is outside all middleware, so its response
+    would lack these headers and not be counted in the metrics.
 
-    The Host check prevents DNS rebinding: a web page whose domain suddenly resolves to 127.0.0.1 could otherwise use
+    The Host check prevents DNS rebinding: otherwise, a web page whose domain suddenly resolves to 127.0.0.1 could use
     the API from the browser.
     """
 

@@ -25,7 +25,7 @@ class ModelCard:
 
     @property
     def description(self) -> str:
-        """Name for people: `sft d4 step 300`."""
+        """Readable name: `sft d4 step 300`."""
         return f"{self.source} {self.model_tag} step {self.step}"
 
     @classmethod
@@ -58,7 +58,7 @@ class ModelRegistry:
         return cards if self.default in cards else [self.default, *cards]
 
     def find(self, name: str | None) -> ModelCard | None:
-        """Return the model with this name, the default without one, or None."""
+        """Return the model with this name, or the default if no name is given, or None."""
         if name in (None, "", self.default.id):
             return self.default
         return next((card for card in self.cards() if card.id == name), None)

@@ -53,7 +53,7 @@ class ReplyStream:
     async def __aiter__(self) -> AsyncIterator[tuple[int, RequestOutput]]:
         """Yield reply index and output. Outputs that arrive while the client is slow are merged.
 
-        Raises ApiError if one of the replies fails.
+        Raises ApiError if any of the replies fails.
         """
         while self.unfinished:
             await self._arrived.wait()

@@ -1,4 +1,4 @@
-"""Request bodies of OpenAI's API (https://platform.openai.com/docs/api-reference) and their validation.
+"""Request bodies of the OpenAI API (https://platform.openai.com/docs/api-reference) and their validation.
 
 Extensions are `top_k`, `min_p`, `repetition_penalty`, and assistant messages with tool calls as parts. Unknown fields
 are ignored. Known fields that this server does not support are rejected if they would change the reply.
@@ -191,7 +191,7 @@ class RenderRequest(BaseModel):
 def to_conversation(messages: list[Message]) -> list[conversations.Message]:
     """Convert a request's messages; consecutive messages of one role are merged.
 
-    Raises ApiError unless they are an optional system message, then user and assistant in turn, with the user last.
+    Raises ApiError unless they are an optional system message, then user and assistant alternating, ending with user.
     """
     turns: list[conversations.Message] = []
     for role, group in itertools.groupby(messages, lambda message: message.turn_role):
@@ -203,7 +203,7 @@ def to_conversation(messages: list[Message]) -> list[conversations.Message]:
     roles = [turn["role"] for turn in turns]
     dialog = roles[1:] if roles[0] == "system" else roles
     if "system" in dialog or dialog[:1] != ["user"] or dialog[-1:] != ["user"]:
-        expected = "messages must be an optional system message, then user and assistant in turn, with the user last"
+        expected = "messages must be an optional system message, then user and assistant alternating, ending with user"
         raise ApiError(400, expected, param="messages")
     return turns
 
@@ -235,6 +235,6 @@ def truncate_conversation(
     dropped = bisect.bisect_left(exchanges, True, key=lambda n: len(render_without(n)) <= max_length)
     prompt = render_without(dropped)
     if len(prompt) >= context:
-        message = f"the last message has {len(prompt)} tokens, the model's context is {context}: shorten it"
+        message = f"the last message has {len(prompt)} tokens, but the model's context is {context}: shorten it"
         raise ApiError(400, message, code="context_length_exceeded", param="messages")
     return prompt, 2 * dropped

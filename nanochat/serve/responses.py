@@ -1,4 +1,4 @@
-"""Response bodies of OpenAI's API, complete and streamed.
+"""Response bodies of the OpenAI API, complete and streamed.
 
 Tool calls are not part of the text: they are in an additional field `nanochat`, which other clients ignore.
 """

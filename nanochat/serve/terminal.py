@@ -36,7 +36,7 @@ HELP = """\
 /model [NAME]      list the trained models, or switch to another one
 /system [TEXT]     set or remove the system message and start a new conversation
 /temperature X     0 is greedy, 1 is the model's own distribution
-/topk N            sample from the N most likely tokens; 0 for all
+/topk N            sample from the N most likely tokens; 0: all
 /retry             regenerate the last reply
 /save FILE         append the conversation to a JSON Lines file
 /load FILE         continue the last conversation in a file
@@ -88,7 +88,7 @@ def answer_once(
 
 @contextlib.contextmanager
 def _ignore_broken_pipe() -> Iterator[None]:
-    """End the block quietly when the reader of stdout exits."""
+    """Exit the block quietly if the reader of stdout is gone."""
     try:
         yield
     except BrokenPipeError:

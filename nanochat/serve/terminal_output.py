@@ -68,7 +68,7 @@ class MarkdownPrinter(PlainPrinter):
     """Markdown, redrawn several times per second while it grows.
 
     Only the last block, such as a paragraph or a list, is redrawn; earlier blocks are final. So a reply longer than the
-    screen scrolls normally and appears once in the terminal's history.
+    screen scrolls normally and appears only once in the terminal's history.
     """
 
     def __init__(self, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""Checks the connection between two machines: ssh, RoCE ports, frame size, all-reduce bandwidth.
+"""Check the connection between two machines: ssh, RoCE ports, frame size, all-reduce bandwidth.
 
 `python -m nanochat.spark.cluster` measures the all-reduce. It runs once per machine, with RANK, WORLD_SIZE, MASTER_ADDR
 and MASTER_PORT set, and the main process prints the result as JSON.
@@ -28,9 +28,9 @@ true"""
 """Shell script that prints a host's addresses and ports; some files of a port that is down are unreadable."""
 JUMBO_MTU = 9000
 RAIL_MEGABITS = 100_000
-"""A GB10 reaches each port of its ConnectX-7 over two PCIe links of half its 200 Gb/s, each an interface."""
+"""A GB10 reaches each 200 Gb/s port of its ConnectX-7 over two PCIe links of half that speed, each an interface."""
 ALL_REDUCE_BYTES = {"cuda": 1 << 29, "cpu": 1 << 26}
-"""Half a GB, about the gradients of a model; less over TCP."""
+"""Half a GB, about as much as a model's gradients; less over TCP."""
 ALL_REDUCE_REPEATS, WARMUP = 10, 2
 
 

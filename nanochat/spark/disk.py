@@ -1,4 +1,4 @@
-"""Estimates the disk space of a model: text, token files and the checkpoints of all stages."""
+"""Estimate the disk space of a model: text, token files and the checkpoints of all stages."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ class Disk:
 
     @property
     def checkpoints(self) -> float:
-        """Those of all stages, and one more while it is written."""
+        """Those of all stages, plus one being written."""
         return (len(STAGES) * PretrainOptions.keep_last + 1) * self.checkpoint
 
     @property

@@ -1,4 +1,4 @@
-"""Runs and times kernels on the GPU, and compares their speed with the datasheet's."""
+"""Run and time kernels on the GPU, and compare their speed with the datasheet."""
 
 import time
 from collections.abc import Callable
@@ -27,7 +27,7 @@ NO_KERNELS = ("no kernel image", "ARCH_MISMATCH")
 
 
 def hardware_checks(gpus: list[host.GPU]) -> list[Check]:
-    """Run the checks that describe the hardware and do not identify its owner."""
+    """Run the checks that describe the hardware without identifying its owner."""
     checks: dict[str, Callable[[], Check | None]] = {"GPU": lambda: system.driver(gpus)}
     checks |= {"torch": build} if gpus else {"CPU": cpu}
     if torch.cuda.is_available():
@@ -39,11 +39,11 @@ def hardware_checks(gpus: list[host.GPU]) -> list[Check]:
 
 
 def explain_errors(name: str, check: Callable[[], Check]) -> Check:
-    """Run a check; convert missing memory or missing kernels to a finding."""
+    """Run a check; convert an out-of-memory error or missing kernels to a finding."""
     try:
         return check()
     except torch.OutOfMemoryError:
-        return Check(name, "warning", "out of memory: other programs use the GPU", "nvidia-smi    # lists them")
+        return Check(name, "warning", "out of memory: other programs are using the GPU", "nvidia-smi    # lists them")
     except RuntimeError as error:
         if not any(words in str(error) for words in NO_KERNELS):
             raise
@@ -52,7 +52,7 @@ def explain_errors(name: str, check: Callable[[], Check]) -> Check:
 
 
 def build() -> Check:
-    """torch's version and CUDA version, and whether it reaches the GPU."""
+    """Versions of torch and its CUDA, and access to the GPU."""
     text = f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}"
     if torch.version.cuda is None:
         return Check("torch", "failed", f"{text}: a CPU build on a machine with a GPU", REINSTALL)
@@ -92,7 +92,7 @@ def compare(name: str, measured: float, unit: str, expected: int | None) -> Chec
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Mean seconds of GPU work, without the first runs."""
+    """Mean seconds of GPU work, excluding the first runs."""
     return float(Timer("work()", globals={"work": work}).timeit(10).mean)
 
 

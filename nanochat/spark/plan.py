@@ -1,4 +1,4 @@
-"""Estimates time and energy of every training stage from the shape of the model and the speed of a machine.
+"""Estimate the time and energy of every training stage from the shape of the model and the speed of a machine.
 
 A run estimates again after its first 20 steps, at its own speed (MeasuredPlan).
 """
@@ -24,15 +24,15 @@ MID_TOKENS = 446e6
 """Conversations of one epoch: 851 steps of 524,288 tokens for 856K of them, as published for the same datasets under
 a vocabulary of 32,768 (github.com/lakshmankolasani/lakshmankolasani.github.io, dgx-spark-nanochat-training)."""
 SFT_TOKENS = 23_000 * 1000
-"""Rows times tokens per row, padding included: assumed."""
+"""Rows times tokens per row, including padding (assumed)."""
 RL_REPLIES, RL_REPLY_TOKENS, RL_PROMPT_TOKENS = 200 * 256, 256, 128
-"""Replies of 200 steps at their maximum length, to prompts of GSM8K's typical length."""
+"""200 steps of replies at their maximum length, to prompts of GSM8K's typical length."""
 DECODE_BATCH, BYTES_PER_WEIGHT_READ = 128, 8
-"""Replies written at once (assumed), and bytes moved per weight and step: read in fp32, written and read in bf16."""
+"""Replies generated at once (assumed), and bytes moved per weight and step: read in fp32, written and read in bf16."""
 SPARK_FLOPS, SPARK_DECODE_BANDWIDTH = 0.40 * 125e12, 0.5 * 273e9
-"""FLOP/s in training, and bytes/s while decoding (half of the datasheet's: assumed)."""
+"""FLOP/s in training, and bytes/s while decoding (half of the datasheet's, assumed)."""
 MEASURED_STEPS, SKIPPED_STEPS = 20, 3
-"""Steps before a run re-estimates, and how many of them do not count because they compile."""
+"""Steps after which a run re-estimates, and how many of them do not count because they compile."""
 MIN_SECONDS_LEFT = 3600.0
 """A run that ends sooner prints no estimate."""
 
@@ -42,7 +42,7 @@ class Tariff:
     """Power and price of electricity from the environment; None if not set."""
 
     watts: float | None = None
-    """power of a whole machine; GPUs measure only their own"""
+    """power of a whole machine; GPUs only measure their own"""
     price_per_kwh: float | None = None
     """in the user's currency"""
 
@@ -67,7 +67,7 @@ class StageWork:
     tokens: float
     """that pass through the model"""
     flops: float
-    """training FLOPs; in RL, writing replies counts as what a GB10 could compute in that time"""
+    """training FLOPs; in RL, generating replies counts as what a GB10 could compute in that time"""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Machine:
     sources: Sequence[str]
 
     def hours(self, *work: StageWork) -> float:
-        """Estimate the time of stages, validation and checkpoints not included."""
+        """Estimate the time of stages, excluding validation and checkpoints."""
         return sum(stage.flops for stage in work) / self.flops / 3600
 
     def kwh(self, *work: StageWork) -> float | None:
@@ -96,14 +96,14 @@ def flops_per_token(config: GPTConfig) -> float:
 
 
 def stages_from(name: str, config: GPTConfig, tokens: float) -> list[StageWork]:
-    """The work of the stage `name`, which has `tokens` left to train on, and of all later stages."""
+    """The work of stage `name`, which has `tokens` left to train on, and of all later stages."""
     per_token = flops_per_token(config)
     rl_tokens = RL_REPLIES * (RL_PROMPT_TOKENS + RL_REPLY_TOKENS)
     kv_bytes = 2 * 2 * config.n_layer * config.n_kv_head * config.head_dim  # keys and values of one token in bf16
     context_bytes = DECODE_BATCH * kv_bytes * (RL_PROMPT_TOKENS + RL_REPLY_TOKENS / 2)
     bytes_per_decode_step = BYTES_PER_WEIGHT_READ * config.num_parameters + context_bytes
     decode_seconds = RL_REPLIES / DECODE_BATCH * RL_REPLY_TOKENS * bytes_per_decode_step / SPARK_DECODE_BANDWIDTH
-    # RL also passes everything through the model without learning, for a third of the FLOPs.
+    # RL also runs everything through the model without learning, for a third of the FLOPs.
     rl_flops = rl_tokens * per_token * 4 / 3 + decode_seconds * SPARK_FLOPS
     num_tokens = {"mid": MID_TOKENS, "sft": SFT_TOKENS, name: tokens}
     stages = list(STAGES)[list(STAGES).index(name) :]

@@ -1,6 +1,6 @@
-"""Checks for ./nanochat.sh doctor of the system around a run: driver, memory, disk, suspend, compiler, network, time.
+"""The system checks of ./nanochat.sh doctor: driver, memory, disk, suspend, compiler, network, time.
 
-The quick ones run before every stage, in a tenth of a second, without torch.
+The quick ones run before every stage, in a tenth of a second and without torch.
 """
 
 import os
@@ -28,7 +28,7 @@ CUDA_13_DRIVER = 580
 """The first driver that runs CUDA 13, which the pinned torch is built for."""
 MIN_DISK = 3e9
 MAX_CACHE = 0.5
-"""Share of a GB10's memory in the page cache that causes a warning: CUDA does not always get it back."""
+"""Fraction of a GB10's memory in the page cache that causes a warning, because CUDA cannot always reclaim it."""
 MAX_SWAP = 2**30
 NETWORK_SECONDS = 5.0
 MASK_SLEEP = "sudo systemctl mask sleep.target suspend.target hibernate.target hybrid-sleep.target"
@@ -71,7 +71,7 @@ def print_checks(console: Console, checks: Iterable[Check]) -> None:
 
 
 def quick_checks() -> list[Check]:
-    """Run the checks that come before every stage."""
+    """Run the checks that precede every stage."""
     gpus = host.gpus()  # once: a sleeping driver takes a second to answer
     return run_checks(
         {"GPU": lambda: driver(gpus), "clocks": lambda: clocks(gpus), "memory": lambda: memory(gpus), "disk": disk,

@@ -16,17 +16,17 @@ TEST_SHARE = 0.1
 
 
 class ToolProblems(NumberTask):
-    """Random problems by index, each drawn again until its expression falls into the split."""
+    """Random problems by index, each redrawn until its expression falls in the split."""
 
     answer: str  # a template of {expression} and {result}
 
     def __init__(self, split: Split, size: int = 10_000, start: int = 0) -> None:
-        """`size` problems, numbered from `start`: stages with disjoint numbers share no row."""
+        """`size` problems, numbered from `start`; stages with disjoint numbers share no rows."""
         self.split, self.size, self.start = split, size, start
 
     @abstractmethod
     def draw(self, rng: random.Random) -> tuple[str, str]:
-        """Draw a problem of either split: the question, and the tool's input, such as `84 // 7`."""
+        """Draw a problem, regardless of split: the question, and the tool's input, such as `84 // 7`."""
 
     def __len__(self) -> int:
         return self.size
@@ -119,7 +119,7 @@ def _number(rng: random.Random, max_digits: int) -> int:
 
 
 def canonical(expression: str) -> str:
-    """Return one spelling for expressions that differ only in the order of their terms or factors.
+    """Return one normal form for expressions that differ only in the order of their terms or factors.
 
     This is the key that splits train from test in both tasks: an expression of a test problem appears in no training
     problem of either.

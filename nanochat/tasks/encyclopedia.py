@@ -1,4 +1,4 @@
-"""Questions about the demo's encyclopedia: free answers, and multiple choice. Train articles only."""
+"""Questions about the demo's encyclopedia, with free or multiple-choice answers. Train articles only."""
 
 import random
 import re

@@ -40,7 +40,7 @@ class HubTask(Task):
     """file names by split"""
 
     def __init__(self, split: Any) -> None:
-        """Downloads the files unless they are there. Raises UserError if that fails."""
+        """Downloads the files unless they exist. Raises UserError if that fails."""
         files = self.fetch(split)
         self.digests = [file.sha256 for file in files]
         self._table = read_parquet([self._folder() / file.name for file in files])

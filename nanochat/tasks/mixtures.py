@@ -106,14 +106,14 @@ def rl(choice: Choice) -> GradedTask:
 
 
 def identity() -> Task:
-    """The user's file. Raises UserError if it cannot be read or has an invalid line."""
+    """The user's file. Raises UserError if it is unreadable or has an invalid line."""
     return ConversationList("identity", conversations.read(paths.identity_file()))
 
 
 def refusals() -> Task:
     """Harmful requests with short, kind refusals, and harmless look-alikes with answers.
 
-    The look-alikes keep the model from refusing whatever sounds alarming.
+    The look-alikes keep the model from refusing everything that sounds alarming.
     """
     return ConversationList("refusals", conversations.read(DATA / "refusals.jsonl"))
 

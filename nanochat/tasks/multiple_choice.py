@@ -29,8 +29,8 @@ def multiple_choice(row: Choices) -> Conversation:
 class CategoricalTask(HubTask, GradedTask):
     """Multiple choice, scored by the most likely of `letters` after the prompt, or by a generated reply.
 
-    A letter starts its line, so that no space or symbol is merged with it: it is the same token in the question and as
-    the reply, and picking a choice is copying a token.
+    A letter starts its line, so that no space or symbol is merged with it: it is the same token in the question and in
+    the reply, so picking a choice means copying a token.
     """
 
     @abstractmethod

@@ -18,7 +18,7 @@ from nanochat.tasks.task import GradedTask, NumberTask, Reply, Split, final_text
 TEST_SHARE = 0.1
 MAX_WORDS = 200_000
 MIN_OCCURRENCES = 3
-"""A rarer word is as likely to be a misspelling."""
+"""Rarer words are often misspellings."""
 _WORD = re.compile(r"(?<![\w'-])[a-z]{3,15}(?![\w'-])")
 
 
@@ -48,7 +48,7 @@ class Spelling(WordTask):
         return conversation(rng.choice(self.questions["spell"]).format(word), "-".join(word))
 
     def grade(self, conversation: Conversation, reply: Reply) -> float:
-        """1.0 if the word's letters joined by hyphens are the only hyphenated word of the reply, else 0.0."""
+        """1.0 if the word's letters joined by hyphens are the only hyphenated word in the reply, else 0.0."""
         expected = conversation["messages"][-1]["content"]
         words = (word.strip(".,:;!?\"'") for word in final_text(reply).split())
         return float([word for word in words if "-" in word or word == expected] == [expected])
@@ -67,7 +67,7 @@ class LetterCount(WordTask, NumberTask):
         return conversation(
             rng.choice(self.questions["count"]).format(letter=letter, word=word),
             [
-                # In parentheses the quoted word has the same tokens as in the question, so it can be copied.
+                # In parentheses, the quoted word has the same tokens as in the question, so it can be copied.
                 {"type": "python", "text": f"('{word}').count('{letter}')"},
                 {"type": "python_output", "text": str(count)},
                 {"type": "text", "text": f"The letter '{letter}' appears {times} in '{word}'."},

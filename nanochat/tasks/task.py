@@ -31,7 +31,7 @@ class Task(ABC):
     """Conversations by index, each ending with its reference answer. An index always returns the same conversation.
 
     The train and test splits of a task never share a problem: a hash of the problem itself decides
-    (nanochat.data.split.held_out), not an order, a seed or a size.
+    (nanochat.data.split.held_out), not its order, a seed or the size.
     """
 
     name: str
@@ -83,7 +83,7 @@ class ConversationList(Task):
 
 
 class Mixture(Task):
-    """Several tasks as one, shuffled. 2.0 repeats of a task are every row twice; 0.5 repeats are its first half."""
+    """Several tasks as one, shuffled. Repeats of 2.0 use every row of a task twice; 0.5 uses its first half once."""
 
     def __init__(self, tasks: Sequence[Task | tuple[Task, float]], seed: int = 0, name: str = "mixture") -> None:
         pairs = [task if isinstance(task, tuple) else (task, 1.0) for task in tasks]
@@ -116,7 +116,7 @@ class Mixture(Task):
 
 
 def final_text(reply: Reply) -> str:
-    """Return the text after the last tool call; empty if a tool call is the end of the reply."""
+    """Return the text after the last tool call; empty if the reply ends with a tool call."""
     if isinstance(reply, str):
         return reply
     last_output = max((i for i, part in enumerate(reply) if part["type"] != "text"), default=-1)

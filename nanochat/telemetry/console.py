@@ -1,4 +1,4 @@
-"""A run's lines: on the terminal for as long as there is one, and always in its log file."""
+"""Print a run's lines on the terminal for as long as it exists, and always to the log file."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class LogFile:
-    """log.txt: the lines that a run prints, with timestamps. A full disk costs lines, not the run."""
+    """log.txt: the lines that a run prints, with timestamps. A full disk loses lines but does not end the run."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,8 +93,8 @@ class Terminal(io.TextIOBase):
 def open_nonblocking(stream: TextIO) -> io.FileIO | None:
     """Open the terminal or pipe behind a stream for non-blocking writes; None if it is neither.
 
-    Opened again, since O_NONBLOCK on the shared description would give errors to others, such as the shell. select()
-    does not help: a terminal may block in the middle of a write.
+    Opened again, because O_NONBLOCK on the shared file description would cause errors in others, such as the shell.
+    select() does not help: a terminal may block in the middle of a write.
     """
     try:
         kind = os.fstat(stream.fileno()).st_mode
@@ -107,7 +107,7 @@ def open_nonblocking(stream: TextIO) -> io.FileIO | None:
 
 
 class ProgressDisplay:
-    """A progress bar with loss, speed and time left on a terminal; elsewhere, and in the log, a line now and then."""
+    """A progress bar with loss, speed and time left on a terminal; elsewhere, and in the log, an occasional line."""
 
     def __init__(self, title: str, total: int, start: int, terminal: io.TextIOBase | None, log: LogFile | None) -> None:
         """Both None: print nothing (processes other than the main one)."""

@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl always, a progress bar or lines, and wandb or trackio if wanted."""
+"""The log of a run: always metrics.jsonl, a progress bar or lines, and wandb or trackio if requested."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ class RunLog:
     """Everything that one run logs and prints. A context manager; only the main process writes."""
 
     def __init__(self, run: "TrainingRun", num_iterations: int, facts: Mapping[str, Any]) -> None:
-        """`facts` about the run go to run.json. Raises UserError if the tracker asked for is not installed."""
+        """`facts` about the run are written to run.json. Raises UserError if the requested tracker is not installed."""
         main = run.world.is_main
         self._folder = run.folder
         config = dataclasses.asdict(run.options)
@@ -163,7 +163,7 @@ class StepLog:
         self._pending = b""
 
     def amend(self, step: int, values: Mapping[str, Any]) -> None:
-        """Add values to the last line, if it is of this step. On a full disk they are lost."""
+        """Add values to the last line, if it belongs to this step. On a full disk they are lost."""
         *before, last = read_steps(self._path) or [{"step": 0}]
         if last["step"] == step:
             opened = self._file
@@ -172,7 +172,7 @@ class StepLog:
                 opened.close()
 
     def sync(self) -> None:
-        """Force the lines to the disk. A full disk costs lines, not the run."""
+        """Force the lines to the disk. A full disk loses lines but does not end the run."""
         with contextlib.suppress(OSError):
             os.fsync(self._file.fileno())
 
@@ -201,5 +201,5 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
 
 
 def energy_used(path: Path) -> float:
-    """Joules in a metrics.jsonl so far, including steps that a resume repeated."""
+    """Joules in a metrics.jsonl so far, including steps repeated after a resume."""
     return max((row.get("energy_j") or 0.0 for row in read_steps(path)), default=0.0)

@@ -26,9 +26,9 @@ SECONDS_BETWEEN_SAMPLES = 5
 STALE_SECONDS = 30.0
 """Age at which a sample is ignored: nvidia-smi has died, or hangs in the driver."""
 LOW_MEMORY = 0.05
-"""Share of all memory below which the system starts to swap or to kill processes."""
+"""Fraction of memory available below which the system starts to swap or to kill processes."""
 SLOW_CLOCK, SLOW_SECONDS = 0.75, 60.0
-"""A clock this long below this share of its maximum has dropped; shorter is only a pause of the GPU."""
+"""A clock this long below this fraction of its maximum has dropped; for less time, the GPU is only idle."""
 SECONDS_BETWEEN_CHECKS = 10.0
 SECONDS_BETWEEN_REPEATS = 3600.0
 
@@ -56,8 +56,8 @@ class MachineWatch:
 class Sensors:
     """Reads one long-running nvidia-smi in a thread, and /proc/meminfo on request.
 
-    nvidia-smi --loop repeats by itself, so no process is started during the run, and it ends with its reader. It comes
-    with every driver, unlike a Python binding of NVML, and people can type the same command.
+    nvidia-smi --loop repeats by itself, so no process is started during the run, and it ends with its reader. It ships
+    with every driver, unlike a Python binding of NVML, and people can run the same command.
     """
 
     def __init__(self, gpu_ids: Sequence[str] = (), energy_before: float = 0.0) -> None:
@@ -143,7 +143,7 @@ class Alerts:
 
     folder: Path
     checkpoint_bytes: int
-    """size of the checkpoints that are saved in `folder`"""
+    """size of each checkpoint saved in `folder`"""
     _next_check: float = 0.0
     _printed: dict[str, float] = field(default_factory=dict)
     _max_clock: float = 0.0

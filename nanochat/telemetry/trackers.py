@@ -23,7 +23,7 @@ class Tracker:
             wanted = run is not None or is_logged_in_to_wandb()
             kind = "wandb" if wanted else "none"
         self.run_id = run_id
-        """the tracker's id of this run, if any"""
+        """the tracker's id for this run, if any"""
         self._kind = kind
         self._failure: str | None = None
         self._module: Any = None
@@ -37,7 +37,7 @@ class Tracker:
         self._try("failed to start", lambda module: self._start(module, run, project, config))
 
     def _start(self, module: Any, run: str | None, project: str, config: Mapping[str, Any]) -> None:
-        # wandb identifies a run by its id; trackio by its name, which it makes up if none is given.
+        # wandb identifies a run by its id, trackio by its name, which it makes up if none is given.
         name = {"name": run, "id": self.run_id} if self._kind == "wandb" else {"name": run or self.run_id}
         started = module.init(project=project, config=dict(config), resume="allow", **name)
         self.run_id = str(started.id if self._kind == "wandb" else started.name)
