@@ -13,7 +13,7 @@ from typing import IO, Any
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary file that replaces `path` when the block ends, and is removed if the block raises.
 
-    The mode bits of a replaced file are kept.
+    The mode bits of a replaced file are kept. Two processes must not write the same path at once.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:

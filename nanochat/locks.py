@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -40,6 +40,8 @@ def hold(path: Path) -> str | None:
         lock.acquire(blocking=False)
     except Timeout:
         return holder.read_text().strip() if holder.exists() else "another process"
-    holder.write_text(f"process {os.getpid()} on {platform.node()}\n")
+    holder.unlink(missing_ok=True)
+    with suppress(OSError):  # a full disk
+        holder.write_text(f"process {os.getpid()} on {platform.node()}\n")
     _held[path] = lock
     return None

@@ -298,6 +298,10 @@ def _write(
                 offsets.append(offsets[-1] + len(document.ids))
             num_bytes += int(tokenizer.token_bytes[ids].sum())
         offsets_file.write(np.array(offsets, np.int64).data)
+        crc32 = {}
+        for part, file in (("ids", ids_file), ("offsets", offsets_file), ("mask", mask_file)):
+            file.flush()
+            crc32[part] = checksums(Path(file.name))
         (folder / f"{name}.json").unlink(missing_ok=True)  # so that old settings never describe new ids
     settings = {
         "tokenizer": tokenizer.hash,
@@ -307,7 +311,7 @@ def _write(
         "tokens": offsets[-1],
         "bytes": num_bytes,
         "masked": masked,
-        "crc32": {part: checksums(path) for part, path in final.items()},
+        "crc32": crc32,
     }
     with atomic_write(folder / f"{name}.json") as file:
         file.write(json.dumps(settings, indent=2) + "\n")

@@ -179,7 +179,7 @@ def _samples(stages: Sequence[Stage]) -> str:
 def _data(stages: Sequence[Stage]) -> str:
     parts = ["## Training data"]
     for stage in stages:
-        parts += [f"### {stage.source}", _verbatim(stage.facts["trained_on"])]
+        parts += [f"### {stage.source}", _verbatim(stage.facts.get("trained_on", "not recorded"))]
         manifest = paths.data_dir(str(stage.facts["options"].get("dataset"))) / MANIFEST_FILE
         with contextlib.suppress(OSError, ValueError):
             kept = json.loads(manifest.read_text())

@@ -47,7 +47,7 @@ CURVES: dict[str, tuple[Metric, ...]] = {
     "reward": (
         Metric("reward", "Reward", "share of correct replies", ("rl",), percent=True),
         Metric("reply_tokens", "Reply length", "tokens", ("rl",)),
-        Metric("taught_share", "Replies with a gradient", "share of replies", ("rl",), percent=True),
+        Metric("useful_share", "Replies with a gradient", "share of replies", ("rl",), percent=True),
     ),
     "optimizer": (
         Metric("lr_scale", "Learning rate", "multiplier", smooth=False),

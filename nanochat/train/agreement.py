@@ -109,6 +109,6 @@ def _digest_of_tokens(folder: Path) -> str:
     """Digest of the names and sizes of all shards of the splits, and of the contents of their JSON files."""
     lists = sorted(folder.glob("*.shards.json"))
     names = {name for path in lists for name in json.loads(path.read_text())["shards"]}
-    files = lists + sorted(path for name in names for path in folder.glob(f"{name}.*") if path.suffix != ".partial")
+    files = lists + sorted(path for name in names for path in folder.glob(f"{name}.*"))
     sizes = "".join(f"{path.name} {path.stat().st_size}\n" for path in files)
     return _digest(sizes.encode() + b"".join(path.read_bytes() for path in files if path.suffix == ".json"))

@@ -40,7 +40,7 @@ def prune(source: str | None, tag: str | None, keep_last: int, keep_every: int) 
     removed: list[Checkpoint] = []
     for stage, name, folder in models(source, tag):
         if holder := locks.hold(paths.run_lock(stage, name.replace("/", "-"))):
-            raise UserError(f"{holder} is training the {stage} model {name}: stop it first, or prune others with --tag")
+            raise UserError(f"{holder} is training the {stage} model {name}: stop it, or prune others with --model-tag")
         found = saved_steps(folder)
         damaged = [candidate for candidate in found if candidate.damage()]
         if len(damaged) < len(found):  # else keep them: there is nothing better

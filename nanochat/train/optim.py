@@ -150,6 +150,12 @@ class MuonAdamW(torch.optim.Optimizer):
         denominator = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
         shard.weight.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] / (1 - beta1**step))
 
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's. Raises RuntimeError with several processes, of which each has a part: use `full_state`."""
+        if self.world.size > 1:
+            raise RuntimeError("the state is sharded over processes: use full_state and load_full_state")
+        return super().state_dict()
+
     def full_state(self) -> dict[str, Tensor]:
         """Gather the state of all processes as named tensors: <parameter>.momentum, .exp_avg, .exp_avg_sq, and `steps`.
 

@@ -49,7 +49,7 @@ def _parent(source: str, tag: str | None, fresh: bool) -> Checkpoint:
         existing = own(tag)
         if not existing:
             raise
-        print(f"note: the {before} checkpoint that {existing.describe()} started from is gone; continuing without it")
+        print(f"note: the {before} checkpoint that {existing.describe()} started from is gone or damaged: continuing")
         return existing
     existing = own(tag or parent.tag)
     return existing if existing and parent.meta["saved_at"] < existing.meta["parent"]["saved_at"] else parent

@@ -220,6 +220,7 @@ class Session:
             self.log = stack.enter_context(RunLog(self.run, self.num_iterations, self.facts))
             for context in (self.signals, self.writer, Watchdog(self.run.world, self.log.last_words)):
                 stack.enter_context(context)
+            stack.callback(setattr, self.run, "report", print)
             self.run.report = self.log.print
             self._introduce()
             self._contexts = stack.pop_all()
@@ -228,7 +229,6 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.run.report = print
         if isinstance(error, torch.OutOfMemoryError):
             error = UserError("the GPU is out of memory: rerun with half the --device-batch-size; it resumes")
             self._contexts.__exit__(UserError, error, trace)
@@ -270,8 +270,7 @@ class Session:
                 log.results(run.step, results, run.seconds)
                 self._save()
             self.stop = run.world.any(self.signals.stop)
-        failure = self.writer.finish()
-        run.world.barrier()
+        failure = run.world.call_on_main(self.writer.finish)
         if failure:
             raise UserError(f"{failure}: free some space, then {self.rerun} resumes from the checkpoint before it")
         if self.unsaved:

@@ -10,7 +10,7 @@ class StopRequested(Exception):  # noqa: N818  # like KeyboardInterrupt
 
 
 class SignalHandler:
-    """A context manager that turns signals into requests, which the loop handles at the end of a step.
+    """A context manager that turns signals into requests, handled at the end of a step or within an evaluation.
 
     The first SIGINT or SIGTERM sets `stop`, SIGUSR1 sets `save`, and SIGHUP, sent when a terminal or a connection
     closes, is ignored. A second Ctrl-C raises KeyboardInterrupt at once. Main thread only, like all signal handling.

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -89,7 +89,7 @@ class Watchdog:
                 self._send(self._own)
                 self._receive()
             except RuntimeError:
-                self._end_run("the main process, or its machine, is gone", [])
+                self._end_run("the main process, or its machine, is gone", [], silent=[0])
             dead = [rank for rank in self._seen if self._is_dead(rank)]
             failed = [rank for rank, (beat, _) in self._seen.items() if beat.state == "failed"]
             if dead:
@@ -99,9 +99,9 @@ class Watchdog:
             elif failed and max(self._silence(rank) for rank in failed) > GRACE_SECONDS:
                 self._end_run(f"{self._names(failed)} ended with an error", [])
 
-    def _end_run(self, reason: str, dead: list[int]) -> None:
-        """Report once, kill stopped processes on this machine, and end this process."""
-        if self.world.rank > min(rank for rank in range(self.world.size) if rank not in dead):
+    def _end_run(self, reason: str, dead: list[int], silent: Sequence[int] = ()) -> None:
+        """Report once, kill stopped processes on this machine, and end this process. `silent` ranks do not report."""
+        if self.world.rank > min(rank for rank in range(self.world.size) if rank not in [*dead, *silent]):
             time.sleep(3 * HEARTBEAT_SECONDS)  # the first survivor reports, before it sees this process end
         else:
             self._report(f"error: {reason}: {REMEDY}")
@@ -141,9 +141,9 @@ class Watchdog:
 
 
 def in_collective(error: BaseException) -> bool:
-    """True if `error` was raised inside torch.distributed."""
+    """True if `error` was raised by a collective. `Work.wait`, which only sharding.py calls, has no Python frame."""
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return any("/torch/distributed/" in file for file in files)
+    return any("/torch/distributed/" in file or file.endswith("/train/sharding.py") for file in files)
 
 
 def pid_namespace() -> str:

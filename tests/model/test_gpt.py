@@ -110,7 +110,7 @@ def test_one_compiled_block_serves_all_and_gives_the_same_gradients(
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=compiled, fullgraph=True))
     model.compile_training()
     model.loss(tokens, tokens).backward()
-    assert model.is_compiled and compiled.frame_count == 1
+    assert model._compiled_block and compiled.frame_count == 1
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         if tolerance:

@@ -36,13 +36,21 @@ watchdog.GRACE_SECONDS = 2.0
 class Rows(FewRows):
     def __getitem__(self, index):
         if os.environ["RANK"] == "1" and run.step == 5:
-            FAULT
+            INPUT_FAULT
         return super().__getitem__(index)
 
 def main(options):
     global run
     with Runtime.start("cpu") as runtime:
         run = begin(runtime, Tokenizer.load(paths.tokenizer_dir()), options)
+        loss = run.model.loss
+
+        def faulty_loss(*args):
+            if runtime.world.rank == 1 and run.step == 5:
+                LOSS_FAULT
+            return loss(*args)
+
+        run.model.loss = faulty_loss
         train(run, batches(Rows(), options, runtime.world), 8, **HOW)
 
 cli.run(main, type(OPTIONS), args=["--model-tag", sys.argv[1], "--save-every", "2", "--device-batch-size", "4",
@@ -51,7 +59,9 @@ cli.run(main, type(OPTIONS), args=["--model-tag", sys.argv[1], "--save-every", "
 
 
 def run_two(folder: Path, fault: str, tag: str) -> "subprocess.CompletedProcess[str]":
-    (folder / "stage.py").write_text(STAGE.replace("FAULT", FAULTS[fault]))
+    fault, _, place = fault.partition(" in ")
+    in_input, in_loss = ("pass", FAULTS[fault]) if place == "loss" else (FAULTS[fault], "pass")
+    (folder / "stage.py").write_text(STAGE.replace("INPUT_FAULT", in_input).replace("LOSS_FAULT", in_loss))
     return subprocess.run(
         [sys.executable, "-m", "scripts.launch", "2", "stage", tag],
         cwd=folder,
@@ -71,6 +81,7 @@ def losses(tag: str) -> list[float]:
     ("fault", "sentence"),
     [
         ("killed", "killed"),
+        ("killed in loss", "killed"),
         ("stopped", "3 s"),
         ("failing", "error"),
     ],
