@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the whole pipeline at small scale, also on a CPU: setup, tokenizer, base, mid, SFT, RL, evaluation, chat.
+# Run the whole pipeline at small scale, even on a CPU: setup, tokenizer, base, mid, SFT, RL, evaluation, chat.
 # ./demo.sh takes 3 to 12 minutes on two cores, ./demo.sh --quick 2; --fresh starts over instead of resuming.
 # shellcheck source=scripts/env.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/scripts/env.sh"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Prepare the training data: text, tokenizer, token files and identity conversations.
-# --demo uses text that comes with the installation; --help lists the options.
+# --demo uses text included in the installation; --help lists the options.
 # shellcheck source=scripts/env.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/scripts/env.sh"
 look_around

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Create .venv and install the pinned dependencies. Every other script calls it; if nothing changed, it returns within a
-# few hundredths of a second, without starting Python.
+# Create .venv and install the pinned dependencies. Every other script calls it; if nothing has changed, it returns
+# within a few hundredths of a second, without starting Python.
 #
 #   ./setup.sh             install the dependencies of the scripts
 #   ./setup.sh --dev       and those of the tests
-#   ./setup.sh --quiet     print nothing if nothing changed
+#   ./setup.sh --quiet     print nothing if nothing has changed
 #   ./setup.sh --dry-run   print each command with its reason, and run none
 #   ./setup.sh --no-sudo   print the commands that need root instead of running them
 #

@@ -118,7 +118,7 @@ set_up_system() {
     return
   fi
   if ! $with_sudo || ! may_become_root; then
-    echo "setup: continues without root. Run these in a root shell (sudo -s), then ./setup.sh again:"
+    echo "setup: continuing without root. Run these in a root shell (sudo -s), then ./setup.sh again:"
     print_root_commands
     return
   fi
@@ -127,6 +127,6 @@ set_up_system() {
   script="$(printf '%s\n' "set -euo pipefail" "export DEBIAN_FRONTEND=noninteractive" "${root_commands[@]}")"
   if is_root; then sudo=(); fi
   if ! ${sudo[@]+"${sudo[@]}"} bash -c "$script"; then
-    echo "setup: failed, see above; continuing without it. ./setup.sh tries again" >&2
+    echo "setup: failed, see above; continuing without it. ./setup.sh retries" >&2
   fi
 }

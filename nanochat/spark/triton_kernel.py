@@ -1,4 +1,4 @@
-"""A hand-written Triton kernel, which lets the doctor tell faults of Triton from those of torch.compile."""
+"""A hand-written Triton kernel, which lets the doctor distinguish faults of Triton from those of torch.compile."""
 
 import torch
 import triton
