@@ -38,7 +38,7 @@ RESUME_ERRORS = DAMAGED, OLDER = "resumed from a damaged checkpoint", "resumed f
 
 @dataclass
 class KillTestOptions:
-    """Train a small model on the demo's text twice, kill one of the runs again and again, and compare."""
+    """Train a small model on the demo's text twice, kill one of the runs repeatedly, and compare."""
 
     kills: int = 50
     """at random moments: in turn while the run starts, trains and saves"""

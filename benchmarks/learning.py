@@ -1,4 +1,4 @@
-"""Held-out bits per byte against tokens and seconds, for a training recipe and for another one.
+"""Held-out bits per byte against tokens and seconds, for two training recipes.
 
 ./prepare.sh --vocab-size 8192 --num-shards 9
 python -m benchmarks.learning --depth 4
@@ -81,7 +81,7 @@ RECIPE_2025 = Recipe(
 
 @dataclass
 class BenchmarkOptions:
-    """Train a model with a recipe and, for comparison, with another one."""
+    """Train a model with a recipe and, for comparison, with a second one."""
 
     depth: int = 4
     max_seq_len: int = 512
@@ -110,7 +110,7 @@ class BenchmarkOptions:
 
 
 class Point(NamedTuple):
-    """One evaluation during a training."""
+    """One evaluation during training."""
 
     tokens: int
     seconds: float

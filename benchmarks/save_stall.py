@@ -1,4 +1,4 @@
-"""How long saving a checkpoint holds up training: the copy alone, against waiting until all is written.
+"""Time that saving a checkpoint stalls training: for the copy alone, or until everything is written.
 
 python -m benchmarks.save_stall --depth 8
 """

@@ -69,7 +69,7 @@ def shape(depth: int, vocab_size: int = VOCAB_SIZE) -> GPT:
 
 
 def needs(depth: int, setting: Setting, rows: int) -> memory.MemoryEstimate:
-    """Memory of the first process, whose share is no smaller than another's; not compiled, so the most that it is."""
+    """Memory of the first process, whose share is the largest; not compiled, which takes the most."""
     optimizer = MuonAdamW(shape(depth), OptimizerOptions(), World(0, setting.processes))
     return memory.estimate_memory(shape(depth), optimizer, rows, shared=setting.shared)
 
