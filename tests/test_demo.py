@@ -82,7 +82,7 @@ def test_the_terminal_chat_answers_with_the_most_advanced_model(demo: tuple[Path
         (["pretrain.sh", "--demo", "--depth", "0"], "--depth"),
         (["pretrain.sh", "--demo", "--total-batch-size", "1000"], "1024"),
         (["pretrain.sh", "--demo", "--device-batch-size", "none"], "device-batch-size"),
-        (["prepare.sh", "--demo", "--vocab-size", "8192"], "--vocab-size 4096"),
+        (["prepare.sh", "--demo", "--vocab-size", "8192"], "--vocab-size"),
         (["rl.sh", "--demo", "--num-samples", "1"], "--num-samples"),
         (["sft.sh", "--demo", "--compile", "True", "--fresh"], "--compile"),
     ],
