@@ -108,6 +108,7 @@ def test_wandb_out_of_reach_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_pa
     tracker = Tracker("wandb", "run", "project", {}, run_id="before")
     tracker.log(1, {"loss": 1.0})
     tracker.close()
+    wandb.teardown()  # ends its service process
     failure = tracker.take_failure()
     assert failure and "wandb failed to start" in failure and "\n" not in failure
     assert tracker.run_id == "before"
