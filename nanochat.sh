@@ -2,12 +2,12 @@
 # Everything that is not a stage of training: ./nanochat.sh COMMAND [OPTIONS]
 #
 #   doctor        check the machine before a long run, with fixes
-#   plan          estimate the data, disk, memory, hours and energy for training a model
+#   plan          estimate data, disk, memory, hours and energy of a training run
 #   watch         follow a run in another terminal, or in the browser with --web
 #   report        rebuild the report: report.md, and report.html with its plots
 #   checkpoints   list, verify, prune, archive and restore checkpoints
 #   cluster       check two machines that train together, or copy files to them
-#   benchmark     benchmark this machine and write the figures to benchmarks/results
+#   benchmark     measure this machine, write the figures to benchmarks/results
 #   import        import a model from the Hugging Face Hub or a folder
 #
 # ./nanochat.sh COMMAND --help lists the options of a command.
