@@ -186,9 +186,6 @@ def _index(folder: Path, split: str) -> Path:
     return folder / f"{split}.shards.json"
 
 
-# Writing token files
-
-
 @dataclass(frozen=True)
 class TextShard:
     """A part of a text that one process tokenizes. Pickled on its way there."""

@@ -153,9 +153,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# Finding checkpoints
-
-
 def saved_steps(folder: Path) -> list[Checkpoint]:
     """All step folders of one model, oldest first, readable or not."""
     if not folder.is_dir():
@@ -232,9 +229,6 @@ def find(source: str | None, tag: str | None = None, step: int | None = None) ->
     if tag or step is not None:
         remedy += ", or name one that ./nanochat.sh checkpoints lists"
     raise UserError(f"found no {wanted} in {paths.base_dir()}: {remedy}")
-
-
-# Writing checkpoints
 
 
 class SaveError(Exception):
