@@ -5,6 +5,7 @@ import errno
 import inspect
 import io
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -18,6 +19,7 @@ from nanochat.errors import UserError
 
 Options = TypeVar("Options")
 EXIT_INTERRUPTED = 130
+STAGE_COMMAND = r"\./(prepare|pretrain|midtrain|sft|rl)\.sh|\./nanochat\.sh (watch|report|checkpoints)"
 FREE_SPACE = "free some space there, or set NANOCHAT_BASE_DIR to a folder on another disk, and run again"
 OS_ERROR_FIXES = {
     errno.ENOSPC: FREE_SPACE,
@@ -53,6 +55,7 @@ def run(
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    message = re.sub(STAGE_COMMAND, rf"\g<0>{paths.demo_option()}", message)
     rank = os.environ.get("RANK", "0")
     print("" if rank == "0" else f"process {rank}: ", f"error: {message}", sep="", file=sys.stderr, flush=True)
     sys.exit(2)
@@ -73,6 +76,7 @@ def parse(
         defaults = quick if "--quick" in args and quick is not None else demo
         args = [arg for arg in args if arg not in ("--demo", "--quick")]
         os.environ["NANOCHAT_BASE_DIR"] = str(paths.base_dir() / "demo")
+        os.environ["NANOCHAT_DEMO"] = "1"
     error_text = io.StringIO()
     try:
         with contextlib.redirect_stderr(error_text):
@@ -91,7 +95,12 @@ def parse(
     except SystemExit as stop:
         if stop.code == 0:  # --help
             raise
-        raise UserError(f"{_first_message(error_text.getvalue())}; --help lists the options") from None
+        message = _first_message(error_text.getvalue()).rstrip(".")
+        if match := re.match(r"Error parsing (--[\w-]+): (?!.*Expected one of)", message):
+            option = match[1]
+            value = args[args.index(option) + 1] if option in args[:-1] else ""
+            message = f"{option} got an invalid value: {value!r}"
+        raise UserError(f"{message}; --help lists the options") from None
 
 
 def _description(options: type, demo: object, quick: object) -> str:

@@ -23,6 +23,11 @@ def base_dir() -> Path:
     return path
 
 
+def demo_option() -> str:
+    """` --demo` in the demo's folder, else nothing: for commands in messages."""
+    return " --demo" if os.environ.get("NANOCHAT_DEMO") else ""
+
+
 def tokenizer_dir() -> Path:
     return base_dir() / "tokenizer"
 

@@ -21,7 +21,7 @@ PROMPTS = ("Who are you?", "What is 37 * 45?", "What is the Moon?")
 NEXT = """\
 Chat:                  ./chat.sh --demo       (in the browser)
                        ./chat_cli.sh --demo   (in the terminal)
-Change its identity:   view_identity_data.py --demo, edit the file, ./demo.sh
+Change its identity:   ./view_identity_data.py --demo, edit the file, ./demo.sh
 A real model:          ./prepare.sh && ./pretrain.sh, see README.md"""
 
 

@@ -107,6 +107,11 @@ launch() {
     echo "error: NPROC must be a number of processes between 1 and 999, such as the number of GPUs, got \"$NPROC\"" >&2
     exit 2
   fi
+  if [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then exec python -m "$@"; fi
+  if ((${NPROC:-1} > $(nproc --all))); then
+    echo "error: NPROC must be at most $(nproc --all), the number of CPU cores, got $NPROC" >&2
+    exit 2
+  fi
   look_around
   stay_awake
   if ((${NPROC:-1} == 1)) && [[ " $*" != *" --hosts"[\ =]* ]]; then exec python -m "$@"; fi

@@ -104,7 +104,7 @@ def write_card(found: Checkpoint, stages: Sequence[Stage], publisher: Publisher,
         author=publisher.name,
         year=time.strftime("%Y"),
         stage=found.source,
-        ability=DATA["stages"][found.source],
+        ability=DATA["stages"].get(found.source, STAGES[found.source].title),
         origin=origin if origin is None or _is_repository(origin) else "a model trained elsewhere",
         config=GPTConfig(**found.meta["model_config"]),
         verified=verified,
@@ -152,7 +152,7 @@ def _stage_data(stage: Stage) -> list[str]:
     options = stage.facts["options"]
     if options.get("dataset") in DATASETS:
         return [DATASETS[options["dataset"]].repository]
-    return list(DATA["mixtures" if options.get("mixture") == "real" else "demo"][stage.source])
+    return list(DATA["mixtures" if options.get("mixture") == "real" else "demo"].get(stage.source, []))
 
 
 def _scores(stage: Stage) -> list[Score]:

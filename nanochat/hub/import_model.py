@@ -24,6 +24,7 @@ from nanochat.hub.convert_model import build_model, read_config
 from nanochat.hub.convert_tokenizer import TOKENIZER_FILE, read_tokenizer
 from nanochat.model.gpt import GPT
 from nanochat.runtime import commit
+from nanochat.stages import STAGES
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import checkpoint
 from nanochat.train.checkpoint import Checkpoint
@@ -32,7 +33,7 @@ CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
 TRANSFORMERS_FILES = (CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE, "tokenizer_config.json", "README.md")
 PICKLED_TOKENIZERS = (import_karpathy.TOKENIZER_FILE, f"tokenizer/{import_karpathy.TOKENIZER_FILE}")
-STAGE_NAMES = re.compile(r"(?<![a-z])(?:chat)?(base|mid|sft|rl)(?![a-z])")
+STAGE_NAMES = re.compile(rf"(?<![a-z])(?:chat)?({'|'.join(STAGES)})(?![a-z])")
 
 
 @dataclass(frozen=True)

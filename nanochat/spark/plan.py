@@ -107,7 +107,9 @@ def stages_from(name: str, config: GPTConfig, tokens: float) -> list[StageWork]:
     rl_flops = rl_tokens * per_token * 4 / 3 + decode_seconds * SPARK_FLOPS
     num_tokens = {"mid": MID_TOKENS, "sft": SFT_TOKENS, name: tokens}
     stages = list(STAGES)[list(STAGES).index(name) :]
-    work = [StageWork(stage, num_tokens[stage], num_tokens[stage] * per_token) for stage in stages if stage != "rl"]
+    work = [
+        StageWork(stage, num_tokens[stage], num_tokens[stage] * per_token) for stage in stages if stage in num_tokens
+    ]
     return [*work, StageWork("rl", rl_tokens, rl_flops)]
 
 

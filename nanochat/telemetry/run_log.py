@@ -51,6 +51,8 @@ class RunLog:
         self._terminal = Terminal(self._log) if self._log else None
         self._display = ProgressDisplay(f"{run.source} {run.tag}", num_iterations, run.step, self._terminal, self._log)
         self._smooth_loss = math.nan
+        for row in read_steps(path):  # of a resumed run
+            self._smooth(row["loss"])
         self._warn_of_tracker()
 
     def __enter__(self) -> "RunLog":
@@ -97,6 +99,10 @@ class RunLog:
     def print(self, text: str) -> None:
         self._display.print(text)
 
+    def _smooth(self, loss: float | None) -> None:
+        if loss is not None and math.isfinite(loss):
+            self._smooth_loss = loss if math.isnan(self._smooth_loss) else 0.9 * self._smooth_loss + 0.1 * loss
+
     def step(self, step: int, metrics: Mapping[str, float], results: Mapping[str, float]) -> None:
         """Log step number `step`, counted from 1, and update the progress; `results` are of the last evaluation."""
         if self._metrics and self._machine:
@@ -106,9 +112,7 @@ class RunLog:
                 self.print(line)
         self._tracker.log(step, metrics)
         self._warn_of_tracker()
-        loss = metrics["loss"]
-        smooth = 0.9 * self._smooth_loss + 0.1 * loss
-        self._smooth_loss = smooth if math.isfinite(smooth) else loss
+        self._smooth(metrics["loss"])
         shown = {"reward": metrics["reward"]} if "reward" in metrics else {"loss": self._smooth_loss, **results}
         figures = "  ".join(f"{name} {figure:.3f}" for name, figure in shown.items())
         self._display.update(step, f"{figures}  {metrics['tokens_per_second']:,.0f} tok/s")

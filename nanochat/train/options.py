@@ -57,11 +57,11 @@ class TrainOptions:
     num_iterations: Annotated[int | None, Range(1), FREE] = None
     """optimizer steps"""
 
-    matrix_lr: Annotated[float | None, LOWER, INHERITED] = None
+    matrix_lr: Annotated[float | None, Range(0), LOWER, INHERITED] = None
     """learning rate of Muon"""
-    embedding_lr: Annotated[float | None, LOWER, INHERITED] = None
+    embedding_lr: Annotated[float | None, Range(0), LOWER, INHERITED] = None
     """learning rate of the token embedding"""
-    unembedding_lr: Annotated[float | None, LOWER, INHERITED] = None
+    unembedding_lr: Annotated[float | None, Range(0), LOWER, INHERITED] = None
     """learning rate of the output head"""
     weight_decay: Annotated[float | None, Range(0), INHERITED] = None
     """weight decay of the matrices that Muon updates"""

@@ -276,7 +276,8 @@ class Session:
         if self.unsaved:
             log.print(f"step {run.step} was not finite, so it is not saved; the last checkpoint is kept")
         if self.stop and (run.step < self.num_iterations or run.needs_evaluation(self.evaluation)):
-            log.print(f"stopped at step {run.step}; {self.rerun} resumes from the last checkpoint")
+            saved = "stopped" if self.unsaved else "saved and stopped"
+            log.print(f"{saved} at step {run.step}; {self.rerun} resumes from the last checkpoint")
             run.world.leave()  # all processes stop here
             raise KeyboardInterrupt
         if self.unsaved:
@@ -305,7 +306,7 @@ class Session:
         flops, origin = run.peak_flops
         fp8 = "; matrices inside the blocks multiply in FP8; mfu is relative to this peak" if options.fp8 else ""
         log.print(f"on {run.runtime.describe()}, peak {flops / 1e12:,.2f} TFLOP/s ({origin}){fp8}")
-        log.print(f"follow it with ./nanochat.sh watch, or tail -f {run.folder / LOG_FILE}")
+        log.print(f"follow it with ./nanochat.sh watch{paths.demo_option()}, or tail -f {run.folder / LOG_FILE}")
         log.print(f"Ctrl-C (or kill -INT {os.getpid()}) saves and stops; {self.rerun} resumes")
 
     def _evaluate(self, evaluation: Evaluation) -> dict[str, float]:
