@@ -53,7 +53,10 @@ def run(
         place = error.filename if isinstance(error.filename, str) else paths.base_dir()
         message = f"cannot use {place} ({error.strerror}): {OS_ERROR_FIXES[error.errno]}"
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print("\ninterrupted", file=sys.stderr, flush=True)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            sys.stdout.flush()
+            os._exit(EXIT_INTERRUPTED)  # torch's threads may abort a process that exits regularly
         sys.exit(EXIT_INTERRUPTED)
     message = re.sub(STAGE_COMMAND, rf"\g<0>{paths.demo_option()}", message)
     rank = os.environ.get("RANK", "0")
