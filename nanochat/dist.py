@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # imported later, its default arguments would keep the process group alive
 from torch import Tensor
 
 from nanochat.errors import UserError
@@ -89,7 +90,7 @@ class World:
         return outcome[0]
 
     def leave(self) -> None:
-        """Leave the process group. gloo's threads abort a process that exits without it."""
+        """Leave the process group. gloo's threads, which may abort a process that exits, end with it."""
         if dist.is_initialized():
             dist.destroy_process_group()
 

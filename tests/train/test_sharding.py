@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 # One process of several. It trains up to a step and leaves behind what there is to compare.
 PROCESS = """
 import hashlib, json, sys
+from pathlib import Path
 from collections import Counter
 from dataclasses import replace
 import torch
@@ -63,6 +64,9 @@ with Runtime.start("cpu") as runtime:
         "parameters": run.model.config.num_parameters,
     }
     (paths.base_dir() / f"{tag}.{runtime.world.rank}.json").write_text(json.dumps(found))
+# A thread of gloo that frees a tensor while the interpreter shuts down aborts the process.
+threads = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+assert not any("gloo" in thread for thread in threads), threads
 """
 
 
