@@ -13,12 +13,11 @@ from typing import Any, Literal
 import torch
 import transformers
 from torch import Tensor
-from transformers import NanoChatConfig, NanoChatForCausalLM
 
 from benchmarks.random_model import random_model
 from nanochat import cli
 from nanochat.data import demo_data
-from nanochat.hub.convert_model import hf_name, hf_shape
+from nanochat.hub.convert_model import hf_model, hf_weights
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.inference.scheduler import Request
@@ -170,8 +169,8 @@ class Bench:
 
 
 def convert_to_transformers(model: GPT) -> Any:
-    converted = NanoChatForCausalLM(NanoChatConfig(**hf_shape(model.config)))
-    converted.load_state_dict({hf_name(name): weight for name, weight in model.state_dict().items()})
+    converted: Any = hf_model(model.config)
+    converted.load_state_dict(hf_weights(model.state_dict(), model.config))
     return converted.eval().to(model.device, model.compute_dtype)
 
 

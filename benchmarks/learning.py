@@ -85,6 +85,8 @@ class BenchmarkOptions:
 
     depth: int = 4
     max_seq_len: int = 512
+    logit_softcap: float = 0.0
+    """15: the architecture of before, nanochat-1"""
     tokens: int = 3_276_800
     """training tokens"""
     seeds: tuple[int, ...] = (0,)
@@ -143,6 +145,7 @@ class Training:
     def __init__(self, options: BenchmarkOptions, recipe: Recipe, text: Text, seed: int, runtime: Runtime) -> None:
         torch.manual_seed(seed)
         config = GPTConfig.from_depth(options.depth, text.tokenizer.vocab_size, options.max_seq_len)
+        config = replace(config, logit_softcap=options.logit_softcap)
         with torch.device(runtime.device):
             self.model = GPT(config, recipe.compute_dtype(runtime))
         if recipe.fp8:

@@ -57,7 +57,7 @@ class BenchmarkOptions:
     steps: int = 5
     """timed steps; figures are their median"""
     peer: Literal["none", "transformers", "without-fp8"] = "none"
-    """also time, step by step in turn, NanoChatForCausalLM with AdamW, or the same step without --fp8"""
+    """also time, step by step in turn, ApertusForCausalLM with AdamW, or the same step without --fp8"""
     device_type: str = "auto"
     """auto, cuda or cpu"""
     compile: bool | None = None
@@ -155,12 +155,11 @@ def our_step(options: BenchmarkOptions, runtime: Runtime, model: GPT) -> Step:
 
 def transformers_step(options: BenchmarkOptions, runtime: Runtime, config: GPTConfig) -> Step:
     """The same step with transformers' model, fp32 weights under autocast, and torch's AdamW."""
-    from transformers import NanoChatConfig, NanoChatForCausalLM
-
-    from nanochat.hub.convert_model import hf_shape
+    from nanochat.hub.convert_model import hf_model
 
     with torch.device(runtime.device):
-        model = NanoChatForCausalLM(NanoChatConfig(**hf_shape(config), use_cache=False))
+        model: Any = hf_model(config)
+    model.config.use_cache = False
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     loader = random_batches(options, runtime)
     mixed = runtime.compute_dtype != torch.float32

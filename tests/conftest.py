@@ -4,7 +4,9 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,11 +37,11 @@ def base_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def random_model(vocab_size: int = 512, depth: int = 2, sequence_len: int = 64, **shape: int) -> GPT:
+def random_model(vocab_size: int = 512, depth: int = 2, sequence_len: int = 64, **shape: Any) -> GPT:
     """Make a model with random weights, also in the head and the residual projections."""
     torch.manual_seed(0)
     config = GPTConfig.from_depth(depth, vocab_size, sequence_len)
-    model = GPT(GPTConfig(**{**vars(config), **shape}))
+    model = GPT(replace(config, **shape))
     for name, parameter in model.named_parameters():
         if name.endswith(("o_proj.weight", "fc2.weight", "lm_head.weight")):
             torch.nn.init.normal_(parameter, std=parameter.size(1) ** -0.5)

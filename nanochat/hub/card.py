@@ -13,7 +13,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from nanochat.data.datasets import DATASETS
 from nanochat.eval.results import centered_mean, centered_mean_error
-from nanochat.model.gpt import GPTConfig
 from nanochat.report.history import Stage
 from nanochat.report.plots import CURVES, draw_curves
 from nanochat.spark.plan import Tariff
@@ -106,7 +105,7 @@ def write_card(found: Checkpoint, stages: Sequence[Stage], publisher: Publisher,
         stage=found.source,
         ability=DATA["stages"].get(found.source, STAGES[found.source].title),
         origin=origin if origin is None or _is_repository(origin) else "a model trained elsewhere",
-        config=GPTConfig(**found.meta["model_config"]),
+        config=found.config,
         verified=verified,
         stages=trained,
         kwh={stage.source: energy for stage in trained if (energy := stage.kwh(tariff)) is not None},

@@ -1,4 +1,16 @@
-"""Convert our model to transformers' NanoChatForCausalLM and back: config.json and the names of the tensors."""
+"""Convert our model to transformers' ApertusForCausalLM and back. Both compute the same function.
+
+| ours | Apertus |
+|---|---|
+| RMSNorm of the embedding | applied to its rows |
+| RMSNorm without gains | gains of 1 |
+| rotation by -theta | rotation by +theta: the second half of each head's rows in q_proj and k_proj is negated |
+| norm of queries and keys after the rotation | before it, which a rotation does not change |
+| relu(x)^2 | xIELU of x / 4 with alpha_p = 16, alpha_n = beta = 0: 16 (x / 4)^2. The 4 is divided out of up_proj |
+
+All of it is exact in bfloat16 too, except for the rounding of the embedding. A model with a soft-cap, which Apertus
+lacks, becomes a NanoChatForCausalLM, whose tensors are ours.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -6,26 +18,39 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import GenerationConfig, NanoChatConfig, NanoChatForCausalLM
+from transformers import (
+    ApertusConfig,
+    ApertusForCausalLM,
+    GenerationConfig,
+    NanoChatConfig,
+    NanoChatForCausalLM,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from nanochat.errors import UserError
 from nanochat.inference.sampling_params import CHAT_SAMPLING
-from nanochat.model.gpt import GPT, LOGIT_SOFTCAP, RMS_NORM_EPS, GPTConfig
+from nanochat.model.gpt import GPT, NANOCHAT_1_SOFTCAP, RMS_NORM_EPS, GPTConfig, rms_norm
 from nanochat.tokenizer import Tokenizer
 
-ARCHITECTURE = "NanoChatForCausalLM"
 MAX_RMS_NORM_EPS = 1e-5
 """Activations have a mean square near 1, so any epsilon below this gives the same result."""
+XIELU = {"alpha_p": 16.0, "alpha_n": -100.0, "beta": 0.0, "eps": -1e-6}
+"""Stored parameters of the activation. The alphas pass through softplus, which leaves 16 as it is in fp32 and in
+bfloat16 and makes 0 of -100. No number that bfloat16 holds becomes exactly 1."""
+UP_PROJ_SCALE = XIELU["alpha_p"] ** -0.5
+GAINS = ("attention_layernorm", "feedforward_layernorm", "self_attn.q_norm", "self_attn.k_norm")
+MATRICES = {"mlp.fc1": "mlp.up_proj", "mlp.fc2": "mlp.down_proj"}
+"""Modules of a block with another name in Apertus."""
 
 # Exports and imports print their own lines.
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
 
-def hf_shape(config: GPTConfig) -> dict[str, Any]:
-    """Shape and arithmetic of the model as arguments of NanoChatConfig."""
-    return {
+def hf_model(config: GPTConfig) -> PreTrainedModel:
+    """Transformers' model of the same shape and arithmetic, with random weights."""
+    shape: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.n_embd,
         "intermediate_size": 4 * config.n_embd,
@@ -34,14 +59,96 @@ def hf_shape(config: GPTConfig) -> dict[str, Any]:
         "num_key_value_heads": config.n_kv_head,
         "max_position_embeddings": config.sequence_len,
         "rms_norm_eps": RMS_NORM_EPS,
-        "final_logit_softcapping": LOGIT_SOFTCAP,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "tie_word_embeddings": False,
+        "pad_token_id": None,  # torch would never train that row of the embedding again
     }
+    if config.logit_softcap:
+        return NanoChatForCausalLM(NanoChatConfig(**shape, final_logit_softcapping=config.logit_softcap))
+    return ApertusForCausalLM(ApertusConfig(**shape, hidden_act="xielu"))
 
 
-def hf_name(name: str) -> str:
-    """Name in transformers of our tensor `name`."""
+def hf_weights(weights: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """Tensors of transformers' model by their names there, from ours in fp32."""
+    if config.logit_softcap:
+        return {_with_prefix(name): weight for name, weight in weights.items()}
+    converted = {"norm.weight": torch.ones(config.n_embd)}
+    for name, weight in weights.items():
+        if name == "embed_tokens.weight":
+            weight = rms_norm(weight)
+        elif name.endswith("fc1.weight"):
+            weight = weight * UP_PROJ_SCALE
+        hf_name = name
+        for ours, theirs in MATRICES.items():
+            hf_name = hf_name.replace(ours, theirs)
+        converted[hf_name] = _rotated(name, weight, config)
+    for layer in range(config.n_layer):
+        for gain in GAINS:
+            width = config.head_dim if gain.startswith("self_attn") else config.n_embd
+            converted[f"layers.{layer}.{gain}.weight"] = torch.ones(width)
+        for parameter, value in XIELU.items():
+            shape = (1,) if parameter.startswith("alpha") else ()
+            converted[f"layers.{layer}.mlp.act_fn.{parameter}"] = torch.full(shape, value)
+    return {_with_prefix(name): weight for name, weight in converted.items()}
+
+
+@torch.no_grad()
+def round_weights(model: GPT) -> None:
+    """Round the weights to bfloat16 in place, as `write_model` stores them."""
+    if not model.config.logit_softcap:
+        model.embed_tokens.weight.copy_(_unit_rows(model.embed_tokens.weight))
+    for parameter in model.parameters():
+        parameter.copy_(parameter.bfloat16())
+
+
+def _unit_rows(embedding: Tensor) -> Tensor:
+    """Rows with a root mean square of 1, rounded to bfloat16. (V, C) -> (V, C).
+
+    Rounding changes the mean square by about 1e-3, and Apertus does not normalize the rows again. So in each of a few
+    passes, the element that corrects most of it is moved by one unit in its last place: 1e-6 remains.
+    """
+    rounded = rms_norm(embedding).bfloat16()
+    for _ in range(4):
+        squares = rounded.double().square()
+        excess = squares.sum(dim=1, keepdim=True) - rounded.size(1)
+        # The bits of a float, read as an integer, are its magnitude; 1 more or less is the next float.
+        moved = (rounded.view(torch.int16) - excess.sign().short()).view(torch.bfloat16)
+        remaining, best = (excess + moved.double().square() - squares).abs().min(dim=1, keepdim=True)
+        best_value = torch.where(remaining < excess.abs(), moved.gather(1, best), rounded.gather(1, best))
+        rounded = rounded.scatter(1, best, best_value)
+    return rounded.float()
+
+
+def our_weights(tensors: dict[str, Tensor], config: GPTConfig, where: str) -> dict[str, Tensor]:
+    """Our tensors from those of transformers' model. Raises UserError if gains or activation are not ours."""
+    converted = {}
+    for hf_name, tensor in tensors.items():
+        name, weight = hf_name.removeprefix("model."), tensor.float()
+        parameter = name.rpartition(".")[2]
+        is_gain = name.endswith("norm.weight")
+        if is_gain or ".act_fn." in name:
+            expected = 1.0 if is_gain else XIELU.get(parameter, float("nan"))
+            if parameter != "eps" and not (weight == expected).all():
+                raise UserError(f"{where} has norms or activations that this project's model lacks ({hf_name})")
+            continue
+        for ours, theirs in MATRICES.items():
+            name = name.replace(theirs, ours)
+        if name.endswith("fc1.weight") and not config.logit_softcap:
+            weight = weight / UP_PROJ_SCALE
+        converted[name] = weight if config.logit_softcap else _rotated(name, weight, config)
+    return converted
+
+
+def _with_prefix(name: str) -> str:
     return name if name.startswith("lm_head.") else f"model.{name}"
+
+
+def _rotated(name: str, weight: Tensor, config: GPTConfig) -> Tensor:
+    """Reverse the direction of the rotation if the tensor is a projection to queries or keys. Its own inverse."""
+    if not name.endswith(("q_proj.weight", "k_proj.weight")):
+        return weight
+    first, second = weight.view(-1, 2, config.head_dim // 2, config.n_embd).unbind(1)
+    return torch.stack((first, -second), dim=1).view_as(weight)
 
 
 def build_model(weights: dict[str, Tensor], config: GPTConfig, where: str) -> GPT:
@@ -51,37 +158,24 @@ def build_model(weights: dict[str, Tensor], config: GPTConfig, where: str) -> GP
         model.load_state_dict(weights)
     except RuntimeError as error:  # names missing tensors, unknown ones and other shapes
         reason = " ".join(str(error).split())
-        raise UserError(f"the tensors of {where} are not those of a {ARCHITECTURE} of its config: {reason}") from None
+        raise UserError(f"the tensors of {where} are not those that its config describes: {reason}") from None
     return model.eval()
 
 
 def write_model(
-    weights: dict[str, Tensor],
-    config: GPTConfig,
-    tokenizer: Tokenizer,
-    folder: Path,
-    max_shard_size: str = "5GB",
+    weights: dict[str, Tensor], config: GPTConfig, tokenizer: Tokenizer, folder: Path, max_shard_size: str = "5GB"
 ) -> None:
-    """Write config.json, generation_config.json and, in bfloat16, the weights, which have our names.
+    """Write config.json, generation_config.json and, in bfloat16, the `weights`, which have our names.
 
-    config.json has no padding id, because torch would never train that row of the embedding again.
     generation_config.json has the defaults of our own chat. A reply ends with <|assistant_end|>, a document with the
     <|bos|> of the next one, and ids that only pad the vocabulary are never sampled.
     """
     bos, end = tokenizer.bos_id, tokenizer.special("<|assistant_end|>")
     with torch.device("meta"):
-        model = NanoChatForCausalLM(
-            NanoChatConfig(
-                **hf_shape(config),
-                architectures=[ARCHITECTURE],
-                dtype=torch.bfloat16,
-                tie_word_embeddings=False,
-                bos_token_id=bos,
-                eos_token_id=end,
-                pad_token_id=None,
-            )
-        )
-    model.load_state_dict({hf_name(name): tensor.bfloat16() for name, tensor in weights.items()}, assign=True)
+        model = hf_model(config)
+    converted = hf_weights(weights, config)
+    model.load_state_dict({name: weight.bfloat16() for name, weight in converted.items()}, assign=True)
+    model.config.bos_token_id, model.config.eos_token_id = bos, end
     model.generation_config = GenerationConfig(
         bos_token_id=bos,
         eos_token_id=[end, bos],
@@ -97,17 +191,23 @@ def write_model(
 
 def read_config(stored: dict[str, Any], where: str) -> GPTConfig:
     """The shape that a config.json describes. Raises UserError if our model does not compute the same function."""
-    if ARCHITECTURE not in (stored.get("architectures") or []) and stored.get("model_type") != "nanochat":
-        kind = stored.get("architectures") or stored.get("model_type")
-        raise UserError(f"{where} must be a {ARCHITECTURE}, got {kind}: other architectures are not supported")
+    kind = (stored.get("architectures") or [stored.get("model_type")])[0]
+    is_apertus = kind in (ApertusForCausalLM.__name__, ApertusConfig.model_type)
+    if not is_apertus and kind not in (NanoChatForCausalLM.__name__, NanoChatConfig.model_type):
+        raise UserError(
+            f"{where} must be an ApertusForCausalLM or a NanoChatForCausalLM, got {kind}: other architectures are not "
+            "supported"
+        )
     try:
-        config = NanoChatConfig(**{name: value for name, value in stored.items() if name != "architectures"})
+        arguments = {name: value for name, value in stored.items() if name != "architectures"}
+        config: Any = (ApertusConfig if is_apertus else NanoChatConfig)(**arguments)
         rope = dict(config.rope_parameters or {})
         width = config.hidden_size
+        softcap = 0.0 if is_apertus else NANOCHAT_1_SOFTCAP
         differs = {
             "intermediate_size": config.intermediate_size != 4 * width,
-            "hidden_act": config.hidden_act != "relu2",
-            "final_logit_softcapping": config.final_logit_softcapping != LOGIT_SOFTCAP,
+            "hidden_act": config.hidden_act != ("xielu" if is_apertus else "relu2"),
+            "final_logit_softcapping": (getattr(config, "final_logit_softcapping", None) or 0.0) != softcap,
             "rms_norm_eps": not 0 < config.rms_norm_eps <= MAX_RMS_NORM_EPS,
             "attention_bias": config.attention_bias,
             "tie_word_embeddings": config.tie_word_embeddings,
@@ -125,6 +225,7 @@ def read_config(stored: dict[str, Any], where: str) -> GPTConfig:
             n_kv_head=config.num_key_value_heads or config.num_attention_heads,
             n_embd=width,
             rope_theta=float(rope.get("rope_theta", GPTConfig.rope_theta)),
+            logit_softcap=softcap,
         )
     except (TypeError, ValueError, ZeroDivisionError, StrictDataclassError) as error:
         raise UserError(f"config.json of {where} is invalid ({error}): copy it again") from None

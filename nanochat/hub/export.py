@@ -14,7 +14,6 @@ from nanochat.hub import verify
 from nanochat.hub.card import Publisher, repository_name, write_card
 from nanochat.hub.convert_model import write_model
 from nanochat.hub.convert_tokenizer import write_tokenizer
-from nanochat.model.gpt import GPTConfig
 from nanochat.report.history import stages_until
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.checkpoint import Checkpoint
@@ -34,7 +33,7 @@ def export(
     Raises UserError if the checkpoint is damaged or unsupported, or if transformers loads a different model.
     """
     tokenizer = Tokenizer.load(paths.tokenizer_dir())
-    config = GPTConfig(**checkpoint.meta["model_config"])
+    config = checkpoint.config
     model = checkpoint.load_model(device, torch.float32, tokenizer).eval()
     stages = stages_until(checkpoint)
     dataset = stages[0].facts["options"].get("dataset") if stages else None

@@ -15,7 +15,7 @@ import torch
 from nanochat.errors import UserError
 from nanochat.hub.convert_model import build_model
 from nanochat.hub.convert_tokenizer import checked_tokenizer
-from nanochat.model.gpt import GPT, GPTConfig
+from nanochat.model.gpt import GPT, NANOCHAT_1_SOFTCAP, GPTConfig
 from nanochat.tokenizer import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.pkl"
@@ -72,7 +72,9 @@ def read_checkpoint(folder: Path, step: int | None = None) -> tuple[int, GPT]:
             for theirs, ours in TENSOR_NAMES.items():
                 name = name.replace(theirs, ours)
             weights[name] = tensor
-        config = GPTConfig(vocab_size=len(weights["embed_tokens.weight"]), **{name: int(shape[name]) for name in SHAPE})
+        vocab_size = len(weights["embed_tokens.weight"])
+        sizes = {name: int(shape[name]) for name in SHAPE}
+        config = GPTConfig(vocab_size=vocab_size, logit_softcap=NANOCHAT_1_SOFTCAP, **sizes)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: copy the complete checkpoint") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:

@@ -20,7 +20,7 @@ from nanochat import paths
 from nanochat.errors import UserError
 from nanochat.hub import import_karpathy, verify
 from nanochat.hub.card import read_card
-from nanochat.hub.convert_model import build_model, read_config
+from nanochat.hub.convert_model import build_model, our_weights, read_config
 from nanochat.hub.convert_tokenizer import TOKENIZER_FILE, read_tokenizer
 from nanochat.model.gpt import GPT
 from nanochat.runtime import commit
@@ -111,11 +111,10 @@ def _read_transformers(folder: Path, origin: str) -> ImportedModel:
         config = read_config(json.loads((folder / CONFIG_FILE).read_text()), origin)
         names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
         for name in sorted(names):
-            for tensor_name, tensor in load_file(folder / Path(name).name).items():
-                weights[tensor_name.removeprefix("model.")] = tensor
+            weights |= load_file(folder / Path(name).name)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"cannot read {folder} ({type(error).__name__}: {error}): download it again") from None
-    model = build_model(weights, config, origin)
+    model = build_model(our_weights(weights, config, origin), config, origin)
     card = read_card(folder / "README.md")
     stage, step = card.get("stage", stage_in_name(origin)), card.get("step", 0)
     return ImportedModel(origin, stage, step, model, read_tokenizer(folder / TOKENIZER_FILE), folder)

@@ -21,6 +21,7 @@ from nanochat.conversations import Message
 from nanochat.data import demo_data
 from nanochat.data.token_files import ShardedIds, TokenShards
 from nanochat.errors import UserError
+from nanochat.hub.convert_model import round_weights
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 
@@ -101,8 +102,7 @@ def round_to_bfloat16(model: GPT, passages: Passages) -> tuple[float, float, flo
     """
     torch.set_float32_matmul_precision("highest")
     loss, tops = _loss_and_tops(model, passages)
-    for parameter in model.parameters():
-        parameter.copy_(parameter.bfloat16())
+    round_weights(model)
     rounded_loss, rounded_tops = _loss_and_tops(model, passages)
     return loss, rounded_loss, float((tops != rounded_tops).float().mean())
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nanochat.errors import UserError
 from nanochat.model.cpu_kernels import use_blocked_attention
-from nanochat.model.gpt import GPT, causal_attention, rms_norm, squared_relu
+from nanochat.model.gpt import GPT, causal_attention, rms_norm, soft_cap, squared_relu
 from nanochat.runtime import free_memory
 
 FREE_MEMORY_FRACTION = 0.25
@@ -132,8 +132,8 @@ class ModelRunner:
         return rms_norm(x)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """Return logits before the soft cap in fp32. hidden: (N, C) -> (N, vocab_size)."""
-        return self.head(hidden).float()
+        """Return logits in fp32. hidden: (N, C) -> (N, vocab_size)."""
+        return soft_cap(self.head(hidden), self.config.logit_softcap)
 
     def _mask(self, span: Span) -> Tensor | None:
         """Return the additive attention mask, (sequences, 1, count, length), or None if none is needed."""

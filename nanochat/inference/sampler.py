@@ -10,7 +10,6 @@ from nanochat.inference.detokenizer import TokenLogprob
 from nanochat.inference.model_runner import on_device
 from nanochat.inference.sampling_params import GREEDY_BELOW, SamplingParams
 from nanochat.inference.scheduler import Request
-from nanochat.model.gpt import soft_cap
 
 Method = Literal["greedy", "top", "all"]
 MAX_UNIFORM = 1 - 2**-23
@@ -54,7 +53,7 @@ class Sampler:
             self._seen.index_put_((on_device(rows, tokens.device), tokens), true)
 
     def sample(self, logits: Tensor, uniforms: Sequence[float]) -> Tensor:
-        """Sample tokens, (N,). logits: (N, V) before the soft cap, overwritten. uniforms: N numbers in [0, 1)."""
+        """Sample tokens, (N,). logits: (N, V), set to -inf at suppressed tokens. uniforms: N numbers in [0, 1)."""
         logits.index_fill_(1, self.suppressed, -torch.inf)
         numbers = on_device([min(number, MAX_UNIFORM) for number in uniforms], logits.device).unsqueeze(1)
         if len(self._groups) == 1:
@@ -74,7 +73,7 @@ class Sampler:
         logits: (N, V) as `sample` leaves them. tokens: (N,).
         """
         rows = on_device(self.logprob_rows, logits.device)
-        logprobs = soft_cap(logits[rows]).index_fill_(1, self.suppressed, -torch.inf).log_softmax(dim=1)
+        logprobs = logits[rows].log_softmax(dim=1)
         top, ids = logprobs.topk(self._max_logprobs, dim=1)
         return logprobs.gather(1, tokens[rows].unsqueeze(1)).squeeze(1), top, ids
 
@@ -107,20 +106,14 @@ class _Group:
         """Sample tokens, (N,). logits: (N, V); uniforms: (N, 1)."""
         if self.penalty is not None:
             assert seen is not None
-            logits = soft_cap(logits)
             penalized = torch.where(logits > 0, logits / self.penalty, logits * self.penalty)
-            logits = torch.where(seen, penalized, logits).index_fill_(1, self.suppressed, -torch.inf)
+            logits = torch.where(seen, penalized, logits)
         if self.method == "greedy":
             return logits.argmax(dim=1)
         tokens = None
         if self.method == "top":
-            # The soft cap is monotonic: it is applied to the top k only, not to all 8,192 logits.
             logits, tokens = logits.topk(self.k, dim=1)
-        if self.penalty is None:
-            logits = soft_cap(logits)
-            if tokens is None:
-                logits.index_fill_(1, self.suppressed, -torch.inf)
-        choice = self._choose(logits.mul_(self.inverse_temperature), uniforms)
+        choice = self._choose(logits * self.inverse_temperature, uniforms)
         return choice if tokens is None else tokens.gather(1, choice.unsqueeze(1)).squeeze(1)
 
     def _choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:

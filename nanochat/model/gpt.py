@@ -1,8 +1,8 @@
-"""The model: nanochat's architecture, NanoChatForCausalLM in transformers.
+"""The model.
 
 Token embedding, RMSNorm without gains, pre-norm blocks with rotary positions, QK-norm after the rotation,
-grouped-query attention, a squared-ReLU MLP of four times the width, no biases, an untied head with soft-capped
-logits. Parameters have the names that transformers gives them, so an export is a copy.
+grouped-query attention, a squared-ReLU MLP of four times the width, no biases, an untied head. This is a special case
+of Apertus (https://arxiv.org/abs/2509.14233), which many runtimes compute: nanochat/hub/convert_model.py.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,14 @@ from nanochat.errors import UserError
 from nanochat.model import cpu_kernels, fp8
 from nanochat.model.loss import linear_cross_entropy, token_losses
 
-ARCHITECTURE = "nanochat-1"
+ARCHITECTURE = "nanochat-2"
 """Stored in every checkpoint; another name means different tensors or arithmetic."""
 
 WIDTH_PER_DEPTH = 64
 MAX_HEAD_DIM = 128
 VOCAB_MULTIPLE = 64
-LOGIT_SOFTCAP = 15.0
+NANOCHAT_1_SOFTCAP = 15.0
+"""`logit_softcap` of checkpoints of the architecture "nanochat-1", which is NanoChatForCausalLM in transformers."""
 RMS_NORM_EPS = 1.1920929e-07
 
 
@@ -40,6 +41,8 @@ class GPTConfig:
     n_kv_head: int = 10
     n_embd: int = 1280
     rope_theta: float = 10000.0
+    logit_softcap: float = 0.0
+    """logits become softcap x tanh(logits / softcap); 0: they stay as they are"""
 
     @classmethod
     def from_depth(cls, depth: int, vocab_size: int, sequence_len: int) -> "GPTConfig":
@@ -114,9 +117,9 @@ def squared_relu(x: Tensor) -> Tensor:
     return cpu_kernels.squared_relu(x)  # on a GPU too: autograd's backward takes twice the memory
 
 
-def soft_cap(logits: Tensor) -> Tensor:
-    """Logits squashed into (-15, 15). In fp32: tanh loses precision in bfloat16."""
-    return LOGIT_SOFTCAP * torch.tanh(logits.float() / LOGIT_SOFTCAP)
+def soft_cap(logits: Tensor, softcap: float) -> Tensor:
+    """Logits in fp32, squashed into (-softcap, softcap) unless it is 0. In bfloat16 tanh loses precision."""
+    return softcap * torch.tanh(logits.float() / softcap) if softcap else logits.float()
 
 
 class Linear(nn.Linear):
@@ -275,8 +278,8 @@ class GPT(nn.Module):
         return rms_norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Soft-capped logits in fp32. hidden: (..., C) -> (..., V)."""
-        return soft_cap(self.lm_head(hidden))
+        """Logits in fp32. hidden: (..., C) -> (..., V)."""
+        return soft_cap(self.lm_head(hidden), self.config.logit_softcap)
 
     def forward(self, tokens: Tensor, cache: AttentionCache | None = None) -> Tensor:
         """Logits at every position. tokens: (B, T) -> (B, T, V) in fp32."""
@@ -295,11 +298,12 @@ class GPT(nn.Module):
         if trained is not None:
             hidden, targets = hidden.index_select(0, trained), targets[trained]
             weights = None if weights is None else weights[trained]
-        compiled = self._compiled_hidden is not None
-        return linear_cross_entropy(hidden, self.lm_head.weight, targets, weights, LOGIT_SOFTCAP, compiled=compiled)
+        compiled, softcap = self._compiled_hidden is not None, self.config.logit_softcap
+        return linear_cross_entropy(hidden, self.lm_head.weight, targets, weights, softcap, compiled=compiled)
 
     @torch.no_grad()
     def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of each token in nats, 0 for targets of loss.IGNORE. (B, T), (B, T) -> (B, T)."""
         hidden = self.hidden(tokens).flatten(0, 1)
-        return token_losses(hidden, self.lm_head.weight, targets.flatten(), LOGIT_SOFTCAP).view_as(targets)
+        losses = token_losses(hidden, self.lm_head.weight, targets.flatten(), self.config.logit_softcap)
+        return losses.view_as(targets)

@@ -1,4 +1,4 @@
-"""Fused linear cross-entropy: head, soft-cap and loss without materializing all logits.
+"""Fused linear cross-entropy: head and loss without materializing all logits.
 
 With a vocabulary of 65,536, the logits of a micro-batch of 32 x 2,048 tokens would take 17 GB in fp32, and on a CPU
 they would fall out of the cache between elementwise passes. So the loss of a slice of rows is computed together with
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-Exponentials = Callable[[Tensor, float, bool], Tensor]
+Exponentials = Callable[[Tensor, float, bool], tuple[Tensor, Tensor]]
 
 IGNORE = -1
 """Target of a position that is not trained on."""
@@ -38,8 +38,8 @@ def linear_cross_entropy(
     """Sum over tokens of token_weight x cross-entropy, a scalar in fp32.
 
     hidden: (N, C) in the compute dtype; weight: (V, C); targets: (N,), may be IGNORE; token_weights: (N,) or None for
-    ones. Logits are soft-capped in fp32: softcap * tanh(logits / softcap). `compiled`: fuse the elementwise passes
-    with torch.compile, which is faster on a GPU and slower on a CPU.
+    ones. With a `softcap` other than 0, logits become softcap * tanh(logits / softcap) in fp32. `compiled`: fuse the
+    elementwise passes with torch.compile, which is faster on a GPU and slower on a CPU.
     """
     exponentials = _compiled_exponentials() if compiled else _exponentials
     return _LinearCrossEntropy.apply(hidden, weight, targets, token_weights, softcap, exponentials)
@@ -67,19 +67,26 @@ def _rows_of(elements: dict[str, int], count: int, vocab_size: int, device: torc
     return max(1, min(count, elements.get(device.type, elements["cuda"]) // vocab_size))
 
 
-def _exponentials(raw: Tensor, softcap: float, leave_slopes: bool) -> Tensor:
-    """Row sums of exp(softcap * tanh(raw)), (N,) in fp32. raw: (N, V), logits divided by the soft-cap.
+def _exponentials(raw: Tensor, softcap: float, leave_slopes: bool) -> tuple[Tensor, Tensor]:
+    """Each row's maximum m and its sum of exp(logit - m), both (N, 1) in fp32. raw: (N, V).
 
-    With `leave_slopes`, raw is overwritten with exp(softcap * tanh(raw)) x (1 - tanh(raw)^2).
+    raw holds the logits, divided by the soft-cap if there is one. With `leave_slopes`, it is overwritten with
+    exp(logit - m), times the slope of the soft-cap, 1 - tanh^2.
     """
-    # Passes over the logits dominate, so there are as few as possible. Capped logits need no maximum subtracted before
-    # exp: e^15 times any vocabulary size fits fp32. In bfloat16 the tanh would lose precision.
-    capped = raw.float().tanh_()
-    exponential = (capped * softcap).exp_()
-    normalizers = exponential.sum(dim=1)
+    # Passes over the logits dominate, so there are as few as possible.
+    if softcap == 0:
+        maxima = raw.amax(dim=1, keepdim=True).float()
+        exponential = raw.to(torch.float32, copy=True).sub_(maxima).exp_()
+    else:  # in bfloat16 the tanh would lose precision
+        capped = raw.to(torch.float32, copy=True).tanh_()
+        maxima = softcap * capped.amax(dim=1, keepdim=True)
+        exponential = (capped * softcap).sub_(maxima).exp_()
+    sums = exponential.sum(dim=1, keepdim=True)
     if leave_slopes:
-        raw.copy_(torch.ops.aten.tanh_backward.grad_input(exponential, capped, grad_input=exponential))
-    return normalizers
+        if softcap:
+            exponential = torch.ops.aten.tanh_backward.grad_input(exponential, capped, grad_input=exponential)
+        raw.copy_(exponential)
+    return maxima, sums
 
 
 @functools.cache
@@ -105,26 +112,33 @@ class _Workspace:
         return _cut(self.count, self.raw.size(0))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of one slice divided by the soft-cap, in the compute dtype, in the shared buffer."""
+        """Logits of one slice, divided by the soft-cap if there is one, in the compute dtype, in the shared buffer."""
         # addmm applies the factor without another pass; with beta=0 it does not read its first argument.
+        factor = 1 / self.softcap if self.softcap else 1.0
         return torch.addmm(
-            hidden.new_empty(()), hidden, self.head.T, beta=0, alpha=1 / self.softcap, out=self.raw[: hidden.size(0)]
+            hidden.new_empty(()), hidden, self.head.T, beta=0, alpha=factor, out=self.raw[: hidden.size(0)]
         )
 
     def losses(self, raw: Tensor, targets: Tensor, *, leave_slopes: bool = False) -> tuple[Tensor, Tensor]:
-        """Cross-entropy (N,) of a slice's `logits` and their normalizers (N,), in fp32; targets: (N,).
+        """Cross-entropy (N,) of a slice's `logits`, and normalizers (N,), in fp32; targets: (N,).
 
         With `leave_slopes`, `raw` is overwritten with d(cross-entropy) / d(logit before the cap) x normalizer.
         """
         targeted = torch.arange(raw.size(0), device=raw.device), targets
-        capped = raw[targeted].float().tanh_()
-        normalizers = torch.empty_like(capped)
-        for piece in _cut(raw.size(0), self.piece_rows):
-            normalizers[piece] = self.exponentials(raw[piece], self.softcap, leave_slopes)
-        if leave_slopes:  # (exp - normalizer x one_hot) x (1 - tanh^2)
-            at_target = ((self.softcap * capped).exp_() - normalizers) * (1 - capped.square())
+        target = raw[targeted].float()
+        capped = target.tanh_() if self.softcap else None
+        if capped is not None:
+            target = self.softcap * capped
+        maxima, sums = torch.empty(2, len(raw), 1, device=raw.device)
+        for piece in _cut(len(raw), self.piece_rows):
+            maxima[piece], sums[piece] = self.exponentials(raw[piece], self.softcap, leave_slopes)
+        maxima, sums = maxima.squeeze(1), sums.squeeze(1)
+        if leave_slopes:  # (exp - sum x one_hot) x slope
+            at_target = (target - maxima).exp_() - sums
+            if capped is not None:
+                at_target *= 1 - capped.square()
             raw[targeted] = at_target.to(raw.dtype)  # scatter_ is 300 times slower on a CPU
-        return normalizers.log() - self.softcap * capped, normalizers
+        return maxima + sums.log() - target, sums
 
 
 def _cut(count: int, size: int) -> Iterator[slice]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from nanochat import paths
 from nanochat.atomic import atomic_folder, fsync, rename_away
 from nanochat.errors import UserError
-from nanochat.model.gpt import ARCHITECTURE, GPT, GPTConfig
+from nanochat.model.gpt import ARCHITECTURE, GPT, NANOCHAT_1_SOFTCAP, GPTConfig
 from nanochat.stages import STAGES
 from nanochat.tokenizer import Tokenizer
 
@@ -67,6 +67,19 @@ class Checkpoint:
     @property
     def source(self) -> str:
         return str(self.meta["source"])
+
+    @property
+    def config(self) -> GPTConfig:
+        """Shape of the model. Raises UserError if its architecture is an unknown one."""
+        shape, architecture = self.meta["model_config"], self.meta["architecture"]
+        if architecture == "nanochat-1":
+            shape = shape | {"logit_softcap": NANOCHAT_1_SOFTCAP}
+        elif architecture != ARCHITECTURE:
+            raise UserError(
+                f"{self.folder} holds a {architecture} model, but this code runs {ARCHITECTURE}: check out the commit "
+                "named in its meta.json"
+            )
+        return GPTConfig(**shape)
 
     def is_readable(self) -> bool:
         """True if meta.json exists and has the required keys."""
@@ -112,18 +125,14 @@ class Checkpoint:
 
         Raises UserError if the architecture or the tokenizer is a different one.
         """
-        if self.meta["architecture"] != ARCHITECTURE:
-            raise UserError(
-                f"{self.folder} holds a {self.meta['architecture']} model, but this code runs {ARCHITECTURE}: "
-                "check out the commit named in its meta.json"
-            )
+        config = self.config
         if self.meta["tokenizer"] != tokenizer.hash:
             raise UserError(
                 f"{self.folder} was trained with a different tokenizer from {paths.tokenizer_dir()}: restore that "
                 f"tokenizer, or train again with {STAGES[self.source].script} --fresh"
             )
         with torch.device(device):
-            return GPT(GPTConfig(**self.meta["model_config"]), compute_dtype)
+            return GPT(config, compute_dtype)
 
     def load_weights(self, model: GPT) -> None:
         """Load the weights into `model`. Raises UserError if they are damaged or missing."""

@@ -164,6 +164,8 @@ def _resume(
     existing: Checkpoint, options: TrainOptions, runtime: Runtime, tokenizer: Tokenizer, config: GPTConfig | None
 ) -> TrainingRun:
     model = _load_model(existing, runtime, tokenizer)
+    if config:  # a run of nanochat-1 keeps its soft-cap
+        config = dataclasses.replace(config, logit_softcap=model.config.logit_softcap)
     if config and model.config != config:
         asked, found = dataclasses.asdict(config), dataclasses.asdict(model.config)
         other = ", ".join(f"{name} {found[name]}, not {asked[name]}" for name in asked if asked[name] != found[name])

@@ -19,6 +19,7 @@ from nanochat import paths
 from nanochat.data import demo_data
 from nanochat.errors import UserError
 from nanochat.hub import import_karpathy, verify
+from nanochat.hub.convert_model import hf_weights
 from nanochat.hub.import_karpathy import read_checkpoint, read_pickled_tokenizer
 from nanochat.hub.import_model import files_to_download, read_model, stage_in_name
 from nanochat.inference.chat import load_chat
@@ -203,10 +204,11 @@ def test_the_way_there_and_back_changes_nothing(exported: Path, base_dir: Path, 
     import_hf.main(Options(str(exported)))
     kept = checkpoint.find("sft", exported.name)
     assert kept.step == 7 and Tokenizer.load(paths.tokenizer_dir()).hash == tokenizer.hash
+    back = hf_weights(load_file(kept.folder / checkpoint.MODEL_FILE), kept.config)
     weights = load_file(exported / "model.safetensors")
-    for name, tensor in load_file(kept.folder / checkpoint.MODEL_FILE).items():
-        theirs = name if name.startswith("lm_head") else f"model.{name}"
-        assert torch.equal(tensor, weights[theirs].float())
+    assert back.keys() == weights.keys()
+    for name, tensor in back.items():
+        assert torch.equal(tensor.bfloat16(), weights[name])
 
 
 def test_an_imported_model_chats_and_can_be_trained_on(
@@ -270,6 +272,7 @@ def test_another_tokenizer_is_never_overwritten(exported: Path, base_dir: Path) 
             "NanoChatForCausalLM.*Llama",
         ),
         ({"final_logit_softcapping": 20.0}, "final_logit_softcapping"),
+        ({"hidden_act": "relu2"}, "hidden_act"),
         ({"rms_norm_eps": 0.1}, "rms_norm_eps"),
         ({"intermediate_size": 100}, "intermediate_size"),
         ({"hidden_size": "wide"}, r"config\.json"),
@@ -299,7 +302,7 @@ def test_another_rope_theta_and_eps_are_honoured(exported: Path, tokenizer: Toke
 def test_weights_of_other_shapes_get_a_sentence(exported: Path, tmp_path: Path) -> None:
     shutil.copytree(exported, tmp_path / "copy")
     weights = load_file(exported / "model.safetensors")
-    weights["model.layers.1.mlp.fc2.weight"] = torch.ones(3, 3)
+    weights["model.layers.1.mlp.down_proj.weight"] = torch.ones(3, 3)
     save_file(weights, tmp_path / "copy" / "model.safetensors")
     with pytest.raises(UserError, match=r"shape.*layers\.1\.mlp\.fc2\.weight"):
         read_model(str(tmp_path / "copy"))
@@ -326,7 +329,7 @@ def test_a_card_with_rubbish_says_nothing(exported: Path, tmp_path: Path, card: 
 def test_missing_weights_are_named(exported: Path, tmp_path: Path) -> None:
     shutil.copytree(exported, tmp_path / "copy")
     weights = load_file(exported / "model.safetensors")
-    del weights["model.layers.1.mlp.fc2.weight"]
+    del weights["model.layers.1.mlp.down_proj.weight"]
     save_file(weights, tmp_path / "copy" / "model.safetensors")
     with pytest.raises(UserError, match=r"layers\.1\.mlp\.fc2\.weight"):
         read_model(str(tmp_path / "copy"))

@@ -11,14 +11,14 @@ from transformers import NanoChatConfig, NanoChatForCausalLM
 from nanochat.data.batches import Batch
 from nanochat.errors import UserError
 from nanochat.model.cpu_kernels import use_blocked_attention
-from nanochat.model.gpt import GPT, LOGIT_SOFTCAP, RMS_NORM_EPS, GPTConfig
+from nanochat.model.gpt import GPT, NANOCHAT_1_SOFTCAP, RMS_NORM_EPS, GPTConfig
 from nanochat.model.loss import IGNORE
 from tests.conftest import random_model
 
 
 @pytest.mark.parametrize("shape", [{}, {"n_kv_head": 1, "n_head": 4, "n_embd": 128}])
 def test_logits_match_transformers(shape: dict[str, int]) -> None:
-    model = random_model(depth=4, **shape)
+    model = random_model(depth=4, logit_softcap=NANOCHAT_1_SOFTCAP, **shape)
     config = model.config
     peer = NanoChatForCausalLM(
         NanoChatConfig(
@@ -30,7 +30,7 @@ def test_logits_match_transformers(shape: dict[str, int]) -> None:
             num_key_value_heads=config.n_kv_head,
             max_position_embeddings=config.sequence_len,
             rms_norm_eps=RMS_NORM_EPS,
-            final_logit_softcapping=LOGIT_SOFTCAP,
+            final_logit_softcapping=NANOCHAT_1_SOFTCAP,
             rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         )
     ).eval()

@@ -74,6 +74,17 @@ def test_another_tokenizer_or_architecture_is_refused(base_dir: Path, tokenizer:
         Checkpoint(saved.folder).load_model(CPU, torch.float32, tokenizer)
 
 
+def test_a_nanochat_1_checkpoint_keeps_its_soft_cap(base_dir: Path, tokenizer: Tokenizer) -> None:
+    saved = save(tokenizer)
+    meta = json.loads((saved.folder / META_FILE).read_text())
+    del meta["model_config"]["logit_softcap"]
+    (saved.folder / META_FILE).write_text(json.dumps({**meta, "architecture": "nanochat-1"}))
+    model = Checkpoint(saved.folder).load_model(CPU, torch.float32, tokenizer)
+    hidden = 1000 * torch.ones(1, model.config.n_embd)
+    assert model.config.logit_softcap == 15 and model.head(hidden).abs().max() <= 15
+    torch.testing.assert_close(model.head(hidden), 15 * torch.tanh(model.lm_head(hidden) / 15))
+
+
 def test_a_damaged_file_is_named(base_dir: Path, tokenizer: Tokenizer) -> None:
     saved = save(tokenizer)
     weights = saved.folder / MODEL_FILE
