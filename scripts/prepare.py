@@ -17,7 +17,7 @@ from nanochat.locks import folder_lock
 from nanochat.tasks import identity
 from nanochat.tasks.mixtures import HUB_TASKS
 from nanochat.tasks.spelling import write_words
-from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer
 from nanochat.units import format_bytes, format_duration
 
 MAX_CHARS_FOR_WORDS = 100_000_000
@@ -84,6 +84,11 @@ def prepare_tokenizer(dataset: TextDataset, options: PrepareOptions) -> Tokenize
                     f"{options.vocab_size}: pass --fresh to train a new one"
                 )
             print(f"tokenizer: {tokenizer.vocab_size:,} tokens, in {folder}")
+            if tokenizer.pattern != SPLIT_PATTERN:
+                print(
+                    "note: this tokenizer splits text differently from the current version, so its models are not "
+                    "exported to GGUF (llama.cpp, Ollama); before you train a new model, pass --fresh"
+                )
             return tokenizer
         start = time.perf_counter()
         tokenizer = Tokenizer.train(limit_chars(dataset.texts("train"), options.max_chars), options.vocab_size)

@@ -73,6 +73,18 @@ def test_fresh_keeps_the_old_tokenizer(base_dir: Path, capsys: pytest.CaptureFix
     assert prepare.prepare_tokenizer(corpus, replace(old, vocab_size=500)).hash == second.hash
 
 
+def test_an_earlier_tokenizer_is_kept_with_a_note(base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = replace(prepare.DEMO, vocab_size=400, max_chars=20_000)
+    corpus = prepare.prepare_text(options)
+    current = prepare.prepare_tokenizer(corpus, options)
+    assert "GGUF" not in capsys.readouterr().out
+    two_digits = Tokenizer(current.ranks, current.pattern.replace(r"\p{N}|", r"\p{N}{1,2}|"))
+    two_digits.save(paths.tokenizer_dir())
+    assert prepare.prepare_tokenizer(corpus, options).hash == two_digits.hash
+    out = capsys.readouterr().out
+    assert "GGUF" in out and "--fresh" in out
+
+
 def test_the_default_number_of_shards_follows_the_depth(texts: list[str]) -> None:
     with pytest.raises(UserError, match=r"has 4 files, but no shard_00004.*--num-shards"):
         prepare.main(PrepareOptions(depth=4, tasks=False))
