@@ -1,19 +1,21 @@
 """The tables and formulas in docs/scaling.md agree with the code."""
 
-import json
 import os
 import re
+import shlex
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from benchmarks import scaling
+from nanochat.hub import import_model
+from nanochat.hub.convert_model import hf_model, round_weights, write_model
+from nanochat.hub.convert_tokenizer import write_tokenizer
 from nanochat.runtime import Runtime
+from nanochat.tokenizer import Tokenizer
 from nanochat.train.options import PretrainOptions
 from nanochat.train.scaling import scale_options
 from tests.conftest import random_model
@@ -45,36 +47,59 @@ def test_the_formula_for_the_optimizer_is_what_it_holds() -> None:
         assert scaling.needs(20, setting, 1).optimizer == pytest.approx(formula, rel=0.15)
 
 
-SHARDED = """
-from pathlib import Path
-import torch.distributed as dist
-{code}
-torch.set_num_threads(1)
-dist.init_process_group("gloo")
-model = load_sharded(Path("{folder}"), "cpu")
-held = sum(parameter.to_local().numel() for parameter in model.parameters())
-tokens = torch.arange(64).view(2, 32)
-loss = model(tokens, labels=tokens).loss.item()
-print(f"loss {{loss:.6f}} holds {{held}}", flush=True)
-dist.destroy_process_group()
+# accelerate has no option for FSDP on CPUs.
+ON_CPU = """
+import runpy
+import sys
+
+import accelerate
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+
+class Accelerator(accelerate.Accelerator):
+    def __init__(self):
+        super().__init__(cpu=True)
+        self.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        self.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    def prepare(self, model, optimizer):
+        model, optimizer = super().prepare(model, optimizer)
+        print("holds", sum(parameter.to_local().numel() for parameter in model.parameters()), flush=True)
+        return model, optimizer
+
+
+accelerate.Accelerator = Accelerator
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0])
 """
 
 
 @pytest.mark.slow
-def test_a_checkpoint_goes_to_fsdp2_as_the_page_says(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    model = random_model()
-    save_file(model.state_dict(), tmp_path / "model.safetensors")
-    (tmp_path / "meta.json").write_text(json.dumps({"model_config": asdict(model.config)}))
-    script = tmp_path / "sharded.py"
-    script.write_text(SHARDED.format(code=code, folder=tmp_path))
+def test_an_exported_model_trains_under_accelerate_and_comes_back(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    pytest.importorskip("accelerate", reason="needs accelerate: pip install accelerate")
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    (command,) = re.findall(r"^accelerate launch (.*) --num_processes 8 train.py ", PAGE, flags=re.MULTILINE)
+    (tmp_path / "train.py").write_text(program)
+    (tmp_path / "on_cpu.py").write_text(ON_CPU)
+    model, exported, trained = random_model(), tmp_path / "exported", tmp_path / "trained"
+    round_weights(model)
+    write_model(model.state_dict(), model.config, tokenizer, exported)
     result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, "-m", "accelerate.commands.launch", *shlex.split(command.replace("bf16", "no")),
+         "--num_processes=2", "on_cpu.py", "train.py", str(exported), str(trained)],
+        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    found = re.findall(r"loss ([\d.]+) holds (\d+)", result.stdout)
     tokens = torch.arange(64).view(2, 32)
-    expected = model.loss(tokens[:, :-1], tokens[:, 1:]).item() / 62
-    assert [float(loss) for loss, _ in found] == pytest.approx([expected] * 2, abs=1e-5)
-    assert sum(int(held) for _, held in found) == model.config.num_parameters
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", result.stdout)]
+    assert losses[0] == pytest.approx(model.loss(tokens[:, :-1], tokens[:, 1:]).item() / 62, abs=1e-5)
+    write_tokenizer(tokenizer, model.config.sequence_len, trained)
+    imported = import_model.read_model(str(trained))
+    assert import_model.compare_with_transformers(imported)  # raises if it computes something else
+    losses.append(imported.model.loss(tokens[:, :-1], tokens[:, 1:]).item() / 62)
+    assert losses == sorted(losses, reverse=True)
+    held = [int(number) for number in re.findall(r"holds (\d+)", result.stdout)]
+    assert sum(held) == sum(tensor.numel() for tensor in hf_model(model.config).parameters())
+    assert held == pytest.approx([sum(held) / 2] * 2, rel=0.01)
