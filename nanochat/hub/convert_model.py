@@ -12,6 +12,7 @@ All of it is exact in bfloat16 too, except for the rounding of the embedding. A 
 lacks, becomes a NanoChatForCausalLM, whose tensors are ours.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ XIELU = {"alpha_p": 16.0, "alpha_n": -128.0, "beta": 0.0, "eps": -1e-6}
 bfloat16 and makes 0 of -128. (Of -100 it makes 4e-44: subnormal activations, with which transformers takes 5 times as
 long on a CPU.) No number that bfloat16 holds becomes exactly 1."""
 UP_PROJ_SCALE = XIELU["alpha_p"] ** -0.5
+OLDER_SETTINGS = {"rope_scaling": None, "mlp_bias": False, "post_norm": False, "qk_norm": True}
+"""Settings that transformers 5 leaves out of config.json, with `rope_theta`. Without them MLX refuses the model, and
+transformers 4 scales its rotary frequencies."""
 GAINS = ("attention_layernorm", "feedforward_layernorm", "self_attn.q_norm", "self_attn.k_norm")
 MATRICES = {"mlp.fc1": "mlp.up_proj", "mlp.fc2": "mlp.down_proj"}
 """Modules of a block with another name in Apertus."""
@@ -188,6 +192,9 @@ def write_model(
         suppress_tokens=list(range(tokenizer.vocab_size, config.vocab_size)) or None,
     )
     model.save_pretrained(folder, max_shard_size=max_shard_size)
+    path = folder / "config.json"
+    settings = json.loads(path.read_text()) | OLDER_SETTINGS | {"rope_theta": config.rope_theta}
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def read_config(stored: dict[str, Any], where: str) -> GPTConfig:

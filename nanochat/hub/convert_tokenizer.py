@@ -29,6 +29,7 @@ def write_tokenizer(tokenizer: Tokenizer, sequence_len: int, folder: Path) -> No
         eos_token="<|assistant_end|>",
         pad_token="<|bos|>",
         model_max_length=sequence_len,
+        model_input_names=["input_ids", "attention_mask"],  # transformers 4 would add token_type_ids
         clean_up_tokenization_spaces=False,
         chat_template=Path(__file__).with_name("chat_template.jinja").read_text(),
     ).save_pretrained(folder)

@@ -47,7 +47,8 @@ def test_the_files_say_what_older_readers_need(exported: Path, tokenizer: Tokeni
     assert config["architectures"] == ["ApertusForCausalLM"]
     assert config["intermediate_size"] == 4 * config["hidden_size"] and config["rms_norm_eps"] == 1.1920929e-07
     assert config["pad_token_id"] is None and config["vocab_size"] == 576 > tokenizer.vocab_size
-    assert config["rope_parameters"]["rope_theta"] == 10000.0
+    assert config["rope_parameters"]["rope_theta"] == config["rope_theta"] == 10000.0 and config["rope_scaling"] is None
+    assert (config["mlp_bias"], config["post_norm"], config["qk_norm"]) == (False, False, True)
     assert json.loads((exported / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
     generation = json.loads((exported / "generation_config.json").read_text())
     assert generation["eos_token_id"][0] == tokenizer.special("<|assistant_end|>")
