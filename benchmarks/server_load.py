@@ -4,10 +4,15 @@ python -m benchmarks.server_load
 
 A model with random weights is served like in chat.sh, with the server and the engine in their own processes; all
 clients run in this one. The exit code is 1 if a response was wrong, a reply incomplete, or memory grew.
+
+python -m benchmarks.server_load --ports 8000 8080 --max-tokens 256
+
+Compares the speed of running OpenAI-compatible servers, such as chat.sh on port 8000 and llama-server on port 8080.
 """
 
 import asyncio
 import functools
+import itertools
 import json
 import multiprocessing
 import random
@@ -57,6 +62,12 @@ class BenchmarkOptions:
     """per reply"""
     max_batch_size: int = 16
     max_waiting: int = 64
+    ports: tuple[int, ...] = ()
+    """only compare the speed of the servers on these local ports"""
+    streams: tuple[int, ...] = (1, 16)
+    """numbers of concurrent requests to compare"""
+    repeats: int = 5
+    """of each comparison, in turn; figures are medians"""
 
     def __post_init__(self) -> None:
         check_range("clients", self.clients, 8)
@@ -162,6 +173,57 @@ async def chat(port: int, client: int, rng: random.Random, options: BenchmarkOpt
     seen.first_token.append((first or time.monotonic()) - start)
 
 
+async def timed_reply(port: int, seed: int, max_tokens: int) -> tuple[int, float]:
+    """Request one reply that does not end early. Return its tokens and the seconds until its first text."""
+    content = f"{seed}: " + "Tell me a story about a river. " * 4
+    body = {
+        "messages": [{"role": "user", "content": content}],
+        "seed": seed,
+        "max_tokens": max_tokens,
+        "ignore_eos": True,  # llama-server's
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 0.8,
+        "top_k": 50,
+        "top_p": 1,
+        "min_p": 0,
+    }
+    start, first, tokens = time.monotonic(), 0.0, 0
+    async with send(port, "/v1/chat/completions", json.dumps(body).encode()) as (status, reader):
+        assert status == 200, f"status {status}"
+        async for line in reader:  # parsed only as needed, to leave the CPU to the server
+            if not first and line.startswith(b"data: {"):
+                delta = json.loads(line[6:])["choices"][0]["delta"]
+                first = time.monotonic() - start if delta.get("content") or delta.get("nanochat") else 0.0
+            elif b'"completion_tokens"' in line:
+                tokens = json.loads(line[6:])["usage"]["completion_tokens"]
+    return tokens, first
+
+
+async def compare(options: BenchmarkOptions) -> None:
+    """Print tokens/s and the time to the first text of all servers, measured in turn."""
+    seeds = itertools.count()
+    for streams in options.streams:
+        speeds: dict[int, list[float]] = {port: [] for port in options.ports}
+        delays: dict[int, list[float]] = {port: [] for port in options.ports}
+        for repeat in range(-1, options.repeats):  # the first one is a warm-up
+            for port in options.ports:
+                start = time.monotonic()
+                requests = (timed_reply(port, next(seeds), options.max_tokens) for _ in range(streams))
+                replies = await asyncio.gather(*requests)
+                if repeat >= 0:
+                    speeds[port].append(sum(tokens for tokens, _ in replies) / (time.monotonic() - start))
+                    delays[port].append(1000 * statistics.median(first for _, first in replies))
+        for port in options.ports:
+            speed, delay = statistics.median(speeds[port]), statistics.median(delays[port])
+            ratio = statistics.median(a / b for a, b in zip(speeds[port], speeds[options.ports[0]], strict=True))
+            spread = f"{min(speeds[port]):.0f} to {max(speeds[port]):.0f}"
+            print(
+                f"port {port}, {streams} streams: {speed:.0f} tokens/s ({spread}), {ratio:.2f} times port "
+                f"{options.ports[0]}; first text after {delay:.0f} ms"
+            )
+
+
 async def send_invalid(port: int, rng: random.Random, seen: Observations) -> None:
     path, body = rng.choice(("/v1/chat/completions", "/tokenize")), rng.choice(INVALID_BODIES)
     async with send(port, path, body) as (status, _):
@@ -212,6 +274,9 @@ def process_tree(pid: int) -> list[int]:
 
 
 def main(options: BenchmarkOptions) -> None:
+    if options.ports:
+        asyncio.run(compare(options))
+        return
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     server = spawn.Process(target=serve, args=(options, theirs))

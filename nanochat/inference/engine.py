@@ -116,7 +116,7 @@ class Engine:
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             slots=self.slots,
-            kv_bytes=2 * self._runner.keys.nbytes if self._runner else 0,
+            kv_bytes=self._runner.cache.nbytes if self._runner else 0,
             prompt_tokens=scheduler.prompt_tokens,
             prefilled_tokens=scheduler.prompt_tokens - scheduler.prefix_tokens,
             generated_tokens=self._generated_tokens,

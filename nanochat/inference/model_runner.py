@@ -1,12 +1,11 @@
 """The model's forward pass for the engine, with its KV cache and ragged batches.
 
-The same arithmetic as nanochat.model.gpt, with fewer operations: on a CPU, each operation costs about 5 us to call, and
+The same function as nanochat.model.gpt, with fewer operations: on a CPU, each operation costs 2 to 5 us to call, and
 one token at depth 4 takes about a hundred. The tokens of all sequences, in prefill and decode, go through the matrices
 in one batch without padding; only attention runs per sequence.
 """
 
 import math
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,12 +16,10 @@ from torch import Tensor, nn
 
 from nanochat.errors import UserError
 from nanochat.model.cpu_kernels import use_blocked_attention
-from nanochat.model.gpt import GPT, causal_attention, rms_norm, soft_cap, squared_relu
-from nanochat.runtime import free_memory
+from nanochat.model.gpt import GPT, RMS_NORM_EPS, causal_attention, rms_norm, soft_cap, squared_relu
+from nanochat.runtime import cpu_flags, free_memory
 
 FREE_MEMORY_FRACTION = 0.25
-TRANSPOSED_ROWS = range(16, 128)
-"""Batch sizes for which MKL computes W x^T faster than x W^T: 70 us against 108 us for 16 rows and 1,024 outputs."""
 
 
 @dataclass(frozen=True)
@@ -36,73 +33,63 @@ class Span:
 
 
 class Matrix:
-    """A weight matrix, (out, in), in the memory layout that is fastest for the batch size."""
+    """A weight matrix, (out, in)."""
 
-    def __init__(self, weight: Tensor, *, pack: bool = False) -> None:
-        """pack: convert to oneDNN's layout if that is faster, as it is on x86 for the large output head."""
-        self.weight = weight
-        self.packed = None
-        is_x86_fp32 = weight.device.type == "cpu" and weight.dtype == torch.float32 and platform.machine() == "x86_64"
-        if pack and is_x86_fp32 and torch.backends.mkldnn.is_available():
-            # 8,192 outputs, 256 inputs, two cores: 1 and 16 rows take 0.14 and 0.53 ms; with F.linear 0.22 and 1.4 ms.
-            # torch.compile's CPU code calls the same two operations.
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+        self.transposed = weight.detach().to(dtype).t()
+        if weight.device.type == "cpu":
+            # MKL takes 40 us for 1 row of x and 81 us for 16 (1,024 outputs, 256 inputs); with F.linear 40 and 120 us.
+            self.transposed = self.transposed.contiguous()
 
     def __call__(self, x: Tensor) -> Tensor:
         """x W^T. x: (N, in) -> (N, out)."""
-        if self.packed is not None:
-            return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.packed, None, "none", [], "")
-        if _transposed(x):
-            return torch.mm(self.weight, x.t()).t()
-        return F.linear(x, self.weight)
+        return torch.mm(x, self.transposed)
 
     def added(self, x: Tensor, y: Tensor) -> Tensor:
         """x + y W^T. x: (N, out), y: (N, in) -> (N, out)."""
-        if _transposed(y):
-            return torch.addmm(x.t(), self.weight, y.t()).t()
-        return torch.addmm(x, y, self.weight.t())
+        return torch.addmm(x, y, self.transposed)
 
 
 class Layer:
     """Matrices of one block, in the compute dtype."""
 
     def __init__(self, block: nn.Module, dtype: torch.dtype) -> None:
-        weights = {name: weight.detach().to(dtype) for name, weight in block.named_parameters()}
-        self.qkv = Matrix(torch.cat([weights[f"self_attn.{name}_proj.weight"] for name in "qkv"]))
-        self.output = Matrix(weights["self_attn.o_proj.weight"])
-        self.fc1 = Matrix(weights["mlp.fc1.weight"])
-        self.fc2 = Matrix(weights["mlp.fc2.weight"])
+        weights = {name: weight.detach() for name, weight in block.named_parameters()}
+        self.qkv = Matrix(torch.cat([weights[f"self_attn.{name}_proj.weight"] for name in "qkv"]), dtype)
+        self.output = Matrix(weights["self_attn.o_proj.weight"], dtype)
+        self.fc1 = Matrix(weights["mlp.fc1.weight"], dtype)
+        self.fc2 = Matrix(weights["mlp.fc2.weight"], dtype)
 
 
 class ModelRunner:
     """Runs a snapshot of the model's weights; create a new runner after changing them.
 
-    keys, values: the KV cache, (n_layer, slots, n_kv_head, length, head_dim), in the compute dtype. A slot holds one
-    sequence of at most the model's context length. On a CPU, memory is allocated as slots fill.
+    cache: keys and values, (n_layer, 2, slots, n_kv_head, length, head_dim). A slot holds one sequence of at most the
+    model's context length. On a CPU, memory is allocated as slots fill.
     """
 
     def __init__(self, model: GPT, slots: int, vocab_size: int) -> None:
         """vocab_size: the tokenizer's; the head's remaining rows are padding."""
         self.config = config = model.config
-        self.device, dtype = model.device, model.compute_dtype
+        self.device, dtype = model.device, inference_dtype(model)
         self.n_rotated = config.n_head + config.n_kv_head
-        self.embedding = model.embed_tokens.weight.detach().to(dtype)
+        self.embedding = rms_norm(model.embed_tokens.weight.detach()).to(dtype)
         self.layers = [Layer(block, dtype) for block in model.layers]
-        self.head = Matrix(model.lm_head.weight.detach()[:vocab_size].to(dtype), pack=True)
+        self.head = Matrix(model.lm_head.weight[:vocab_size], dtype)
         # Rotary embedding in three operations: x cos + (x with its halves swapped) sin.
-        self.cos = torch.cat((model.cos, model.cos), dim=1).to(dtype).unsqueeze(1)
-        self.sin = torch.cat((model.sin, -model.sin), dim=1).to(dtype).unsqueeze(1)
-        shape = (config.n_layer, slots, config.n_kv_head, config.sequence_len, config.head_dim)
-        self.keys, self.values = (_zeros(shape, dtype, self.device) for _ in range(2))
-        # (slots x n_kv_head x length, head_dim) per layer
-        self.flat_keys = self.keys.view(config.n_layer, -1, config.head_dim).unbind(0)
-        self.flat_values = self.values.view(config.n_layer, -1, config.head_dim).unbind(0)
-        self.head_offset = torch.arange(config.n_kv_head, device=self.device) * config.sequence_len
+        cos, sin = torch.cat((model.cos, model.cos), dim=1), torch.cat((model.sin, -model.sin), dim=1)
+        self.cos_sin = torch.stack((cos, sin), dim=1).unsqueeze(2).to(dtype)  # (length, 2, 1, head_dim)
+        self.root_eps = torch.tensor(RMS_NORM_EPS**0.5)
+        shape = (config.n_layer, 2, slots, config.n_kv_head, config.sequence_len, config.head_dim)
+        self.cache = _zeros(shape, dtype, self.device)
+        self.flat_cache = self.cache.view(config.n_layer, -1, config.head_dim).unbind(0)
+        # Row of `flat_cache` where each head's keys of slot 0 start, then the same for values.
+        heads = torch.arange(config.n_kv_head, device=self.device)
+        self.head_rows = torch.cat((heads, heads + slots * config.n_kv_head)) * config.sequence_len
 
     def copy_slot(self, source: int, target: int, length: int) -> None:
         """Copy keys and values of the first `length` tokens of one slot to another."""
-        for cached in (self.keys, self.values):
-            cached[:, target, :, :length] = cached[:, source, :, :length]
+        self.cache[:, :, target, :, :length] = self.cache[:, :, source, :, :length]
 
     def hidden(self, tokens: Tensor, spans: Sequence[Span]) -> Tensor:
         """Return the final hidden states, (N, C), and append keys and values to the spans' slots.
@@ -114,26 +101,31 @@ class ModelRunner:
         rows = [(span.first_slot + n, span.starts[n] + i) for span, n in each for i in range(span.count)]
         slots, positions = (on_device(column, self.device) for column in zip(*rows, strict=True))
         first_rows = slots * (config.n_kv_head * config.sequence_len) + positions
-        cache_rows = (first_rows.unsqueeze(1) + self.head_offset).flatten()
-        cos, sin = self.cos[positions], self.sin[positions]
+        cache_rows = (first_rows.unsqueeze(1) + self.head_rows).flatten()
+        cos, sin = self.cos_sin[positions].unbind(1)
         visible = [(span, *self._visible(span)) for span in spans]
         head_dim, half = config.head_dim, config.head_dim // 2
-        x = rms_norm(F.embedding(tokens, self.embedding))
+        x = F.embedding(tokens, self.embedding)
         for number, layer in enumerate(self.layers):
-            heads = layer.qkv(rms_norm(x)).unflatten(1, (-1, head_dim))
-            rotated, value = heads[:, : self.n_rotated], heads[:, self.n_rotated :]
-            rotated = rms_norm(torch.addcmul(rotated * cos, rotated.roll(half, -1), sin))
-            query, key = rotated[:, : config.n_head], rotated[:, config.n_head :]
-            self.flat_keys[number].index_copy_(0, cache_rows, key.reshape(-1, head_dim))
-            self.flat_values[number].index_copy_(0, cache_rows, value.reshape(-1, head_dim))
-            attended = [self._attend(query, span, k[number], v[number], mask) for span, k, v, mask in visible]
+            heads = layer.qkv(self._norm(x)).view(len(x), -1, head_dim)
+            rotated = heads[:, : self.n_rotated]
+            self._norm(torch.addcmul(rotated * cos, rotated.roll(half, -1), sin), out=rotated)
+            self.flat_cache[number].index_copy_(0, cache_rows, heads[:, config.n_head :].reshape(-1, head_dim))
+            attended = [self._attend(heads, span, k[number], v[number], mask) for span, k, v, mask in visible]
             x = layer.output.added(x, attended[0] if len(attended) == 1 else torch.cat(attended))
-            x = layer.fc2.added(x, squared_relu(layer.fc1(rms_norm(x))))
-        return rms_norm(x)
+            x = layer.fc2.added(x, squared_relu(layer.fc1(self._norm(x))))
+        return self._norm(x)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Return logits in fp32. hidden: (N, C) -> (N, vocab_size)."""
         return soft_cap(self.head(hidden), self.config.logit_softcap)
+
+    def _norm(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """gpt.rms_norm, in fewer operations for the few rows of a CPU."""
+        if x.dtype != torch.float32 or x.device.type != "cpu":
+            return rms_norm(x) if out is None else out.copy_(rms_norm(x))
+        rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(x.size(-1) ** -0.5).hypot_(self.root_eps)
+        return torch.div(x, rms, out=out)
 
     def _mask(self, span: Span) -> Tensor | None:
         """Return the additive attention mask, (sequences, 1, count, length), or None if none is needed."""
@@ -152,12 +144,12 @@ class ModelRunner:
         """Return a span's keys and values per layer, each (sequences, n_kv_head, length, head_dim), and its mask."""
         slots = slice(span.first_slot, span.first_slot + len(span.starts))
         length = max(span.starts) + span.count
-        keys, values = (cached[:, slots, :, :length].unbind(0) for cached in (self.keys, self.values))
+        keys, values = (self.cache[:, kind, slots, :, :length].unbind(0) for kind in range(2))
         return keys, values, self._mask(span)
 
-    def _attend(self, query: Tensor, span: Span, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Return attention of a span's tokens, (rows, n_head * head_dim). query: (N, n_head, head_dim)."""
-        query = query[span.first_row : span.first_row + len(span.starts) * span.count]
+    def _attend(self, heads: Tensor, span: Span, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Return attention of a span's tokens, (rows, n_head * head_dim). heads: (N, n_head or more, head_dim)."""
+        query = heads[span.first_row : span.first_row + len(span.starts) * span.count, : self.config.n_head]
         query = query.unsqueeze(2) if span.count == 1 else query.transpose(0, 1).unsqueeze(0)
         if mask is None and span.count > 1:
             attended = causal_attention(query, keys, values)
@@ -173,15 +165,19 @@ def on_device(values: Sequence[float], device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def _transposed(x: Tensor) -> bool:
-    return x.size(0) in TRANSPOSED_ROWS and x.device.type == "cpu"
-
-
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     # Zeros because attention multiplies masked values by 0, and 0 x NaN is NaN. numpy's zeros are allocated on write.
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+
+
+def inference_dtype(model: GPT) -> torch.dtype:
+    """The compute dtype, but fp32 on CPUs without AMX.
+
+    With avx512_bf16 alone, bfloat16 products of 1 to 512 rows take up to twice as long as fp32 ones.
+    """
+    return model.compute_dtype if model.device.type != "cpu" or "amx_bf16" in cpu_flags() else torch.float32
 
 
 def num_slots(model: GPT, wanted: int, budget_gb: float | None) -> int:
@@ -191,7 +187,7 @@ def num_slots(model: GPT, wanted: int, budget_gb: float | None) -> int:
     """
     config = model.config
     elements = 2 * config.n_layer * config.n_kv_head * config.head_dim * config.sequence_len
-    slot_bytes = elements * model.compute_dtype.itemsize
+    slot_bytes = elements * inference_dtype(model).itemsize
     if budget_gb is None:
         return min(wanted, max(1, int(FREE_MEMORY_FRACTION * free_memory(model.device) / slot_bytes)))
     slots = min(wanted, int(budget_gb * 1e9 / slot_bytes))

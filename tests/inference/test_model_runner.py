@@ -10,7 +10,7 @@ SHAPES = [{}, {"n_head": 4, "n_kv_head": 2, "n_embd": 128}, {"depth": 5}, {"logi
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-# below and above the number of rows from which products are transposed, and of tokens whose attention goes in blocks
+# below and above the number of tokens whose attention goes in blocks
 @pytest.mark.parametrize("count", [3, 20, 300])
 def test_chunks_and_single_tokens_in_one_pass(shape: dict[str, int], count: int) -> None:
     model = random_model(sequence_len=340, **shape).eval()
