@@ -59,11 +59,18 @@ def repository_name(tag: str, source: str) -> str:
     return f"nanochat-{words}-{source}"
 
 
-def write_card(found: Checkpoint, stages: Sequence[Stage], publisher: Publisher, verified: str, folder: Path) -> None:
+def write_card(
+    found: Checkpoint,
+    stages: Sequence[Stage],
+    publisher: Publisher,
+    verified: str,
+    gguf: Sequence[str],
+    folder: Path,
+) -> None:
     """Write README.md, and the plot of the training curves if there are any.
 
-    `stages`: the exported stage and the earlier ones that are on disk; `verified`: result of the comparison with
-    transformers.
+    `stages`: the exported stage and the earlier ones that are on disk; `verified`: results of the comparisons with
+    other programs; `gguf`: types of the GGUF files, the preferred one first.
     """
     trained = [stage for stage in stages if "origin" not in stage.facts]  # the others were imported
     data = {stage.source: _stage_data(stage) for stage in trained}
@@ -107,6 +114,7 @@ def write_card(found: Checkpoint, stages: Sequence[Stage], publisher: Publisher,
         origin=origin if origin is None or _is_repository(origin) else "a model trained elsewhere",
         config=found.config,
         verified=verified,
+        gguf=gguf,
         stages=trained,
         kwh={stage.source: energy for stage in trained if (energy := stage.kwh(tariff)) is not None},
         format_duration=format_duration,

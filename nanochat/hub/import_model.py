@@ -141,10 +141,11 @@ def compare_with_transformers(imported: ImportedModel) -> list[str]:
         return []
     passages = verify.held_out_passages(None, imported.tokenizer, imported.model.config.sequence_len)
     texts = verify.check_token_ids(imported.tokenizer, imported.folder, check_defaults=False)
-    difference, agreement = verify.check_logits(imported.model, imported.folder, passages)
+    result = verify.check_logits(imported.model, imported.folder, passages)
     return [
         f"token ids: identical on {texts:,} texts",
-        f"logits: largest difference {difference:.1e}, same top token at {agreement:.2%} of {passages.tokens:,} tokens",
+        f"logits: largest difference {result.largest:.1e}, same top token at {result.agreement:.2%} of "
+        f"{passages.tokens:,} tokens",
     ]
 
 

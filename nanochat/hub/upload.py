@@ -22,8 +22,8 @@ from nanochat.errors import UserError
 from nanochat.hub.card import read_card
 from nanochat.train.checkpoint import sha256
 
-DELETE_PATTERNS = ["*.safetensors", "*.safetensors.index.json"]
-"""Deleted on the hub if the folder does not have them: an old shard would be loaded with the new weights."""
+DELETE_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.gguf", "Modelfile", "template", "params"]
+"""Deleted on the hub if the folder does not have them: old shards and GGUF files would be loaded as the new model."""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ def exported(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> 
     """A folder made by hf_prepare.sh from a model with random weights; not to be changed."""
     with pytest.MonkeyPatch.context() as context:
         context.setenv("NANOCHAT_BASE_DIR", str(tmp_path_factory.mktemp("base")))
-        return export(save_model(tokenizer), ADA, tmp_path_factory.mktemp("hf models"), torch.device("cpu"), print)
+        output = tmp_path_factory.mktemp("hf models")
+        return export(save_model(tokenizer), ADA, output, torch.device("cpu"), print, gguf=["q8_0"])
 
 
 @pytest.fixture

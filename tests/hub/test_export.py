@@ -1,5 +1,6 @@
 """hf_prepare.sh exports the trained model, and rejects a model that differs from it."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nanochat import cli, paths
 from nanochat.errors import UserError
 from nanochat.hub import verify
-from nanochat.hub.convert_model import write_model
+from nanochat.hub.convert_model import round_weights, write_model
 from nanochat.hub.convert_tokenizer import read_tokenizer, write_tokenizer
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
@@ -104,16 +105,18 @@ def test_the_template_takes_openai_s_parts_and_refuses_what_is_no_conversation(e
 @pytest.mark.parametrize("shape", [{}, {"n_head": 4, "n_kv_head": 2}, {"logit_softcap": 15.0}])
 def test_logits_are_those_of_the_rounded_model(tokenizer: Tokenizer, tmp_path: Path, shape: dict[str, Any]) -> None:
     model = random_model(vocab_size=576, depth=4, **shape).eval()
-    loss, rounded_loss, _ = verify.round_to_bfloat16(model, passages(tokenizer))
-    assert loss != rounded_loss == pytest.approx(loss, rel=1e-2)
+    original = copy.deepcopy(model)
+    round_weights(model)
+    rounding = verify.compare(original, model, passages(tokenizer))
+    assert rounding.loss != rounding.other_loss == pytest.approx(rounding.loss, rel=1e-2)
     write_model(model.state_dict(), model.config, tokenizer, tmp_path)
-    max_difference, agreement = verify.check_logits(model, tmp_path, passages(tokenizer))
-    assert max_difference < 1e-4 and agreement == 1.0 and passages(tokenizer).tokens == 64 * 64
+    result = verify.check_logits(model, tmp_path, passages(tokenizer))
+    assert result.largest < 1e-4 and result.agreement == 1.0 and passages(tokenizer).tokens == 64 * 64
 
 
 def test_a_changed_weight_is_noticed(tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = random_model(vocab_size=576).eval()
-    verify.round_to_bfloat16(model, passages(tokenizer))
+    round_weights(model)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     weights["layers.1.self_attn.v_proj.weight"] *= 1.02
     write_model(weights, model.config, tokenizer, tmp_path)
@@ -138,10 +141,10 @@ def test_tensors_that_are_not_the_class_s_are_noticed(
 
 def test_large_weights_are_written_in_shards(tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = random_model(vocab_size=576).eval()
-    verify.round_to_bfloat16(model, passages(tokenizer))
+    round_weights(model)
     write_model(model.state_dict(), model.config, tokenizer, tmp_path, max_shard_size="400KB")
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 1
-    assert verify.check_logits(model, tmp_path, passages(tokenizer))[1] == 1.0
+    assert verify.check_logits(model, tmp_path, passages(tokenizer)).agreement == 1.0
 
 
 def prepare(output: Path, **options: object) -> None:
