@@ -22,7 +22,7 @@ from nanochat.train.scaling import scale_options
 
 @dataclass
 class Options:
-    """Import a model: any NanoChatForCausalLM on the hub, or a checkpoint folder of the original nanochat."""
+    """Import a model: an exported one, any NanoChatForCausalLM on the hub, or a folder of the original nanochat."""
 
     origin: Annotated[str, tyro.conf.Positional] = ""
     """repository on the hub, such as ada/nanochat-d20-sft, or a folder"""
