@@ -175,7 +175,7 @@ async def chat(port: int, client: int, rng: random.Random, options: BenchmarkOpt
 
 async def timed_reply(port: int, seed: int, max_tokens: int) -> tuple[int, float]:
     """Request one reply that does not end early. Return its tokens and the seconds until its first text."""
-    content = f"{seed}: " + "Tell me a story about a river. " * 4
+    content = f"{seed}: " + "Write a story about a river. " * 4
     body = {
         "messages": [{"role": "user", "content": content}],
         "seed": seed,

@@ -80,9 +80,11 @@ class ModelRunner:
         cos, sin = torch.cat((model.cos, model.cos), dim=1), torch.cat((model.sin, -model.sin), dim=1)
         self.cos_sin = torch.stack((cos, sin), dim=1).unsqueeze(2).to(dtype)  # (length, 2, 1, head_dim)
         self.root_eps = torch.tensor(RMS_NORM_EPS**0.5)
+        self.norm_scales = {size: torch.tensor(size**-0.5) for size in (config.n_embd, config.head_dim)}
         shape = (config.n_layer, 2, slots, config.n_kv_head, config.sequence_len, config.head_dim)
         self.cache = _zeros(shape, dtype, self.device)
         self.flat_cache = self.cache.view(config.n_layer, -1, config.head_dim).unbind(0)
+        self.slot_rows = config.n_kv_head * config.sequence_len
         # Row of `flat_cache` where each head's keys of slot 0 start, then the same for values.
         heads = torch.arange(config.n_kv_head, device=self.device)
         self.head_rows = torch.cat((heads, heads + slots * config.n_kv_head)) * config.sequence_len
@@ -99,8 +101,8 @@ class ModelRunner:
         config = self.config
         each = [(span, n) for span in spans for n in range(len(span.starts))]
         rows = [(span.first_slot + n, span.starts[n] + i) for span, n in each for i in range(span.count)]
-        slots, positions = (on_device(column, self.device) for column in zip(*rows, strict=True))
-        first_rows = slots * (config.n_kv_head * config.sequence_len) + positions
+        positions = on_device([position for _, position in rows], self.device)
+        first_rows = on_device([slot * self.slot_rows + position for slot, position in rows], self.device)
         cache_rows = (first_rows.unsqueeze(1) + self.head_rows).flatten()
         cos, sin = self.cos_sin[positions].unbind(1)
         visible = [(span, *self._visible(span)) for span in spans]
@@ -121,11 +123,11 @@ class ModelRunner:
         return soft_cap(self.head(hidden), self.config.logit_softcap)
 
     def _norm(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """gpt.rms_norm, in fewer operations for the few rows of a CPU."""
+        """gpt.rms_norm, in fewer operations for the few rows of a CPU (18 us; rms_norm 32; a Python scale adds 7)."""
         if x.dtype != torch.float32 or x.device.type != "cpu":
             return rms_norm(x) if out is None else out.copy_(rms_norm(x))
-        rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(x.size(-1) ** -0.5).hypot_(self.root_eps)
-        return torch.div(x, rms, out=out)
+        rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(self.norm_scales[x.size(-1)])
+        return torch.div(x, rms.hypot_(self.root_eps), out=out)
 
     def _mask(self, span: Span) -> Tensor | None:
         """Return the additive attention mask, (sequences, 1, count, length), or None if none is needed."""

@@ -114,10 +114,10 @@ class _Group:
         if self.method == "top":
             logits, tokens = logits.topk(self.k, dim=1)
         choice = self._choose(logits * self.inverse_temperature, uniforms)
-        return choice if tokens is None else tokens.gather(1, choice.unsqueeze(1)).squeeze(1)
+        return (choice if tokens is None else tokens.gather(1, choice)).squeeze(1)
 
     def _choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        """Return one column per row, (N,): where the cumulative probability exceeds the random number."""
+        """Return one column per row, (N, 1): where the cumulative probability exceeds the random number."""
         if self.beyond_k is not None:
             logits.masked_fill_(self.beyond_k, -torch.inf)
         if self.log_min_p is not None:
@@ -128,7 +128,7 @@ class _Group:
             beyond = cumulative - probabilities >= self.top_p
             beyond[:, 0] = False  # keep the most likely token: a top_p below 1e-45 is 0 in fp32
             cumulative = probabilities.masked_fill_(beyond, 0).cumsum(dim=1)
-        columns = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True).squeeze(1)
+        columns = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
         # With NaN logits (a broken model) the search returns a column past the end, which would fail the whole batch.
         return columns.clamp_(max=logits.size(1) - 1)
 
