@@ -62,7 +62,7 @@ def export(
             path, original = partial / f"{folder.name}-{kind}.gguf", rounded if kind == "bf16" else model
             write_gguf(path, kind, original.state_dict(), config, publisher)
             for line in verify_gguf.check(path, kind, original, tokenizer, passages, llama_server):
-                gguf_lines.append(line)
+                gguf_lines.append(f"- {line}")
                 log(line)
         if gguf:
             write_ollama_files(partial / f"{folder.name}-{gguf[0]}.gguf", config, checkpoint.source)
@@ -80,7 +80,7 @@ def export(
             f"Verified with transformers {transformers.__version__}, torch {torch.__version__}: on {tokens} the logits "
             f"differ by at most {result.largest:.1e} from those of the trained model rounded to bfloat16."
         )
-        write_card(checkpoint, stages, publisher, "\n\n".join([verified, *gguf_lines]), gguf, partial)
+        write_card(checkpoint, stages, publisher, "\n".join([verified, "", *gguf_lines]), gguf, partial)
         text = Path(__file__).with_name("mit.txt").read_text() if publisher.license == "mit" else OTHER_LICENSE
         text = text.format(year=time.strftime("%Y"), name=publisher.name, license=publisher.license)
         (partial / "LICENSE").write_text(text)

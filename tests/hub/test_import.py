@@ -14,6 +14,7 @@ import tiktoken
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import ApertusConfig, ApertusForCausalLM
 
 from nanochat import paths
 from nanochat.data import demo_data
@@ -287,6 +288,23 @@ def test_another_model_is_refused(exported: Path, tmp_path: Path, change: dict[s
         read_model(str(tmp_path / "copy"))
 
 
+@pytest.mark.parametrize(
+    ("rope", "sentence"),
+    [(None, "rope_parameters"), ({"rope_type": "default", "rope_theta": 1e4}, "norms or activations.*alpha")],
+)
+def test_other_apertus_models_are_refused(tmp_path: Path, rope: dict[str, Any] | None, sentence: str) -> None:
+    shape: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    config = ApertusConfig(vocab_size=576, rope_parameters=rope, **shape)  # None: Apertus' own, scaled like Llama 3's
+    ApertusForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        read_model(str(tmp_path))
+
+
 def test_another_rope_theta_and_eps_are_honoured(exported: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     shutil.copytree(exported, tmp_path / "copy")
     path = tmp_path / "copy" / "config.json"
@@ -349,7 +367,8 @@ def test_the_stage_by_the_name(origin: str, stage: str) -> None:
 def test_transformers_files_are_preferred() -> None:
     theirs = ["model_000650.pt", "meta_000650.json", "tokenizer.pkl", "README.md"]
     assert files_to_download(theirs) == theirs[:3]
-    assert "model_000650.pt" not in files_to_download([*theirs, "config.json", "model.safetensors"])
+    chosen = files_to_download([*theirs, "config.json", "model.safetensors", "m-q8_0.gguf", "Modelfile", "template"])
+    assert chosen == ["model.safetensors", "config.json", "README.md"]
 
 
 def test_an_imported_model_is_shared_with_its_origin_named(
