@@ -13,8 +13,7 @@ GPU_FIELDS = (
     "name", "uuid", "driver_version", "compute_cap", "temperature.gpu", "clocks.sm", "power.draw",
     "clocks_event_reasons.active",
 )  # fmt: skip
-OLDER_GPU_FIELDS = (*GPU_FIELDS[:-1], "clocks_throttle_reasons.active")
-"""The same fields, as older drivers name them."""
+OLDER_GPU_FIELDS = (*GPU_FIELDS[:-1], "clocks_throttle_reasons.active")  # as older drivers name them
 THERMAL, POWER_BRAKE = 0x20 | 0x40, 0x08 | 0x80
 """Bits of clocks_event_reasons: throttled by heat (software, hardware); by a lack of power (hardware)."""
 DROP_CACHE = "sync && echo 3 | sudo tee /proc/sys/vm/drop_caches"
@@ -73,16 +72,11 @@ class GPU:
     name: str
     uuid: str
     driver: str
-    compute_cap: str
-    """such as 12.1"""
-    temperature: float | None
-    """degrees Celsius"""
-    clock: float | None
-    """MHz, of the multiprocessors"""
-    power: float | None
-    """watts"""
-    slowed_by: int
-    """clocks_event_reasons, a bit set"""
+    compute_cap: str  # such as 12.1
+    temperature: float | None  # degrees Celsius
+    clock: float | None  # MHz, of the multiprocessors
+    power: float | None  # watts
+    slowed_by: int  # clocks_event_reasons, a bit set
 
     @property
     def is_gb10(self) -> bool:

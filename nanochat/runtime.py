@@ -6,15 +6,13 @@ import platform
 import re
 import resource
 import shutil
-import subprocess
-import sys
 import sysconfig
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TypeVar
+from typing import NamedTuple
 
 import torch
 
@@ -22,22 +20,27 @@ from nanochat import host
 from nanochat.dist import World
 from nanochat.errors import UserError
 
-Result = TypeVar("Result")
 
-# Dense bf16 TFLOP/s from the vendors' datasheets, by the name that the driver reports.
-DATASHEET_TFLOPS = {
-    "GB10": 125,
-    "GB200": 2500,
-    "B200": 2250,
-    "H200": 989,
-    "H100 PCIe": 756,
-    "H100 NVL": 835,
-    "H100": 989,
-    "A100": 312,
-    "L40S": 362,
-    "RTX 5090": 210,
-    "RTX 4090": 165,
-    "RTX 3090": 71,
+class Datasheet(NamedTuple):
+    """The vendor's figures of a GPU."""
+
+    tflops: int  # dense, in bf16
+    gbps: int  # memory bandwidth in GB/s
+
+
+DATASHEETS = {  # by the name that the driver reports
+    "GB10": Datasheet(125, 273),
+    "GB200": Datasheet(2500, 8000),
+    "B200": Datasheet(2250, 8000),
+    "H200": Datasheet(989, 4800),
+    "H100 PCIe": Datasheet(756, 2000),
+    "H100 NVL": Datasheet(835, 3900),
+    "H100": Datasheet(989, 3350),
+    "A100": Datasheet(312, 1935),
+    "L40S": Datasheet(362, 864),
+    "RTX 5090": Datasheet(210, 1792),
+    "RTX 4090": Datasheet(165, 1008),
+    "RTX 3090": Datasheet(71, 936),
 }
 
 COMPILE_THRESHOLD = 5e9
@@ -46,14 +49,13 @@ passes over memory: on two cores 5 ns per unit in fp32 and 7 to 9 in bfloat16.""
 
 
 @dataclass(frozen=True)
-class Runtime:
+class Runtime(AbstractContextManager["Runtime"]):
     """Device, compute dtype and processes of a run. A context manager: leaving it ends the process group."""
 
     device: torch.device
     compute_dtype: torch.dtype
     world: World
-    started: float = 0.0
-    """time.monotonic() at the start"""
+    started: float = 0.0  # time.monotonic() at the start
 
     @classmethod
     def start(cls, device_type: str = "auto") -> "Runtime":
@@ -73,14 +75,9 @@ class Runtime:
             torch.set_float32_matmul_precision("high")
         return cls(device, native_dtype(device), World.join(device), time.monotonic())
 
-    def __enter__(self) -> "Runtime":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # After an error the other processes may never reach the barrier that this implies.
-        if error is None:
+        if kind is None:
             self.world.leave()
 
     def synchronize(self) -> None:
@@ -114,16 +111,14 @@ class Runtime:
 
         From the datasheet of a known GPU, else measured with a matmul.
         """
-        if self.device.type == "cuda":
-            tflops = datasheet(DATASHEET_TFLOPS, torch.cuda.get_device_name(self.device))
-            if tflops:
-                return tflops * 1e12, "datasheet"
+        if self.device.type == "cuda" and (sheet := datasheet(torch.cuda.get_device_name(self.device))):
+            return sheet.tflops * 1e12, "datasheet"
         return measure_matmul_flops(self.device, self.compute_dtype), "measured matmul"
 
 
-def datasheet(table: dict[str, int], name: str) -> int | None:
-    """The figure of the chip in `name`, matched as whole words: an RTX A1000 is not an A100."""
-    return next((figure for chip, figure in table.items() if re.search(rf"\b{chip}\b", name)), None)
+def datasheet(name: str) -> Datasheet | None:
+    """The figures of the chip in `name`, matched as whole words: an RTX A1000 is not an A100."""
+    return next((sheet for chip, sheet in DATASHEETS.items() if re.search(rf"\b{chip}\b", name)), None)
 
 
 def resolve_device_type(device_type: str) -> str:
@@ -174,21 +169,12 @@ def software() -> str:
 
 def commit() -> str:
     """The code's git commit, with `-dirty` if files differ from it; `unknown` outside a checkout."""
-    try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return result.stdout.strip() or "unknown"
+    folder = str(Path(__file__).parent)
+    return host.output("git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=12") or "unknown"
 
 
 def cpu_flags() -> set[str]:
-    """Instruction sets of the CPU as Linux names them; empty on other systems."""
+    """Instruction sets of an x86 CPU, such as avx512_bf16; empty on ARM."""
     return set(_cpuinfo("flags").split())
 
 
@@ -197,10 +183,7 @@ def cpu_name() -> str:
 
 
 def _cpuinfo(key: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == key), "")
 
 
@@ -227,8 +210,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Peak memory of this process: torch's counter on CUDA, resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def free_memory(device: torch.device) -> int:
@@ -237,23 +219,17 @@ def free_memory(device: torch.device) -> int:
     On a GPU that shares the CPU's memory, such as the GB10, the driver counts the page cache as used and NVML reports
     nothing, so the memory that the system reports as available counts.
     """
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        if not has_unified_memory(device):
-            return torch.cuda.mem_get_info(device)[0] + cached
-        return _available_cpu_memory() + cached
-    return _available_cpu_memory()
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    if not has_unified_memory(device):
+        return torch.cuda.mem_get_info(device)[0] + cached
+    memory = host.memory()
+    assert memory is not None  # Linux reports it
+    return memory.available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + cached
 
 
 def has_unified_memory(device: torch.device) -> bool:
     """True if the device uses the CPU's memory. Taking too much of it raises no error: a process is killed."""
     return device.type != "cuda" or bool(torch.cuda.get_device_properties(device).is_integrated)
-
-
-def _available_cpu_memory() -> int:
-    memory = host.memory()
-    assert memory is not None  # Linux reports it
-    return memory.available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

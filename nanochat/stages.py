@@ -8,14 +8,10 @@ StageName = Literal["base", "mid", "sft", "rl"]
 
 @dataclass(frozen=True)
 class Stage:
-    """One training stage: its name, its checkpoint folder and its script."""
-
-    name: StageName
-    """also the `source` of its checkpoints"""
+    name: StageName  # also the `source` of its checkpoints
     title: str
     script: str
-    checkpoint_folder: str
-    """below the base directory"""
+    checkpoint_folder: str  # below the base directory
 
 
 STAGES: dict[str, Stage] = {
@@ -30,9 +26,5 @@ STAGES: dict[str, Stage] = {
 
 
 def previous(name: str) -> Stage:
-    """The stage whose checkpoints `name` starts from. Raises ValueError for the first stage."""
-    names = list(STAGES)
-    index = names.index(name)
-    if index == 0:
-        raise ValueError(f"{name} is the first stage")
-    return STAGES[names[index - 1]]
+    """The stage whose checkpoints `name` starts from. Raises KeyError for the first stage."""
+    return dict(zip(list(STAGES)[1:], STAGES.values(), strict=False))[name]

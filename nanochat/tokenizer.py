@@ -49,8 +49,7 @@ PART_MARKS: dict[PartType, tuple[str, str]] = {
 
 class Rendered(NamedTuple):
     ids: list[int]
-    mask: list[int]
-    """1 for tokens that the assistant writes, which are trained on; else 0"""
+    mask: list[int]  # 1 for tokens that the assistant writes, which are trained on; else 0
 
 
 class Tokenizer:
@@ -60,10 +59,8 @@ class Tokenizer:
         self.pattern = pattern
         self.special_ids = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
         self.bos_id = self.special_ids["<|bos|>"]
-        self.ranks = ranks
-        """id of each token's bytes; of all possible merges, the one with the lowest id is applied first"""
-        self.vocab_size = len(ranks) + len(SPECIAL_TOKENS)
-        """The model pads it to a multiple of 64."""
+        self.ranks = ranks  # id of each token's bytes; of all possible merges, the one with the lowest id is made first
+        self.vocab_size = len(ranks) + len(SPECIAL_TOKENS)  # the model pads it to a multiple of 64
         self._encoding = tiktoken.Encoding(
             "nanochat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special_ids
         )

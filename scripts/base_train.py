@@ -43,7 +43,7 @@ def main(options: PretrainOptions) -> None:
             for split in ("train", "val")
         )
         options = scale_options(options, config, runtime)
-        data = f"{options.dataset}, {text.num_tokens:,} tokens"
+        data = f"{options.dataset}, {len(text.stream.ids):,} tokens"
         run = resume.start_or_resume("base", options, runtime, tokenizer, config=config, data=data)
         assert options.total_batch_size and options.num_iterations
         rows = rows_per_step(options.total_batch_size, config.sequence_len, runtime.world)

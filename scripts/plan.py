@@ -11,7 +11,7 @@ import torch
 
 from nanochat import cli, host, paths
 from nanochat.model.gpt import GPTConfig
-from nanochat.runtime import DATASHEET_TFLOPS, has_unified_memory
+from nanochat.runtime import DATASHEETS, has_unified_memory
 from nanochat.spark.disk import default_config, disk_space
 from nanochat.spark.plan import (
     PLAN_FILE,
@@ -31,7 +31,7 @@ from nanochat.units import format_bytes
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 SPARK_WATTS, LINK_EFFICIENCY = 120.0, 0.97
-H100_FLOPS = DATASHEET_TFLOPS["H100"] * 1e12 * 0.51
+H100_FLOPS = DATASHEETS["H100"].tflops * 1e12 * 0.51
 
 
 @dataclass

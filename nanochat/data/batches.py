@@ -7,6 +7,7 @@ alone: there is no loader state to save, and a resumed run may use a different n
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -26,21 +27,16 @@ PIECES_PER_ROW = 4
 
 
 class Row(NamedTuple):
-    """One row of a batch."""
-
-    tokens: np.ndarray
-    """(T,) int64, starting with bos"""
-    targets: np.ndarray
-    """(T,) int64, the next token, or IGNORE if it is not trained on"""
+    tokens: np.ndarray  # (T,) int64, starting with bos
+    targets: np.ndarray  # (T,) int64, the next token, or IGNORE if it is not trained on
 
 
 class Rows(Protocol):
-    """A numbered set of rows."""
-
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Row: ...
 
 
+@dataclass(frozen=True)
 class StreamRows:
     """Text as one stream of documents, cut every `sequence_len` tokens.
 
@@ -48,14 +44,9 @@ class StreamRows:
     target exactly once, and rows are independent of each other.
     """
 
-    def __init__(self, stream: TokenFile | TokenShards, sequence_len: int, bos_id: int) -> None:
-        self.stream = stream
-        self.sequence_len = sequence_len
-        self.bos_id = bos_id
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.stream.ids)
+    stream: TokenFile | TokenShards
+    sequence_len: int
+    bos_id: int
 
     def split(self, pieces_per_row: int) -> "StreamRows":
         """The same stream in shorter rows: row i becomes rows i x pieces_per_row and up."""
@@ -80,14 +71,10 @@ class StreamRows:
 class Batch(NamedTuple):
     """One micro-batch: the input of one forward pass."""
 
-    tokens: Tensor
-    """(B, T) int64"""
-    targets: Tensor
-    """(B, T) int64, IGNORE if not trained on"""
-    weights: Tensor | None = None
-    """(B, T) fp32, weight of each token's loss; None: one"""
-    trained: Tensor | None = None
-    """(N,) int64, positions of the flattened targets that are trained on; None: any may be"""
+    tokens: Tensor  # (B, T) int64
+    targets: Tensor  # (B, T) int64, IGNORE if not trained on
+    weights: Tensor | None = None  # (B, T) fp32, weight of each token's loss; None: one
+    trained: Tensor | None = None  # (N,) int64, trained positions of the flattened targets; None: any may be
 
     @property
     def num_trained(self) -> int:
@@ -121,8 +108,7 @@ class StepData(NamedTuple):
     """The part of one optimizer step that one process works on."""
 
     batches: list[Batch]
-    metrics: dict[str, float]
-    """logged with the step"""
+    metrics: dict[str, float]  # logged with the step
 
 
 class BatchSource(Protocol):
@@ -158,10 +144,10 @@ class RowBatches:
 
     def step_data(self, step: int) -> StepData:
         """Micro-batches of at most `device_batch_size` rows, or as many tokens of trimmed rows."""
-        own = [self.rows[i] for i in self.row_indices(step)[self.world.rank :: self.world.size]]
+        indices = self.row_indices(step)[self.world.rank :: self.world.size]
         if not self.trim:
-            return StepData(list(stack_all(own, self.device_batch_size)), {"epoch": self.epoch(step)})
-        own.sort(key=trained_length)
+            return StepData(list(stack_all(self.rows, indices, self.device_batch_size)), {"epoch": self.epoch(step)})
+        own = sorted((self.rows[i] for i in indices), key=trained_length)
         groups = group_by_tokens(list(map(trained_length, own)), self.device_batch_size * len(own[0].tokens))
         return StepData([stack(own[group], trim=True) for group in groups], {"epoch": self.epoch(step)})
 
@@ -176,8 +162,7 @@ class ShortRowsFirst:
     context (https://arxiv.org/abs/2012.15832).
     """
 
-    SHUFFLED_STEPS = 64
-    """The pieces of this many steps are shuffled together."""
+    SHUFFLED_STEPS = 64  # the pieces of this many steps are shuffled together
 
     def __init__(self, whole: RowBatches, pieces: Rows, pieces_per_row: int, steps: int, seed: int) -> None:
         """`pieces`: row i consists of pieces i x pieces_per_row and up; `steps`: number of steps on pieces."""
@@ -204,8 +189,8 @@ class ShortRowsFirst:
         order = self._permutation(block, min(self.SHUFFLED_STEPS, self.steps - start) * pieces_per_step)
         world = self.whole.world
         own = order[in_block * pieces_per_step : (in_block + 1) * pieces_per_step][world.rank :: world.size]
-        rows = [self.pieces[self.piece_index(start * pieces_per_step + int(place))] for place in own]
-        batches = stack_all(rows, self.whole.device_batch_size * self.pieces_per_row)
+        indices = [self.piece_index(start * pieces_per_step + int(place)) for place in own]
+        batches = stack_all(self.pieces, indices, self.whole.device_batch_size * self.pieces_per_row)
         return StepData(list(batches), {"epoch": self.whole.epoch(step)})
 
 
@@ -258,10 +243,10 @@ def group_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[slice]:
     return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(lengths)], strict=True) if start < end]
 
 
-def stack_all(rows: list[Row], device_batch_size: int) -> Iterator[Batch]:
-    """Batches of at most `device_batch_size` rows, in order."""
-    for start in range(0, len(rows), device_batch_size):
-        yield stack(rows[start : start + device_batch_size])
+def stack_all(rows: Rows, indices: Sequence[int], device_batch_size: int) -> Iterator[Batch]:
+    """Batches of at most `device_batch_size` of the rows with these indices, in order."""
+    for start in range(0, len(indices), device_batch_size):
+        yield stack([rows[i] for i in indices[start : start + device_batch_size]])
 
 
 def stack(rows: list[Row], trim: bool = False) -> Batch:
@@ -275,6 +260,4 @@ def stack(rows: list[Row], trim: bool = False) -> Batch:
 
 def in_order(rows: Rows, device_batch_size: int, world: World, max_rows: int) -> Iterator[Batch]:
     """This process's part of the first `max_rows` rows, in order; for evaluation."""
-    own = range(world.rank, min(len(rows), max_rows), world.size)
-    for start in range(0, len(own), device_batch_size):
-        yield stack([rows[i] for i in own[start : start + device_batch_size]])
+    return stack_all(rows, range(world.rank, min(len(rows), max_rows), world.size), device_batch_size)

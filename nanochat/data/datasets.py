@@ -22,19 +22,16 @@ from nanochat.errors import UserError
 DatasetName = Literal["fineweb-edu", "climbmix", "encyclopedia"]
 
 SHARD_CHARS = 250_000_000
-CHARS_PER_TOKEN = 4.8
-"""English prose with a vocabulary of 65,536."""
+CHARS_PER_TOKEN = 4.8  # English prose with a vocabulary of 65,536
 TOKENS_PER_PARAMETER = 20
-SPARE = 1.1
-"""Shards differ in length: 10% more than needed keeps a run within one epoch."""
+SPARE = 1.1  # shards differ in length: 10% more than needed keeps a run within one epoch
 
 
 @dataclass(frozen=True)
 class TextDataset:
     """Text in two disjoint splits, `train` and `val`, each in shards."""
 
-    name: str
-    """name of its folders"""
+    name: str  # name of its folders
     splits: Mapping[str, Sequence[TextShard]]
 
     def texts(self, split: str) -> Iterator[str]:

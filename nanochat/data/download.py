@@ -4,6 +4,7 @@ huggingface_hub lists the files and their digests. The bytes are downloaded here
 a partial file of an earlier process (https://github.com/huggingface/huggingface_hub/pull/4228).
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -31,8 +32,7 @@ from nanochat.units import format_bytes
 PARALLEL_FILES = 8
 MAX_DAMAGED_DOWNLOADS = 3
 DISK_RESERVE_BYTES = 1 << 30
-MAX_FAILURES = 6
-"""Consecutive failed requests without a new byte; with the pauses, half a minute."""
+MAX_FAILURES = 6  # consecutive failed requests without a new byte; with the pauses, half a minute
 FIRST_PAUSE_SECONDS = 1.0
 MAX_PAUSE_SECONDS = 60.0
 TEMPORARY_STATUS = (408, 425, 429, 500, 502, 503, 504)
@@ -43,13 +43,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class HubFile:
-    name: str
-    """path in the repository, and in the download folder"""
-    size: int
-    """bytes"""
+    name: str  # path in the repository, and in the download folder
+    size: int  # bytes
     sha256: str
-    checked: int | None = field(default=None, compare=False)
-    """st_ctime_ns at the last verification; any later write changes it"""
+    checked: int | None = field(default=None, compare=False)  # st_ctime_ns when verified: any later write changes it
 
 
 @dataclass
@@ -58,20 +55,17 @@ class Manifest:
 
     folder: Path
     repository: str
-    revision: str | None = None
-    """commit of the repository"""
+    revision: str | None = None  # commit of the repository
     files: dict[str, HubFile] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path, repository: str) -> "Manifest":
         """Read the folder's manifest. Empty if it is missing, damaged or from another repository."""
-        try:
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             saved = json.loads((folder / MANIFEST_FILE).read_text())
             if saved["repository"] == repository:
                 files = {name: HubFile(name, **entry) for name, entry in saved["files"].items()}
                 return cls(folder, repository, saved["revision"], files)
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-            pass
         return cls(folder, repository)
 
     def is_verified(self, name: str) -> bool:
@@ -100,7 +94,8 @@ def fetch(
 
     Files that changed since their last verification (with `verify`, all files) are hashed again, and damaged ones are
     downloaded again. Needs no network if nothing is missing. A second process waits for the first. The disk must have
-    room for `disk_factor` times the missing bytes. Raises UserError if the files cannot be downloaded.
+    room for `disk_factor` times the missing bytes. Raises UserError if the files cannot be downloaded, OSError if they
+    cannot be written (nanochat.cli names the folder and the fix).
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,11 +118,6 @@ def fetch(
     except OfflineModeIsEnabled as error:
         raise UserError(
             f"{folder} is incomplete and HF_HUB_OFFLINE is set: unset it, or copy the folder from another machine"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({error.strerror or error}): free some space, or set NANOCHAT_BASE_DIR to a "
-            "folder you can write to"
         ) from error
 
 

@@ -31,8 +31,7 @@ from nanochat.tokenizer import Rendered, Tokenizer
 
 BLOCK_BYTES = 1 << 16
 """Unit of checksums. Verifying one takes 18 us (CRC-32 at 3.6 GB/s on one x86 core), 5 ms per step at depth 20."""
-DOCUMENTS_AT_ONCE = 256
-"""Documents per numpy call when writing: one call per document took a sixth of the time."""
+DOCUMENTS_AT_ONCE = 256  # per numpy call when writing: one call per document took a sixth of the time
 
 
 class CheckedArray:
@@ -41,9 +40,8 @@ class CheckedArray:
     def __init__(self, path: Path, dtype: np.dtype, length: int, checksums: list[int]) -> None:
         """Raises UserError if the file is missing or has another size."""
         self._path = path
-        self._mapped: np.ndarray
         try:
-            self._mapped = np.memmap(path, dtype=dtype, mode="r")
+            self._mapped: np.ndarray = np.memmap(path, dtype=dtype, mode="r")
         except (FileNotFoundError, ValueError):  # missing, or empty
             self._mapped = np.empty(0, dtype)
         if len(self._mapped) != length:
@@ -63,17 +61,14 @@ class CheckedArray:
         if stop > start:
             first, last = start // self._per_block, (stop - 1) // self._per_block
             for block in (first + np.flatnonzero(~self._verified[first : last + 1])).tolist():
-                self._verify(block)
+                found = zlib.crc32(self._mapped[block * self._per_block : (block + 1) * self._per_block].data)
+                if found != self._checksums[block]:
+                    raise UserError(
+                        f"{self._path} is damaged near byte {block * BLOCK_BYTES:,}: delete that file, run "
+                        "./prepare.sh, which writes it again, and rerun this command"
+                    )
+                self._verified[block] = True
         return self._mapped[start:stop]
-
-    def _verify(self, block: int) -> None:
-        found = zlib.crc32(self._mapped[block * self._per_block : (block + 1) * self._per_block].data)
-        if found != self._checksums[block]:
-            raise UserError(
-                f"{self._path} is damaged near byte {block * BLOCK_BYTES:,}: delete that file, run ./prepare.sh, which "
-                "writes it again, and rerun this command"
-            )
-        self._verified[block] = True
 
 
 def checksums(path: Path) -> list[int]:
@@ -81,22 +76,18 @@ def checksums(path: Path) -> list[int]:
         return [zlib.crc32(block) for block in iter(lambda: file.read(BLOCK_BYTES), b"")]
 
 
-Ids = np.ndarray | CheckedArray
-"""Anything that can be read by slices."""
+Ids = np.ndarray | CheckedArray  # anything that can be read by slices
 
 
 @dataclass(frozen=True)
 class TokenFile:
     """The token file of one shard, or of a mixture of conversations."""
 
-    ids: Ids
-    """(N,) uint16 or uint32"""
-    offsets: Ids
-    """(documents + 1,) int64: document i is ids[offsets[i] : offsets[i + 1]]"""
-    mask: Ids | None
-    """(N,) uint8, 1 if the token is trained on; None if all are"""
-    num_bytes: int
-    """raw bytes of the text, without special tokens"""
+    ids: Ids  # (N,) uint16 or uint32
+    offsets: Ids  # (documents + 1,) int64: document i is ids[offsets[i] : offsets[i + 1]]
+    mask: Ids | None  # (N,) uint8, 1 if the token is trained on; None if all are
+    num_bytes: int  # raw bytes of the text, without special tokens
+    origin: str = ""  # identifies the text
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -116,7 +107,7 @@ class TokenFile:
                 part: CheckedArray(folder / f"{name}.{part}", dtypes[part], length, settings["crc32"][part])
                 for part, length in lengths.items()
             }
-            return cls(parts["ids"], parts["offsets"], parts.get("mask"), settings["bytes"])
+            return cls(parts["ids"], parts["offsets"], parts.get("mask"), settings["bytes"], settings["origin"])
         except FileNotFoundError:
             raise UserError(f"no tokens in {folder}: run ./prepare.sh first") from None
         except (ValueError, KeyError, TypeError):
@@ -126,11 +117,9 @@ class TokenFile:
     def is_current(cls, folder: Path, name: str, tokenizer: Tokenizer, origin: str) -> bool:
         """True if the file is complete, and from this tokenizer and the text identified by `origin`."""
         try:
-            settings = json.loads((folder / f"{name}.json").read_text())
-            cls.open(folder, name, tokenizer)
-        except (FileNotFoundError, ValueError, UserError):
+            return cls.open(folder, name, tokenizer).origin == origin
+        except UserError:
             return False
-        return bool(settings.get("origin") == origin)
 
 
 class ShardedIds:
@@ -162,8 +151,7 @@ class TokenShards:
 
     ids: ShardedIds
     num_documents: int
-    num_bytes: int
-    """raw bytes of the text, without special tokens"""
+    num_bytes: int  # raw bytes of the text, without special tokens
 
     @classmethod
     def open(cls, folder: Path, split: str, tokenizer: Tokenizer) -> "TokenShards":
@@ -201,7 +189,7 @@ def write_shards(
     """Write all missing or stale token files, with one process per core or `workers`; return how many were written.
 
     tiktoken encodes 12 MB/s per core on a 2-core x86 machine; threads would wait for each other. A second call waits
-    for the first. Raises UserError if a process was killed or the disk is full; finished shards are kept.
+    for the first. Raises UserError if a process was killed, OSError if the disk is full; finished shards are kept.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -220,22 +208,18 @@ def write_shards(
             "a tokenizing process was killed (possibly out of memory): run ./prepare.sh again to continue with the "
             "remaining shards"
         ) from None
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({error.strerror or error}): free some space and run ./prepare.sh again"
-        ) from error
 
 
 def _tokenize(folder: Path, shards: Sequence[TextShard], tokenizer: Tokenizer, workers: int) -> Iterator[None]:
     if workers < 2:
         for shard in shards:
-            write_documents(folder, shard.name, tokenizer, shard.texts(), shard.origin)
+            _write_shard(folder, shard, tokenizer)
             yield
         return
     # Spawned, not forked: torch and the downloads have started threads.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_Worker.start, initargs=(folder, tokenizer)) as pool:
-        futures = [pool.submit(_Worker.write, shard) for shard in shards]
+    with ProcessPoolExecutor(workers, context) as pool:
+        futures = [pool.submit(_write_shard, folder, shard, tokenizer) for shard in shards]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -245,19 +229,8 @@ def _tokenize(folder: Path, shards: Sequence[TextShard], tokenizer: Tokenizer, w
             raise
 
 
-class _Worker:
-    """State of a worker process, sent once instead of with every shard."""
-
-    folder: Path
-    tokenizer: Tokenizer
-
-    @classmethod
-    def start(cls, folder: Path, tokenizer: Tokenizer) -> None:
-        cls.folder, cls.tokenizer = folder, tokenizer
-
-    @classmethod
-    def write(cls, shard: TextShard) -> None:
-        write_documents(cls.folder, shard.name, cls.tokenizer, shard.texts(), shard.origin)
+def _write_shard(folder: Path, shard: TextShard, tokenizer: Tokenizer) -> None:
+    write_documents(folder, shard.name, tokenizer, shard.texts(), shard.origin)
 
 
 def write_documents(folder: Path, name: str, tokenizer: Tokenizer, texts: Iterable[str], origin: str) -> None:

@@ -26,8 +26,7 @@ from nanochat.tasks.spelling import LetterCount, read_words
 from nanochat.tasks.task import GradedTask
 
 MAX_REPLY_TOKENS = 512
-NUM_WORDS = 256
-"""words to count letters in"""
+NUM_WORDS = 256  # words to count letters in
 ORDER_SEED = 1337
 
 

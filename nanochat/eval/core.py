@@ -23,10 +23,10 @@ from typing import Any, Literal, get_args
 import httpx2
 import yaml
 from huggingface_hub import constants
-from huggingface_hub.utils import get_session, hf_raise_for_status
+from huggingface_hub.utils import hf_raise_for_status, http_backoff
 
 from nanochat import paths
-from nanochat.data.download import resume_download, retry
+from nanochat.data.download import resume_download
 from nanochat.data.progress import progress_bar
 from nanochat.errors import UserError
 from nanochat.eval.multiple_choice import Option, Problem, common_prefix, is_right, score_options
@@ -43,22 +43,16 @@ EXAMPLES_SEED = 1234
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 """No digest is published: the size and the CRC-32 of each file are checked, and cached results store `fingerprint`."""
 ALTERNATIVES = "pass --eval-bundle FOLDER if you have the bundle, or --tasks chat to skip CORE"
-PROBLEMS_AT_A_TIME = 2048
-"""Problems sorted by length together: enough for even batches, few enough to hold in memory."""
+PROBLEMS_AT_A_TIME = 2048  # sorted by length together: enough for even batches, few enough to hold in memory
 
 
 @dataclass(frozen=True)
 class CoreTask:
-    """One task of the bundle."""
-
     name: str
     kind: Kind
-    shots: int
-    """number of solved examples before each problem"""
-    delimiter: str
-    """between a context and its continuation"""
-    baseline: float
-    """accuracy of guessing, 0 to 1"""
+    shots: int  # number of solved examples before each problem
+    delimiter: str  # between a context and its continuation
+    baseline: float  # accuracy of guessing, 0 to 1
     path: Path
 
     @cached_property
@@ -203,8 +197,6 @@ def fetch_bundle() -> Path:
     except httpx2.HTTPError as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"cannot download {URL} ({reason}): try again later, or {ALTERNATIVES}") from error
-    except OSError as error:
-        raise UserError(f"cannot write to {downloads} ({error.strerror or error}): free some space") from error
     return folder
 
 
@@ -213,13 +205,8 @@ def _download(downloads: Path, folder: Path) -> None:
     if constants.is_offline_mode():
         raise UserError(f"the CORE bundle is missing and HF_HUB_OFFLINE is set: unset it, or {ALTERNATIVES}")
     print(f"downloading the CORE bundle from {URL}", flush=True)
-
-    def head() -> httpx2.Response:
-        response = get_session().head(URL, headers={"Accept-Encoding": "identity"})
-        hf_raise_for_status(response)
-        return response
-
-    response = retry(head)
+    response = http_backoff("HEAD", URL, headers={"Accept-Encoding": "identity"})
+    hf_raise_for_status(response)
     size = int(response.headers["Content-Length"])
     version = hashlib.sha256(f"{size} {response.headers.get('ETag', '')}".encode()).hexdigest()[:16]
     archive = downloads / f".{version}.partial"  # a partial download of another version is not continued

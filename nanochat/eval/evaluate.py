@@ -31,8 +31,7 @@ class Benchmark(Protocol):
     """Several tasks whose scores average to one number: CORE, ChatCORE."""
 
     name: str
-    needs_chat: bool
-    """leave out base models"""
+    needs_chat: bool  # leave out base models
 
     def key(self) -> Mapping[str, Any]:
         """Everything that the scores depend on, except the model."""
@@ -47,8 +46,7 @@ class EvalModel:
 
     checkpoint: Checkpoint
     runtime: Runtime
-    device_batch_size: int
-    """rows of text, or replies, per batch"""
+    device_batch_size: int  # rows of text, or replies, per batch
 
     @cached_property
     def chat(self) -> ChatModel:

@@ -24,8 +24,7 @@ class Option:
     """One answer to a problem, with the text before it."""
 
     tokens: list[int]
-    start: int
-    """`tokens[start:]` is scored; at least 1, because nothing predicts the first token"""
+    start: int  # `tokens[start:]` is scored; at least 1, because nothing predicts the first token
 
 
 @dataclass(frozen=True)
@@ -33,15 +32,12 @@ class Problem:
     """Correct if the likeliest option is the right one; a single option must be the greedy continuation."""
 
     options: list[Option]
-    gold: int
-    """index of the right option"""
+    gold: int  # index of the right option
 
 
 class OptionScore(NamedTuple):
-    mean_loss: float
-    """mean cross-entropy of the scored tokens, in nats"""
-    is_greedy: bool
-    """True if every scored token is the likeliest at its position"""
+    mean_loss: float  # mean cross-entropy of the scored tokens, in nats
+    is_greedy: bool  # True if every scored token is the likeliest at its position
 
 
 def is_right(problem: Problem, scores: Sequence[OptionScore]) -> bool:
@@ -57,14 +53,10 @@ class _Row:
 
     tokens: list[int]
     positions: list[int]
-    branches: list[int]
-    """0 in the common prefix, 1 and up in the options"""
-    sources: list[int]
-    """index in the row of the token that predicts each scored token"""
-    targets: list[int]
-    """the scored tokens"""
-    counts: list[int]
-    """number of scored tokens of each option"""
+    branches: list[int]  # 0 in the common prefix, 1 and up in the options
+    sources: list[int]  # index in the row of the token that predicts each scored token
+    targets: list[int]  # the scored tokens
+    counts: list[int]  # number of scored tokens of each option
 
 
 def score_options(model: GPT, problems: Sequence[Problem], batch_tokens: int) -> Iterator[list[OptionScore]]:

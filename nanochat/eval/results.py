@@ -23,8 +23,7 @@ class TaskScore:
     task: str
     problems: int
     accuracy: float
-    baseline: float
-    """accuracy of guessing"""
+    baseline: float  # accuracy of guessing
 
     @property
     def centered(self) -> float:
@@ -40,12 +39,9 @@ class TaskScore:
 class StageEvalConfig:
     """Size of the evaluation that every stage gets."""
 
-    dataset: str
-    """held-out text for bits per byte"""
-    eval_tokens: int
-    """maximum number of tokens of that text"""
-    problems: int
-    """number of held-out sums; a fifth as many words to spell, and to count letters in"""
+    dataset: str  # held-out text for bits per byte
+    eval_tokens: int  # maximum number of tokens of that text
+    problems: int  # number of held-out sums; a fifth as many words to spell, and to count letters in
 
 
 @dataclass
@@ -59,14 +55,14 @@ class StageResult:
     identity: float
     arithmetic: float
     spelling: float
-    seconds: float
-    """training time of this stage"""
+    seconds: float  # training time of this stage
 
-    def task_scores(self, config: StageEvalConfig) -> list[TaskScore]:
+    def task_scores(self, problems: int) -> list[TaskScore]:
+        """`problems`: as in the StageEvalConfig of the evaluation."""
         return [
             TaskScore("identity", IDENTITY_QUESTIONS, self.identity, 0.0),
-            TaskScore("arithmetic", config.problems, self.arithmetic, 0.0),
-            TaskScore("spelling", 2 * (config.problems // 5), self.spelling, 0.0),
+            TaskScore("arithmetic", problems, self.arithmetic, 0.0),
+            TaskScore("spelling", 2 * (problems // 5), self.spelling, 0.0),
         ]
 
 

@@ -11,8 +11,7 @@ from torch import Tensor
 QUERY_BLOCK = {torch.float32: 128, torch.bfloat16: 256}
 """Queries per attention block: few enough that their scores stay in the cache and little of the work is masked.
 bfloat16 products are so fast that fewer, larger ones win."""
-MAX_BFLOAT16_ROW = 512
-"""Row length up to which blocked attention is faster than torch's in bfloat16."""
+MAX_BFLOAT16_ROW = 512  # row length up to which blocked attention is faster than torch's in bfloat16
 
 _MASK = {dtype: torch.full((size, size), -torch.inf, dtype=dtype).triu(1) for dtype, size in QUERY_BLOCK.items()}
 

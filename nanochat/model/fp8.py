@@ -20,10 +20,8 @@ MIN_AMAX = 1e-30
 class Scaled(NamedTuple):
     """A matrix in FP8: `values` times `scale`."""
 
-    values: Tensor
-    """(M, K), row-major"""
-    scale: Tensor
-    """a scalar in fp32"""
+    values: Tensor  # (M, K), row-major
+    scale: Tensor  # a scalar in fp32
 
     @classmethod
     def of(cls, x: Tensor, dtype: torch.dtype) -> "Scaled":

@@ -15,7 +15,7 @@ from nanochat.spark.plan import Tariff
 from nanochat.stages import STAGES
 from nanochat.units import format_duration
 
-CAPTIONS = {
+CAPTIONS = {  # by plot
     "loss": "Training loss. The thin line is each step, the thick line a moving average.",
     "bits-per-byte": "Bits per byte of held-out text, comparable between tokenizers.",
     "reward": "Share of correct replies, length of replies, and share of replies in groups with unequal rewards, "
@@ -26,9 +26,7 @@ CAPTIONS = {
     "CORE": "The 22 tasks of CORE.",
     "ChatCORE": "The six tasks of ChatCORE.",
 }
-"""By plot."""
-MAX_SAMPLES = 4
-"""Per stage, from its first to its last."""
+MAX_SAMPLES = 4  # per stage, from its first to its last
 Row = Sequence[str]
 
 

@@ -11,29 +11,25 @@ from typing import Any
 
 from nanochat import paths
 from nanochat.errors import UserError
-from nanochat.eval.results import StageEvalConfig, StageResult, TaskScore, saved_result
+from nanochat.eval.results import StageResult, TaskScore, saved_result
 from nanochat.spark.plan import PLAN_FILE, Plan, Tariff
 from nanochat.stages import STAGES
 from nanochat.telemetry.run_log import FACTS_FILE, METRICS_FILE, SAMPLES_FILE, read_steps
 from nanochat.train.checkpoint import META_FILE, Checkpoint, checkpoints
+
+RESULT_SUFFIXES = {"stages": "", "CORE": "-core", "ChatCORE": "-chatcore"}  # of the files, by benchmark
 
 
 @dataclass(frozen=True)
 class Stage:
     """One stage of one model, finished or running."""
 
-    facts: dict[str, Any]
-    """run.json, and the checkpoint's meta.json if there is one"""
-    rows: list[dict[str, Any]]
-    """metrics.jsonl, one row per step"""
-    samples: list[dict[str, Any]]
-    """samples.jsonl: steps, and the text that the model generated then"""
-    checkpoint: Checkpoint | None
-    """newest checkpoint; None before the first is saved"""
-    logged_at: float
-    """time of the last step, in seconds since 1970"""
-    plan: Plan | None = None
-    """the run's estimate for itself and the later stages"""
+    facts: dict[str, Any]  # run.json, and the checkpoint's meta.json if there is one
+    rows: list[dict[str, Any]]  # metrics.jsonl, one row per step
+    samples: list[dict[str, Any]]  # samples.jsonl: steps, and the text that the model generated then
+    checkpoint: Checkpoint | None  # newest checkpoint; None before the first is saved
+    logged_at: float  # time of the last step, in seconds since 1970
+    plan: Plan | None = None  # the run's estimate for itself and the later stages
 
     @property
     def source(self) -> str:
@@ -85,20 +81,19 @@ class Stage:
     def scores(self) -> dict[str, list[TaskScore]]:
         """Task scores of the checkpoint by benchmark: stages, CORE and ChatCORE, as far as evaluated."""
         found: dict[str, list[TaskScore]] = {}
-        for name, suffix in (("stages", ""), ("CORE", "-core"), ("ChatCORE", "-chatcore")):
+        for name, suffix in RESULT_SUFFIXES.items():
             if kept := self.checkpoint and saved_result(self.checkpoint, suffix):
                 key, result = kept
                 if suffix:
                     found[name] = [TaskScore(**score) for score in result]
                 else:
-                    config = StageEvalConfig(key["dataset"], key["eval_tokens"], key["problems"])
-                    found[name] = StageResult(**result).task_scores(config)
+                    found[name] = StageResult(**result).task_scores(key["problems"])
         return found
 
 
 def scores_by_benchmark(stages: Sequence[Stage]) -> dict[str, dict[str, list[TaskScore]]]:
     """Task scores by benchmark (stages, CORE, ChatCORE) and stage, as far as evaluated."""
-    found: dict[str, dict[str, list[TaskScore]]] = {"stages": {}, "CORE": {}, "ChatCORE": {}}
+    found: dict[str, dict[str, list[TaskScore]]] = {name: {} for name in RESULT_SUFFIXES}
     for stage in stages:
         for benchmark, scores in stage.scores().items():
             found[benchmark][stage.source] = scores
@@ -150,8 +145,8 @@ def _stages_up_to(folder: Path | None) -> list[Stage]:
 def newest_folder(model_tag: str | None = None) -> Path | None:
     """The folder of the stage that last logged a step or saved a checkpoint."""
     folders = [folder for source in STAGES for folder in paths.checkpoints_dir(source).glob(model_tag or "*")]
-    written = [(folder, file) for folder in folders for file in folder.glob(METRICS_FILE)]
-    written += [(folder, file) for folder in folders for file in folder.glob(f"step_*/{META_FILE}")]
+    patterns = (METRICS_FILE, f"step_*/{META_FILE}")
+    written = [(folder, file) for folder in folders for pattern in patterns for file in folder.glob(pattern)]
     return max(written, key=lambda pair: _modified_at(pair[1]), default=(None, None))[0]
 
 

@@ -18,18 +18,14 @@ from nanochat.stages import STAGES
 COLORS = dict(zip(STAGES, cycle(("#4477aa", "#228833", "#cc7700", "#aa3377")), strict=False))
 """Distinguishable by color-blind readers (after Paul Tol's bright scheme)."""
 STYLE = Path(__file__).with_suffix(".mplstyle")
-SMOOTHING_WINDOW = 0.05
-"""Window of the moving average, as a fraction of the curve."""
+SMOOTHING_WINDOW = 0.05  # window of the moving average, as a fraction of the curve
 MAX_POINTS = 1500
 """Maximum points per curve, more than a plot's width in pixels; longer curves are averaged."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric and how to draw it."""
-
-    key: str
-    """in metrics.jsonl"""
+    key: str  # in metrics.jsonl
     title: str
     unit: str
     sources: tuple[str, ...] = tuple(STAGES)
@@ -39,7 +35,7 @@ class Metric:
     smooth: bool = True
 
 
-CURVES: dict[str, tuple[Metric, ...]] = {
+CURVES: dict[str, tuple[Metric, ...]] = {  # by file name
     "loss": (  # not for RL, whose loss has no meaningful scale
         Metric("loss", "Training loss", "nats per token", tuple(name for name in STAGES if name != "rl"), log=True),
     ),
@@ -58,7 +54,6 @@ CURVES: dict[str, tuple[Metric, ...]] = {
         Metric("mfu", "Model FLOPs utilization", "share of peak", percent=True),
     ),
 }
-"""Metrics by file name."""
 
 
 def draw_curves(stages: Sequence[Stage], metrics: Sequence[Metric]) -> Figure | None:

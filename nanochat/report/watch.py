@@ -22,16 +22,13 @@ from nanochat.units import format_duration
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 48
-CURVES = {
+CURVES = {  # on the screen, by key in metrics.jsonl
     "loss": "loss", "bpb": "bits per byte", "reward": "reward", "tokens_per_second": "tokens/s", "mfu": "MFU",
     "gradient_norm": "gradient norm",
 }  # fmt: skip
-"""Curves on the screen, by key in metrics.jsonl."""
-RECENT_STEPS = 20
-"""Steps that the remaining time is estimated from."""
+RECENT_STEPS = 20  # steps that the remaining time is estimated from
 REFRESH_SECONDS = 20
-MAX_CPU_SHARE = 0.05
-"""Maximum fraction of one core that drawing the page takes from the run."""
+MAX_CPU_SHARE = 0.05  # maximum fraction of one core that drawing the page takes from the run
 
 
 def screen(stages: Sequence[Stage], now: float) -> RenderableType:

@@ -31,10 +31,8 @@ POLL_SECONDS = 0.01
 
 
 class ProgramResult(NamedTuple):
-    passed: bool
-    """True if it ran to its end without an exception or an exit"""
-    reason: str
-    """of the failure; empty if it passed"""
+    passed: bool  # True if it ran to its end without an exception or an exit
+    reason: str  # of the failure; empty if it passed
 
 
 def missing_protection() -> str | None:
@@ -100,20 +98,14 @@ def _watch(process: "subprocess.Popen[bytes]", task: bytes, folder: Path, time_l
     with contextlib.suppress(BrokenPipeError), process.stdin:
         process.stdin.write(task)
     end = time.monotonic() + time_limit
-    while not _has_ended(process):
+    # WNOWAIT: not reaped yet, so that the id of the process group is not reused before the group is killed.
+    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if time.monotonic() > end:
             return f"took longer than {time_limit:g} seconds"
         if _is_too_full(folder):
             return f"wrote more than {FOLDER_LIMIT_BYTES >> 20} MB or {FOLDER_LIMIT_FILES} files"
         time.sleep(POLL_SECONDS)
     return None
-
-
-def _has_ended(process: "subprocess.Popen[bytes]") -> bool:
-    if not hasattr(os, "waitid"):  # macOS
-        return process.poll() is not None
-    # WNOWAIT: not reaped yet, so that the id of the process group is not reused before the group is killed.
-    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _is_too_full(folder: Path) -> bool:

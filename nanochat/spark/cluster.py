@@ -36,17 +36,12 @@ ALL_REDUCE_REPEATS, WARMUP = 10, 2
 
 @dataclass(frozen=True)
 class Port:
-    """A network interface of one host."""
-
     interface: str
-    device: str
-    """RDMA device such as rocep1s0f0; empty without RDMA"""
+    device: str  # RDMA device such as rocep1s0f0; empty without RDMA
     active: bool
-    address: str
-    """such as 192.168.100.1/24; empty if it has none"""
+    address: str  # such as 192.168.100.1/24; empty if it has none
     mtu: int
-    megabits: int
-    """0 if unknown"""
+    megabits: int  # 0 if unknown
 
     @property
     def network(self) -> str:

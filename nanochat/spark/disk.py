@@ -9,10 +9,8 @@ from nanochat.stages import STAGES
 from nanochat.train.checkpoint import checkpoint_bytes
 from nanochat.train.options import PretrainOptions
 
-VOCAB_SIZE = 65_536
-"""Default of prepare.sh."""
-SHARD_BYTES = 100e6
-"""A published shard of text (comments of nanochat's speedrun.sh)."""
+VOCAB_SIZE = 65_536  # default of prepare.sh
+SHARD_BYTES = 100e6  # a published shard of text (comments of nanochat's speedrun.sh)
 TOKEN_BYTES = 2
 TASK_BYTES = 600e6 + MID_TOKENS * (TOKEN_BYTES + 1)
 """Datasets of the later stages, and midtraining's token files, which have a mask."""
@@ -26,19 +24,9 @@ class Disk:
     text: float
     tokens: float
     checkpoint: int
-
-    @property
-    def checkpoints(self) -> float:
-        """Those of all stages, plus one being written."""
-        return (len(STAGES) * PretrainOptions.keep_last + 1) * self.checkpoint
-
-    @property
-    def download(self) -> float:
-        return self.text + TASK_BYTES
-
-    @property
-    def total(self) -> float:
-        return self.download + self.tokens + self.checkpoints
+    checkpoints: int  # those of all stages, plus one being written
+    download: float
+    total: float
 
 
 def default_config(depth: int) -> GPTConfig:
@@ -49,5 +37,8 @@ def default_config(depth: int) -> GPTConfig:
 def disk_space(depth: int) -> Disk:
     """Estimate the disk space of a model with only --depth given."""
     shards = min(shards_for_depth(depth, VOCAB_SIZE), DATASETS[PretrainOptions.dataset].num_shards)
-    tokens = shards * SHARD_CHARS / CHARS_PER_TOKEN * TOKEN_BYTES
-    return Disk(shards, shards * SHARD_BYTES, tokens, checkpoint_bytes(default_config(depth)))
+    text, tokens = shards * SHARD_BYTES, shards * SHARD_CHARS / CHARS_PER_TOKEN * TOKEN_BYTES
+    checkpoint = checkpoint_bytes(default_config(depth))
+    checkpoints = (len(STAGES) * PretrainOptions.keep_last + 1) * checkpoint
+    download = text + TASK_BYTES
+    return Disk(shards, text, tokens, checkpoint, checkpoints, download, download + tokens + checkpoints)

@@ -10,20 +10,14 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from nanochat import host
-from nanochat.runtime import DATASHEET_TFLOPS, cpu_name, datasheet, measure_matmul_flops, native_dtype
+from nanochat.runtime import cpu_name, datasheet, measure_matmul_flops, native_dtype
 from nanochat.spark import system
 from nanochat.spark.system import Check, run_checks
 
-BANDWIDTH_GBPS = {
-    "GB10": 273, "GB200": 8000, "B200": 8000, "H200": 4800, "H100 PCIe": 2000, "H100 NVL": 3900, "H100": 3350,
-    "A100": 1935, "L40S": 864, "RTX 5090": 1792, "RTX 4090": 1008, "RTX 3090": 936,
-}  # fmt: skip
-"""Memory bandwidth in GB/s from the datasheets, by the driver's name of the chip."""
 MIN_SHARE = 0.5
 """Share of the datasheet's figure below which something slows the GPU down. Large matmuls usually reach 0.6 to 0.9."""
 REINSTALL = "rm -rf .venv && ./setup.sh"
-NO_KERNELS = ("no kernel image", "ARCH_MISMATCH")
-"""Errors of CUDA and cuBLAS if torch has no kernels for the chip."""
+NO_KERNELS = ("no kernel image", "ARCH_MISMATCH")  # errors of CUDA and cuBLAS if torch has no kernels for the chip
 
 
 def hardware_checks(gpus: list[host.GPU]) -> list[Check]:
@@ -70,7 +64,8 @@ def cpu() -> Check:
 
 def matmul() -> Check:
     tflops = measure_matmul_flops(torch.device("cuda"), torch.bfloat16) / 1e12
-    return compare("matmul bf16", tflops, "TFLOP/s", datasheet(DATASHEET_TFLOPS, torch.cuda.get_device_name()))
+    sheet = datasheet(torch.cuda.get_device_name())
+    return compare("matmul bf16", tflops, "TFLOP/s", sheet and sheet.tflops)
 
 
 def copy() -> Check:
@@ -78,7 +73,8 @@ def copy() -> Check:
     source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     gbps = 2 * source.nbytes / timed(lambda: target.copy_(source)) / 1e9
-    return compare("copy", gbps, "GB/s", datasheet(BANDWIDTH_GBPS, torch.cuda.get_device_name()))
+    sheet = datasheet(torch.cuda.get_device_name())
+    return compare("copy", gbps, "GB/s", sheet and sheet.gbps)
 
 
 def compare(name: str, measured: float, unit: str, expected: int | None) -> Check:
@@ -99,7 +95,6 @@ def timed(work: Callable[[], object]) -> float:
 def attention() -> Check:
     """Speed of causal SDPA at the shape of depth 20, and its error against fp32."""
     query, key, value = torch.randn(3, 4, 10, 2048, 128, device="cuda", dtype=torch.bfloat16)
-
     attend = partial(F.scaled_dot_product_attention, query, key, value, is_causal=True)
     seconds = timed(attend)
     scores = query[:1, :1].float() @ key[:1, :1].float().mT / 128**0.5

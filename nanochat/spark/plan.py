@@ -23,8 +23,7 @@ PLAN_FILE = "plan.json"
 MID_TOKENS = 446e6
 """Conversations of one epoch: 851 steps of 524,288 tokens for 856K of them, as published for the same datasets under
 a vocabulary of 32,768 (github.com/lakshmankolasani/lakshmankolasani.github.io, dgx-spark-nanochat-training)."""
-SFT_TOKENS = 23_000 * 1000
-"""Rows times tokens per row, including padding (assumed)."""
+SFT_TOKENS = 23_000 * 1000  # rows times tokens per row, including padding (assumed)
 RL_REPLIES, RL_REPLY_TOKENS, RL_PROMPT_TOKENS = 200 * 256, 256, 128
 """200 steps of replies at their maximum length, to prompts of GSM8K's typical length."""
 DECODE_BATCH, BYTES_PER_WEIGHT_READ = 128, 8
@@ -33,18 +32,15 @@ SPARK_FLOPS, SPARK_DECODE_BANDWIDTH = 0.40 * 125e12, 0.5 * 273e9
 """FLOP/s in training, and bytes/s while decoding (half of the datasheet's, assumed)."""
 MEASURED_STEPS, SKIPPED_STEPS = 20, 3
 """Steps after which a run re-estimates, and how many of them do not count because they compile."""
-MIN_SECONDS_LEFT = 3600.0
-"""A run that ends sooner prints no estimate."""
+MIN_SECONDS_LEFT = 3600.0  # a run that ends sooner prints no estimate
 
 
 @dataclass(frozen=True)
 class Tariff:
     """Power and price of electricity from the environment; None if not set."""
 
-    watts: float | None = None
-    """power of a whole machine; GPUs only measure their own"""
-    price_per_kwh: float | None = None
-    """in the user's currency"""
+    watts: float | None = None  # power of a whole machine; GPUs only measure their own
+    price_per_kwh: float | None = None  # in the user's currency
 
     @classmethod
     def from_environment(cls) -> "Tariff":
@@ -61,13 +57,9 @@ class Tariff:
 
 @dataclass(frozen=True)
 class StageWork:
-    """The work of one stage."""
-
     name: str
-    tokens: float
-    """that pass through the model"""
-    flops: float
-    """training FLOPs; in RL, generating replies counts as what a GB10 could compute in that time"""
+    tokens: float  # that pass through the model
+    flops: float  # training FLOPs; in RL, generating replies counts as what a GB10 could compute in that time
 
 
 @dataclass(frozen=True)
@@ -75,8 +67,7 @@ class Machine:
     """Speed and power of one or several machines, with references for the figures."""
 
     name: str
-    flops: float
-    """FLOP/s in training"""
+    flops: float  # FLOP/s in training
     watts: float | None
     sources: Sequence[str]
 
@@ -148,10 +139,8 @@ class Plan:
     """An estimate that a run made from its own first steps, saved as plan.json."""
 
     machine: Machine
-    step: int
-    """after which it was made"""
-    work: tuple[StageWork, ...]
-    """the rest of the run's own stage, and the later ones"""
+    step: int  # after which it was made
+    work: tuple[StageWork, ...]  # the rest of the run's own stage, and the later ones
 
     @classmethod
     def load(cls, path: Path) -> "Plan | None":
@@ -168,12 +157,10 @@ class Plan:
 class MeasuredPlan:
     """Collects the first steps of a run, then estimates once how long the rest takes."""
 
-    source: str
-    """stage of the run"""
+    source: str  # stage of the run
     config: GPTConfig
     num_iterations: int
-    folder: Path
-    """folder of the run's files"""
+    folder: Path  # of the run's files
     tariff: Tariff = field(default_factory=Tariff.from_environment)
     steps: list[Mapping[str, float]] = field(default_factory=list)
 

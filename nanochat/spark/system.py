@@ -22,10 +22,8 @@ from nanochat.host import DROP_CACHE, GPU, POWER_BRAKE, THERMAL, slowdown
 from nanochat.units import format_bytes, format_gib
 
 COLORS = {"ok": "green", "warning": "yellow", "failed": "red"}
-MARGIN = 21
-"""Columns of status and name."""
-CUDA_13_DRIVER = 580
-"""The first driver that runs CUDA 13, which the pinned torch is built for."""
+MARGIN = 21  # columns of status and name
+CUDA_13_DRIVER = 580  # the first driver that runs CUDA 13, which the pinned torch is built for
 MIN_DISK = 3e9
 MAX_CACHE = 0.5
 """Fraction of a GB10's memory in the page cache that causes a warning, because CUDA cannot always reclaim it."""
@@ -50,12 +48,10 @@ def run_checks(checks: Mapping[str, Callable[[], Check | None]]) -> list[Check]:
     found = []
     for name, check in checks.items():
         try:
-            result = check()
+            found.append(check())
         except Exception as error:  # the doctor must not stop a run
-            result = Check(name, "warning", f"check failed ({type(error).__name__}: {error})")
-        if result:
-            found.append(result)
-    return found
+            found.append(Check(name, "warning", f"check failed ({type(error).__name__}: {error})"))
+    return [check for check in found if check]
 
 
 def print_checks(console: Console, checks: Iterable[Check]) -> None:

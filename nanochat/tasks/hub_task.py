@@ -36,8 +36,7 @@ class HubTask(Task):
     """A task that builds its conversations from `self.source(index)`."""
 
     REPOSITORY: ClassVar[str]
-    FILES: ClassVar[Mapping[Any, Sequence[str]]]
-    """file names by split"""
+    FILES: ClassVar[Mapping[Any, Sequence[str]]]  # file names by split
 
     def __init__(self, split: Any) -> None:
         """Downloads the files unless they exist. Raises UserError if that fails."""

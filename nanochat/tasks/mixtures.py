@@ -25,8 +25,7 @@ from nanochat.tasks.spelling import LetterCount, Spelling, WordTask, read_words
 from nanochat.tasks.task import DATA, ConversationList, GradedTask, Mixture, Task
 from nanochat.tokenizer import Tokenizer
 
-DEMO_WORDS = 3000
-"""The demo spells this many of the encyclopedia's most frequent words."""
+DEMO_WORDS = 3000  # the demo spells this many of the encyclopedia's most frequent words
 DEMO_SFT_START, DEMO_RL_START = 10_000, 20_000
 """The problems of each demo stage are disjoint: numbered from here, those of midtraining from 0."""
 

@@ -17,8 +17,7 @@ from nanochat.tasks.task import GradedTask, NumberTask, Reply, Split, final_text
 
 TEST_SHARE = 0.1
 MAX_WORDS = 200_000
-MIN_OCCURRENCES = 3
-"""Rarer words are often misspellings."""
+MIN_OCCURRENCES = 3  # rarer words are often misspellings
 _WORD = re.compile(r"(?<![\w'-])[a-z]{3,15}(?![\w'-])")
 
 

@@ -16,8 +16,7 @@ from typing import Any, Literal
 
 from nanochat.conversations import Conversation, Part
 
-DATA = Path(__file__).parent / "data"
-"""Wording of the generated tasks, to be edited: JSON and JSON Lines."""
+DATA = Path(__file__).parent / "data"  # wording of the generated tasks, to be edited: JSON and JSON Lines
 
 Split = Literal["train", "test"]
 Reply = str | list[Part]

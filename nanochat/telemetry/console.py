@@ -14,10 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nanochat.units import format_duration
 
-LOG_FILE = "log.txt"
-"""In a model's folder, next to its checkpoints."""
-SECONDS_BETWEEN_LINES = 10.0
-"""Interval of progress lines without a terminal to draw a bar on."""
+LOG_FILE = "log.txt"  # in a model's folder, next to its checkpoints
+SECONDS_BETWEEN_LINES = 10.0  # interval of progress lines without a terminal to draw a bar on
 
 
 class LogFile:

@@ -27,7 +27,7 @@ FACTS_FILE, METRICS_FILE, SAMPLES_FILE = "run.json", "metrics.jsonl", "samples.j
 LAST_WORDS_SECONDS = 2.0
 
 
-class RunLog:
+class RunLog(contextlib.AbstractContextManager["RunLog"]):
     """Everything that one run logs and prints. A context manager; only the main process writes."""
 
     def __init__(self, run: "TrainingRun", num_iterations: int, facts: Mapping[str, Any]) -> None:
@@ -50,13 +50,11 @@ class RunLog:
         self._log = LogFile(run.folder / LOG_FILE) if main else None
         self._terminal = Terminal(self._log) if self._log else None
         self._display = ProgressDisplay(f"{run.source} {run.tag}", num_iterations, run.step, self._terminal, self._log)
+        self.print = self._display.print
         self._smooth_loss = math.nan
         for row in read_steps(path):  # of a resumed run
             self._smooth(row["loss"])
         self._warn_of_tracker()
-
-    def __enter__(self) -> "RunLog":
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._display.close()
@@ -77,27 +75,25 @@ class RunLog:
     def last_words(self, text: str) -> None:
         """Log and print why the run ends, from any process and thread, when no context will be left regularly."""
         (self._log or LogFile(self._folder / LOG_FILE)).print(text)
-        # In a thread: the main thread may hold the display's lock, and nobody may read the terminal.
-        shown = threading.Thread(target=self._show_last_words, args=(text,), daemon=True)
-        shown.start()
-        shown.join(LAST_WORDS_SECONDS)
 
-    def _show_last_words(self, text: str) -> None:
-        if self._log:
-            self._display.show(text)
-            self._display.close()
-        else:
-            with contextlib.suppress(OSError):  # the terminal may be gone
-                print(text, file=sys.stderr, flush=True)
+        def show() -> None:
+            if self._log:
+                self._display.show(text)
+                self._display.close()
+            else:
+                with contextlib.suppress(OSError):  # the terminal may be gone
+                    print(text, file=sys.stderr, flush=True)
+
+        # In a thread: the main thread may hold the display's lock, and nobody may read the terminal.
+        thread = threading.Thread(target=show, daemon=True)
+        thread.start()
+        thread.join(LAST_WORDS_SECONDS)
 
     def sync(self) -> None:
         """Force the logged steps to the disk, before a checkpoint counts them as done."""
         for log in (self._metrics, self._samples):
             if log:
                 log.sync()
-
-    def print(self, text: str) -> None:
-        self._display.print(text)
 
     def _smooth(self, loss: float | None) -> None:
         if loss is not None and math.isfinite(loss):
@@ -197,10 +193,8 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
         return []
     rows = []
     for line in path.read_text(errors="replace").splitlines():
-        try:
+        with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
     return rows
 
 

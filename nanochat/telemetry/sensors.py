@@ -23,34 +23,13 @@ if TYPE_CHECKING:
     from nanochat.train.run import TrainingRun
 
 SECONDS_BETWEEN_SAMPLES = 5
-STALE_SECONDS = 30.0
-"""Age at which a sample is ignored: nvidia-smi has died, or hangs in the driver."""
+STALE_SECONDS = 30.0  # age at which a sample is ignored: nvidia-smi has died, or hangs in the driver
 LOW_MEMORY = 0.05
 """Fraction of memory available below which the system starts to swap or to kill processes."""
 SLOW_CLOCK, SLOW_SECONDS = 0.75, 60.0
 """A clock this long below this fraction of its maximum has dropped; for less time, the GPU is only idle."""
 SECONDS_BETWEEN_CHECKS = 10.0
 SECONDS_BETWEEN_REPEATS = 3600.0
-
-
-class MachineWatch:
-    """Sensors, alerts and the re-estimated plan of one run."""
-
-    def __init__(self, run: "TrainingRun", num_iterations: int, energy_before: float) -> None:
-        """`energy_before`: joules that earlier runs of this stage used."""
-        gpu_ids: list[str] = []
-        if run.runtime.device.type == "cuda":  # UUIDs, as nvidia-smi prints them
-            count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            gpu_ids = [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(count)]
-        self._sensors = Sensors(gpu_ids, energy_before)
-        self._alerts = Alerts(run.folder, checkpoint_bytes(run.model.config))
-        self._plan = MeasuredPlan(run.source, run.model.config, num_iterations, run.folder)
-        self.readings = self._sensors.readings
-        self.close = self._sensors.close
-
-    def news(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-        """Return lines to print after a step; `metrics` are those of the step, readings included."""
-        return [*self._alerts.check(self._sensors.gpus()), *self._plan.step(step, metrics)]
 
 
 class Sensors:
@@ -67,8 +46,7 @@ class Sensors:
         self._last: dict[str, tuple[float, GPU]] = {}
         self._process: subprocess.Popen[str] | None = None
         self._is_closed = False
-        self._lock = threading.Lock()
-        """held while _process changes"""
+        self._lock = threading.Lock()  # held while _process changes
         if gpu_ids:
             threading.Thread(target=self._listen, args=(gpu_ids,), name="sensors", daemon=True).start()
 
@@ -142,8 +120,7 @@ class Alerts:
     """Checks memory, disk and GPU clocks every ten seconds; repeats a warning every hour while its cause lasts."""
 
     folder: Path
-    checkpoint_bytes: int
-    """size of each checkpoint saved in `folder`"""
+    checkpoint_bytes: int  # size of each checkpoint saved in `folder`
     _next_check: float = 0.0
     _printed: dict[str, float] = field(default_factory=dict)
     _max_clock: float = 0.0
@@ -200,3 +177,21 @@ class Alerts:
             return None
         heat = "" if slowest.temperature is None else f" at {slowest.temperature:.0f} °C"
         return f"the GPU clock dropped from {self._max_clock:.0f} to {clock:.0f} MHz{heat}: {slowdown(slowest)}"
+
+
+class MachineWatch(Sensors):
+    """Sensors, alerts and the re-estimated plan of one run."""
+
+    def __init__(self, run: "TrainingRun", num_iterations: int, energy_before: float) -> None:
+        """`energy_before`: joules that earlier runs of this stage used."""
+        gpu_ids: list[str] = []
+        if run.runtime.device.type == "cuda":  # UUIDs, as nvidia-smi prints them
+            count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            gpu_ids = [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(count)]
+        super().__init__(gpu_ids, energy_before)
+        self._alerts = Alerts(run.folder, checkpoint_bytes(run.model.config))
+        self._plan = MeasuredPlan(run.source, run.model.config, num_iterations, run.folder)
+
+    def news(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        """Return lines to print after a step; `metrics` are those of the step, readings included."""
+        return [*self._alerts.check(self.gpus()), *self._plan.step(step, metrics)]

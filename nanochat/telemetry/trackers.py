@@ -10,8 +10,6 @@ from nanochat.errors import UserError
 
 
 class Tracker:
-    """wandb, trackio or nothing."""
-
     def __init__(
         self, kind: str, run: str | None, project: str, config: Mapping[str, Any], run_id: str | None = None
     ) -> None:
@@ -20,10 +18,8 @@ class Tracker:
         `run_id` is the id of a resumed run, whose curves continue. Raises UserError if the tracker is not installed.
         """
         if kind == "auto":
-            wanted = run is not None or is_logged_in_to_wandb()
-            kind = "wandb" if wanted else "none"
-        self.run_id = run_id
-        """the tracker's id for this run, if any"""
+            kind = "wandb" if run is not None or is_logged_in_to_wandb() else "none"
+        self.run_id = run_id  # the tracker's id for this run, if any
         self._kind = kind
         self._failure: str | None = None
         self._module: Any = None

@@ -19,8 +19,7 @@ from nanochat import paths
 from nanochat.errors import UserError
 from nanochat.paths import MANIFEST_FILE
 
-NAME = "NANOCHAT_HOST"
-"""Environment variable with this machine's name in --hosts."""
+NAME = "NANOCHAT_HOST"  # environment variable with this machine's name in --hosts
 ROOT = Path(__file__).resolve().parent.parent.parent
 HOST, FOLDER, OPTIONS, CODE, SOFTWARE = "host", "folder", "options", "code", "Python and torch"
 """Keys of a machine's facts; the others are paths below the base directory, with digests as values."""
@@ -41,10 +40,10 @@ def check(reads: Collection[str]) -> None:
         return
     everyone: list[dict[str, str]] = [{}] * dist.get_world_size()
     dist.all_gather_object(everyone, facts(reads))
-    problem = next(filter(None, (difference(everyone[0], other) for other in everyone)), None)
-    if problem:
-        dist.destroy_process_group()  # gloo's threads abort a process that ends before they do
-        raise UserError(problem)
+    for other in everyone:
+        if problem := difference(everyone[0], other):
+            dist.destroy_process_group()  # gloo's threads abort a process that ends before they do
+            raise UserError(problem)
 
 
 def facts(reads: Collection[str]) -> dict[str, str]:
@@ -54,7 +53,7 @@ def facts(reads: Collection[str]) -> dict[str, str]:
         HOST: os.environ.get(NAME, socket.gethostname()),
         FOLDER: str(paths.base_dir()),
         OPTIONS: " ".join(sys.argv[1:]),
-        CODE: _digest_of_files(code),
+        CODE: _digest(code),
         SOFTWARE: f"Python {sys.version_info.major}.{sys.version_info.minor}, torch {torch.__version__.split('+')[0]}",
         **{name: digest for name, digest in files(paths.base_dir()).items() if name.split("/")[0] in reads},
     }
@@ -63,17 +62,21 @@ def facts(reads: Collection[str]) -> dict[str, str]:
 def files(base: Path) -> dict[str, str]:
     """Digests of the files that training reads, by path below `base`."""
     found = {}
-    for index in base.glob("tokens/*/train.shards.json"):
-        found[f"tokens/{index.parent.name}"] = _digest_of_tokens(index.parent)
+    for folder in (index.parent for index in base.glob("tokens/*/train.shards.json")):
+        lists = [*folder.glob("*.shards.json")]
+        names = {name for path in lists for name in json.loads(path.read_text())["shards"]}
+        shards = [path for name in names for path in folder.glob(f"{name}.*")]
+        found[f"tokens/{folder.name}"] = _digest(lists + shards)
     for manifest in base.glob(f"data/*/{MANIFEST_FILE}"):
         # Text is not read again once it is tokenized, but the conversations of the later stages are.
         if f"tokens/{manifest.parent.name}" not in found:
             kept = json.loads(manifest.read_text())  # without the times of verification
             listed = [(name, file["size"], file["sha256"]) for name, file in sorted(kept["files"].items())]
-            found[f"data/{manifest.parent.name}"] = _digest(json.dumps([kept["repository"], listed]).encode())
+            content = json.dumps([kept["repository"], listed]).encode()
+            found[f"data/{manifest.parent.name}"] = hashlib.sha256(content).hexdigest()[:16]
     for name in ("tokenizer", "identity_conversations.jsonl", "words.txt"):
         if (path := base / name).exists():
-            found[name] = _digest_of_files(path.rglob("*") if path.is_dir() else [path])
+            found[name] = _digest(path.rglob("*") if path.is_dir() else [path])
     return found
 
 
@@ -95,20 +98,11 @@ def difference(main: dict[str, str], other: dict[str, str]) -> str | None:
     return None
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _digest_of_files(paths: Iterable[Path]) -> str:
-    """Digest of names, sizes and contents."""
-    contents = [(path.name, path.read_bytes()) for path in sorted(paths) if path.is_file()]
-    return _digest(b"".join(f"{name} {len(content)}\n".encode() + content for name, content in contents))
-
-
-def _digest_of_tokens(folder: Path) -> str:
-    """Digest of the names and sizes of all shards of the splits, and of the contents of their JSON files."""
-    lists = sorted(folder.glob("*.shards.json"))
-    names = {name for path in lists for name in json.loads(path.read_text())["shards"]}
-    files = lists + sorted(path for name in names for path in folder.glob(f"{name}.*"))
-    sizes = "".join(f"{path.name} {path.stat().st_size}\n" for path in files)
-    return _digest(sizes.encode() + b"".join(path.read_bytes() for path in files if path.suffix == ".json"))
+def _digest(files: Iterable[Path]) -> str:
+    """Digest of names, sizes and contents; tokens, which are large, count by their size."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in files if path.is_file()):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        if path.suffix not in (".ids", ".offsets", ".mask"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -14,8 +14,7 @@ from nanochat.tokenizer import Tokenizer
 from nanochat.train import checkpoint
 from nanochat.train.checkpoint import Checkpoint, find, saved_steps
 
-TOKENIZER = "tokenizer"
-"""Folder of the tokenizer in an archive."""
+TOKENIZER = "tokenizer"  # folder of the tokenizer in an archive
 LOGS = (FACTS_FILE, METRICS_FILE, SAMPLES_FILE)
 
 

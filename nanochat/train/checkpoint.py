@@ -32,23 +32,19 @@ from nanochat.model.gpt import ARCHITECTURE, GPT, NANOCHAT_1_SOFTCAP, GPTConfig
 from nanochat.stages import STAGES
 from nanochat.tokenizer import Tokenizer
 
+State = dict[str, Tensor]
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 META_FILE = "meta.json"
-SUMS_FILE = "SHA256SUMS"
-"""In the format of coreutils' sha256sum."""
-WEIGHTS = (META_FILE, MODEL_FILE)
-"""Files needed to use a model; training also needs the optimizer's."""
+SUMS_FILE = "SHA256SUMS"  # in the format of coreutils' sha256sum
+WEIGHTS = (META_FILE, MODEL_FILE)  # files needed to use a model; training also needs the optimizer's
 ALL_FILES = (*WEIGHTS, OPTIMIZER_FILE)
 REQUIRED_META = {"architecture", "source", "saved_at"}
-MAX_EXIT_WAIT = 1.0
-"""Seconds that a second Ctrl-C waits for a save in progress."""
+MAX_EXIT_WAIT = 1.0  # seconds that a second Ctrl-C waits for a save in progress
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One saved step."""
-
     folder: Path
 
     @property
@@ -96,8 +92,6 @@ class Checkpoint:
         """
         if not self.is_readable():
             return f"{META_FILE} is unreadable"
-        if not (self.folder / SUMS_FILE).exists():
-            return f"{SUMS_FILE} is missing"
         try:
             lines = (self.folder / SUMS_FILE).read_text().splitlines()
             sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
@@ -138,11 +132,11 @@ class Checkpoint:
         """Load the weights into `model`. Raises UserError if they are damaged or missing."""
         model.load_state_dict(self._load(MODEL_FILE, model.device))
 
-    def load_optimizer(self, device: torch.device) -> dict[str, Tensor]:
-        """Tensors of `MuonAdamW.full_state`. Raises UserError if they are damaged or missing."""
-        return self._load(OPTIMIZER_FILE, device)
+    def load_optimizer(self) -> State:
+        """Tensors of `MuonAdamW.full_state`, on the CPU. Raises UserError if they are damaged or missing."""
+        return self._load(OPTIMIZER_FILE, torch.device("cpu"))
 
-    def _load(self, name: str, device: torch.device) -> dict[str, Tensor]:
+    def _load(self, name: str, device: torch.device) -> State:
         try:
             return load_file(self.folder / name, device=str(device))
         except (OSError, SafetensorError) as error:
@@ -187,13 +181,10 @@ def newest(source: str, tag: str | None = None, step: int | None = None) -> Chec
 
 
 class Verified(NamedTuple):
-    """The newest undamaged checkpoint, and the damaged ones skipped on the way."""
+    """The newest undamaged checkpoint, and the damaged ones skipped on the way, each with a line about it."""
 
-    checkpoint: Checkpoint | None
-    """None if there are no checkpoints at all"""
-    damaged: list[Checkpoint]
-    notes: list[str]
-    """one line per damaged checkpoint"""
+    checkpoint: Checkpoint | None  # None if there are no checkpoints at all
+    skipped: list[tuple[Checkpoint, str]]
 
 
 def newest_verified(
@@ -205,18 +196,15 @@ def newest_verified(
     """
     found = newest(source, tag, step)
     if not found:
-        return Verified(None, [], [])
-    damaged: list[Checkpoint] = []
-    notes: list[str] = []
+        return Verified(None, [])
+    skipped: list[tuple[Checkpoint, str]] = []
     for candidate in reversed(saved_steps(found.folder.parent)):
         if step in (None, candidate.step):
-            damage = candidate.damage(files)
-            if not damage:
-                return Verified(candidate, damaged, notes)
-            damaged.append(candidate)
-            notes.append(f"{candidate.folder} is damaged ({damage})")
+            if not (damage := candidate.damage(files)):
+                return Verified(candidate, skipped)
+            skipped.append((candidate, f"{candidate.folder} is damaged ({damage})"))
     raise UserError(
-        f"{notes[0]}" + (", and so are the older ones" if len(notes) > 1 else "") + ": restore one from an archive, "
+        skipped[0][1] + (", and so are the older ones" if len(skipped) > 1 else "") + ": restore one from an archive, "
         f"or move {found.folder.parent} away and run {STAGES[source].script}"
     )
 
@@ -228,7 +216,7 @@ def find(source: str | None, tag: str | None = None, step: int | None = None) ->
     """
     for candidate in [source] if source else list(reversed(STAGES)):
         verified = newest_verified(candidate, tag, step, files=WEIGHTS)
-        for note in verified.notes:
+        for _, note in verified.skipped:
             print(f"note: {note}, using the one before it", file=sys.stderr)
         if verified.checkpoint:
             return verified.checkpoint
@@ -244,32 +232,26 @@ class SaveError(Exception):
     """A checkpoint could not be written; older ones are untouched."""
 
 
-class CheckpointWriter:
+@dataclass
+class CheckpointWriter(contextlib.AbstractContextManager["CheckpointWriter"]):
     """Writes the checkpoints of one model in a background thread, one at a time. A context manager.
 
     Training waits only for the copy to host memory. safetensors releases the GIL while it writes: during a save of
     0.8 GB, another thread was never delayed by more than 9 ms.
     """
 
-    def __init__(self, folder: Path, keep_last: int, keep_every: int) -> None:
-        """Each save prunes all but the last `keep_last` and the multiples of `keep_every` (0: none)."""
-        self.folder = folder
-        self.keep_last = keep_last
-        self.keep_every = keep_every
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
-
-    def __enter__(self) -> "CheckpointWriter":
-        return self
+    folder: Path
+    keep_last: int
+    keep_every: int  # each save prunes all but the last `keep_last` and the multiples of this; 0: none
+    _thread: threading.Thread | None = None
+    _error: Exception | None = None
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # A second Ctrl-C does not wait for 5 GB to be written. The unfinished folder is not named like a checkpoint.
         if self._thread:
             self._thread.join(MAX_EXIT_WAIT if kind is KeyboardInterrupt else None)
 
-    def start(
-        self, step: int, model_state: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor], meta: dict[str, Any]
-    ) -> None:
+    def start(self, step: int, model_state: State, optimizer_state: State, meta: dict[str, Any]) -> None:
         """Copy the state to host memory and start writing it. The state may change when this returns."""
         self._join()
         model, optimizer = host_copy(model_state), host_copy(optimizer_state)
@@ -293,9 +275,7 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def _write(
-        self, step: int, model_state: dict[str, Tensor], optimizer_state: dict[str, Tensor], meta: dict[str, Any]
-    ) -> None:
+    def _write(self, step: int, model_state: State, optimizer_state: State, meta: dict[str, Any]) -> None:
         try:
             write(self.folder, step, model_state, optimizer_state, meta)
             prune(self.folder, self.keep_last, self.keep_every, newest_step=step)
@@ -303,20 +283,14 @@ class CheckpointWriter:
             self._error = error
 
 
-def host_copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def host_copy(state: State) -> State:
     copies = {name: tensor.detach().to("cpu", copy=True, non_blocking=True) for name, tensor in state.items()}
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return {name: tensor.contiguous() for name, tensor in copies.items()}
 
 
-def write(
-    folder: Path,
-    step: int,
-    model_state: dict[str, Tensor],
-    optimizer_state: dict[str, Tensor],
-    meta: Mapping[str, Any],
-) -> Checkpoint:
+def write(folder: Path, step: int, model_state: State, optimizer_state: State, meta: Mapping[str, Any]) -> Checkpoint:
     """Write `folder`/step_NNNNNN, complete and synced to disk before it gets its name. Replaces an existing one.
 
     Raises SaveError, after removing what was written, if the disk is full or not writable.
@@ -339,9 +313,8 @@ def write(
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the unfinished folders of a run that was killed while saving."""
-    for pattern in (".step_*.partial", ".step_*.old"):
-        for leftover in folder.glob(pattern):
-            shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in (*folder.glob(".step_*.partial"), *folder.glob(".step_*.old")):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def prune(folder: Path, keep_last: int, keep_every: int, newest_step: int | None = None) -> list[Checkpoint]:

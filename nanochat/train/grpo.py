@@ -6,7 +6,7 @@ clipping; no reference model; the advantage is the reward minus the mean of its 
 https://arxiv.org/abs/2503.14476).
 """
 
-import dataclasses
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,28 +21,17 @@ from nanochat.runtime import Runtime
 from nanochat.tasks.task import GradedTask
 
 
+@dataclass
 class RolloutBatches:
     """Samples a group of replies per problem; groups in which all rewards are equal are dropped."""
 
-    def __init__(
-        self,
-        chat: ChatModel,
-        task: GradedTask,
-        runtime: Runtime,
-        *,
-        problems_per_step: int,
-        samples_per_problem: int,
-        device_batch_size: int,
-        sampling: SamplingParams,
-    ) -> None:
-        """Each reply's seed is derived from `sampling.seed`, the step, the problem and the sample."""
-        self.chat = chat
-        self.task = task
-        self.runtime = runtime
-        self.problems_per_step = problems_per_step
-        self.samples_per_problem = samples_per_problem
-        self.device_batch_size = device_batch_size
-        self.sampling = sampling
+    chat: ChatModel
+    task: GradedTask
+    runtime: Runtime
+    problems_per_step: int
+    samples_per_problem: int
+    device_batch_size: int
+    sampling: SamplingParams  # each reply's seed is derived from its seed, the step, the problem and the sample
 
     def step_data(self, step: int) -> StepData:
         """Sample replies with the current weights, grade them, and batch those with a nonzero advantage."""
@@ -52,9 +41,7 @@ class RolloutBatches:
         problems = [self.task[i % len(self.task)] for i in own]
         prompts = [self.chat.prompt(problem["messages"][:-1]) for problem in problems for _ in range(group)]
         base_seed = self.sampling.seed << 40
-        samplings = [
-            dataclasses.replace(self.sampling, seed=base_seed + i * group + n) for i in own for n in range(group)
-        ]
+        samplings = [replace(self.sampling, seed=base_seed + i * group + n) for i in own for n in range(group)]
         engine = self.chat.engine
         engine.reset()  # the weights have changed since the last step
         completions = engine.generate(prompts, samplings)
@@ -71,11 +58,7 @@ class RolloutBatches:
         reward, reply_tokens, num_useful, count = world.sum(
             rewards.sum(), sum(len(completion.tokens) for completion in completions), len(useful), len(completions)
         )
-        metrics = {
-            "reward": reward / count,
-            "reply_tokens": reply_tokens / count,
-            "useful_share": num_useful / count,
-        }
+        metrics = {"reward": reward / count, "reply_tokens": reply_tokens / count, "useful_share": num_useful / count}
         return StepData([self._batch(rows[part]) for part in groups], metrics)
 
     def _batch(self, rows: list[tuple[list[int], Completion, float]]) -> Batch:

@@ -64,8 +64,8 @@ def train_step(run: TrainingRun, batches: Sequence[Batch], lr_scale: float = 1.0
     try:
         for batch in micro_batches:
             loss = run.model.loss(*batch.to(run.runtime.device)) / num_tokens
-            with run.reducer.overlap(last=batch is micro_batches[-1]):
-                loss.backward()
+            run.reducer.is_last_backward = batch is micro_batches[-1]
+            loss.backward()
             total += loss.detach()
         mean_loss = float(total)
     except (RuntimeError, MemoryError) as error:

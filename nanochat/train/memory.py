@@ -23,33 +23,26 @@ ACTIVATIONS_OUTSIDE_LAYERS = 6
 HEAP_GAPS = 0.9
 """On a CPU, an upper bound for the memory that malloc holds unused, relative to the short-lived tensors (measured with
 the settings of scripts/env.sh)."""
-SAFE_SHARE = 0.9
-"""Fraction of the free memory to plan with; the rest allows for fragmentation."""
+SAFE_SHARE = 0.9  # fraction of the free memory to plan with; the rest allows for fragmentation
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Upper bounds in bytes for training in one process."""
 
-    weights: int
-    """fp32, plus a copy in the compute dtype if that differs"""
+    weights: int  # fp32, plus a copy in the compute dtype if that differs
     gradients: int
     optimizer: int
-    activations: int
-    """kept by the forward pass of `rows` rows"""
-    logits: int
-    """one slice of logits in the loss, and the head's gradient before it is accumulated"""
+    activations: int  # kept by the forward pass of `rows` rows
+    logits: int  # one slice of logits in the loss, and the head's gradient before it is accumulated
     rows: int
-    checkpoint: int
-    """the copy being written in the background, if it is in the same memory"""
+    checkpoint: int  # the copy being written in the background, if it is in the same memory
 
     @property
     def total(self) -> int:
-        """Sum of all parts."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.checkpoint
 
     def describe(self) -> str:
-        """The parts and their sum, on one line."""
         fixed = self.weights + self.gradients + self.optimizer
         copy = f", {format_gib(self.checkpoint)} for a checkpoint being written" if self.checkpoint else ""
         return (

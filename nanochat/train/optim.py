@@ -30,9 +30,7 @@ POLAR_EXPRESS: Polynomial = (
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
 
-ADAM_REFERENCE_WIDTH = 768
-"""Width at which the AdamW learning rates were tuned; they scale with (width / 768)^-0.5."""
-
+ADAM_REFERENCE_WIDTH = 768  # at which the AdamW learning rates were tuned; they scale with (width / 768)^-0.5
 MOMENTUM_WARMUP_STEPS = 300
 
 
@@ -40,16 +38,11 @@ MOMENTUM_WARMUP_STEPS = 300
 class OptimizerOptions:
     """Hyperparameters by group of parameters."""
 
-    matrix_lr: float = 0.02
-    """Muon, matrices inside the blocks"""
-    embedding_lr: float = 0.2
-    """AdamW, token embedding, before scaling with width"""
-    unembedding_lr: float = 0.004
-    """AdamW, head, before scaling with width"""
-    weight_decay: float = 0.0
-    """Muon; decoupled, multiplied by the learning rate"""
-    momentum: float = 0.95
-    """Muon; warmed up from 0.85 over the first 300 steps"""
+    matrix_lr: float = 0.02  # Muon, matrices inside the blocks
+    embedding_lr: float = 0.2  # AdamW, token embedding, before scaling with width
+    unembedding_lr: float = 0.004  # AdamW, head, before scaling with width
+    weight_decay: float = 0.0  # Muon; decoupled, multiplied by the learning rate
+    momentum: float = 0.95  # Muon; warmed up from 0.85 over the first 300 steps
     adam_beta1: float = 0.8
     adam_beta2: float = 0.99
     adam_eps: float = 1e-10

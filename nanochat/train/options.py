@@ -16,12 +16,9 @@ class Range(NamedTuple):
     high: float | None = None
 
 
-FREE = "free"
-"""The option may change on resume without altering the training trajectory."""
-LOWER = "lower"
-"""The option may be lowered on resume, to rescue a run that has become unstable."""
-INHERITED = "inherited"
-"""If not given, the option takes the value of the previous stage."""
+FREE = "free"  # the option may change on resume without altering the training trajectory
+LOWER = "lower"  # the option may be lowered on resume, to rescue a run that has become unstable
+INHERITED = "inherited"  # if not given, the option takes the value of the previous stage
 
 FRACTION = Range(0, 1)
 

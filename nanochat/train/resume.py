@@ -24,8 +24,10 @@ from nanochat.train.optim import MuonAdamW, OptimizerOptions
 from nanochat.train.options import TrainOptions, check_resumable
 from nanochat.train.run import TrainingRun
 
-ASIDE = "aside"
-"""Folder, next to the models of a stage, with the ones that --fresh replaced."""
+ASIDE = "aside"  # folder, next to the models of a stage, with the ones that --fresh replaced
+
+RESUMED = ("parent", "data", "results", "evaluated", "saved_at", "best", "skipped_steps", "tracker_id")
+"""Fields of TrainingRun that a resumed run takes from meta.json."""
 
 
 def parent_of(source: str, tag: str | None, runtime: Runtime, *, fresh: bool = False) -> Checkpoint:
@@ -77,7 +79,9 @@ def start_or_resume(
             f"{runtime.describe()}: leave it out"
         )
     tag = options.model_tag or (parent.tag if parent else f"d{config.n_layer}" if config else "")
-    check_tag(tag)
+    if not re.fullmatch(r"\w[\w.+-]*", tag) or tag == ASIDE:
+        wanted = f'letters, digits, dots and dashes and not be "{ASIDE}"'
+        raise UserError(f"--model-tag must consist of {wanted}, got {tag!r}: try d20-new")
     ancestry: dict[str, Any] | None = None
     if parent and parent.source == source:  # the run itself, see parent_of
         ancestry = parent.meta["parent"]
@@ -102,15 +106,6 @@ def start_or_resume(
         runtime.world.broadcast(model.parameters())  # other kinds of machines may draw different weights
     optimizer = MuonAdamW(model, optimizer_options(options), runtime.world)
     return TrainingRun(source, tag, options, runtime, tokenizer.hash, model, optimizer, ancestry, data)
-
-
-def check_tag(tag: str) -> None:
-    """Raise UserError unless `tag` is usable as the folder name of a model."""
-    if not re.fullmatch(r"\w[\w.+-]*", tag) or tag == ASIDE:
-        reserved = f' and not be "{ASIDE}"' if tag == ASIDE else ""
-        raise UserError(
-            f"--model-tag must consist of letters, digits, dots and dashes{reserved}, got {tag!r}: try d20-new"
-        )
 
 
 def _own_checkpoint(
@@ -151,7 +146,7 @@ def _own_checkpoint(
 def _newest_verified(source: str, tag: str) -> Checkpoint | None:
     """The checkpoint to resume. Damaged ones are renamed, so that they do not count toward those to keep."""
     verified = checkpoint.newest_verified(source, tag)
-    for damaged, note in zip(verified.damaged, verified.notes, strict=True):
+    for damaged, note in verified.skipped:
         kept = damaged.folder.with_name(f"{damaged.folder.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
         damaged.folder.rename(kept)
         line = f"note: {note}, using the one before it; kept as {kept.name}"
@@ -177,27 +172,12 @@ def _resume(
     check_resumable(options, meta["options"])
     optimizer = MuonAdamW(model, optimizer_options(options), runtime.world)
     state: dict[str, Tensor] = {}
-    runtime.world.call_on_main(lambda: state.update(existing.load_optimizer(torch.device("cpu"))))
+    runtime.world.call_on_main(lambda: state.update(existing.load_optimizer()))
     optimizer.load_full_state(state)
-    return TrainingRun(
-        existing.source,
-        existing.tag,
-        options,
-        runtime,
-        tokenizer.hash,
-        model,
-        optimizer,
-        meta["parent"],
-        meta["data"],
-        step=existing.step,
-        previous_seconds=meta["seconds"],
-        results=meta["results"],
-        evaluated=meta["evaluated"],
-        saved_at=meta["saved_at"],
-        best=meta["best"],
-        skipped_steps=meta["skipped_steps"],
-        tracker_id=meta["tracker_id"],
-    )
+    saved = {name: meta[name] for name in RESUMED}
+    run = TrainingRun(existing.source, existing.tag, options, runtime, tokenizer.hash, model, optimizer, **saved)
+    run.step, run.previous_seconds = existing.step, meta["seconds"]
+    return run
 
 
 def _load_model(saved: Checkpoint, runtime: Runtime, tokenizer: Tokenizer) -> GPT:

@@ -32,8 +32,7 @@ from nanochat.train.signals import SignalHandler, StopRequested
 from nanochat.train.watchdog import Watchdog
 from nanochat.units import format_duration, format_gib
 
-MAX_BAD_STEPS = 10
-"""Number of consecutive steps with a non-finite loss or gradient after which a run ends."""
+MAX_BAD_STEPS = 10  # consecutive steps with a non-finite loss or gradient after which a run ends
 
 
 class Evaluation(NamedTuple):
@@ -49,12 +48,9 @@ class Evaluation(NamedTuple):
 class StepResult(NamedTuple):
     """Loss, token count and gradient norm of one optimizer step."""
 
-    loss: float
-    """mean over the tokens, in nats"""
-    num_tokens: int
-    """trained on, over all processes"""
-    gradient_norm: float
-    """before clipping"""
+    loss: float  # mean over the tokens, in nats
+    num_tokens: int  # trained on, over all processes
+    gradient_norm: float  # before clipping
 
     @property
     def is_finite(self) -> bool:
@@ -66,43 +62,29 @@ class StepResult(NamedTuple):
 class TrainingRun:
     """Model, optimizer and progress of one stage's training. Created by nanochat.train.resume."""
 
-    source: str
-    """name of the stage"""
+    source: str  # name of the stage
     tag: str
     options: TrainOptions
     runtime: Runtime
     tokenizer_hash: str
     model: GPT
     optimizer: MuonAdamW
-    parent: dict[str, Any] | None = None
-    """checkpoint this stage started from; None for pretraining"""
-    data: str | None = None
-    """identifies the data; a run on different data is a different run"""
-    step: int = 0
-    """optimizer steps taken"""
-    previous_seconds: float = 0.0
-    """wall time before the last resume"""
-    results: dict[str, float] = field(default_factory=dict)
-    """of the last evaluation"""
-    evaluated: int = 0
-    """step of the last evaluation"""
-    saved_at: float = 0.0
-    """Unix time at which the current step was first saved; identifies a checkpoint"""
-    best: dict[str, float] = field(default_factory=dict)
-    """lowest bits per byte of any evaluation, and its step"""
-    skipped_steps: int = 0
-    """steps skipped because of a non-finite loss or gradient"""
-    bad_steps: int = 0
-    """skipped steps since the last good one"""
-    tracker_id: str | None = None
-    """id of this run in wandb or trackio"""
-    max_rows: int = sys.maxsize
-    """rows in one forward pass; lowered when memory runs out"""
+    parent: dict[str, Any] | None = None  # checkpoint this stage started from; None for pretraining
+    data: str | None = None  # identifies the data; a run on different data is a different run
+    step: int = 0  # optimizer steps taken
+    previous_seconds: float = 0.0  # wall time before the last resume
+    results: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+    evaluated: int = 0  # step of the last evaluation
+    saved_at: float = 0.0  # Unix time at which the current step was first saved; identifies a checkpoint
+    best: dict[str, float] = field(default_factory=dict)  # lowest bits per byte of any evaluation, and its step
+    skipped_steps: int = 0  # steps skipped because of a non-finite loss or gradient
+    bad_steps: int = 0  # skipped steps since the last good one
+    tracker_id: str | None = None  # id of this run in wandb or trackio
+    max_rows: int = sys.maxsize  # rows in one forward pass; lowered when memory runs out
 
     def __post_init__(self) -> None:
         self.reducer = GradientReducer(self.optimizer.shards, self.world)
-        self.report: Callable[[str], None] = print
-        """prints a line about the run, also to the log during training"""
+        self.report: Callable[[str], None] = print  # prints a line about the run, also to the log during training
         if self.options.fp8:
             self.model.train_in_fp8()
 
@@ -187,32 +169,25 @@ class TrainingRun:
         }
 
 
+@dataclass
 class Session:
     """Everything around the steps of one `train` call: log, signals, evaluation, samples, checkpoints."""
 
-    def __init__(
-        self,
-        run: TrainingRun,
-        num_iterations: int,
-        trained_on: str,
-        step_size: str,
-        samples: Callable[[], list[str]],
-        evaluation: Evaluation | None,
-    ) -> None:
-        options = run.options
-        self.run = run
-        self.num_iterations = num_iterations
-        self.step_size = step_size
-        self.samples = samples
-        self.evaluation = evaluation
-        self.sample_every = -(-num_iterations // 10) if options.sample_every is None else options.sample_every
-        self.facts = run.facts(num_iterations, trained_on)
+    run: TrainingRun
+    num_iterations: int
+    trained_on: str
+    step_size: str
+    samples: Callable[[], list[str]]
+    evaluation: Evaluation | None
+    stop: bool = False  # a process was asked to stop
+    unsaved: bool = False  # a save is due that has not been made
+
+    def __post_init__(self) -> None:
+        run, options = self.run, self.run.options
+        self.sample_every = -(-self.num_iterations // 10) if options.sample_every is None else options.sample_every
+        self.facts = run.facts(self.num_iterations, self.trained_on)
         self.writer = CheckpointWriter(run.folder, options.keep_last, options.keep_every)
         self.signals = SignalHandler()
-        self.stop = False
-        """a process was asked to stop"""
-        self.unsaved = False
-        """a save is due that has not been made"""
         self.rerun = "the same command without --fresh" if options.fresh else "the same command"
 
     def __enter__(self) -> "Session":

@@ -11,8 +11,7 @@ Gradients are not bucketed: the smallest matrix is (64 x depth)^2 in fp32, 6.5 M
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,22 +83,14 @@ class GradientReducer:
         self._pending = deque(self._shards)
         self._complete: set[nn.Parameter] = set()
         self._works: list[dist.Work] = []
-        self._is_last_backward = False
+        self.is_last_backward = False  # set in the last backward pass of a step: gradients are sent as they complete
         if world.size > 1:
             for parameter in self._shards:
                 parameter.register_post_accumulate_grad_hook(self._on_gradient)
 
-    @contextmanager
-    def overlap(self, last: bool) -> Iterator[None]:
-        """Wrap a backward pass: in the `last` one of a step, each gradient is sent as soon as it is complete."""
-        self._is_last_backward = last
-        try:
-            yield
-        finally:
-            self._is_last_backward = False
-
     def finish(self) -> None:
         """Send the remaining gradients (zeros if there are none) and wait. Frees gradients that others own."""
+        self.is_last_backward = False
         if self.world.size == 1:
             return
         while self._pending:
@@ -114,7 +105,7 @@ class GradientReducer:
         self._works.clear()
 
     def _on_gradient(self, parameter: nn.Parameter) -> None:
-        if self._is_last_backward:
+        if self.is_last_backward:
             self._complete.add(parameter)
             while self._pending and self._pending[0] in self._complete:
                 self._send_next()

@@ -13,9 +13,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from torch.distributed import TCPStore
 
@@ -24,23 +24,14 @@ from nanochat.dist import World
 HEARTBEAT_SECONDS = 1.0
 SILENCE_SECONDS = 40.0
 """Time without a heartbeat after which a process that is stopped or on another machine counts as dead."""
-GRACE_SECONDS = 5.0
-"""Time for processes that fail or end one after the other to do so by themselves."""
-START_SECONDS = 1800.0
-"""Time for all processes to reach the start of training."""
-REMEDY = "rerun the same command without --fresh to resume from the last checkpoint"
+GRACE_SECONDS = 5.0  # time for processes that fail or end one after the other to do so by themselves
+START_SECONDS = 1800.0  # time for all processes to reach the start of training
 
 
-@dataclass(frozen=True)
-class Heartbeat:
-    """Sign of life of one process."""
-
+class Process(NamedTuple):
     pid: int
     pid_namespace: str
     host: str
-    count: int = 0
-    state: str = "running"
-    """running, done or failed"""
 
 
 class Watchdog:
@@ -50,8 +41,8 @@ class Watchdog:
         """`report` is called with the reason, in the first surviving process, before all of them end."""
         self.world = world
         self._report = report
-        self._own = Heartbeat(os.getpid(), pid_namespace(), platform.node())
-        self._seen: dict[int, tuple[Heartbeat, float]] = {}
+        self._own = Process(os.getpid(), pid_namespace(), platform.node())
+        self._beats: dict[int, tuple[str, float]] = {}  # by rank: last heartbeat, `done` or `failed`; time of arrival
         self._finished = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -59,8 +50,11 @@ class Watchdog:
         if self.world.size > 1:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             self._store = TCPStore(address, port, timeout=timedelta(seconds=SILENCE_SECONDS))
-            self._send(self._own)
-            self._store.wait([f"beat/{rank}" for rank in range(self.world.size)], timedelta(seconds=START_SECONDS))
+            self._send("started")
+            self._store.set(f"process/{self.world.rank}", json.dumps(self._own))
+            keys = [f"process/{rank}" for rank in range(self.world.size)]
+            self._store.wait(keys, timedelta(seconds=START_SECONDS))
+            self._processes = [Process(*json.loads(self._store.get(key))) for key in keys]
             self._receive()
             self._thread.start()
         return self
@@ -73,30 +67,31 @@ class Watchdog:
             time.sleep(2 * GRACE_SECONDS + 2 * HEARTBEAT_SECONDS)
         self._finished.set()
         self._thread.join()
-        failed = error is not None and not isinstance(error, KeyboardInterrupt)
         with contextlib.suppress(RuntimeError):  # the store may be gone
-            self._send(replace(self._own, state="failed" if failed else "done"))
+            self._send("done" if error is None or isinstance(error, KeyboardInterrupt) else "failed")
 
     def _watch(self) -> None:
         last = time.monotonic()
         while not self._finished.wait(HEARTBEAT_SECONDS):
             now = time.monotonic()
             if now - last > 5 * HEARTBEAT_SECONDS:  # this process was itself suspended: silence means nothing
-                self._seen = {rank: (beat, now) for rank, (beat, _) in self._seen.items()}
+                self._beats = {rank: (beat, now) for rank, (beat, _) in self._beats.items()}
             last = now
             try:
-                self._own = replace(self._own, count=self._own.count + 1)
-                self._send(self._own)
+                self._send(str(now))
                 self._receive()
             except RuntimeError:
                 self._end_run("the main process, or its machine, is gone", [], silent=[0])
-            dead = [rank for rank in self._seen if self._is_dead(rank)]
-            failed = [rank for rank, (beat, _) in self._seen.items() if beat.state == "failed"]
-            if dead:
-                exited = [rank for rank in dead if self._has_exited(rank)]
-                reason = "was killed (possibly out of memory)" if exited else f"was silent for {SILENCE_SECONDS:.0f} s"
-                self._end_run(f"{self._names(exited or dead)} {reason}", dead)
-            elif failed and max(self._silence(rank) for rank in failed) > GRACE_SECONDS:
+            silence = {rank: now - arrived for rank, (_, arrived) in self._beats.items()}
+            failed = [rank for rank, (beat, _) in self._beats.items() if beat == "failed"]
+            running = [rank for rank, (beat, _) in self._beats.items() if beat not in ("failed", "done")]
+            exited = [rank for rank in running if self._has_exited(self._processes[rank])]
+            silent = [rank for rank in running if silence[rank] > SILENCE_SECONDS]
+            if exited:
+                self._end_run(f"{self._names(exited)} was killed (possibly out of memory)", exited + silent)
+            elif silent:
+                self._end_run(f"{self._names(silent)} was silent for {SILENCE_SECONDS:.0f} s", silent)
+            elif any(silence[rank] > GRACE_SECONDS for rank in failed):
                 self._end_run(f"{self._names(failed)} ended with an error", [])
 
     def _end_run(self, reason: str, dead: list[int], silent: Sequence[int] = ()) -> None:
@@ -104,40 +99,35 @@ class Watchdog:
         if self.world.rank > min(rank for rank in range(self.world.size) if rank not in [*dead, *silent]):
             time.sleep(3 * HEARTBEAT_SECONDS)  # the first survivor reports, before it sees this process end
         else:
-            self._report(f"error: {reason}: {REMEDY}")
+            self._report(f"error: {reason}: rerun the same command without --fresh to resume from the last checkpoint")
         for rank in dead:
-            beat, _ = self._seen[rank]
-            if beat.pid_namespace == self._own.pid_namespace:
+            if self._processes[rank].pid_namespace == self._own.pid_namespace:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(beat.pid, signal.SIGKILL)
+                    os.kill(self._processes[rank].pid, signal.SIGKILL)
         os._exit(1)
 
-    def _send(self, beat: Heartbeat) -> None:
-        self._store.set(f"beat/{self.world.rank}", json.dumps(asdict(beat)))
+    def _send(self, beat: str) -> None:
+        self._store.set(f"beat/{self.world.rank}", beat)
 
     def _receive(self) -> None:
         for rank in range(self.world.size):
-            beat = Heartbeat(**json.loads(self._store.get(f"beat/{rank}")))
-            if rank not in self._seen or self._seen[rank][0] != beat:
-                self._seen[rank] = (beat, time.monotonic())
+            beat = self._store.get(f"beat/{rank}").decode()
+            if rank not in self._beats or self._beats[rank][0] != beat:
+                self._beats[rank] = (beat, time.monotonic())
 
-    def _is_dead(self, rank: int) -> bool:
-        if self._seen[rank][0].state != "running":
+    def _has_exited(self, process: Process) -> bool:
+        """True if the process does not exist or is a zombie. Always False for other machines."""
+        if process.pid_namespace != self._own.pid_namespace:
             return False
-        return self._has_exited(rank) or self._silence(rank) > SILENCE_SECONDS
-
-    def _has_exited(self, rank: int) -> bool:
-        """True if the process is known not to exist. Always False for other machines."""
-        beat, _ = self._seen[rank]
-        return beat.pid_namespace == self._own.pid_namespace and not is_running(beat.pid)
-
-    def _silence(self, rank: int) -> float:
-        return time.monotonic() - self._seen[rank][1]
+        try:
+            return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        except OSError:
+            return True
 
     def _names(self, ranks: list[int]) -> str:
         """`process 1 (4711 on spark)`."""
-        beats = {rank: self._seen[rank][0] for rank in ranks}
-        return " and ".join(f"process {rank} ({beat.pid} on {beat.host})" for rank, beat in beats.items())
+        named = ((rank, self._processes[rank]) for rank in ranks)
+        return " and ".join(f"process {rank} ({process.pid} on {process.host})" for rank, process in named)
 
 
 def in_collective(error: BaseException) -> bool:
@@ -150,11 +140,3 @@ def pid_namespace() -> str:
     """Identifies the boot and the namespace in which a process id is valid."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
-
-
-def is_running(pid: int) -> bool:
-    """True if the process exists on this machine and is not a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False

@@ -191,7 +191,7 @@ def test_one_failure_stops_the_other_files(
 
     monkeypatch.setattr(download, "resume_download", resume_download)
     start = time.monotonic()
-    with pytest.raises(UserError, match="No space left on device"):
+    with pytest.raises(OSError, match="No space left on device"):
         fetch(REPOSITORY, NAMES, tmp_path / "data")
     assert time.monotonic() - start < 0.4  # a whole file takes 0.5 s
 

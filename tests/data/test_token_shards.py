@@ -72,7 +72,7 @@ def test_only_what_is_missing_or_stale_is_made(tokenizer: Tokenizer, shards: lis
     changed = shard("shard_1", ["Other text."], tmp_path / "log")
     write_shards(folder, {"train": [shards[0], changed, *shards[2:]]}, tokenizer, 1)
     assert written(tmp_path / "log") == ["shard_1", "shard_2", "shard_3"]
-    assert write_shards(folder, {"train": shards}, Tokenizer.train(TEXTS, 300), 1) == 4
+    assert write_shards(folder, {"train": shards}, Tokenizer.train(TEXTS, 270), 1) == 4
 
 
 def test_fewer_shards_than_before_are_a_shorter_stream(
@@ -91,7 +91,7 @@ def test_another_tokenizer_and_missing_tokens_are_refused(
         TokenShards.open(tmp_path, "train", tokenizer)
     write_shards(tmp_path, {"train": shards}, tokenizer, 1)
     with pytest.raises(UserError, match="tokenizer"):
-        TokenShards.open(tmp_path, "train", Tokenizer.train(TEXTS, 300))
+        TokenShards.open(tmp_path, "train", Tokenizer.train(TEXTS, 270))
     (tmp_path / "shard_1.json").unlink()
     with pytest.raises(UserError, match=r"prepare\.sh"):
         TokenShards.open(tmp_path, "train", tokenizer)

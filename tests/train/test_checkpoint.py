@@ -24,7 +24,7 @@ def test_round_trip(base_dir: Path, tokenizer: Tokenizer) -> None:
     model = saved.load_model(CPU, torch.float32, tokenizer)
     expected = random_model(tokenizer.vocab_size).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
-    MuonAdamW(model, OptimizerOptions()).load_full_state(saved.load_optimizer(CPU))
+    MuonAdamW(model, OptimizerOptions()).load_full_state(saved.load_optimizer())
     assert {path.name for path in saved.folder.iterdir()} == {MODEL_FILE, OPTIMIZER_FILE, META_FILE, SUMS_FILE}
 
 
@@ -164,7 +164,7 @@ def test_a_damaged_optimizer_matters_to_training_alone(base_dir: Path, tokenizer
     flip_a_byte(saved.folder / OPTIMIZER_FILE)
     assert checkpoint.find("base").step == 2
     sound = checkpoint.newest_verified("base")
-    assert sound.checkpoint and sound.checkpoint.step == 1 and OPTIMIZER_FILE in sound.notes[0]
+    assert sound.checkpoint and sound.checkpoint.step == 1 and OPTIMIZER_FILE in sound.skipped[0][1]
 
 
 def test_a_damaged_step_that_was_asked_for_is_refused_and_so_is_a_model_with_nothing_else(

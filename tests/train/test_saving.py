@@ -21,7 +21,7 @@ def state(value: float, count: int = 1000) -> dict[str, Tensor]:
 
 def saved_value(checkpoint: Checkpoint) -> float:
     assert checkpoint.damage() is None
-    return float(checkpoint.load_optimizer(torch.device("cpu"))["weight"][0])
+    return float(checkpoint.load_optimizer()["weight"][0])
 
 
 @pytest.fixture
