@@ -34,10 +34,9 @@ SPECIAL_TOKENS = (
 )
 
 SPLIT_PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""GPT-4's pattern with one change: every digit is a token. llama.cpp, which only knows fixed patterns, calls it
-`bailingmoe`."""
+"""GPT-4's and Llama 3's pattern. llama.cpp only knows fixed patterns, and calls this one `llama-bpe`."""
 
 RANKS_FILE = "ranks.tiktoken"
 SETTINGS_FILE = "tokenizer.json"

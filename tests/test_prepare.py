@@ -78,7 +78,7 @@ def test_an_earlier_tokenizer_is_kept_with_a_note(base_dir: Path, capsys: pytest
     corpus = prepare.prepare_text(options)
     current = prepare.prepare_tokenizer(corpus, options)
     assert "GGUF" not in capsys.readouterr().out
-    two_digits = Tokenizer(current.ranks, current.pattern.replace(r"\p{N}|", r"\p{N}{1,2}|"))
+    two_digits = Tokenizer(current.ranks, current.pattern.replace("{1,3}", "{1,2}"))
     two_digits.save(paths.tokenizer_dir())
     assert prepare.prepare_tokenizer(corpus, options).hash == two_digits.hash
     out = capsys.readouterr().out

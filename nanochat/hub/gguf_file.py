@@ -28,7 +28,7 @@ TYPES = {
 }
 """Types that --gguf accepts, of tensors and of the file. Ollama gets the first one that is written."""
 DEFAULT_TYPES = ("bf16", "q8_0")
-PRE_TOKENIZER = "bailingmoe"
+PRE_TOKENIZER = "llama-bpe"
 """llama.cpp's name of `tokenizer.SPLIT_PATTERN`."""
 SUPPRESS_TOKENS = "tokenizer.ggml.suppress_tokens"
 """llama.cpp never samples these. Later versions of the `gguf` package have a name for the key."""

@@ -28,8 +28,8 @@ from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 
 LLAMA_CPP_PATTERNS = {
-    "bailingmoe": r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+    "llama-bpe": r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 }
 """How llama.cpp spells the pattern behind a name of `tokenizer.ggml.pre`."""
 MAX_ERROR = {"f32": 1e-4, "bf16": 1e-4, "f16": 0.01, "q8_0": 0.05}

@@ -77,7 +77,7 @@ def test_rows_that_do_not_fill_a_block_are_not_quantized(
 def test_metadata_that_llama_cpp_reads(exported: Path, tokenizer: Tokenizer) -> None:
     metadata = GgufModel(exported / "nanochat-d2-sft-q8_0.gguf", CPU).metadata
     assert metadata["general.name"] == "nanochat-d2-sft" and metadata["general.author"] == "Ada Example"
-    assert (metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"]) == ("gpt2", "bailingmoe")
+    assert (metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"]) == ("gpt2", "llama-bpe")
     assert metadata["tokenizer.ggml.eos_token_id"] == tokenizer.special("<|assistant_end|>")
     assert metadata["tokenizer.ggml.eom_token_id"] == tokenizer.bos_id
     assert metadata["tokenizer.ggml.add_bos_token"] is False
