@@ -89,7 +89,7 @@ def test_an_exported_model_trains_under_accelerate_and_comes_back(tmp_path: Path
         [sys.executable, "-m", "accelerate.commands.launch", *shlex.split(command.replace("bf16", "no")),
          "--num_processes=2", "on_cpu.py", "train.py", str(exported), str(trained)],
         cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     tokens = torch.arange(64).view(2, 32)
