@@ -19,7 +19,6 @@ from nanochat import cli
 from nanochat.data import demo_data
 from nanochat.hub.convert_model import hf_model, hf_weights
 from nanochat.inference.engine import Engine
-from nanochat.inference.model_runner import inference_dtype
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.inference.scheduler import Request
 from nanochat.model.gpt import GPT, GPTConfig
@@ -166,7 +165,7 @@ class Bench:
 
     def matmul_tflops(self) -> float:
         """TFLOP/s of a large matmul in the engine's dtype, by the same clock."""
-        return measure_matmul_flops(self.runtime.device, inference_dtype(self.model), self.clock) / 1e12
+        return measure_matmul_flops(self.runtime.device, self.model.compute_dtype, self.clock) / 1e12
 
 
 def convert_to_transformers(model: GPT) -> Any:

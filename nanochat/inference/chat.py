@@ -8,7 +8,6 @@ from nanochat import paths
 from nanochat.conversations import Message
 from nanochat.inference.detokenizer import Delta
 from nanochat.inference.engine import Engine
-from nanochat.inference.model_runner import inference_dtype
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.inference.scheduler import Completion
 from nanochat.runtime import Runtime
@@ -85,6 +84,6 @@ def load_chat(
     tokenizer = Tokenizer.load(paths.tokenizer_dir())
     runtime = Runtime.start(device_type)
     model = found.load_model(runtime.device, runtime.compute_dtype, tokenizer).eval()
-    model.to(inference_dtype(model))  # inference needs no fp32 weights: half the memory, and no cast per token
+    model.to(runtime.compute_dtype)  # inference needs no fp32 weights: half the memory, and no cast per token
     engine = Engine(model, tokenizer, Calculator(), max_batch_size, kv_cache_gb)
     return ChatModel(found.source, found.tag, found.step, engine)

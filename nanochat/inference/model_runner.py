@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nanochat.errors import UserError
 from nanochat.model.cpu_kernels import use_blocked_attention
 from nanochat.model.gpt import GPT, RMS_NORM_EPS, causal_attention, rms_norm, soft_cap, squared_relu
-from nanochat.runtime import cpu_flags, free_memory
+from nanochat.runtime import free_memory
 
 FREE_MEMORY_FRACTION = 0.25
 
@@ -71,7 +71,7 @@ class ModelRunner:
     def __init__(self, model: GPT, slots: int, vocab_size: int) -> None:
         """vocab_size: the tokenizer's; the head's remaining rows are padding."""
         self.config = config = model.config
-        self.device, dtype = model.device, inference_dtype(model)
+        self.device, dtype = model.device, model.compute_dtype
         self.n_rotated = config.n_head + config.n_kv_head
         self.embedding = rms_norm(model.embed_tokens.weight.detach()).to(dtype)
         self.layers = [Layer(block, dtype) for block in model.layers]
@@ -174,14 +174,6 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
-def inference_dtype(model: GPT) -> torch.dtype:
-    """The compute dtype, but fp32 on CPUs without AMX.
-
-    With avx512_bf16 alone, bfloat16 products of 1 to 512 rows take up to twice as long as fp32 ones.
-    """
-    return model.compute_dtype if model.device.type != "cpu" or "amx_bf16" in cpu_flags() else torch.float32
-
-
 def num_slots(model: GPT, wanted: int, budget_gb: float | None) -> int:
     """Return how many slots fit in `budget_gb` (default: a quarter of the free memory), at most `wanted`.
 
@@ -189,7 +181,7 @@ def num_slots(model: GPT, wanted: int, budget_gb: float | None) -> int:
     """
     config = model.config
     elements = 2 * config.n_layer * config.n_kv_head * config.head_dim * config.sequence_len
-    slot_bytes = elements * inference_dtype(model).itemsize
+    slot_bytes = elements * model.compute_dtype.itemsize
     if budget_gb is None:
         return min(wanted, max(1, int(FREE_MEMORY_FRACTION * free_memory(model.device) / slot_bytes)))
     slots = min(wanted, int(budget_gb * 1e9 / slot_bytes))
