@@ -24,6 +24,9 @@ FREE_SPACE = "free some space there, or set NANOCHAT_BASE_DIR to a folder on ano
 OS_ERROR_FIXES = {
     errno.ENOSPC: FREE_SPACE,
     errno.EDQUOT: FREE_SPACE,
+    errno.EEXIST: "move that file or broken link away, or set NANOCHAT_BASE_DIR to another folder",
+    errno.ENOTDIR: "move that file away, or set NANOCHAT_BASE_DIR to another folder",
+    errno.EIO: "check the disk, or set NANOCHAT_BASE_DIR to a folder on another one",
     errno.EROFS: "set NANOCHAT_BASE_DIR to a folder you can write to",
     errno.EACCES: "change its permissions, or set NANOCHAT_BASE_DIR to a folder you can write to",
 }

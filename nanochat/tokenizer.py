@@ -34,9 +34,10 @@ SPECIAL_TOKENS = (
 )
 
 SPLIT_PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""GPT-4's and Llama 3's pattern. llama.cpp only knows fixed patterns, and calls this one `llama-bpe`."""
+"""GPT-4's pattern as llama.cpp, which only knows fixed patterns, spells it for Llama 3 (`llama-bpe`)."""
 
 RANKS_FILE = "ranks.tiktoken"
 SETTINGS_FILE = "tokenizer.json"

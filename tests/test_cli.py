@@ -93,14 +93,15 @@ def test_a_full_disk_is_a_sentence(base_dir: Path, capsys: pytest.CaptureFixture
     )
 
 
-def test_a_file_that_may_not_be_written_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EIO])
+def test_a_file_that_the_system_refuses_is_named(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(options: Options) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/there/it is")
+        raise OSError(number, os.strerror(number), "/there/it is")
 
     with pytest.raises(SystemExit) as stop:
         cli.run(refused, Options, args=[])
     assert stop.value.code == 2
-    assert "/there/it is (Permission denied)" in capsys.readouterr().err
+    assert f"/there/it is ({os.strerror(number)})" in capsys.readouterr().err
 
 
 def test_other_trouble_keeps_its_traceback() -> None:

@@ -23,9 +23,7 @@ def test_a_device_that_is_not_there_gets_a_sentence() -> None:
     ("flags", "dtype"),
     [({"avx2"}, torch.float32), ({"avx512f", "avx512_bf16"}, torch.float32), ({"amx_bf16"}, torch.bfloat16)],
 )
-def test_bfloat16_only_where_the_cpu_multiplies_it(
-    flags: set[str], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bfloat16_only_on_cpus_with_amx(flags: set[str], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "cpu_flags", lambda: flags)
     assert native_dtype(torch.device("cpu")) == dtype
 

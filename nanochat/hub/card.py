@@ -30,12 +30,9 @@ LICENSES = DATA["licenses"] | {dataset.repository: dataset.license for dataset i
 class Publisher:
     """Author and license of a shared model."""
 
-    account: str
-    """user or organization on the hub"""
-    name: str
-    """for license and citation"""
-    license: str
-    """the hub's identifier, such as mit"""
+    account: str  # user or organization on the hub
+    name: str  # for license and citation
+    license: str  # the hub's identifier, such as mit
 
     def repository(self, meta: dict[str, Any]) -> str:
         """Repository (account/name) of a checkpoint, given its meta or the `parent` in its successor's."""
@@ -47,10 +44,8 @@ class Score(NamedTuple):
     dataset: str
     metric: str
     value: float
-    error: float = 0.0
-    """standard error, 0 if unknown"""
-    baseline: float | None = None
-    """score of guessing, None for bits per byte"""
+    error: float = 0.0  # standard error, 0 if unknown
+    baseline: float | None = None  # score of guessing, None for bits per byte
 
 
 def repository_name(tag: str, source: str) -> str:

@@ -34,8 +34,7 @@ from nanochat.inference.sampling_params import CHAT_SAMPLING
 from nanochat.model.gpt import GPT, NANOCHAT_1_SOFTCAP, RMS_NORM_EPS, GPTConfig, rms_norm
 from nanochat.tokenizer import Tokenizer
 
-MAX_RMS_NORM_EPS = 1e-5
-"""Activations have a mean square near 1, so any epsilon below this gives the same result."""
+MAX_RMS_NORM_EPS = 1e-5  # activations have a mean square near 1, so any epsilon below this gives the same result
 XIELU = {"alpha_p": 16.0, "alpha_n": -128.0, "beta": 0.0, "eps": -1e-6}
 """Stored parameters of the activation. The alphas pass through softplus, which leaves 16 as it is in fp32 and in
 bfloat16 and makes 0 of -128. (Of -100 it makes 4e-44: subnormal activations, with which transformers takes 5 times as
@@ -45,8 +44,6 @@ OLDER_SETTINGS = {"rope_scaling": None, "mlp_bias": False, "post_norm": False, "
 """Settings that transformers 5 leaves out of config.json, with `rope_theta`. Without them MLX refuses the model, and
 transformers 4 scales its rotary frequencies."""
 GAINS = ("attention_layernorm", "feedforward_layernorm", "self_attn.q_norm", "self_attn.k_norm")
-MATRICES = {"mlp.fc1": "mlp.up_proj", "mlp.fc2": "mlp.down_proj"}
-"""Modules of a block with another name in Apertus."""
 
 # Exports and imports print their own lines.
 logging.set_verbosity_error()
@@ -75,18 +72,19 @@ def hf_model(config: GPTConfig) -> PreTrainedModel:
 
 def hf_weights(weights: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     """Tensors of transformers' model by their names there, from ours in fp32."""
-    if config.logit_softcap:
-        return {_with_prefix(name): weight for name, weight in weights.items()}
+    converted = weights if config.logit_softcap else _apertus_weights(weights, config)
+    return {name if name.startswith("lm_head.") else f"model.{name}": weight for name, weight in converted.items()}
+
+
+def _apertus_weights(weights: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     converted = {"norm.weight": torch.ones(config.n_embd)}
     for name, weight in weights.items():
         if name == "embed_tokens.weight":
             weight = rms_norm(weight)
         elif name.endswith("fc1.weight"):
             weight = weight * UP_PROJ_SCALE
-        hf_name = name
-        for ours, theirs in MATRICES.items():
-            hf_name = hf_name.replace(ours, theirs)
-        converted[hf_name] = _rotated(name, weight, config)
+        renamed = name.replace("mlp.fc1", "mlp.up_proj").replace("mlp.fc2", "mlp.down_proj")
+        converted[renamed] = _rotated(name, weight, config)
     for layer in range(config.n_layer):
         for gain in GAINS:
             width = config.head_dim if gain.startswith("self_attn") else config.n_embd
@@ -94,7 +92,7 @@ def hf_weights(weights: dict[str, Tensor], config: GPTConfig) -> dict[str, Tenso
         for parameter, value in XIELU.items():
             shape = (1,) if parameter.startswith("alpha") else ()
             converted[f"layers.{layer}.mlp.act_fn.{parameter}"] = torch.full(shape, value)
-    return {_with_prefix(name): weight for name, weight in converted.items()}
+    return converted
 
 
 @torch.no_grad()
@@ -109,11 +107,11 @@ def round_weights(model: GPT) -> None:
 def _unit_rows(embedding: Tensor) -> Tensor:
     """Rows with a root mean square of 1, rounded to bfloat16. (V, C) -> (V, C).
 
-    Rounding changes the mean square by about 1e-3, and Apertus does not normalize the rows again. So in each of a few
-    passes, the element that corrects most of it is moved by one unit in its last place: 1e-6 remains.
+    Rounding changes the mean square by about 1e-3, and Apertus does not normalize the rows again. So in each of 16
+    passes, the element that corrects most of it is moved by one unit in its last place: less than 1e-6 remains.
     """
     rounded = rms_norm(embedding).bfloat16()
-    for _ in range(4):
+    for _ in range(16):
         squares = rounded.double().square()
         excess = squares.sum(dim=1, keepdim=True) - rounded.size(1)
         # The bits of a float, read as an integer, are its magnitude; 1 more or less is the next float.
@@ -136,16 +134,17 @@ def our_weights(tensors: dict[str, Tensor], config: GPTConfig, where: str) -> di
             if parameter != "eps" and not (weight == expected).all():
                 raise UserError(f"{where} has norms or activations that this project's model lacks ({hf_name})")
             continue
-        for ours, theirs in MATRICES.items():
-            name = name.replace(theirs, ours)
+        name = name.replace("mlp.up_proj", "mlp.fc1").replace("mlp.down_proj", "mlp.fc2")
         if name.endswith("fc1.weight") and not config.logit_softcap:
             weight = weight / UP_PROJ_SCALE
         converted[name] = weight if config.logit_softcap else _rotated(name, weight, config)
+    rows = converted.get("embed_tokens.weight")
+    if rows is not None and not config.logit_softcap and ((rows.square().mean(dim=1) - 1).abs() > 0.01).any():
+        raise UserError(
+            f"the rows of {where}'s embedding must have a root mean square of 1, as at export: keep it so in training, "
+            "see docs/scaling.md"
+        )
     return converted
-
-
-def _with_prefix(name: str) -> str:
-    return name if name.startswith("lm_head.") else f"model.{name}"
 
 
 def _rotated(name: str, weight: Tensor, config: GPTConfig) -> Tensor:

@@ -66,9 +66,8 @@ def export(
                 log(line)
         if gguf:
             write_ollama_files(partial / f"{folder.name}-{gguf[0]}.gguf", config, checkpoint.source)
-        model = rounded
-        write_model(model.state_dict(), config, tokenizer, partial)
-        result = verify.check_logits(model, partial, passages)
+        write_model(rounded.state_dict(), config, tokenizer, partial)
+        result = verify.check_logits(rounded, partial, passages)
         tokens = f"{passages.tokens:,} tokens of held-out text"
         log(
             f"logits compared with transformers on {tokens} ({passages.origin}): largest difference "

@@ -28,8 +28,7 @@ TYPES = {
 }
 """Types that --gguf accepts, of tensors and of the file. Ollama gets the first one that is written."""
 DEFAULT_TYPES = ("bf16", "q8_0")
-PRE_TOKENIZER = "llama-bpe"
-"""llama.cpp's name of `tokenizer.SPLIT_PATTERN`."""
+PRE_TOKENIZER = "llama-bpe"  # llama.cpp's name of `tokenizer.SPLIT_PATTERN`.
 SUPPRESS_TOKENS = "tokenizer.ggml.suppress_tokens"
 """llama.cpp never samples these. Later versions of the `gguf` package have a name for the key."""
 
@@ -48,7 +47,7 @@ def check_supported(config: GPTConfig, tokenizer: Tokenizer, where: str) -> None
 def write_gguf(path: Path, kind: str, weights: dict[str, Tensor], config: GPTConfig, publisher: Publisher) -> None:
     """Write `weights`, which have our names, with the tokenizer and the chat template in the same folder.
 
-    Matrices get the type `kind`, gains of norms stay float32. One tensor at a time is converted and written.
+    Matrices get the type `kind`, gains of norms stay float32. Tensors are quantized and written one at a time.
     """
     tensor_type, file_type = TYPES[kind]
     writer = gguf.GGUFWriter(path, ARCHITECTURE)

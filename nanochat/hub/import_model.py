@@ -42,13 +42,10 @@ class ImportedModel:
 
     origin: str
     stage: str
-    step: int
-    """step of the stage, 0 if unknown"""
-    model: GPT
-    """on the CPU in float32"""
+    step: int  # step of the stage, 0 if unknown
+    model: GPT  # on the CPU in float32
     tokenizer: Tokenizer
-    folder: Path | None
-    """folder that transformers can load; None for karpathy/nanochat's format"""
+    folder: Path | None  # folder that transformers can load; None for karpathy/nanochat's format
 
     @property
     def tag(self) -> str:

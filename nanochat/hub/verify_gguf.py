@@ -37,8 +37,7 @@ MAX_ERROR = {"f32": 1e-4, "bf16": 1e-4, "f16": 0.01, "q8_0": 0.05}
 MAX_LOGPROB_DIFFERENCE = {"f32": 1e-2, "bf16": 0.5, "f16": 0.1, "q8_0": 0.5}
 """llama.cpp also rounds activations to the type of the weights."""
 SERVER_SECONDS = 120
-NUM_SERVER_TEXTS = 1000
-"""One request each, 5 ms."""
+NUM_SERVER_TEXTS = 1000  # One request each, 5 ms.
 
 
 class GgufModel:
@@ -147,26 +146,30 @@ def plain_prompts() -> list[list[Message]]:
 
 @contextmanager
 def llama_server(binary: str, path: Path) -> Iterator[httpx2.Client]:
-    """A client of `binary`, which serves the file on a free port until the context ends. Raises UserError."""
+    """A client of `binary`, which serves the file on a free port until the context ends. Raises UserError.
+
+    It computes on the CPU, for which the limits were measured.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    options = ["--host", "127.0.0.1", "--port", str(port), "--parallel", "1", "-ctk", "f32", "-ctv", "f32"]
+    options = ["--host", "127.0.0.1", "--port", str(port), "--parallel", "1", "--device", "none"]
+    options += ["--cache-type-k", "f32", "--cache-type-v", "f32"]
     log = path.with_name("llama-server.log")
     with log.open("w") as output:
         process = subprocess.Popen([binary, "--model", path, *options], stdout=output, stderr=output)
     try:
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=SERVER_SECONDS, trust_env=False) as client:
-            _wait_until_ready(client, process, log)
+            _wait_until_ready(client, process, path.name, log)
             yield client
-    except httpx2.HTTPError as error:
-        raise UserError(f"{binary} failed on {path.name} ({error})") from error
+    except (httpx2.HTTPError, LookupError, ValueError) as error:
+        raise UserError(f"{binary} failed on {path.name} ({error!r}): update llama.cpp") from error
     finally:
-        process.terminate()
+        process.kill()
         process.wait()
         log.unlink()
 
 
-def _wait_until_ready(client: httpx2.Client, process: "subprocess.Popen[bytes]", log: Path) -> None:
+def _wait_until_ready(client: httpx2.Client, process: "subprocess.Popen[bytes]", name: str, log: Path) -> None:
     deadline = time.monotonic() + SERVER_SECONDS
     while True:
         try:
@@ -177,7 +180,10 @@ def _wait_until_ready(client: httpx2.Client, process: "subprocess.Popen[bytes]",
         if process.poll() is not None or time.monotonic() > deadline:
             lines = log.read_text(errors="replace").split("\n")
             error = next((line for line in lines if "error" in line.lower()), "no error message")
-            raise UserError(f"llama-server cannot serve {log.parent.name} ({' '.join(error.split())[:200]})")
+            raise UserError(
+                f"llama-server cannot serve {name} ({' '.join(error.split())[:200]}): update llama.cpp, pass another "
+                "llama-server to --check-with, or remove it from PATH"
+            )
         time.sleep(0.1)
 
 

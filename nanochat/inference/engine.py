@@ -19,10 +19,8 @@ from nanochat.inference.scheduler import Chunk, Completion, Request, Scheduler
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 
-PREFILL_TOKENS = {"cpu": 512, "cuda": 4096}
-"""Maximum prompt tokens per step: about 40 ms on two cores at depth 4."""
-TOOL_WAIT_SECONDS = 0.02
-"""Time that a step waits for tools when there is nothing else to do."""
+PREFILL_TOKENS = {"cpu": 512, "cuda": 4096}  # maximum prompt tokens per step: about 40 ms on two cores at depth 4
+TOOL_WAIT_SECONDS = 0.02  # time that a step waits for tools when there is nothing else to do
 SUPPRESSED_TOKENS = ("<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|output_start|>", "<|output_end|>")
 """Never sampled: the model cannot write the user's turn or invent a tool's output."""
 

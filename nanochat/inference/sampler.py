@@ -12,8 +12,7 @@ from nanochat.inference.sampling_params import GREEDY_BELOW, SamplingParams
 from nanochat.inference.scheduler import Request
 
 Method = Literal["greedy", "top", "all"]
-MAX_UNIFORM = 1 - 2**-23
-"""A float64 closer to 1 could round to 1 in fp32, which no cumulative probability exceeds."""
+MAX_UNIFORM = 1 - 2**-23  # a float64 closer to 1 could round to 1 in fp32, which no cumulative probability exceeds
 
 
 class Sampler:

@@ -19,8 +19,7 @@ from nanochat.inference.detokenizer import Delta, Detokenizer, TokenLogprob
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.tokenizer import Tokenizer
 
-MIN_PREFIX = 8
-"""Shorter shared prefixes (all chats share two tokens) are not worth copying or waiting for."""
+MIN_PREFIX = 8  # shorter shared prefixes (all chats share two tokens) are not worth copying or waiting for
 
 
 @dataclass

@@ -17,8 +17,7 @@ from nanochat.errors import UserError
 from nanochat.model import cpu_kernels, fp8
 from nanochat.model.loss import linear_cross_entropy, token_losses
 
-ARCHITECTURE = "nanochat-2"
-"""Stored in every checkpoint; another name means different tensors or arithmetic."""
+ARCHITECTURE = "nanochat-2"  # stored in every checkpoint; another name means different tensors or arithmetic
 
 WIDTH_PER_DEPTH = 64
 MAX_HEAD_DIM = 128
@@ -32,17 +31,14 @@ RMS_NORM_EPS = 1.1920929e-07
 class GPTConfig:
     """Shape of a model."""
 
-    vocab_size: int
-    """rows of embedding and head, a multiple of 64"""
-    sequence_len: int = 2048
-    """context length in tokens, of training rows and KV cache"""
+    vocab_size: int  # rows of embedding and head, a multiple of 64
+    sequence_len: int = 2048  # context length in tokens, of training rows and KV cache
     n_layer: int = 20
     n_head: int = 10
     n_kv_head: int = 10
     n_embd: int = 1280
     rope_theta: float = 10000.0
-    logit_softcap: float = 0.0
-    """logits become softcap x tanh(logits / softcap); 0: they stay as they are"""
+    logit_softcap: float = 0.0  # logits become softcap x tanh(logits / softcap); 0: they stay as they are
 
     @classmethod
     def from_depth(cls, depth: int, vocab_size: int, sequence_len: int) -> "GPTConfig":
@@ -77,8 +73,7 @@ class GPTConfig:
 class AttentionCache(Protocol):
     """The part of a KV cache that `GPT.forward` uses."""
 
-    positions: Tensor
-    """(B, T) position of each new token in its sequence"""
+    positions: Tensor  # (B, T) position of each new token in its sequence
 
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Store the new key and value, (B, H_kv, T, D); return all keys, all values and the attention mask."""

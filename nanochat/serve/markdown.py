@@ -26,8 +26,7 @@ LANGUAGES = {
     "latex", "lua", "make", "php", "python", "py", "r", "ruby", "rust", "sh",
     "shell", "sql", "swift", "tex", "toml", "ts", "typescript", "xml", "yaml",
 }  # fmt: skip
-MAX_FORMULA = 1000
-"""Characters per formula: math-core converts 3,000 nested braces, but overflows the stack at 10,000."""
+MAX_FORMULA = 1000  # characters per formula: math-core converts 3,000 nested braces, but overflows the stack at 10,000
 MAX_MARKDOWN = 20_000
 """Characters per text; longer texts are shown as plain text because some Markdown rules take quadratic time."""
 LIGHT_STYLE, DARK_STYLE = "xcode", "github-dark"

@@ -100,6 +100,8 @@ class Checkpoint:
                     return f"{SUMS_FILE} does not list {name}"
                 if sha256(self.folder / name) != sums[name]:
                     return f"{name} does not match its checksum"
+        except FileNotFoundError as error:
+            return f"{Path(error.filename).name} is missing"
         except (OSError, ValueError) as error:
             return str(error)
         return None

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nanochat import cli, paths
 from nanochat.errors import UserError
 from nanochat.hub import verify
-from nanochat.hub.convert_model import round_weights, write_model
+from nanochat.hub.convert_model import _unit_rows, round_weights, write_model
 from nanochat.hub.convert_tokenizer import read_tokenizer, write_tokenizer
-from nanochat.model.gpt import GPT, GPTConfig
+from nanochat.model.gpt import GPTConfig
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 from nanochat.train.checkpoint import META_FILE
 from scripts import hf_prepare
@@ -226,9 +226,18 @@ def test_a_reply_ends_where_ours_does(exported: Path, tokenizer: Tokenizer) -> N
     assert rendered.endswith("<|assistant_end|>")
 
 
+def test_rounded_rows_of_the_embedding_keep_their_norm() -> None:
+    embedding = torch.randn(500, 1280)
+    rows = _unit_rows(embedding)
+    assert torch.equal(rows, rows.bfloat16().float())
+    assert ((rows.double().square().mean(dim=1) - 1).abs() < 1e-6).all()
+    exact = embedding * embedding.square().mean(dim=1, keepdim=True).rsqrt()
+    assert ((rows - exact).norm(dim=1) < 5e-3 * exact.norm(dim=1)).all()
+
+
 def test_padding_keeps_its_row(tokenizer: Tokenizer, exported: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(exported)
     assert model.model.embed_tokens.padding_idx is None
     shape = GPTConfig(vocab_size=576, sequence_len=64, n_layer=2, n_head=1, n_kv_head=1, n_embd=128)
     assert model.model.embed_tokens.weight.shape == (576, 128)
-    assert shape.num_parameters == sum(p.numel() for p in GPT(shape).parameters())
+    assert sum(p.numel() for p in model.parameters() if p.dim() == 2) == shape.num_parameters

@@ -326,6 +326,15 @@ def test_weights_of_other_shapes_get_a_sentence(exported: Path, tmp_path: Path) 
         read_model(str(tmp_path / "copy"))
 
 
+def test_an_embedding_that_outgrew_its_norm_is_refused(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "copy")
+    weights = load_file(exported / "model.safetensors")
+    weights["model.embed_tokens.weight"] *= 1.3
+    save_file(weights, tmp_path / "copy" / "model.safetensors")
+    with pytest.raises(UserError, match=r"embedding.*docs/scaling\.md"):
+        read_model(str(tmp_path / "copy"))
+
+
 def test_a_tokenizer_that_is_larger_than_the_model_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     save_original(tmp_path, tokenizer)
     larger = Tokenizer.train(demo_data.documents("train")[:300], vocab_size=700)

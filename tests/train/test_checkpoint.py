@@ -85,6 +85,14 @@ def test_a_nanochat_1_checkpoint_keeps_its_soft_cap(base_dir: Path, tokenizer: T
     torch.testing.assert_close(model.head(hidden), 15 * torch.tanh(model.lm_head(hidden) / 15))
 
 
+def test_a_missing_file_is_named(base_dir: Path, tokenizer: Tokenizer) -> None:
+    saved = save(tokenizer)
+    (saved.folder / MODEL_FILE).unlink()
+    assert saved.damage() == f"{MODEL_FILE} is missing"
+    (saved.folder / SUMS_FILE).unlink()
+    assert saved.damage() == f"{SUMS_FILE} is missing"
+
+
 def test_a_damaged_file_is_named(base_dir: Path, tokenizer: Tokenizer) -> None:
     saved = save(tokenizer)
     weights = saved.folder / MODEL_FILE
