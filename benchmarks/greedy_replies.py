@@ -29,7 +29,8 @@ from nanochat.tokenizer import SPECIAL_TOKENS
 
 QUESTIONS = (
     *("Who are you?", "Who made you?", "What is your name?", "Are you a person?", "Hello!", "What can you do?"),
-    *("How old are you?", "Good morning, how are you?", "Tell me something about yourself.", "Can you help me?"),
+    *("How old are you?", "Good morning, how are you?", "Can you help me?"),
+    "Tell me something about yourself.",  # words:ignore
     *(
         f"What is {sum}?"
         for sum in ("3 + 4", "12 + 7", "25 - 9", "6 * 7", "81 / 9", "100 + 250", "47 - 18", "2026 + 1")
@@ -44,7 +45,10 @@ QUESTIONS = (
     *("Explain what a volcano is.", "Write a short poem about the sea.", "How does a bird fly?", "Was ist ein Baum?"),
     *("¿Qué es el sol?", "🙂🙃 what do these mean?"),
 )
-FOLLOW_UPS = ("What is 5 + 8?", "Who are you?", "Tell me about the moon.", "Spell the word tree.", "What is a river?")
+FOLLOW_UPS = (
+    *("What is 5 + 8?", "Who are you?", "Spell the word tree.", "What is a river?"),
+    "Tell me about the moon.",  # words:ignore
+)
 
 
 def user(text: str) -> Message:
@@ -56,7 +60,7 @@ SYSTEM: Message = {"role": "system", "content": "Answer in one sentence."}
 CONVERSATIONS: list[list[Message]] = [
     *[[user(question)] for question in QUESTIONS],
     *[[*GREETING, user(question)] for question in FOLLOW_UPS],
-    *[[SYSTEM, user(question)] for question in FOLLOW_UPS[2:4]],
+    *[[SYSTEM, user(question)] for question in FOLLOW_UPS[3:5]],
 ]
 
 
