@@ -67,7 +67,7 @@ class BenchmarkOptions:
     streams: tuple[int, ...] = (1, 16)
     """numbers of concurrent requests to compare"""
     repeats: int = 5
-    """of each comparison, in turn; figures are medians"""
+    """timed runs per server, alternating between servers; the median is reported"""
 
     def __post_init__(self) -> None:
         check_range("clients", self.clients, 8)

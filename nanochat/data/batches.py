@@ -1,8 +1,8 @@
 """From token files to the batches of a step.
 
 Documents of any length become rows of one length without losing a token. The rows of all epochs have one fixed order;
-step s takes the next `rows_per_step` of them, and each process takes its part. So a batch is a function of the step
-alone: there is no loader state to save, and a resumed run may use a different number of processes.
+step s takes the next `rows_per_step` of them, split across processes. A batch depends only on the step, so checkpoints
+store no loader state and a run can resume with a different number of processes.
 """
 
 import math

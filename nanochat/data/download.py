@@ -93,9 +93,9 @@ def fetch(
     """Download the files `names` of a dataset repository into `folder`, unless they exist. Returns them in order.
 
     Files that changed since their last verification (with `verify`, all files) are hashed again, and damaged ones are
-    downloaded again. Needs no network if nothing is missing. A second process waits for the first. The disk must have
-    room for `disk_factor` times the missing bytes. Raises UserError if the files cannot be downloaded, OSError if they
-    cannot be written (nanochat.cli names the folder and the fix).
+    downloaded again. Needs no network if nothing is missing. A second process waits for the first. `disk_factor`: free
+    disk space to require, as a multiple of the bytes to download. Raises UserError if a download fails or the disk is
+    too small, OSError if a write fails.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

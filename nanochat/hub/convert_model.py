@@ -36,9 +36,9 @@ from nanochat.tokenizer import Tokenizer
 
 MAX_RMS_NORM_EPS = 1e-5  # activations have a mean square near 1, so any epsilon below this gives the same result
 XIELU = {"alpha_p": 16.0, "alpha_n": -128.0, "beta": 0.0, "eps": -1e-6}
-"""Stored parameters of the activation. The alphas pass through softplus, which leaves 16 as it is in fp32 and in
-bfloat16 and makes 0 of -128. (Of -100 it makes 4e-44: subnormal activations, with which transformers takes 5 times as
-long on a CPU.) No number that bfloat16 holds becomes exactly 1."""
+"""Parameters of the activation as stored, before softplus. softplus(16) is 16 in fp32 and bfloat16, and softplus(-128)
+is 0. softplus(-100) is 4e-44, whose subnormal activations make transformers 5 times slower on a CPU. alpha_p = 1 has no
+exact bfloat16 representation before softplus."""
 UP_PROJ_SCALE = XIELU["alpha_p"] ** -0.5
 OLDER_SETTINGS = {"rope_scaling": None, "mlp_bias": False, "post_norm": False, "qk_norm": True}
 """Settings that transformers 5 leaves out of config.json, with `rope_theta`. Without them MLX refuses the model, and
@@ -71,7 +71,7 @@ def hf_model(config: GPTConfig) -> PreTrainedModel:
 
 
 def hf_weights(weights: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """Tensors of transformers' model by their names there, from ours in fp32."""
+    """Convert our fp32 tensors to transformers' names and values."""
     converted = weights if config.logit_softcap else _apertus_weights(weights, config)
     return {name if name.startswith("lm_head.") else f"model.{name}": weight for name, weight in converted.items()}
 
@@ -123,7 +123,7 @@ def _unit_rows(embedding: Tensor) -> Tensor:
 
 
 def our_weights(tensors: dict[str, Tensor], config: GPTConfig, where: str) -> dict[str, Tensor]:
-    """Our tensors from those of transformers' model. Raises UserError if gains or activation are not ours."""
+    """Convert transformers' tensors to ours. Raises UserError for other norm gains, activations or embedding norms."""
     converted = {}
     for hf_name, tensor in tensors.items():
         name, weight = hf_name.removeprefix("model."), tensor.float()
@@ -141,7 +141,7 @@ def our_weights(tensors: dict[str, Tensor], config: GPTConfig, where: str) -> di
     rows = converted.get("embed_tokens.weight")
     if rows is not None and not config.logit_softcap and ((rows.square().mean(dim=1) - 1).abs() > 0.01).any():
         raise UserError(
-            f"the rows of {where}'s embedding must have a root mean square of 1, as at export: keep it so in training, "
+            f"the embedding rows of {where} must have a root mean square of 1: rescale them after each training step, "
             "see docs/scaling.md"
         )
     return converted

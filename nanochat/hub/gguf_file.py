@@ -1,7 +1,7 @@
 """Write a model as GGUF files, which llama.cpp, Ollama and LM Studio run, and the files that Ollama reads with them.
 
-llama.cpp's `apertus` architecture is the function of transformers' ApertusForCausalLM, so `convert_model` does the
-arithmetic. Names, metadata and block formats are those of the `gguf` package.
+llama.cpp's `apertus` architecture computes the same function as transformers' ApertusForCausalLM, so the weights come
+from `convert_model`. The `gguf` package provides tensor names, metadata keys and quantization.
 """
 
 import json
@@ -34,7 +34,7 @@ SUPPRESS_TOKENS = "tokenizer.ggml.suppress_tokens"
 
 
 def check_supported(config: GPTConfig, tokenizer: Tokenizer, where: str) -> None:
-    """Raise UserError if llama.cpp cannot compute the model's logits or its token ids."""
+    """Raise UserError if llama.cpp does not support the model or its tokenizer."""
     problem = None
     if config.logit_softcap:
         problem = "caps its logits, which llama.cpp's apertus architecture does not"

@@ -31,11 +31,11 @@ LLAMA_CPP_PATTERNS = {
     "llama-bpe": r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 }
-"""How llama.cpp spells the pattern behind a name of `tokenizer.ggml.pre`."""
+"""llama.cpp's regular expression for each value of `tokenizer.ggml.pre`."""
 MAX_ERROR = {"f32": 1e-4, "bf16": 1e-4, "f16": 0.01, "q8_0": 0.05}
 """Relative error of the logits. A trained model of depth 4: 6e-7, 7e-7, 2e-4, 0.008; with a wrong layer 0.1 or more."""
 MAX_LOGPROB_DIFFERENCE = {"f32": 1e-2, "bf16": 0.5, "f16": 0.1, "q8_0": 0.5}
-"""llama.cpp also rounds activations to the type of the weights."""
+"""Larger, because llama.cpp also rounds activations to the type of the weights."""
 SERVER_SECONDS = 120
 NUM_SERVER_TEXTS = 1000  # One request each, 5 ms.
 
@@ -148,7 +148,7 @@ def plain_prompts() -> list[list[Message]]:
 def llama_server(binary: str, path: Path) -> Iterator[httpx2.Client]:
     """A client of `binary`, which serves the file on a free port until the context ends. Raises UserError.
 
-    It computes on the CPU, for which the limits were measured.
+    Runs on the CPU, because the error limits were measured there.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

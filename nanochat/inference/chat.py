@@ -78,7 +78,7 @@ def load_chat(
 ) -> ChatModel:
     """Load the newest checkpoint of a source; by default, the most advanced one: rl > sft > mid > base.
 
-    max_batch_size, kv_cache_gb: see Engine. Raises UserError if there is no checkpoint, or if its tokenizer differs.
+    max_batch_size, kv_cache_gb: passed to Engine. Raises UserError if no checkpoint matches or its tokenizer differs.
     """
     found = checkpoint.find(source, model_tag, step)
     tokenizer = Tokenizer.load(paths.tokenizer_dir())

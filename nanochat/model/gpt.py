@@ -1,8 +1,8 @@
 """The model.
 
 Token embedding, RMSNorm without gains, pre-norm blocks with rotary positions, QK-norm after the rotation,
-grouped-query attention, a squared-ReLU MLP of four times the width, no biases, an untied head. This is a special case
-of Apertus (https://arxiv.org/abs/2509.14233), which many runtimes compute: nanochat/hub/convert_model.py.
+grouped-query attention, a squared-ReLU MLP of four times the width, no biases, an untied head. A special case of
+Apertus (https://arxiv.org/abs/2509.14233), which many runtimes support; see nanochat/hub/convert_model.py.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class GPTConfig:
     n_kv_head: int = 10
     n_embd: int = 1280
     rope_theta: float = 10000.0
-    logit_softcap: float = 0.0  # logits become softcap x tanh(logits / softcap); 0: they stay as they are
+    logit_softcap: float = 0.0  # logits become softcap x tanh(logits / softcap); 0 disables it
 
     @classmethod
     def from_depth(cls, depth: int, vocab_size: int, sequence_len: int) -> "GPTConfig":

@@ -42,7 +42,7 @@ def check(reads: Collection[str]) -> None:
     dist.all_gather_object(everyone, facts(reads))
     for other in everyone:
         if problem := difference(everyone[0], other):
-            dist.destroy_process_group()  # gloo's threads abort a process that ends before they do
+            dist.destroy_process_group()  # joins gloo's threads, which may abort a process that exits
             raise UserError(problem)
 
 

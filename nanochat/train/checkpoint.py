@@ -66,7 +66,7 @@ class Checkpoint:
 
     @property
     def config(self) -> GPTConfig:
-        """Shape of the model. Raises UserError if its architecture is an unknown one."""
+        """Shape of the model. Raises UserError if the architecture is unknown."""
         shape, architecture = self.meta["model_config"], self.meta["architecture"]
         if architecture == "nanochat-1":
             shape = shape | {"logit_softcap": NANOCHAT_1_SOFTCAP}
@@ -119,7 +119,7 @@ class Checkpoint:
     def empty_model(self, device: torch.device, compute_dtype: torch.dtype, tokenizer: Tokenizer) -> GPT:
         """A freshly initialized model of the checkpoint's shape. Reads only meta.json.
 
-        Raises UserError if the architecture or the tokenizer is a different one.
+        Raises UserError if the architecture is unknown or the tokenizer differs.
         """
         config = self.config
         if self.meta["tokenizer"] != tokenizer.hash:
@@ -183,7 +183,7 @@ def newest(source: str, tag: str | None = None, step: int | None = None) -> Chec
 
 
 class Verified(NamedTuple):
-    """The newest undamaged checkpoint, and the damaged ones skipped on the way, each with a line about it."""
+    """The newest undamaged checkpoint, and the skipped damaged ones with a message for each."""
 
     checkpoint: Checkpoint | None  # None if there are no checkpoints at all
     skipped: list[tuple[Checkpoint, str]]
