@@ -1,0 +1,68 @@
+"""Attack this installation on this machine, and count the attacks that succeed.
+
+python -m benchmarks.attack                    # all groups, about five minutes on two cores
+python -m benchmarks.attack --groups jail tags
+
+Servers listen on the loopback address only, and files are written to a temporary folder. The exit code is 0 if no
+attack succeeded. docs/security.md lists what is protected and what is not.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.attacks import sandbox
+from nanochat import cli
+from nanochat.errors import UserError
+from nanochat.runtime import cpu_name, software
+
+Group = Callable[[Path], Iterator[tuple[str, bool]]]
+"""A group of attacks of one kind. Takes an empty folder; yields the name of each attack, and True if it succeeded.
+
+$NANOCHAT_BASE_DIR is a folder inside it.
+"""
+GROUPS: list[Group] = [
+    sandbox.jail,
+]
+
+
+@dataclass
+class AttackOptions:
+    """Attack this installation on this machine, and count the attacks that succeed."""
+
+    groups: tuple[str, ...] = ()
+    """names of the groups to run; default: all"""
+
+
+def main(options: AttackOptions) -> None:
+    names = [group.__name__ for group in GROUPS]
+    if unknown := set(options.groups) - set(names):
+        raise UserError(f"--groups must be of {', '.join(names)}, got {', '.join(sorted(unknown))}")
+    print(f"{cpu_name()}, {os.cpu_count()} cores; {software()}", flush=True)
+    total = 0
+    for group in GROUPS:
+        if not options.groups or group.__name__ in options.groups:
+            total += run(group)
+    sys.exit(bool(total))
+
+
+def run(group: Group) -> int:
+    """Run one group and print its counts; return the number of attacks that succeeded."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="nanochat-attack-") as folder:
+        os.environ["NANOCHAT_BASE_DIR"] = f"{folder}/base"
+        outcomes = list(group(Path(folder)))
+    succeeded = [name for name, success in outcomes if success]
+    seconds = time.monotonic() - start
+    print(f"{group.__name__:12} {len(outcomes):6,} tried {len(succeeded):4} succeeded {seconds:5.0f} s", flush=True)
+    for name in succeeded:
+        print(f"  succeeded: {name}", flush=True)
+    return len(succeeded)
+
+
+if __name__ == "__main__":
+    cli.run(main, AttackOptions)
