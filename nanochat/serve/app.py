@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from nanochat.errors import UserError
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.serve import api
+from nanochat.serve.generation import DROPPED_HEADER, ReplyGenerator
 from nanochat.serve.markdown import code_css, to_html
 from nanochat.serve.metrics import Metrics
 from nanochat.serve.middleware import SecurityMiddleware
@@ -73,10 +74,11 @@ def create_app(
             allow_origins=allowed_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],  # OpenAI's browser client sends a dozen headers
-            expose_headers=[api.DROPPED_HEADER, "Retry-After"],
+            expose_headers=[DROPPED_HEADER, "Retry-After"],
         )
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    app.include_router(api.routes(pool, tokenizer, defaults or SamplingParams(), metrics))
+    generator = ReplyGenerator(pool, tokenizer, defaults or SamplingParams(), metrics)
+    app.include_router(api.routes(generator))
     _add_error_handlers(app)
 
     @app.get("/", include_in_schema=False)

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from fastapi.responses import JSONResponse
@@ -17,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, Field, Strict, StrictBool, Strin
 from nanochat import conversations
 from nanochat.conversations import Part
 from nanochat.inference.sampling_params import MAX_LOGPROBS, MAX_STOP_STRINGS, SamplingParams
+from nanochat.serve.model_registry import ModelCard
 
 MAX_MESSAGES = 1000
 MAX_PROMPTS = 16
@@ -52,6 +54,16 @@ class ApiError(Exception):
         error_type = ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
         self.body = {"error": {"message": message, "type": error_type, "param": param, "code": code}}
         self.response = JSONResponse(self.body, status, headers)
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """The replies that an API request asks for, whatever its format."""
+
+    card: ModelCard
+    prompts: list[tuple[list[int], SamplingParams]]  # one per reply
+    num_prompt_tokens: int  # each prompt counts once, even if it gets several replies
+    dropped_messages: int = 0  # oldest messages that did not fit in the context
 
 
 class ContentPart(BaseModel):

@@ -1,4 +1,4 @@
-"""Response bodies of the OpenAI API, complete and streamed.
+"""Response bodies of the OpenAI API, complete and streamed. Other APIs override the parts of ResponseBuilder.
 
 Tool calls are not part of the text: they are in an additional field `nanochat`, which other clients ignore.
 """
@@ -12,14 +12,10 @@ from typing import Any, ClassVar
 
 from nanochat.inference.detokenizer import Delta, TokenLogprob
 from nanochat.serve.engine_process import RequestOutput
+from nanochat.serve.protocol import ApiError, GenerationRequest
 from nanochat.tokenizer import Tokenizer
 
 Json = dict[str, Any]
-
-
-def sse_event(data: Json | str) -> str:
-    """Format a server-sent event."""
-    return f"data: {data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)}\n\n"
 
 
 def merge_deltas(deltas: Iterable[Delta]) -> Iterator[Delta]:
@@ -43,14 +39,20 @@ class ResponseBuilder:
     chunk_type: str
     final_choice: ClassVar[Json]  # streamed with the finish_reason
 
-    def __init__(
-        self, model: str, tokenizer: Tokenizer, include_usage: bool, prompt_tokens: int, num_replies: int
-    ) -> None:
-        self.prompt_tokens = prompt_tokens
-        self.num_replies = num_replies
+    media_type = "text/event-stream"
+    end = "data: [DONE]\n\n"  # of a stream
+
+    def __init__(self, generation: GenerationRequest, tokenizer: Tokenizer, include_usage: bool = False) -> None:
+        """include_usage: a stream ends with the usage."""
+        self.generation = generation
         self.tokenizer = tokenizer
         self.include_usage = include_usage
-        self._shared = {"id": f"{self.id_prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+        own_id = f"{self.id_prefix}-{secrets.token_hex(12)}"
+        self._shared = {"id": own_id, "created": int(time.time()), "model": generation.card.id}
+
+    def event(self, chunk: Json) -> str:
+        """Format a chunk as an event of a stream."""
+        return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
 
     def opening_chunks(self) -> Iterable[Json]:
         return ()
@@ -70,11 +72,18 @@ class ResponseBuilder:
 
     def usage(self, num_tokens: int) -> Json:
         """Build the usage object. Tool output counts as completion tokens because it uses up context."""
-        total = self.prompt_tokens + num_tokens
-        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": num_tokens, "total_tokens": total}
+        prompt_tokens = self.generation.num_prompt_tokens
+        total = prompt_tokens + num_tokens
+        return {"prompt_tokens": prompt_tokens, "completion_tokens": num_tokens, "total_tokens": total}
 
-    def usage_chunk(self, num_tokens: int) -> Json:
-        return {**self._shared, "object": self.chunk_type, "choices": [], "usage": self.usage(num_tokens)}
+    def closing_chunks(self, num_tokens: int) -> Iterable[Json]:
+        """Yield the chunks that follow the last output of all replies."""
+        if self.include_usage:
+            yield {**self._shared, "object": self.chunk_type, "choices": [], "usage": self.usage(num_tokens)}
+
+    def error_chunk(self, error: ApiError) -> Json:
+        """Build the chunk that ends a stream whose generation failed."""
+        return error.body
 
     def response(self, outputs: Sequence[list[RequestOutput]], num_tokens: int) -> Json:
         """Build the complete response from the outputs of each reply."""
@@ -102,7 +111,7 @@ class ChatResponseBuilder(ResponseBuilder):
     final_choice: ClassVar[Json] = {"delta": {}, "logprobs": None}
 
     def opening_chunks(self) -> Iterable[Json]:
-        for index in range(self.num_replies):
+        for index in range(len(self.generation.prompts)):
             yield self.chunk(index, {"delta": {"role": "assistant", "content": ""}, "logprobs": None})
 
     def choice_delta(self, index: int, delta: Delta) -> Json:
@@ -139,12 +148,12 @@ class TextResponseBuilder(ResponseBuilder):
     final_choice: ClassVar[Json] = {"text": "", "logprobs": None}
 
     def __init__(
-        self, model: str, tokenizer: Tokenizer, include_usage: bool, prompt_tokens: int, echo: Sequence[str]
+        self, generation: GenerationRequest, tokenizer: Tokenizer, include_usage: bool = False, echo: bool = False
     ) -> None:
-        """echo: the text to repeat before each reply, empty for none."""
-        super().__init__(model, tokenizer, include_usage, prompt_tokens, len(echo))
-        self.echo = echo
-        self._num_characters = [len(text) for text in echo]  # of each reply so far
+        """echo: repeat the prompt before the reply."""
+        super().__init__(generation, tokenizer, include_usage)
+        self.echo = [tokenizer.decode(prompt[1:]) if echo else "" for prompt, _ in generation.prompts]
+        self._num_characters = [len(text) for text in self.echo]  # of each reply so far
 
     def opening_chunks(self) -> Iterable[Json]:
         for index, text in enumerate(self.echo):

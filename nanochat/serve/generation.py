@@ -1,0 +1,192 @@
+"""Generate replies for all APIs: prepare a parsed request, then respond with one JSON object or a stream of events.
+
+To add an API, convert its body to a ChatRequest or CompletionRequest and format the replies with a ResponseBuilder:
+
+    generation = await generator.chat(ChatRequest(messages=..., temperature=...))
+    builder = MyResponseBuilder(generation, tokenizer)
+    return await generator.respond(generation, builder, request, stream=True)
+
+`ReplyGenerator.outputs` yields the replies' text in pieces for APIs that a builder cannot express.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from nanochat.inference import chat
+from nanochat.inference.sampling_params import SamplingParams
+from nanochat.serve.engine_process import RequestOutput
+from nanochat.serve.metrics import Metrics
+from nanochat.serve.model_registry import ModelCard
+from nanochat.serve.pool import EnginePool, ReplyStream
+from nanochat.serve.protocol import (
+    ApiError,
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    to_conversation,
+    truncate_conversation,
+)
+from nanochat.serve.responses import ResponseBuilder
+from nanochat.tokenizer import Tokenizer
+
+DROPPED_HEADER = "X-Nanochat-Dropped-Messages"  # number of oldest messages that did not fit in the context
+MAX_RESPONSE_LOGPROBS = 100_000  # converting this many to JSON takes 0.4 s of CPU time
+
+
+class ReplyGenerator:
+    """Prepares requests, submits them to the engines and sends the responses."""
+
+    def __init__(self, pool: EnginePool, tokenizer: Tokenizer, defaults: SamplingParams, metrics: Metrics) -> None:
+        """defaults: sampling parameters for fields that a request does not set; the seed is always random."""
+        self.pool = pool
+        self.tokenizer = tokenizer
+        self.defaults = defaults
+        self.metrics = metrics
+
+    async def find_model(self, name: str | None) -> ModelCard:
+        """Return the model with this name, or the default. Raises ApiError if it does not exist."""
+        card = await asyncio.to_thread(self.pool.registry.find, name)
+        if card is None:
+            message = f"model {name!r} does not exist: GET /v1/models lists all models"
+            raise ApiError(404, message, code="model_not_found", param="model")
+        return card
+
+    async def chat(self, body: ChatRequest) -> GenerationRequest:
+        """Prepare the reply to a conversation. Raises ApiError if it does not fit in the context."""
+        card = await self.find_model(body.model)
+        samplings = body.sampling_params(self.defaults)
+        prompt, dropped = await asyncio.to_thread(
+            truncate_conversation,
+            lambda messages: chat.prompt_tokens(self.tokenizer, card.source, messages),
+            to_conversation(body.messages),
+            card.context,
+            samplings[0].max_tokens,
+        )
+        return GenerationRequest(card, [(prompt, own) for own in samplings], len(prompt), dropped)
+
+    async def completion(self, body: CompletionRequest) -> GenerationRequest:
+        """Prepare the continuation of texts or tokens. Raises ApiError if one does not fit in the context."""
+        card = await self.find_model(body.model)
+        encoded = [await asyncio.to_thread(self._encode, prompt, card.context) for prompt in body.prompts()]
+        samplings = body.sampling_params(self.defaults)
+        prompts = [(prompt, own) for prompt in encoded for own in samplings]
+        return GenerationRequest(card, prompts, sum(map(len, encoded)))
+
+    def _encode(self, prompt: str | list[int], context: int) -> list[int]:
+        """Encode a prompt, starting with <|bos|>."""
+        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        if not all(0 <= token < self.tokenizer.vocab_size for token in tokens):
+            raise ApiError(400, f"token ids must be between 0 and {self.tokenizer.vocab_size - 1}", param="prompt")
+        if tokens[:1] != [self.tokenizer.bos_id]:
+            tokens = [self.tokenizer.bos_id, *tokens]
+        if len(tokens) >= context:
+            message = f"the prompt has {len(tokens)} tokens, but the model's context is {context}: shorten it"
+            raise ApiError(400, message, code="context_length_exceeded", param="prompt")
+        return tokens
+
+    def submit(self, generation: GenerationRequest) -> ReplyStream:
+        """Start generating; call `cancel` on the result when the client disconnects."""
+        _check_logprobs([sampling for _, sampling in generation.prompts], generation.card.context)
+        return self.pool.submit(generation.card, generation.prompts)
+
+    async def outputs(self, replies: ReplyStream) -> AsyncIterator[tuple[int, RequestOutput]]:
+        """Yield reply index and output as they arrive, and record latency and speed of each reply."""
+        start = time.monotonic()
+        first: dict[int, tuple[float, int]] = {}
+        async for index, output in replies:
+            now = time.monotonic()
+            if index not in first:
+                first[index] = (now, output.num_tokens)
+                self.metrics.first_token.observe(now - start)
+            first_time, first_tokens = first[index]
+            if output.finish_reason and now > first_time and output.num_tokens > first_tokens:
+                self.metrics.speed.observe((output.num_tokens - first_tokens) / (now - first_time))
+            yield index, output
+
+    async def respond(
+        self, generation: GenerationRequest, builder: ResponseBuilder, request: Request, *, stream: bool
+    ) -> Response:
+        """Generate the replies and return them in one response or as a stream."""
+        headers = {DROPPED_HEADER: str(generation.dropped_messages)} if generation.dropped_messages else {}
+        replies = self.submit(generation)
+        outputs = self.outputs(replies)
+        if stream:
+            return _EventStream(_events(outputs, builder, replies), builder.media_type, replies, headers)
+
+        async def collect() -> Response:
+            collected: list[list[RequestOutput]] = [[] for _ in generation.prompts]
+            async for index, output in outputs:
+                collected[index].append(output)
+            num_tokens = sum(replies.tokens)
+            # In a thread, because many logprobs take long enough to delay the other streams.
+            return await asyncio.to_thread(
+                lambda: JSONResponse(builder.response(collected, num_tokens), headers=headers)
+            )
+
+        try:
+            return await _cancel_on_disconnect(request, collect())
+        finally:
+            replies.cancel()
+
+
+async def _events(
+    outputs: AsyncIterator[tuple[int, RequestOutput]], builder: ResponseBuilder, replies: ReplyStream
+) -> AsyncIterator[str]:
+    try:
+        for chunk in builder.opening_chunks():
+            yield builder.event(chunk)
+        async for index, output in outputs:
+            yield "".join(builder.event(chunk) for chunk in builder.chunks(index, output))
+        for chunk in builder.closing_chunks(sum(replies.tokens)):
+            yield builder.event(chunk)
+    except ApiError as error:
+        yield builder.event(builder.error_chunk(error))
+    yield builder.end
+
+
+class _EventStream(StreamingResponse):
+    """A stream of events. Unfinished replies are cancelled when the client disconnects."""
+
+    def __init__(
+        self, events: AsyncIterator[str], media_type: str, replies: ReplyStream, headers: dict[str, str]
+    ) -> None:
+        # X-Accel-Buffering: nginx would otherwise buffer the stream.
+        super().__init__(events, media_type=media_type, headers={"X-Accel-Buffering": "no", **headers})
+        self.replies = replies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.replies.cancel()
+
+
+def _check_logprobs(samplings: list[SamplingParams], context: int) -> None:
+    count = sum(min(s.max_tokens, context) * (1 + s.logprobs) for s in samplings if s.logprobs is not None)
+    if count > MAX_RESPONSE_LOGPROBS:
+        message = f"logprobs per response must be at most {MAX_RESPONSE_LOGPROBS}, got {count}: lower max_tokens or n"
+        raise ApiError(400, message, param="logprobs")
+
+
+async def _cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+    """Await `work`, but cancel it if the client disconnects first."""
+
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(499, "the client closed the connection")
+        return task.result()
+    finally:
+        task.cancel()
+        watch.cancel()
