@@ -97,18 +97,20 @@ def create_app(
 
     @app.get("/health")
     async def health(response: Response) -> dict[str, Any]:
-        """Return the server's status and model; status code 503 while the model is loading."""
-        loaded = [engine.loaded for engine in pool.engines if engine.loaded]
-        if not loaded:
+        """Return the server's status and model; status code 503 unless an engine can reply."""
+        status, engines = pool.status, [engine.status for engine in pool.engines]
+        if status != "ok":
             response.status_code = 503
-            return {"status": "loading", "ready": False}
+            return {"status": status, "ready": False, "engines": engines}
+        loaded = next(engine.loaded for engine in pool.engines if engine.loaded)
         return {
-            "status": "ok",
+            "status": status,
             "ready": True,
-            "model": loaded[0].id,
-            "description": loaded[0].description,
+            "model": loaded.id,
+            "description": loaded.description,
             "running": pool.running,
             "waiting": pool.waiting,
+            "engines": engines,
         }
 
     @app.get("/metrics")

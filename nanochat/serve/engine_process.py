@@ -1,17 +1,21 @@
-"""The engine process: reads requests from a pipe, runs the engine and sends back its outputs.
+"""The engine process: reads requests from a socket, runs the engine and sends back its outputs.
 
 A process and not a thread, because decoding with a small model is mostly Python: in a shared process, the event loop
 and the model would wait for each other's GIL.
 """
 
+import contextlib
 import logging
+import math
 import os
+import pickle
 import queue
 import signal
+import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
 from typing import Literal, NamedTuple
 
 import torch
@@ -30,6 +34,8 @@ log = logging.getLogger(__name__)
 ModelLoader = Callable[[ModelCard], ChatModel]
 Prompts = Sequence[tuple[list[int], SamplingParams]]
 GENERATION_FAILED = "the model failed to generate a reply"
+HEARTBEAT_SECONDS = 1.0
+MAX_STEP_SECONDS = 300  # a step that takes longer hangs, most likely in a GPU driver: the heartbeat stops
 
 
 class LoadModel(NamedTuple):
@@ -63,19 +69,30 @@ class RequestOutput(NamedTuple):
 
 
 class StepOutputs(NamedTuple):
-    """Outputs of all requests in one step; empty when the process starts reading its pipe."""
+    """Outputs of all requests in one step."""
 
     outputs: list[RequestOutput]
     stats: EngineStats | None  # None without a model
 
 
+class Heartbeat(NamedTuple):
+    """Sent every HEARTBEAT_SECONDS while the process works."""
+
+
 EngineRequest = LoadModel | AddRequest | AbortRequest
+EngineEvent = ModelLoaded | StepOutputs | Heartbeat
+
+
+def pack(message: EngineRequest | EngineEvent) -> bytes:
+    """Return a message as sent through the socket: 4 bytes with its length, then its pickle."""
+    data = pickle.dumps(message)
+    return len(data).to_bytes(4, "big") + data
 
 
 class EngineLoop:
-    """Handles requests from the pipe and steps the engine while there is work."""
+    """Handles requests from the socket and steps the engine while there is work."""
 
-    def __init__(self, connection: Connection, load: ModelLoader) -> None:
+    def __init__(self, connection: socket.socket, load: ModelLoader) -> None:
         self.connection = connection
         self.load = load
         self.chat: ChatModel | None = None
@@ -83,13 +100,16 @@ class EngineLoop:
         self.active: dict[int, Request] = {}
         self._received: queue.SimpleQueue[EngineRequest | None] = queue.SimpleQueue()
         self._pending: deque[LoadModel | AddRequest] = deque()
+        self._send_lock = threading.Lock()
+        self._step_start = math.inf  # of the step in progress
+        self._stopped = threading.Event()
 
     def run(self) -> None:
-        """Run until the pipe is closed or the GPU fails, which requires a new process."""
-        threading.Thread(target=self._receive, name="requests", daemon=True).start()
+        """Run until the socket is closed or the GPU fails, which requires a new process."""
+        for target in (self._receive, self._send_heartbeats):
+            threading.Thread(target=target, daemon=True).start()
         with self.connection:
             try:
-                self._send_outputs([])
                 while self._handle_requests():
                     if self.active:
                         self._step()
@@ -99,17 +119,29 @@ class EngineLoop:
                 log.exception("the GPU failed")
             finally:
                 self._unload()
+                self._stopped.set()
+                with contextlib.suppress(OSError):
+                    self.connection.shutdown(socket.SHUT_RDWR)  # ends `_receive`
 
     def _receive(self) -> None:
-        # In a thread, so that a full pipe never makes the server wait for the end of a step.
-        try:
-            while True:
-                self._received.put(self.connection.recv())
-        except (EOFError, OSError):
-            self._received.put(None)
+        # In a thread, because the main one is busy during a step.
+        with self.connection.makefile("rb") as stream, contextlib.suppress(OSError, pickle.UnpicklingError):
+            while header := stream.read(4):
+                self._received.put(pickle.loads(stream.read(int.from_bytes(header, "big"))))
+        self._received.put(None)
+
+    def _send_heartbeats(self) -> None:
+        with contextlib.suppress(OSError):
+            while not self._stopped.wait(HEARTBEAT_SECONDS):
+                if time.monotonic() - self._step_start < MAX_STEP_SECONDS:
+                    self._send(Heartbeat())
+
+    def _send(self, event: EngineEvent) -> None:
+        with self._send_lock:
+            self.connection.sendall(pack(event))
 
     def _handle_requests(self) -> bool:
-        """Handle received requests, waiting for one if the engine is idle. Return False when the pipe is closed."""
+        """Handle received requests, waiting for one if the engine is idle. Return False when the socket is closed."""
         is_idle = not self.active and not self._pending
         while is_idle or not self._received.empty():
             request, is_idle = self._received.get(), False
@@ -140,7 +172,7 @@ class EngineLoop:
             log.exception("cannot load %s", card.description)
             self.load_error = f"cannot load {card.description}"
         slots = self.chat.engine.slots if self.chat else 0
-        self.connection.send(ModelLoaded(card, slots, self.load_error or None))
+        self._send(ModelLoaded(card, slots, self.load_error or None))
 
     def _unload(self) -> None:
         if self.chat is not None:
@@ -169,6 +201,7 @@ class EngineLoop:
     def _step(self) -> None:
         assert self.chat is not None
         engine = self.chat.engine
+        self._step_start = time.monotonic()
         try:
             engine.step()
         except torch.AcceleratorError:
@@ -180,6 +213,8 @@ class EngineLoop:
             self._send_outputs([RequestOutput(id, error=GENERATION_FAILED) for id in self.active])
             self.active.clear()
             return
+        finally:
+            self._step_start = math.inf
         outputs = [output for id, request in self.active.items() if (output := self._output(id, request))]
         for output in outputs:
             if output.finish_reason or output.error:
@@ -202,13 +237,14 @@ class EngineLoop:
         return RequestOutput(id, deltas, len(completion.tokens), completion.finish_reason)
 
     def _send_outputs(self, outputs: list[RequestOutput]) -> None:
-        self.connection.send(StepOutputs(outputs, self.chat.engine.stats() if self.chat else None))
+        self._send(StepOutputs(outputs, self.chat.engine.stats() if self.chat else None))
 
 
-def main(connection: Connection, load: ModelLoader, gpu: int | None) -> None:
+def main(connection: socket.socket, load: ModelLoader, gpu: int | None) -> None:
     """Entry point of the process. gpu: the only GPU it uses, as an index into the server's visible GPUs."""
-    # Ctrl-C is sent to the whole process group; the server stops this process by closing the pipe.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and systemd signal all processes of the server; it stops this one by closing the socket.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     if gpu is not None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)

@@ -1,34 +1,50 @@
-"""Engine processes, one per GPU: sends requests through pipes and receives replies in the event loop."""
+"""Engine processes, one per GPU: sends requests through sockets and receives replies in the event loop."""
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import multiprocessing
+import pickle
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from typing import Literal, NoReturn
 
 from nanochat.errors import UserError
 from nanochat.inference.engine import EngineStats
 from nanochat.serve import engine_process
 from nanochat.serve.engine_process import (
+    HEARTBEAT_SECONDS,
     AbortRequest,
     AddRequest,
+    EngineEvent,
     EngineRequest,
     LoadModel,
     ModelLoaded,
     ModelLoader,
     Prompts,
     RequestOutput,
+    StepOutputs,
+    pack,
 )
 from nanochat.serve.model_registry import ModelCard, ModelRegistry
 from nanochat.serve.protocol import ApiError
 
 log = logging.getLogger(__name__)
 CLOSE_SECONDS = 5
-StartEngine = Callable[[Connection, ModelLoader, int | None], SpawnProcess | threading.Thread]
+RESTART_PAUSES = (1, 2, 5, 10, 30, 60)
+"""Seconds before an engine process is restarted, by the number of times it died without completing a reply."""
+START_SECONDS = 300  # without a heartbeat while a new process imports torch
+STALLED_SECONDS = 5  # without a heartbeat until requests go to other engines
+MAX_SILENT_SECONDS = 30  # without a heartbeat until the process is replaced
+SERVER_STOPS = "the server is stopping"
+UNAVAILABLE = {
+    "loading": "the model is loading",
+    "stalled": "the engine does not respond at the moment",
+    "failed": "the engine process failed to load the model and will be restarted: see the server's output",
+}
+StartEngine = Callable[[socket.socket, ModelLoader, int | None], SpawnProcess | threading.Thread]
 
 
 class ReplyStream:
@@ -70,26 +86,27 @@ class ReplyStream:
                 yield index, output._replace(deltas=[delta for output in merged for delta in output.deltas])
 
 
-def start_process(connection: Connection, load: ModelLoader, gpu: int | None) -> SpawnProcess:
+def start_process(connection: socket.socket, load: ModelLoader, gpu: int | None) -> SpawnProcess:
     """Start an engine process. Spawned, because CUDA does not survive a fork."""
     process = multiprocessing.get_context("spawn").Process(
         target=engine_process.main, args=(connection, load, gpu), name="engine", daemon=True
     )
     process.start()
-    connection.close()  # so that the pipe closes when the process ends
+    connection.close()  # so that the server's end closes when the process ends
     return process
 
 
 class EngineClient:
-    """One engine process, restarted if it dies. Use it in one event loop only."""
+    """One engine process, restarted if it dies or stops responding. Use it in one event loop only."""
 
     def __init__(self, load: ModelLoader, gpu: int | None = None, start: StartEngine = start_process) -> None:
         """start: runs the engine; tests run it in a thread."""
         self.load = load
         self.gpu = gpu
+        self.process: SpawnProcess | threading.Thread | None = None
         self.requested: ModelCard | None = None  # model that the next request will use
         self.loaded: ModelCard | None = None
-        self.error: str | None = None  # of loading the last model
+        self.error: str | None = None  # why no model is loaded
         self.slots = 1  # maximum batch size; a guess until a model is loaded
         self.stats: EngineStats | None = None
         self.replies: dict[int, ReplyStream] = {}  # unfinished, by request id
@@ -97,17 +114,70 @@ class EngineClient:
         self._last_good: ModelCard | None = None
         self._start = start
         self._ids = itertools.count()
-        self._connection: Connection | None = None
-        self._held: list[EngineRequest] | None = []  # until the process reads: a full pipe would block the event loop
-        self._process: SpawnProcess | threading.Thread | None = None
+        self._writer: asyncio.StreamWriter | None = None  # never blocks: a stopped process must not stop the server
+        self._silent_seconds = 0.0  # since the last message
+        self._failures = 0  # since the last complete reply
+
+    @property
+    def status(self) -> Literal["ok", "loading", "stalled", "failed"]:
+        if self._silent_seconds >= STALLED_SECONDS:
+            return "stalled"
+        return "ok" if self.loaded else "failed" if self.error else "loading"
+
+    @property
+    def is_available(self) -> bool:
+        """True if the process accepts requests."""
+        return self._writer is not None and self.load_finished.is_set() and self.status != "stalled"
+
+    async def run(self, card: ModelCard) -> None:
+        """Keep the process running until cancelled. It loads `card` first."""
+        while True:
+            try:
+                await self._run_process(card)
+            except (EOFError, OSError):
+                card = self._died(card)
+            finally:
+                await self._join_process()
+            await asyncio.sleep(RESTART_PAUSES[min(self._failures, len(RESTART_PAUSES)) - 1])
+            self.load_finished.clear()
+
+    async def _run_process(self, card: ModelCard) -> NoReturn:
+        """Run one process. Raises EOFError or OSError when it ends."""
+        ours, theirs = socket.socketpair()
+        self.process = self._start(theirs, self.load, self.gpu)
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._silent_seconds = -START_SECONDS
+        watch = asyncio.create_task(self._watch())
+        try:
+            self.use(card)
+            while True:
+                size = int.from_bytes(await reader.readexactly(4), "big")
+                self._handle(pickle.loads(await reader.readexactly(size)))
+        finally:
+            watch.cancel()
+            self._writer.transport.abort()
+            self._writer = None
+            self.fail_replies("the engine has stopped")
+
+    async def _join_process(self) -> None:
+        if self.process:
+            await asyncio.to_thread(self.process.join, CLOSE_SECONDS)
+            if isinstance(self.process, SpawnProcess) and self.process.is_alive():
+                self.process.kill()
+
+    async def _watch(self) -> None:
+        """Kill a process that sends no heartbeat, which `_run_process` then notices."""
+        while self._silent_seconds < MAX_SILENT_SECONDS:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            self._silent_seconds += HEARTBEAT_SECONDS
+        log.error("the engine process does not respond, killing it")
+        if isinstance(self.process, SpawnProcess):
+            self.process.kill()
+        assert self._writer is not None
+        self._writer.transport.abort()
 
     def use(self, card: ModelCard) -> None:
-        """Load a model after finishing the earlier requests; start the process if it is not running."""
-        if self._connection is None:
-            self._connection, engine_end = multiprocessing.Pipe()
-            self._held = []
-            self._process = self._start(engine_end, self.load, self.gpu)
-            asyncio.get_running_loop().add_reader(self._connection.fileno(), self._receive)
+        """Load a model after finishing the earlier requests."""
         if card != self.requested:
             self.requested = card
             self._send(LoadModel(card))
@@ -125,37 +195,22 @@ class EngineClient:
         if self.replies.pop(id, None):
             self._send(AbortRequest(id))
 
-    async def close(self) -> None:
-        """Stop the process; unfinished replies fail."""
-        self._disconnect()
-        if self._process:
-            await asyncio.to_thread(self._process.join, CLOSE_SECONDS)
-            if isinstance(self._process, SpawnProcess) and self._process.is_alive():
-                self._process.kill()
+    def fail_replies(self, message: str) -> None:
+        for id in list(self.replies):
+            self._deliver(RequestOutput(id, error=message))
 
     def _send(self, request: EngineRequest) -> None:
-        if self._held is not None:
-            self._held.append(request)
-        elif self._connection:
-            with contextlib.suppress(OSError):  # the process has died, which `_receive` handles
-                self._connection.send(request)
+        if self._writer:
+            self._writer.write(pack(request))
 
-    def _receive(self) -> None:
-        assert self._connection is not None
-        try:
-            while self._connection.poll():
-                event = self._connection.recv()
-                held, self._held = self._held or [], None
-                for request in held:
-                    self._send(request)
-                if isinstance(event, ModelLoaded):
-                    self._model_loaded(event)
-                else:
-                    self.stats = event.stats or self.stats
-                    for output in event.outputs:
-                        self._deliver(output)
-        except (EOFError, OSError):
-            self._died()
+    def _handle(self, event: EngineEvent) -> None:
+        self._silent_seconds = 0.0
+        if isinstance(event, ModelLoaded):
+            self._model_loaded(event)
+        elif isinstance(event, StepOutputs):
+            self.stats = event.stats or self.stats
+            for output in event.outputs:
+                self._deliver(output)
 
     def _model_loaded(self, event: ModelLoaded) -> None:
         self.error = event.error
@@ -172,32 +227,28 @@ class EngineClient:
         self.load_finished.set()
 
     def _deliver(self, output: RequestOutput) -> None:
+        if output.finish_reason:
+            self._failures = 0
         finished = output.error or output.finish_reason
         replies = self.replies.pop(output.id, None) if finished else self.replies.get(output.id)
         if replies:
             replies.put(output)
 
-    def _disconnect(self) -> None:
-        if self._connection:
-            with contextlib.suppress(RuntimeError, OSError):  # the event loop or the pipe is already closed
-                asyncio.get_running_loop().remove_reader(self._connection.fileno())
-            self._connection.close()
-            self._connection = None
-        for id in list(self.replies):
-            self._deliver(RequestOutput(id, error="the engine has stopped"))
+    def _died(self, first: ModelCard) -> ModelCard:
+        """Record that the process died, most likely out of memory. Return the model for the next one.
 
-    def _died(self) -> None:
-        """Fail the replies of a process that died (most likely out of memory) and restart it."""
-        self._disconnect()
-        card, was_loaded = self.requested, self.loaded is not None
+        first: the model that the process loaded first.
+        """
+        card, was_loading = self.requested or first, self.loaded is None or self.requested != self.loaded
         self.loaded = self.requested = self.stats = None
-        if card and was_loaded:
-            log.error("the engine process died, restarting it")
-            self.load_finished.clear()
-            self.use(card)
-        else:
-            self.error = "the engine process died while loading the model: see the messages above, or free some memory"
+        self._silent_seconds = 0.0
+        self._failures += 1
+        if was_loading:
+            self.error = f"the engine process died while loading {card.description}: see its messages, or free memory"
             self.load_finished.set()
+            card = self._last_good or card
+        log.error("%s; restarting it", self.error or "the engine process died")
+        return card
 
 
 class EnginePool:
@@ -216,11 +267,12 @@ class EnginePool:
         self.registry = registry
         self.max_waiting = max_waiting
         self.engines = [EngineClient(load, gpu, start) for gpu in gpus]
+        self.is_stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Start loading the default model on every engine. Call it in the event loop."""
-        for engine in self.engines:
-            engine.use(self.registry.default)
+        self._tasks = [asyncio.create_task(engine.run(self.registry.default)) for engine in self.engines]
 
     async def wait_until_loaded(self) -> None:
         """Wait until every engine has its model. Raises UserError if one cannot be loaded."""
@@ -246,23 +298,41 @@ class EnginePool:
         """Send the prompts to the least busy engine that has the model.
 
         If all engines with the model are full, an idle one loads it; if no engine has it, the least busy one loads it
-        after finishing its earlier requests. Raises ApiError while no model is loaded, or if the queue is full.
+        after finishing its earlier requests. Raises ApiError while no engine is available, or if the queue is full.
         """
-        if not any(engine.load_finished.is_set() for engine in self.engines):
-            raise ApiError(503, "the model is loading", code="loading", headers={"Retry-After": "5"})
+        if self.is_stopping:
+            raise ApiError(503, SERVER_STOPS, code="stopping")
+        available = [engine for engine in self.engines if engine.is_available]
+        if not available:
+            status = self.status if self.status != "ok" else "loading"
+            raise ApiError(503, UNAVAILABLE[status], code=status, headers={"Retry-After": "5"})
         capacity = sum(engine.slots for engine in self.engines) + self.max_waiting
         if len(prompts) > capacity:
             raise ApiError(400, f"n x prompts must be at most {capacity}, got {len(prompts)}", param="n")
         if len(prompts) > capacity - self.unfinished:
             message = "too many requests are waiting: try again in a moment"
             raise ApiError(429, message, code="queue_full", headers={"Retry-After": "1"})
-        with_model = [engine for engine in self.engines if engine.requested == card]
-        engine = min(with_model or self.engines, key=lambda engine: len(engine.replies))
-        idle = [engine for engine in self.engines if not engine.replies]
+        with_model = [engine for engine in available if engine.requested == card]
+        engine = min(with_model or available, key=lambda engine: len(engine.replies))
+        idle = [engine for engine in available if not engine.replies]
         if idle and len(engine.replies) >= engine.slots:
             engine = idle[0]
         engine.use(card)
         return engine.submit(prompts)
 
+    @property
+    def status(self) -> Literal["ok", "loading", "stalled", "failed"]:
+        """The best status of any engine."""
+        return min((engine.status for engine in self.engines), key=("ok", *UNAVAILABLE).index)
+
+    def stop(self) -> None:
+        """Fail the unfinished replies and reject further requests."""
+        self.is_stopping = True
+        for engine in self.engines:
+            engine.fail_replies(SERVER_STOPS)
+
     async def close(self) -> None:
-        await asyncio.gather(*(engine.close() for engine in self.engines))
+        """Stop the processes; unfinished replies fail."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

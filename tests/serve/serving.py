@@ -1,12 +1,12 @@
 """Runs a server on a real socket, with scripted or real engines."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any
 
 import httpx
@@ -22,7 +22,7 @@ from tests.serve.scripted import CARD, ScriptedChatModel
 CHAT = "/v1/chat/completions"
 
 
-def in_thread(connection: Connection, load: ModelLoader, gpu: int | None) -> threading.Thread:
+def in_thread(connection: socket.socket, load: ModelLoader, gpu: int | None) -> threading.Thread:
     """The engine's loop where a test can follow it."""
     thread = threading.Thread(target=EngineLoop(connection, load).run, daemon=True)
     thread.start()

@@ -109,8 +109,8 @@ def test_engine_that_dies_is_started_again(client: openai.OpenAI, served: Served
     (engine,) = served.pool.engines
     stream = client.chat.completions.create(model="", messages=HELLO, seed=2, stream=True, max_tokens=200)
     next(iter(stream))
-    process = engine._process
+    process = engine.process
     assert isinstance(process, SpawnProcess) and process.pid
     os.kill(process.pid, signal.SIGKILL)
-    until(lambda: engine._process is not process and engine.loaded)
+    until(lambda: engine.process is not process and engine.loaded)
     assert client.chat.completions.create(model="", messages=HELLO, max_tokens=3).choices

@@ -2,13 +2,11 @@
 
 import asyncio
 import json
-import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
 from typing import Any
 
 import httpx
@@ -18,7 +16,7 @@ import torch
 from nanochat.errors import UserError
 from nanochat.inference import scheduler
 from nanochat.inference.chat import ChatModel
-from nanochat.serve import http_server
+from nanochat.serve import engine_process, http_server, pool
 from nanochat.serve.engine_process import ModelLoader
 from nanochat.serve.model_registry import ModelCard
 from nanochat.tokenizer import Tokenizer
@@ -26,6 +24,8 @@ from tests.serve.scripted import CARD, ScriptedChatModel
 from tests.serve.serving import CHAT, Served, chunks, in_thread, say, scripted, serving, streamed, until
 
 Both = tuple[Served, ScriptedChatModel]
+DEAD = threading.Thread(target=int)
+DEAD.start()
 
 
 @pytest.fixture
@@ -148,14 +148,17 @@ def test_failure_to_load_the_model_is_reported(tokenizer: Tokenizer) -> None:
     assert "damaged" in str(reported[0])
 
 
-def test_engine_that_dies_while_it_loads_is_started_by_the_next_request(tokenizer: Tokenizer) -> None:
-    starts: list[int] = []
+def test_engine_that_dies_while_it_loads_is_restarted(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After growing pauses, and /health reports the failure until a model is loaded."""
+    pauses = (0.01, 0.02, 0.5)
+    monkeypatch.setattr(pool, "RESTART_PAUSES", pauses)
+    starts: list[float] = []
 
-    def start(connection: Connection, load: ModelLoader, gpu: int | None) -> threading.Thread:
-        starts.append(len(starts))
-        if len(starts) == 1:
+    def start(connection: socket.socket, load: ModelLoader, gpu: int | None) -> threading.Thread:
+        starts.append(time.monotonic())
+        if len(starts) <= len(pauses):
             connection.close()
-            return threading.current_thread()  # as good as any that is not the engine's
+            return DEAD
         return in_thread(connection, load, gpu)
 
     reported: list[UserError | None] = []
@@ -164,17 +167,72 @@ def test_engine_that_dies_while_it_loads_is_started_by_the_next_request(tokenize
     ) as served:
         until(lambda: reported)
         assert "died while loading" in str(reported[0])
+        until(lambda: len(starts) == len(pauses))
+        health = served.client.get("/health")
+        assert (health.status_code, health.json()["status"]) == (503, "failed")
+        refused = served.client.post(CHAT, json=say("hello"))
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "failed"
+        until(lambda: served.client.get("/health").status_code == 200)
+        assert served.client.post(CHAT, json=say("hello")).status_code == 200
+    assert all(b - a >= pause for a, b, pause in zip(starts, starts[1:], pauses, strict=False))
+
+
+def test_model_that_kills_the_engine_is_replaced_by_the_last_good_one(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "RESTART_PAUSES", (0.01,))
+    deadly = ModelCard("base", "d4", 9, 100)
+
+    def load(card: ModelCard) -> ChatModel:
+        if card == deadly:
+            raise torch.AcceleratorError("out of memory")  # the process ends
+        return ScriptedChatModel(tokenizer)
+
+    with serving(load, tokenizer, cards=(CARD, deadly)) as served:
+        assert served.client.post(CHAT, json=say("hello", model=deadly.id)).status_code == 500
+        until(lambda: served.client.get("/health").status_code == 200)
+        assert served.client.get("/health").json()["model"] == CARD.id
         assert served.client.post(CHAT, json=say("hello")).status_code == 200
 
 
-def test_engine_is_restarted_after_a_gpu_failure(tokenizer: Tokenizer) -> None:
+def test_engine_that_stops_responding_is_replaced(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its socket fills up, which must not block the server."""
+    monkeypatch.setattr(pool, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(pool, "STALLED_SECONDS", 1.0)
+    monkeypatch.setattr(pool, "MAX_SILENT_SECONDS", 2.0)
+    monkeypatch.setattr(pool, "RESTART_PAUSES", (0.01,))
+    monkeypatch.setattr(engine_process, "HEARTBEAT_SECONDS", 0.02)
+    frozen: list[socket.socket] = []
+
+    def start(connection: socket.socket, load: ModelLoader, gpu: int | None) -> threading.Thread:
+        if frozen:
+            return in_thread(connection, load, gpu)
+        frozen.append(connection)
+        loaded = engine_process.ModelLoaded(CARD, 16, None)
+        connection.sendall(engine_process.pack(loaded) + engine_process.pack(loaded)[:9])  # stops in a message
+        return DEAD
+
+    with (
+        serving(lambda card: ScriptedChatModel(tokenizer), tokenizer, start=start, max_waiting=1000) as served,
+        ThreadPoolExecutor(1) as clients,
+    ):
+        body = {"prompt": [[1] * 500] * 16, "n": 16, "max_tokens": 1}
+        reply = clients.submit(served.client.post, "/v1/completions", json=body)
+        until(lambda: served.pool.unfinished)
+        statuses = set()
+        while not reply.done():
+            start_time = time.monotonic()
+            statuses.add(served.client.get("/health").json()["status"])
+            assert time.monotonic() - start_time < 1
+        assert reply.result().status_code == 500 and "stalled" in statuses
+        until(lambda: served.client.get("/health").status_code == 200)
+        assert served.client.post(CHAT, json=say("hello")).status_code == 200
+
+
+def test_engine_is_restarted_after_a_gpu_failure(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "RESTART_PAUSES", (0.01,))
     model, go = ScriptedChatModel(tokenizer), threading.Event()
     loads: list[ModelCard] = []
-    pipes: list[Connection] = []
-
-    def start(connection: Connection, load: ModelLoader, gpu: int | None) -> threading.Thread:
-        pipes.append(connection)
-        return in_thread(connection, load, gpu)
 
     def load(card: ModelCard) -> ChatModel:
         loads.append(card)
@@ -184,11 +242,9 @@ def test_engine_is_restarted_after_a_gpu_failure(tokenizer: Tokenizer) -> None:
 
     def broken() -> None:
         vars(model.engine).pop("step")
-        with socket.socket(fileno=os.dup(pipes[0].fileno())) as pipe:
-            pipe.shutdown(socket.SHUT_RDWR)  # as the end of a process does
         raise torch.AcceleratorError("an illegal memory access was encountered")
 
-    with serving(load, tokenizer, start=start) as served:
+    with serving(load, tokenizer) as served:
         model.engine.step = broken  # type: ignore[method-assign]
         assert served.client.post(CHAT, json=say("hello")).status_code == 500
         refused = served.client.post(CHAT, json=say("hello"))
