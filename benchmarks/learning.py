@@ -3,7 +3,7 @@
 ./prepare.sh --vocab-size 8192 --num-shards 9
 python -m benchmarks.learning --depth 4
 
-A recipe is everything that does not change the model's architecture: batch size, schedule, learning rates, optimizer.
+A recipe is how to train: batch size, schedule, learning rates, optimizer, and whether logits are capped.
 Both recipes start from the same weights and read the same text in the same order. They train in turn, one evaluation
 interval each, so that other load on the machine affects both.
 """
@@ -49,6 +49,10 @@ class Recipe:
     """maximum global norm of the gradient; 0: no clipping"""
     float32: bool = False
     """compute in float32 even if the processor multiplies bfloat16"""
+    final_lr_frac: float = PretrainOptions.final_lr_frac
+    """final factor on the learning rates"""
+    logit_softcap: float = 0.0
+    """15: as in the architecture nanochat-1"""
     fp8: bool = False
     """FP8 matmuls inside the blocks; a CPU emulates them, so its seconds mean nothing"""
     newton_schulz: bool = False
@@ -85,8 +89,6 @@ class BenchmarkOptions:
 
     depth: int = 4
     max_seq_len: int = 512
-    logit_softcap: float = 0.0
-    """15: the architecture of before, nanochat-1"""
     tokens: int = 3_276_800
     """training tokens"""
     seeds: tuple[int, ...] = (0,)
@@ -145,7 +147,7 @@ class Training:
     def __init__(self, options: BenchmarkOptions, recipe: Recipe, text: Text, seed: int, runtime: Runtime) -> None:
         torch.manual_seed(seed)
         config = GPTConfig.from_depth(options.depth, text.tokenizer.vocab_size, options.max_seq_len)
-        config = replace(config, logit_softcap=options.logit_softcap)
+        config = replace(config, logit_softcap=recipe.logit_softcap)
         with torch.device(runtime.device):
             self.model = GPT(config, recipe.compute_dtype(runtime))
         if recipe.fp8:
@@ -153,7 +155,10 @@ class Training:
         self.text = text
         self.runtime = runtime
         self.schedule = TrainOptions(
-            warmup_ratio=recipe.warmup_ratio, warmdown_ratio=recipe.warmdown_ratio, grad_clip=recipe.grad_clip
+            warmup_ratio=recipe.warmup_ratio,
+            warmdown_ratio=recipe.warmdown_ratio,
+            final_lr_frac=recipe.final_lr_frac,
+            grad_clip=recipe.grad_clip,
         )
         optimizer = (NewtonSchulzMuon if recipe.newton_schulz else MuonAdamW)(self.model, recipe.optimizer)
         self.run = TrainingRun("base", "benchmark", self.schedule, runtime, "", self.model, optimizer)
