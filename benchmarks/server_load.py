@@ -106,7 +106,7 @@ def serve(options: BenchmarkOptions, pipe: Connection) -> None:
     listener = http_server.bind("127.0.0.1", 0)
     tokenizer = Tokenizer.train(demo_data.documents("train"), VOCAB_SIZE)
     app = create_app(pool, tokenizer, on_loaded=lambda problem: pipe.send(listener.getsockname()[1]))
-    http_server.Server(app).run_on(listener)
+    http_server.Server(app, pool.stop).run_on(listener)
 
 
 @asynccontextmanager

@@ -96,7 +96,7 @@ def main(options: Options) -> None:
         api_key=api_key,
         on_loaded=on_loaded,
     )
-    server = http_server.Server(app)
+    server = http_server.Server(app, pool.stop)
     server.run_on(listener)
 
 

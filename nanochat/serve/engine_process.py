@@ -28,6 +28,7 @@ from nanochat.inference.sampling_params import SamplingParams
 from nanochat.inference.scheduler import Request
 from nanochat.runtime import release_memory
 from nanochat.sandbox.calculator import Calculator
+from nanochat.serve.logs import configure_logging
 from nanochat.serve.model_registry import ModelCard
 
 log = logging.getLogger(__name__)
@@ -242,6 +243,7 @@ class EngineLoop:
 
 def main(connection: socket.socket, load: ModelLoader, gpu: int | None) -> None:
     """Entry point of the process. gpu: the only GPU it uses, as an index into the server's visible GPUs."""
+    configure_logging()
     # Ctrl-C and systemd signal all processes of the server; it stops this one by closing the socket.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

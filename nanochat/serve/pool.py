@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from multiprocessing.context import SpawnProcess
 from typing import Literal, NoReturn
@@ -38,8 +39,8 @@ RESTART_PAUSES = (1, 2, 5, 10, 30, 60)
 START_SECONDS = 300  # without a heartbeat while a new process imports torch
 STALLED_SECONDS = 5  # without a heartbeat until requests go to other engines
 MAX_SILENT_SECONDS = 30  # without a heartbeat until the process is replaced
-SERVER_STOPS = "the server is stopping"
 UNAVAILABLE = {
+    "stopping": "the server is stopping",
     "loading": "the model is loading",
     "stalled": "the engine does not respond at the moment",
     "failed": "the engine process failed to load the model and will be restarted: see the server's output",
@@ -300,10 +301,8 @@ class EnginePool:
         If all engines with the model are full, an idle one loads it; if no engine has it, the least busy one loads it
         after finishing its earlier requests. Raises ApiError while no engine is available, or if the queue is full.
         """
-        if self.is_stopping:
-            raise ApiError(503, SERVER_STOPS, code="stopping")
         available = [engine for engine in self.engines if engine.is_available]
-        if not available:
+        if not available or self.is_stopping:
             status = self.status if self.status != "ok" else "loading"
             raise ApiError(503, UNAVAILABLE[status], code=status, headers={"Retry-After": "5"})
         capacity = sum(engine.slots for engine in self.engines) + self.max_waiting
@@ -321,15 +320,19 @@ class EnginePool:
         return engine.submit(prompts)
 
     @property
-    def status(self) -> Literal["ok", "loading", "stalled", "failed"]:
-        """The best status of any engine."""
-        return min((engine.status for engine in self.engines), key=("ok", *UNAVAILABLE).index)
+    def status(self) -> str:
+        """The best status of any engine, or stopping."""
+        order = ("ok", *UNAVAILABLE)
+        return "stopping" if self.is_stopping else min((engine.status for engine in self.engines), key=order.index)
 
-    def stop(self) -> None:
-        """Fail the unfinished replies and reject further requests."""
+    async def stop(self, seconds: float) -> None:
+        """Reject further requests, and fail the replies that are not finished after `seconds`."""
         self.is_stopping = True
+        deadline = time.monotonic() + seconds
+        while self.unfinished and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
         for engine in self.engines:
-            engine.fail_replies(SERVER_STOPS)
+            engine.fail_replies(UNAVAILABLE["stopping"])
 
     async def close(self) -> None:
         """Stop the processes; unfinished replies fail."""

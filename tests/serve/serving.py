@@ -60,7 +60,7 @@ def serving(
         start=start,
     )
     app = create_app(pool, tokenizer, allowed_hosts=http_server.allowed_hosts(listener, host), **options)
-    server = http_server.Server(app)
+    server = http_server.Server(app, pool.stop)
     thread = threading.Thread(target=server.run_on, args=(listener,))
     thread.start()
     try:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -109,14 +110,36 @@ def test_disconnect_leaves_the_queue(both: Both) -> None:
         assert first.result().status_code == 200
 
 
-def test_server_stops_while_a_reply_is_written(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "SHUTDOWN_SECONDS", 0)
+@pytest.mark.parametrize("stream", [True, False])
+def test_server_that_stops_explains_it_to_its_clients(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stream: bool
+) -> None:
+    monkeypatch.setattr(http_server, "SHUTDOWN_SECONDS", 0.1)
     before = threading.active_count()
-    with scripted(tokenizer) as (served, _):
-        stream = served.client.stream("POST", CHAT, json=say("wait", stream=True))
-        lines = stream.__enter__().iter_lines()
-        next(lines)
+    with ThreadPoolExecutor(1) as clients:
+        with scripted(tokenizer) as (served, _):
+            reply = clients.submit(httpx.post, served.url + CHAT, json=say("wait", stream=stream))
+            until(lambda: served.pool.running)
+        assert reply.result().status_code == (200 if stream else 500)
+    assert "the server is stopping" in reply.result().text
+    assert not stream or reply.result().text.endswith("data: [DONE]\n\n")
     until(lambda: threading.active_count() == before)
+    assert not caplog.records
+
+
+def test_server_stops_although_a_client_does_not_read(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(http_server, "SHUTDOWN_SECONDS", 0.1)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with scripted(tokenizer) as (served, _):
+            client.connect(("127.0.0.1", urlsplit(served.url).port))
+            body = json.dumps({"texts": ["&" * 20_100] * 45}).encode()  # a response of 4.5 MB
+            head = f"POST /render HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
+            client.sendall(f"{head}content-type: application/json\r\n\r\n".encode() + body)
+            until(lambda: "/render" in served.client.get("/metrics").text)
+    assert not caplog.records
 
 
 def test_requests_are_rejected_while_the_model_loads(tokenizer: Tokenizer) -> None:
