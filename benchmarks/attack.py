@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.attacks import sandbox
+from benchmarks.attacks import files, sandbox
 from nanochat import cli
 from nanochat.errors import UserError
 from nanochat.runtime import cpu_name, software
@@ -27,6 +27,7 @@ $NANOCHAT_BASE_DIR is a folder inside it.
 """
 GROUPS: list[Group] = [
     sandbox.jail,
+    files.files,
 ]
 
 

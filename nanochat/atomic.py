@@ -66,11 +66,12 @@ def rename_away(path: Path) -> Path:
 
 def fsync(path: Path) -> None:
     """Force a file or a folder to the disk. File systems that cannot sync a folder (CIFS, 9p, FUSE) are left alone."""
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT) or not path.is_dir():
             raise
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,7 @@ from nanochat.errors import UserError
 
 Options = TypeVar("Options")
 EXIT_INTERRUPTED = 130
+MAX_MESSAGE = 1000
 STAGE_COMMAND = r"\./(prepare|pretrain|midtrain|sft|rl)\.sh|\./nanochat\.sh (watch|report|checkpoints)"
 FREE_SPACE = "free some space there, or set NANOCHAT_BASE_DIR to a folder on another disk, and run again"
 OS_ERROR_FIXES = {
@@ -61,6 +62,8 @@ def run(
             sys.stdout.flush()
             os._exit(EXIT_INTERRUPTED)  # torch's threads may abort a process that exits regularly
         sys.exit(EXIT_INTERRUPTED)
+    # One line, whatever a file or an option that it quotes contains.
+    message = "".join(c if c.isprintable() else " " for c in message[:MAX_MESSAGE])
     message = re.sub(STAGE_COMMAND, rf"\g<0>{paths.demo_option()}", message)
     rank = os.environ.get("RANK", "0")
     print("" if rank == "0" else f"process {rank}: ", f"error: {message}", sep="", file=sys.stderr, flush=True)

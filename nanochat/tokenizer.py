@@ -7,8 +7,9 @@ render a conversation add special tokens.
 import base64
 import hashlib
 import json
+import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ import tiktoken
 from nanochat.atomic import atomic_folder
 from nanochat.conversations import Conversation, Message, Part, PartType, text_of
 from nanochat.errors import UserError
+from nanochat.untrusted import read_json, reading
 
 SPECIAL_TOKENS = (
     "<|bos|>",
@@ -39,6 +41,14 @@ SPLIT_PATTERN = (
 )
 """GPT-4's pattern as llama.cpp, which only knows fixed patterns, spells it for Llama 3 (`llama-bpe`)."""
 
+ORIGINAL_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+"""GPT-4's own spelling, as in karpathy/nanochat."""
+MAX_PIECE = 1 << 18
+"""Characters encoded at once. tiktoken and rustbpe panic on a run of 999,999 spaces, where their regular expressions
+exceed a limit."""
+
 RANKS_FILE = "ranks.tiktoken"
 SETTINGS_FILE = "tokenizer.json"
 PART_MARKS: dict[PartType, tuple[str, str]] = {
@@ -56,6 +66,11 @@ class Tokenizer:
     """Converts text to token ids and back. Immutable."""
 
     def __init__(self, ranks: dict[bytes, int], pattern: str = SPLIT_PATTERN) -> None:
+        """Raises ValueError if ids are missing or the pattern is unknown: others may drop text or take hours."""
+        if sorted(ranks.values()) != list(range(len(ranks))) or not all(bytes([byte]) in ranks for byte in range(256)):
+            raise ValueError("the ids of its tokens must be the BPE ranks, from 0, with a token for each byte")
+        if re.sub(r"\\p\{N\}(\{1,\d\})?\|", r"\\p{N}{1,3}|", pattern) not in (SPLIT_PATTERN, ORIGINAL_PATTERN):
+            raise ValueError(f"its split pattern is not supported: {pattern[:100]!r}")
         self.pattern = pattern
         self.special_ids = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
         self.bos_id = self.special_ids["<|bos|>"]
@@ -72,23 +87,24 @@ class Tokenizer:
         if vocab_size < min_size:
             raise UserError(f"--vocab-size must be at least {min_size}, got {vocab_size}")
         trainer = rustbpe.Tokenizer()
-        trainer.train_from_iterator(iter(texts), vocab_size - len(SPECIAL_TOKENS), pattern=SPLIT_PATTERN)
+        all_pieces = (piece for text in texts for piece in pieces(text))
+        trainer.train_from_iterator(all_pieces, vocab_size - len(SPECIAL_TOKENS), pattern=SPLIT_PATTERN)
         return cls({bytes(token): rank for token, rank in trainer.get_mergeable_ranks()})
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """Read a folder that `save` wrote. Raises UserError if it is missing or damaged."""
-        try:
-            settings = json.loads((folder / SETTINGS_FILE).read_text())
+        if not (folder / SETTINGS_FILE).exists():
+            raise UserError(f"no tokenizer in {folder}: run ./prepare.sh first")
+        fix = "the tokenizer is damaged, delete the folder and run ./prepare.sh again"
+        with reading(folder / SETTINGS_FILE, fix):
+            settings = read_json(folder / SETTINGS_FILE)
+        with reading(folder / RANKS_FILE, fix):
             lines = [line.split() for line in (folder / RANKS_FILE).read_text().splitlines()]
             tokenizer = cls({base64.b64decode(token): int(rank) for token, rank in lines}, settings["pattern"])
-            if tokenizer.hash == settings["hash"]:
-                return tokenizer
-        except FileNotFoundError:
-            raise UserError(f"no tokenizer in {folder}: run ./prepare.sh first") from None
-        except (ValueError, KeyError):
-            pass
-        raise UserError(f"the tokenizer in {folder} is damaged: delete the folder and run ./prepare.sh again")
+            if tokenizer.hash != settings["hash"]:
+                raise ValueError(f"does not match the checksum in {SETTINGS_FILE}")
+            return tokenizer
 
     def save(self, folder: Path) -> Path | None:
         """Write ranks in tiktoken's text format, and settings as JSON.
@@ -129,7 +145,9 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`. Names of special tokens are treated as plain text."""
-        return self._encoding.encode_ordinary(text)
+        if len(text) <= MAX_PIECE:
+            return self._encoding.encode_ordinary(text)
+        return [token for piece in pieces(text) for token in self._encoding.encode_ordinary(piece)]
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """Bytes of `ids`; a special token decodes to its name."""
@@ -168,6 +186,20 @@ class Tokenizer:
     def render_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation that ends with a user message, followed by <|assistant_start|>."""
         return [*self.render_conversation({"messages": list(messages)}).ids, self.special("<|assistant_start|>")]
+
+
+def pieces(text: str) -> Iterator[str]:
+    """Cut a text into pieces of at most MAX_PIECE characters, if possible where the split pattern does.
+
+    That is before a space that follows anything but white space. Then the ids do not change.
+    """
+    start = 0
+    while len(text) - start > MAX_PIECE:
+        boundaries = re.finditer(r"(?<=\S) ", text[start : start + MAX_PIECE])
+        end = start + max((match.start() for match in boundaries), default=MAX_PIECE)
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def fold_system_message(messages: Sequence[Message]) -> list[Message]:

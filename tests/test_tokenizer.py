@@ -1,5 +1,6 @@
 """Text to tokens and back, and conversations to tokens with their mask."""
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 
 from nanochat.conversations import Conversation, Message
 from nanochat.errors import UserError
-from nanochat.tokenizer import RANKS_FILE, SETTINGS_FILE, SPECIAL_TOKENS, Tokenizer
+from nanochat.hub.verify import sample_texts
+from nanochat.tokenizer import RANKS_FILE, SETTINGS_FILE, SPECIAL_TOKENS, Tokenizer, pieces
 
 TEXTS = ["Hello, world!", "naïve café 東京 🚀🇫🇷", "x = 12345 * 67\n\n\tend  ", "<|assistant_end|><|bos|>", ""]
 
@@ -74,6 +76,42 @@ def test_missing_and_damaged_files_get_a_sentence(tokenizer: Tokenizer, tmp_path
     (tmp_path / RANKS_FILE).write_text(ranks[: len(ranks) // 2])
     with pytest.raises(UserError, match="damaged"):
         Tokenizer.load(tmp_path)
+
+
+def test_a_million_equal_blanks_are_encoded_in_pieces(tokenizer: Tokenizer) -> None:
+    for blank in (" ", "\t", "\xa0"):  # tiktoken panics on them
+        text = "Hi" + 1_000_000 * blank + "there"
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert Tokenizer.train(["Hi" + 1_000_000 * " " + "there"], 266).ranks
+
+
+def test_pieces_have_the_ids_of_the_whole_text(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [text for text in sample_texts(1000) if " " in text]
+    whole = [tokenizer.encode(text) for text in texts]
+    monkeypatch.setattr("nanochat.tokenizer.MAX_PIECE", 40)
+    compared = 0
+    for text, ids in zip(texts, whole, strict=True):
+        parts = list(pieces(text))
+        assert "".join(parts) == text
+        if len(parts) > 1 and max(map(len, parts[:-1])) < 40:  # all were cut before a space
+            assert tokenizer.encode(text) == ids
+            compared += 1
+    assert compared > 100
+
+
+def test_every_flipped_bit_gets_a_sentence(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    rng = random.Random(0)
+    for name in 20 * (RANKS_FILE, SETTINGS_FILE):
+        content = (tmp_path / name).read_bytes()
+        damaged = bytearray(content)
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            assert Tokenizer.load(tmp_path).hash == tokenizer.hash  # an entry that is not read
+        except UserError as error:
+            assert str(tmp_path) in str(error)
+        (tmp_path / name).write_bytes(content)
 
 
 def test_a_vocabulary_below_the_bytes_is_refused() -> None:

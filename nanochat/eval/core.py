@@ -13,7 +13,6 @@ import json
 import random
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +34,7 @@ from nanochat.inference.chat import ChatModel
 from nanochat.locks import folder_lock
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
+from nanochat.untrusted import reading
 
 Kind = Literal["multiple_choice", "schema", "language_modeling"]
 ORDER_SEED = 1337
@@ -43,6 +43,8 @@ EXAMPLES_SEED = 1234
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 """No digest is published: the size and the CRC-32 of each file are checked, and cached results store `fingerprint`."""
 ALTERNATIVES = "pass --eval-bundle FOLDER if you have the bundle, or --tasks chat to skip CORE"
+MAX_SHOTS = 100
+MAX_BUNDLE_BYTES = 1 << 32
 PROBLEMS_AT_A_TIME = 2048  # sorted by length together: enough for even batches, few enough to hold in memory
 
 
@@ -58,10 +60,13 @@ class CoreTask:
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """The problems, shuffled so that the first ones are a random sample. Raises UserError if unreadable."""
-        try:
+        with reading(self.path, "delete the bundle's folder and rerun"):
             rows = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {self.path} ({error}): delete the bundle's folder and rerun") from None
+            for row in rows:
+                options = self._options(row)
+                if not all(isinstance(text, str) for option in options for text in option):
+                    raise ValueError(f"not a problem: {row!r:.100}")
+                options[row.get("gold", 0)]
         random.Random(ORDER_SEED).shuffle(rows)
         return rows
 
@@ -113,7 +118,7 @@ class CoreTask:
 
 def read_tasks(bundle: Path) -> list[CoreTask]:
     """The tasks of the bundle, in its order. Raises UserError if the folder is not a bundle."""
-    try:
+    with reading(bundle, "--eval-bundle must be the folder that holds core.yaml"):
         listed = yaml.safe_load((bundle / "core.yaml").read_text())["icl_tasks"]
         with open(bundle / "eval_meta_data.csv", newline="") as file:
             baselines = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
@@ -128,15 +133,14 @@ def read_tasks(bundle: Path) -> list[CoreTask]:
             )
             for entry in listed
         ]
-    except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError) as error:
-        raise UserError(
-            f"{bundle} is not an evaluation bundle ({type(error).__name__}: {error}): --eval-bundle must be the folder "
-            "that holds core.yaml"
-        ) from None
-    for task in tasks:
-        if task.kind not in get_args(Kind) or not task.path.is_file():
-            raise UserError(f"{task.path} is missing or task type {task.kind!r} is unknown: use a complete bundle")
-    return tasks
+        for task in tasks:
+            if task.kind not in get_args(Kind) or not task.path.is_file():
+                raise ValueError(f"{task.path} is missing or task type {task.kind!r} is unknown")
+            if ".." in task.path.relative_to(bundle).parts:
+                raise ValueError(f"{task.path} is outside")
+            if not (0 <= task.shots <= MAX_SHOTS and 0 <= task.baseline < 1 and isinstance(task.delimiter, str)):
+                raise ValueError(f"impossible settings of {task.name}")
+        return tasks
 
 
 def fingerprint(bundle: Path) -> str:
@@ -207,7 +211,9 @@ def _download(downloads: Path, folder: Path) -> None:
     print(f"downloading the CORE bundle from {URL}", flush=True)
     response = http_backoff("HEAD", URL, headers={"Accept-Encoding": "identity"})
     hf_raise_for_status(response)
-    size = int(response.headers["Content-Length"])
+    size = int(response.headers.get("Content-Length", "0"))
+    if not 0 < size <= MAX_BUNDLE_BYTES:
+        raise UserError(f"{URL} has {size:,} bytes, which is not the CORE bundle: try again later, or {ALTERNATIVES}")
     version = hashlib.sha256(f"{size} {response.headers.get('ETag', '')}".encode()).hexdigest()[:16]
     archive = downloads / f".{version}.partial"  # a partial download of another version is not continued
     with progress_bar("CORE bundle", size, in_bytes=True) as advance:
@@ -216,8 +222,13 @@ def _download(downloads: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=downloads) as unpacked:
         try:
             with zipfile.ZipFile(archive) as packed:
+                unpacked_size = sum(entry.file_size for entry in packed.infolist())
+                if unpacked_size > max(20 * size, 1 << 26):
+                    raise ValueError(f"it unpacks to {unpacked_size:,} bytes")
                 packed.extractall(unpacked)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # a malformed one can raise anything
             archive.unlink()
             raise UserError(f"the download of {URL} is damaged ({error}): rerun to repeat it") from error
         read_tasks(Path(unpacked) / "eval_bundle")

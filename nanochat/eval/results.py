@@ -1,8 +1,8 @@
 """Evaluation results of checkpoints: scores per task, their centered mean, and the files in report/ that hold them."""
 
-import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 from rich.table import Table
 
 from nanochat import paths
+from nanochat.errors import UserError
 from nanochat.train.checkpoint import Checkpoint
 from nanochat.units import format_duration
+from nanochat.untrusted import check_types, read_json, reading
 
 IDENTITY_QUESTIONS = 5
 
@@ -24,6 +26,11 @@ class TaskScore:
     problems: int
     accuracy: float
     baseline: float  # accuracy of guessing
+
+    def __post_init__(self) -> None:
+        check_types(vars(self), {"task": str, "problems": int, "accuracy": float, "baseline": float})
+        if self.accuracy > 1 or self.baseline >= 1:
+            raise ValueError(f"shares must be at most 1: {self}")
 
     @property
     def centered(self) -> float:
@@ -57,6 +64,9 @@ class StageResult:
     spelling: float
     seconds: float  # training time of this stage
 
+    def __post_init__(self) -> None:
+        check_types(vars(self), {"source": str, "tag": str, "step": int, "bits_per_byte": float, "seconds": float})
+
     def task_scores(self, problems: int) -> list[TaskScore]:
         """`problems`: as in the StageEvalConfig of the evaluation."""
         return [
@@ -82,13 +92,18 @@ def result_file(checkpoint: Checkpoint, suffix: str) -> Path:
 
 
 def saved_result(checkpoint: Checkpoint, suffix: str) -> tuple[dict[str, Any], Any] | None:
-    """Read (key, result) of an earlier evaluation; None if this exact checkpoint has not been evaluated."""
-    try:
-        saved = json.loads(result_file(checkpoint, suffix).read_text())
-        is_current = saved["key"]["saved_at"] == checkpoint.meta["saved_at"]
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
-        return None
-    return (saved["key"], saved["result"]) if is_current else None
+    """Read (key, result) of an earlier evaluation; None if it is damaged or from another checkpoint."""
+    path = result_file(checkpoint, suffix)
+    with suppress(UserError), reading(path, "ignored"):
+        saved = read_json(path)
+        key, result = saved["key"], saved["result"]
+        if isinstance(result, dict):
+            StageResult(**result).task_scores(key["problems"])
+        else:
+            [TaskScore(**score) for score in result]
+        if key["saved_at"] == checkpoint.meta["saved_at"]:
+            return key, result
+    return None
 
 
 def stage_table(results: Sequence[StageResult]) -> Table:

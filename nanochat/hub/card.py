@@ -4,14 +4,15 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from nanochat.data.datasets import DATASETS
+from nanochat.errors import UserError
 from nanochat.eval.results import centered_mean, centered_mean_error
 from nanochat.report.history import Stage
 from nanochat.report.plots import CURVES, draw_curves
@@ -20,9 +21,11 @@ from nanochat.stages import STAGES
 from nanochat.train import checkpoint
 from nanochat.train.checkpoint import Checkpoint
 from nanochat.units import format_duration
+from nanochat.untrusted import reading
 
 DATA = json.loads(Path(__file__).with_name("card_data.json").read_text())
 """Datasets of the real mixtures and of the demo, their licenses, and the datasets of the evaluation tasks."""
+MAX_STEP = 10**9
 LICENSES = DATA["licenses"] | {dataset.repository: dataset.license for dataset in DATASETS.values()}
 
 
@@ -124,13 +127,12 @@ def write_card(
 
 def read_card(path: Path) -> dict[str, Any]:
     """Read repository, stage, tag and step from a card that `write_card` made; empty for any other card."""
-    try:
+    data: Any = None
+    with suppress(UserError), reading(path, "not a model card"):
         data = ModelCard.load(path, ignore_metadata_errors=True).data.get("nanochat")
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
     types = {"stage": str, "step": int, "tag": str, "repository": str}
     is_ours = isinstance(data, dict) and all(isinstance(data.get(name), kind) for name, kind in types.items())
-    return data if is_ours and data["stage"] in STAGES else {}
+    return data if is_ours and data["stage"] in STAGES and 0 <= data["step"] < MAX_STEP else {}
 
 
 def base_model(found: Checkpoint, publisher: Publisher) -> str | None:

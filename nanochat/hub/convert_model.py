@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import (
     ApertusConfig,
@@ -31,7 +30,7 @@ from transformers.utils import logging
 
 from nanochat.errors import UserError
 from nanochat.inference.sampling_params import CHAT_SAMPLING
-from nanochat.model.gpt import GPT, NANOCHAT_1_SOFTCAP, RMS_NORM_EPS, GPTConfig, rms_norm
+from nanochat.model.gpt import GPT, MAX_SIZE, NANOCHAT_1_SOFTCAP, RMS_NORM_EPS, GPTConfig, rms_norm
 from nanochat.tokenizer import Tokenizer
 
 MAX_RMS_NORM_EPS = 1e-5  # activations have a mean square near 1, so any epsilon below this gives the same result
@@ -43,6 +42,8 @@ UP_PROJ_SCALE = XIELU["alpha_p"] ** -0.5
 OLDER_SETTINGS = {"rope_scaling": None, "mlp_bias": False, "post_norm": False, "qk_norm": True}
 """Settings that transformers 5 leaves out of config.json, with `rope_theta`. Without them MLX refuses the model, and
 transformers 4 scales its rotary frequencies."""
+UNSAFE_SETTINGS = ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation")
+"""Settings of a config.json by which transformers runs code from the folder or the hub, or needs other packages."""
 GAINS = ("attention_layernorm", "feedforward_layernorm", "self_attn.q_norm", "self_attn.k_norm")
 
 # Exports and imports print their own lines.
@@ -156,13 +157,20 @@ def _rotated(name: str, weight: Tensor, config: GPTConfig) -> Tensor:
 
 
 def build_model(weights: dict[str, Tensor], config: GPTConfig, where: str) -> GPT:
-    """Our model with these weights (by our names), on the CPU in float32. Raises UserError if they do not match."""
-    model = GPT(config)
+    """Our model with these weights (by our names), on the CPU in float32.
+
+    Raises UserError if they do not match, before it takes memory for a model of that shape, or are not finite.
+    """
     try:
-        model.load_state_dict(weights)
+        with torch.device("meta"):
+            GPT(config).load_state_dict(weights, assign=True)
     except RuntimeError as error:  # names missing tensors, unknown ones and other shapes
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:500]
         raise UserError(f"the tensors of {where} are not those that its config describes: {reason}") from None
+    if damaged := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+        raise UserError(f"the weights of {where} have infinities or NaN in {damaged[0]}: download it again")
+    model = GPT(config)
+    model.load_state_dict(weights)
     return model.eval()
 
 
@@ -197,7 +205,10 @@ def write_model(
 
 
 def read_config(stored: dict[str, Any], where: str) -> GPTConfig:
-    """The shape that a config.json describes. Raises UserError if our model does not compute the same function."""
+    """The shape that a config.json describes. Raises UserError if our model does not compute the same function.
+
+    To be called inside `reading`: a malformed one can raise anything.
+    """
     kind = (stored.get("architectures") or [stored.get("model_type")])[0]
     is_apertus = kind in (ApertusForCausalLM.__name__, ApertusConfig.model_type)
     if not is_apertus and kind not in (NanoChatForCausalLM.__name__, NanoChatConfig.model_type):
@@ -205,34 +216,36 @@ def read_config(stored: dict[str, Any], where: str) -> GPTConfig:
             f"{where} must be an ApertusForCausalLM or a NanoChatForCausalLM, got {kind}: other architectures are not "
             "supported"
         )
-    try:
-        arguments = {name: value for name, value in stored.items() if name != "architectures"}
-        config: Any = (ApertusConfig if is_apertus else NanoChatConfig)(**arguments)
-        rope = dict(config.rope_parameters or {})
-        width = config.hidden_size
-        softcap = 0.0 if is_apertus else NANOCHAT_1_SOFTCAP
-        differs = {
-            "intermediate_size": config.intermediate_size != 4 * width,
-            "hidden_act": config.hidden_act != ("xielu" if is_apertus else "relu2"),
-            "final_logit_softcapping": (getattr(config, "final_logit_softcapping", None) or 0.0) != softcap,
-            "rms_norm_eps": not 0 < config.rms_norm_eps <= MAX_RMS_NORM_EPS,
-            "attention_bias": config.attention_bias,
-            "tie_word_embeddings": config.tie_word_embeddings,
-            "head_dim": getattr(config, "head_dim", None) not in (None, width // config.num_attention_heads),
-            "rope_parameters": rope.get("rope_type", "default") != "default",
-        }
-        if any(differs.values()):
-            names = ", ".join(name for name in differs if differs[name])
-            raise UserError(f"{where} has settings that this project's model does not support ({names})")
-        return GPTConfig(
-            vocab_size=config.vocab_size,
-            sequence_len=config.max_position_embeddings,
-            n_layer=config.num_hidden_layers,
-            n_head=config.num_attention_heads,
-            n_kv_head=config.num_key_value_heads or config.num_attention_heads,
-            n_embd=width,
-            rope_theta=float(rope.get("rope_theta", GPTConfig.rope_theta)),
-            logit_softcap=softcap,
-        )
-    except (TypeError, ValueError, ZeroDivisionError, StrictDataclassError) as error:
-        raise UserError(f"config.json of {where} is invalid ({error}): copy it again") from None
+    if unsafe := [name for name in UNSAFE_SETTINGS if stored.get(name)]:
+        raise UserError(f"{where} needs code or kernels of its own ({', '.join(unsafe)}), which is not supported")
+    sizes = {name: value for name, value in stored.items() if name.startswith("num_") or name.endswith("_size")}
+    if too_large := {name: value for name, value in sizes.items() if isinstance(value, int) and value > MAX_SIZE}:
+        raise ValueError(f"too large: {too_large}")
+    arguments = {name: value for name, value in stored.items() if name != "architectures"}
+    config: Any = (ApertusConfig if is_apertus else NanoChatConfig)(**arguments)
+    rope = dict(config.rope_parameters or {})
+    width = config.hidden_size
+    softcap = 0.0 if is_apertus else NANOCHAT_1_SOFTCAP
+    differs = {
+        "intermediate_size": config.intermediate_size != 4 * width,
+        "hidden_act": config.hidden_act != ("xielu" if is_apertus else "relu2"),
+        "final_logit_softcapping": (getattr(config, "final_logit_softcapping", None) or 0.0) != softcap,
+        "rms_norm_eps": not 0 < config.rms_norm_eps <= MAX_RMS_NORM_EPS,
+        "attention_bias": config.attention_bias,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "head_dim": getattr(config, "head_dim", None) not in (None, width // config.num_attention_heads),
+        "rope_parameters": rope.get("rope_type", "default") != "default",
+    }
+    if any(differs.values()):
+        names = ", ".join(name for name in differs if differs[name])
+        raise UserError(f"{where} has settings that this project's model does not support ({names})")
+    return GPTConfig(
+        vocab_size=config.vocab_size,
+        sequence_len=config.max_position_embeddings,
+        n_layer=config.num_hidden_layers,
+        n_head=config.num_attention_heads,
+        n_kv_head=config.num_key_value_heads or config.num_attention_heads,
+        n_embd=width,
+        rope_theta=float(rope.get("rope_theta", GPTConfig.rope_theta)),
+        logit_softcap=softcap,
+    )

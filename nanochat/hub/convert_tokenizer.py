@@ -6,8 +6,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter, bytes_to_unicode
 
-from nanochat.errors import UserError
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
+from nanochat.untrusted import read_json, reading
 
 TOKENIZER_FILE = "tokenizer.json"
 BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
@@ -41,33 +41,22 @@ def write_tokenizer(tokenizer: Tokenizer, sequence_len: int, folder: Path) -> No
 
 def read_tokenizer(path: Path) -> Tokenizer:
     """Read a tokenizer.json. Raises UserError for other layouts; `verify.check_token_ids` finds other differences."""
-    try:
-        parsed = json.loads(path.read_text())
+    with reading(path, "it must be a byte-level BPE, other kinds are not supported"):
+        parsed = read_json(path)
         special = {token["content"]: token["id"] for token in parsed["added_tokens"]}
         vocabulary = parsed["model"]["vocab"].items()
         ranks = {bytes(BYTES[char] for char in name): rank for name, rank in vocabulary if name not in special}
         split, byte_level = parsed["pre_tokenizer"]["pretokenizers"]
         if (split["type"], byte_level["type"]) != ("Split", "ByteLevel"):
             raise ValueError("text is split differently")
-        pattern = str(split["pattern"]["Regex"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} must hold a byte-level BPE ({type(error).__name__}: {error}): other kinds are not supported"
-        ) from None
-    return checked_tokenizer(ranks, pattern, special, str(path))
+        if changes := [name for name in ("normalizer", "truncation", "padding") if parsed.get(name)]:
+            raise ValueError(f"text is changed by its {', '.join(changes)}")
+        return checked_tokenizer(ranks, split["pattern"]["Regex"], special)
 
 
-def checked_tokenizer(ranks: dict[bytes, int], pattern: str, special: dict[str, int], where: str) -> Tokenizer:
-    """Build a tokenizer. Raises UserError unless its ids are the ranks 0..n-1, then our nine special tokens."""
-    consecutive = sorted(ranks.values()) == list(range(len(ranks)))
-    has_all_bytes = all(bytes([byte]) in ranks for byte in range(256))
-    expected = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
-    if not (consecutive and has_all_bytes and special == expected):
-        raise UserError(
-            f"the ids of the tokenizer in {where} must be the BPE ranks, then {', '.join(SPECIAL_TOKENS)}: other "
-            "layouts are not supported"
-        )
-    try:
-        return Tokenizer(ranks, pattern)
-    except Exception as error:  # tiktoken has no class of its own for a pattern that is not a regular expression
-        raise UserError(f"the tokenizer in {where} is invalid ({error})") from None
+def checked_tokenizer(ranks: dict[bytes, int], pattern: str, special: dict[str, int]) -> Tokenizer:
+    """Build a tokenizer. Raises ValueError unless its ids are the ranks 0..n-1, then our nine special tokens."""
+    tokenizer = Tokenizer(ranks, pattern)
+    if special != tokenizer.special_ids:
+        raise ValueError(f"its special tokens must be {', '.join(SPECIAL_TOKENS)}, with the ids after the ranks")
+    return tokenizer

@@ -4,7 +4,6 @@ Both .pt and .pkl files are pickles, which can run code when they are read. The 
 tokenizer by an unpickler that only accepts one class, which it replaces with an inert one.
 """
 
-import json
 import pickle
 import re
 from pathlib import Path
@@ -17,6 +16,7 @@ from nanochat.hub.convert_model import build_model
 from nanochat.hub.convert_tokenizer import checked_tokenizer
 from nanochat.model.gpt import GPT, NANOCHAT_1_SOFTCAP, GPTConfig
 from nanochat.tokenizer import Tokenizer
+from nanochat.untrusted import read_json, reading
 
 TOKENIZER_FILE = "tokenizer.pkl"
 MODEL_FILE = re.compile(r"model_(\d{6})\.pt")
@@ -31,6 +31,7 @@ TENSOR_NAMES = {
     "mlp.c_fc.": "mlp.fc1.",
     "mlp.c_proj.": "mlp.fc2.",
 }
+COPY_AGAIN = "copy the complete checkpoint again"
 SHAPE = ("sequence_len", "n_layer", "n_head", "n_kv_head", "n_embd")
 UNSUPPORTED = {
     "value_embeds": "value embeddings",
@@ -55,9 +56,11 @@ def read_checkpoint(folder: Path, step: int | None = None) -> tuple[int, GPT]:
         name = "model_NNNNNN.pt" if step is None else f"model_{step:06d}.pt"
         raise UserError(f"{folder} does not contain {name}: choose another folder or --step")
     step = found[-1] if step is None else step
-    path = folder / f"model_{step:06d}.pt"
-    try:
-        shape = json.loads((folder / f"meta_{step:06d}.json").read_text())["model_config"]
+    path, meta = folder / f"model_{step:06d}.pt", folder / f"meta_{step:06d}.json"
+    with reading(meta, COPY_AGAIN):
+        shape = read_json(meta)["model_config"]
+        sizes = {name: int(shape[name]) for name in SHAPE}
+    with reading(path, COPY_AGAIN):
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         unsupported = {feature for part, feature in UNSUPPORTED.items() for name in stored if part in name}
         if set(str(shape.get("window_pattern", "L")).upper()) != {"L"}:
@@ -73,13 +76,8 @@ def read_checkpoint(folder: Path, step: int | None = None) -> tuple[int, GPT]:
                 name = name.replace(theirs, ours)
             weights[name] = tensor
         vocab_size = len(weights["embed_tokens.weight"])
-        sizes = {name: int(shape[name]) for name in SHAPE}
         config = GPTConfig(vocab_size=vocab_size, logit_softcap=NANOCHAT_1_SOFTCAP, **sizes)
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is missing: copy the complete checkpoint") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(f"cannot read {path} and its meta file ({error!r:.200}): copy them again") from None
-    return step, build_model(weights, config, str(path))
+        return step, build_model(weights, config, str(path))
 
 
 class _EncodingState:
@@ -91,8 +89,11 @@ class _EncodingState:
         self.state = state
 
 
-class _TokenizerUnpickler(pickle.Unpickler):
-    """Reads a pickled tiktoken.Encoding and refuses every other class."""
+class _TokenizerUnpickler(pickle._Unpickler):
+    """Reads a pickled tiktoken.Encoding and refuses every other class.
+
+    Not the one in C, which fills memory up to any number that a pickle contains.
+    """
 
     def find_class(self, module: str, name: str) -> type:
         if (module, name) == ("tiktoken.core", "Encoding"):
@@ -102,13 +103,8 @@ class _TokenizerUnpickler(pickle.Unpickler):
 
 def read_pickled_tokenizer(path: Path) -> Tokenizer:
     """Read a tokenizer.pkl without running code in it. Raises UserError if it holds anything else or another layout."""
-    try:
+    with reading(path, "put the model's tokenizer there"):
         with open(path, "rb") as file:
             state = _TokenizerUnpickler(file).load().state
-        ranks = {bytes(token): int(rank) for token, rank in state["mergeable_ranks"].items()}
-        pattern, special = str(state["pat_str"]), dict(state["special_tokens"])
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: put the model's tokenizer there") from None
-    except Exception as error:  # a crafted pickle can raise anything
-        raise UserError(f"cannot read {path} as a tokenizer ({error!r:.200}): do not trust this file") from None
-    return checked_tokenizer(ranks, pattern, special, str(path))
+        ranks = {token: rank for token, rank in state["mergeable_ranks"].items() if isinstance(token, bytes)}
+        return checked_tokenizer(ranks, state["pat_str"], state["special_tokens"])

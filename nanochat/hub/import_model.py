@@ -1,7 +1,6 @@
 """Import a model trained elsewhere, in transformers' or karpathy/nanochat's format, as a checkpoint."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ import httpx2
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,10 +26,12 @@ from nanochat.stages import STAGES
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import checkpoint
 from nanochat.train.checkpoint import Checkpoint
+from nanochat.untrusted import read_json, reading
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
-TRANSFORMERS_FILES = (CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE, "tokenizer_config.json", "README.md")
+TRANSFORMERS_FILES = (CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE, "README.md")
+DOWNLOAD_AGAIN = "download it again"
 PICKLED_TOKENIZERS = (import_karpathy.TOKENIZER_FILE, f"tokenizer/{import_karpathy.TOKENIZER_FILE}")
 STAGE_NAMES = re.compile(rf"(?<![a-z])(?:chat)?({'|'.join(STAGES)})(?![a-z])")
 
@@ -102,16 +102,18 @@ def files_to_download(names: Sequence[str], step: int | None = None) -> list[str
 
 
 def _read_transformers(folder: Path, origin: str) -> ImportedModel:
-    index = folder / INDEX_FILE
     weights: dict[str, Tensor] = {}
-    try:
-        config = read_config(json.loads((folder / CONFIG_FILE).read_text()), origin)
-        names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-        for name in sorted(names):
-            weights |= load_file(folder / Path(name).name)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
-        raise UserError(f"cannot read {folder} ({type(error).__name__}: {error}): download it again") from None
-    model = build_model(our_weights(weights, config, origin), config, origin)
+    with reading(folder / CONFIG_FILE, DOWNLOAD_AGAIN):
+        config = read_config(read_json(folder / CONFIG_FILE), origin)
+    names = ["model.safetensors"]
+    if (folder / INDEX_FILE).exists():
+        with reading(folder / INDEX_FILE, DOWNLOAD_AGAIN):
+            names = sorted({Path(name).name for name in read_json(folder / INDEX_FILE)["weight_map"].values()})
+    for name in names:
+        with reading(folder / name, DOWNLOAD_AGAIN):
+            weights |= load_file(folder / name)
+    with reading(folder, DOWNLOAD_AGAIN):
+        model = build_model(our_weights(weights, config, origin), config, origin)
     card = read_card(folder / "README.md")
     stage, step = card.get("stage", stage_in_name(origin)), card.get("step", 0)
     return ImportedModel(origin, stage, step, model, read_tokenizer(folder / TOKENIZER_FILE), folder)
@@ -137,8 +139,9 @@ def compare_with_transformers(imported: ImportedModel) -> list[str]:
     if imported.folder is None:
         return []
     passages = verify.held_out_passages(None, imported.tokenizer, imported.model.config.sequence_len)
-    texts = verify.check_token_ids(imported.tokenizer, imported.folder, check_defaults=False)
-    result = verify.check_logits(imported.model, imported.folder, passages)
+    with reading(imported.folder, "transformers cannot load it"):
+        texts = verify.check_token_ids(imported.tokenizer, imported.folder, check_defaults=False)
+        result = verify.check_logits(imported.model, imported.folder, passages)
     return [
         f"token ids: identical on {texts:,} texts",
         f"logits: largest difference {result.largest:.1e}, same top token at {result.agreement:.2%} of "

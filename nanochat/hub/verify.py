@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from nanochat import paths
 from nanochat.conversations import Message
@@ -26,7 +26,7 @@ from nanochat.model.gpt import GPT
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 NUM_PASSAGES = 64
-PASSAGE_TOKENS = 128
+PASSAGE_TOKENS, MAX_PASSAGE_TOKENS = 128, 8192
 NUM_TEXTS = 5000
 MAX_LOGIT_DIFFERENCE = 0.01
 """A trained model of depth 4: 3e-05. An error of two percent in one matrix of a two-layer model exceeds the limit."""
@@ -36,7 +36,7 @@ SAMPLES = json.loads(Path(__file__).with_name("verify_samples.json").read_text(e
 
 class Passages(NamedTuple):
     origin: str  # dataset and split
-    rows: list[Tensor]  # each (1, T) int64, starting with bos; the first one is as long as the context
+    rows: list[Tensor]  # each (1, T) int64, starting with bos
 
     @property
     def tokens(self) -> int:
@@ -52,7 +52,10 @@ class Comparison(NamedTuple):
 
 
 def held_out_passages(dataset: str | None, tokenizer: Tokenizer, sequence_len: int) -> Passages:
-    """64 passages spread over the validation text of `dataset`, or of the encyclopedia if that has no token files."""
+    """64 passages spread over the validation text of `dataset`, or of the encyclopedia if that has no token files.
+
+    The first one is as long as the context, up to 8,192 tokens.
+    """
     ids: ShardedIds | np.ndarray
     try:
         ids = TokenShards.open(paths.tokens_dir(dataset or ""), "val", tokenizer).ids
@@ -63,7 +66,7 @@ def held_out_passages(dataset: str | None, tokenizer: Tokenizer, sequence_len: i
         origin = "encyclopedia val"
     rows = []
     for i in range(NUM_PASSAGES):
-        length = min(sequence_len if i == 0 else PASSAGE_TOKENS, sequence_len, len(ids))
+        length = min(MAX_PASSAGE_TOKENS if i == 0 else PASSAGE_TOKENS, sequence_len, len(ids))
         start = i * (len(ids) - length) // NUM_PASSAGES
         row = np.array([tokenizer.bos_id, *ids[start : start + length - 1]], np.int64)
         rows.append(torch.from_numpy(row)[None])
@@ -76,7 +79,7 @@ def check_logits(ours: GPT, folder: Path, passages: Passages) -> Comparison:
     Raises UserError if they differ by more than rounding, or if a tensor is missing or unknown to transformers.
     """
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
+        folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, trust_remote_code=False
     )
     theirs, loading = loaded
     if problems := [f"{kind}: {', '.join(map(str, sorted(names)[:3]))}" for kind, names in loading.items() if names]:
@@ -115,6 +118,11 @@ def compare(ours: GPT, theirs: Callable[[Tensor], Tensor], passages: Passages) -
     return Comparison(largest, (squares / variance) ** 0.5, same / passages.tokens, loss, other_loss)
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer that transformers loads from the folder, without code from there."""
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
 def check_token_ids(ours: Tokenizer, folder: Path, *, check_defaults: bool = True) -> int:
     """Compare token ids on 5,000 texts; return the number of texts. Raises UserError at the first difference.
 
@@ -122,7 +130,10 @@ def check_token_ids(ours: Tokenizer, folder: Path, *, check_defaults: bool = Tru
     split_special_tokens=True. Ours never does, so that is what is compared. `check_defaults` also compares decoding,
     and encoding without any option for the texts that contain no such name.
     """
-    theirs: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if check_defaults:
+        theirs = load_tokenizer(folder)
+    else:  # somebody else's: nothing but tokenizer.json is read
+        theirs = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     texts = sample_texts(NUM_TEXTS)
     expected = [ours.encode(text) for text in texts]
     split = theirs(texts, add_special_tokens=False, split_special_tokens=True).input_ids
@@ -137,7 +148,7 @@ def check_token_ids(ours: Tokenizer, folder: Path, *, check_defaults: bool = Tru
 
 def check_chat_template(ours: Tokenizer, folder: Path) -> int:
     """Compare the chat template with our own rendering; return the number of conversations. Raises UserError."""
-    theirs: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    theirs = load_tokenizer(folder)
     conversations = sample_conversations()
     for messages in conversations:
         is_prompt = messages[-1]["role"] == "user"

@@ -5,6 +5,7 @@ grouped-query attention, a squared-ReLU MLP of four times the width, no biases, 
 Apertus (https://arxiv.org/abs/2509.14233), which many runtimes support; see nanochat/hub/convert_model.py.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +20,7 @@ from nanochat.model.loss import linear_cross_entropy, token_losses
 
 ARCHITECTURE = "nanochat-2"  # stored in every checkpoint; another name means different tensors or arithmetic
 
+MAX_SIZE, MAX_LAYERS = 1 << 20, 1024
 WIDTH_PER_DEPTH = 64
 MAX_HEAD_DIM = 128
 VOCAB_MULTIPLE = 64
@@ -40,6 +42,16 @@ class GPTConfig:
     rope_theta: float = 10000.0
     logit_softcap: float = 0.0  # logits become softcap x tanh(logits / softcap); 0 disables it
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for an impossible shape, or one so large that building it would take all memory."""
+        sizes = (self.vocab_size, self.sequence_len, self.n_layer, self.n_head, self.n_kv_head, self.n_embd)
+        if not all(isinstance(size, int) and 1 <= size <= MAX_SIZE for size in sizes) or self.n_layer > MAX_LAYERS:
+            raise ValueError(f"impossible sizes: {self}")
+        if self.n_embd % self.n_head or self.n_head % self.n_kv_head or self.head_dim % 2:
+            raise ValueError(f"the heads do not divide the width: {self}")
+        if not 0 < self.rope_theta < math.inf:
+            raise ValueError(f"rope_theta must be positive, got {self.rope_theta}")
+
     @classmethod
     def from_depth(cls, depth: int, vocab_size: int, sequence_len: int) -> "GPTConfig":
         """The shape for `depth`, the only dial: width 64 x depth, heads of 128 or the next size that divides the width.
@@ -48,8 +60,8 @@ class GPTConfig:
         """
         if not 1 <= depth <= 128:
             raise UserError(f"--depth must be between 1 and 128, got {depth}")
-        if sequence_len < 16:
-            raise UserError(f"--max-seq-len must be at least 16, got {sequence_len}")
+        if not 16 <= sequence_len <= MAX_SIZE:
+            raise UserError(f"--max-seq-len must be between 16 and {MAX_SIZE}, got {sequence_len}")
         width = WIDTH_PER_DEPTH * depth
         # Kernels prefer head sizes that are multiples of 8: depth 17 gets 17 heads of 64, not 16 of 68.
         n_head = next(

@@ -2,11 +2,10 @@
 
 import contextlib
 import dataclasses
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from nanochat import paths
@@ -14,9 +13,15 @@ from nanochat.errors import UserError
 from nanochat.eval.results import StageResult, TaskScore, saved_result
 from nanochat.spark.plan import PLAN_FILE, Plan, Tariff
 from nanochat.stages import STAGES
-from nanochat.telemetry.run_log import FACTS_FILE, METRICS_FILE, SAMPLES_FILE, read_steps
+from nanochat.telemetry.run_log import FACTS_FILE, METRICS_FILE, SAMPLES_FILE, is_sample, read_steps
 from nanochat.train.checkpoint import META_FILE, Checkpoint, checkpoints
+from nanochat.untrusted import check_types, number, read_json, reading
 
+FACTS: dict[str, type | UnionType] = {
+    "source": str, "tag": str, "num_iterations": int, "model_config": dict, "num_parameters": int, "options": dict,
+    "machine": str, "software": str, "parent": dict | None,
+}  # fmt: skip
+"""Types of the entries of run.json and meta.json that every report needs."""
 RESULT_SUFFIXES = {"stages": "", "CORE": "-core", "ChatCORE": "-chatcore"}  # of the files, by benchmark
 
 
@@ -45,12 +50,12 @@ class Stage:
 
     @property
     def tokens(self) -> int:
-        return sum(row["tokens"] for row in self.rows)
+        return int(sum(self.series("tokens")[1]))
 
     @property
     def seconds(self) -> float:
         """Wall time of all runs of this stage, including loading and evaluation."""
-        return float(self.rows[-1]["seconds"]) if self.rows else 0.0
+        return self.last("seconds") or 0.0
 
     def kwh(self, tariff: Tariff) -> float | None:
         """Energy used: from NANOCHAT_WATTS for every machine, else measured by the main machine's GPUs, else None."""
@@ -65,8 +70,8 @@ class Stage:
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and finite values of a metric."""
-        rows = [row for row in self.rows if isinstance(row.get(key), int | float) and math.isfinite(row[key])]
-        return [row["step"] for row in rows], [float(row[key]) for row in rows]
+        values = [(row["step"], value) for row in self.rows if (value := number(row.get(key))) is not None]
+        return [step for step, _ in values], [value for _, value in values]
 
     def last(self, key: str) -> float | None:
         values = self.series(key)[1]
@@ -104,12 +109,19 @@ def read_stage(folder: Path) -> Stage | None:
     """The stage whose checkpoints and logs are in `folder`; None if it has none."""
     checkpoint = saved[-1] if (saved := checkpoints(folder)) else None
     facts = dict(checkpoint.meta) if checkpoint else {}
-    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-        facts |= json.loads((folder / FACTS_FILE).read_text())
+    with contextlib.suppress(UserError), reading(folder / FACTS_FILE, "ignored"):  # a run may be writing it
+        facts |= read_json(folder / FACTS_FILE)
     if not facts:
         return None
+    with reading(folder / FACTS_FILE, f"move {folder} away"):
+        check_types(facts, FACTS)
+        check_types(facts["model_config"], dict.fromkeys(("n_layer", "n_embd", "sequence_len", "vocab_size"), int))
+        if facts["source"] not in STAGES:
+            raise ValueError(f"unknown stage {facts['source']!r}")
+        if facts["parent"]:
+            check_types(facts["parent"], {"source": str, "tag": str, "step": int})
     log = folder / METRICS_FILE
-    samples, plan = read_steps(folder / SAMPLES_FILE), Plan.load(folder / PLAN_FILE)
+    samples, plan = list(filter(is_sample, read_steps(folder / SAMPLES_FILE))), Plan.load(folder / PLAN_FILE)
     return Stage(facts, read_steps(log), samples, checkpoint, _modified_at(log), plan)
 
 
@@ -136,7 +148,9 @@ def stages_until(found: Checkpoint) -> list[Stage]:
 
 def _stages_up_to(folder: Path | None) -> list[Stage]:
     stages: list[Stage] = []
-    while folder and (stage := read_stage(folder)):
+    seen = set()
+    while folder and folder not in seen and (stage := read_stage(folder)):
+        seen.add(folder)
         stages.insert(0, stage)
         folder = _parent_folder(stage)
     return stages
@@ -154,7 +168,7 @@ def _modified_at(file: Path) -> float:
     """0 if the file does not exist, or a running stage has pruned it meanwhile."""
     try:
         return file.stat().st_mtime
-    except FileNotFoundError:
+    except OSError:
         return 0.0
 
 

@@ -18,6 +18,7 @@ from nanochat.errors import UserError
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.stages import STAGES
 from nanochat.units import format_duration
+from nanochat.untrusted import check_types, read_json, reading
 
 PLAN_FILE = "plan.json"
 MID_TOKENS = 446e6
@@ -145,12 +146,14 @@ class Plan:
     @classmethod
     def load(cls, path: Path) -> "Plan | None":
         """Read the file; None if it is missing or has another format."""
-        try:
-            kept = json.loads(path.read_text())
+        with contextlib.suppress(UserError), reading(path, "ignored"):
+            kept = read_json(path)
+            for stage in kept["work"]:
+                check_types(stage, {"name": str, "tokens": float, "flops": float})
+            check_types(kept["machine"], {"name": str, "flops": float, "watts": float | None, "sources": list})
             work = tuple(StageWork(**stage) for stage in kept["work"])
             return cls(Machine(**kept["machine"]), int(kept["step"]), work)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return None
 
 
 @dataclass

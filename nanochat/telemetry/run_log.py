@@ -18,6 +18,7 @@ from nanochat.errors import UserError
 from nanochat.telemetry.console import LOG_FILE, LogFile, ProgressDisplay, Terminal
 from nanochat.telemetry.sensors import MachineWatch
 from nanochat.telemetry.trackers import Tracker
+from nanochat.untrusted import check_types, number
 
 if TYPE_CHECKING:
     from nanochat.train.run import TrainingRun
@@ -53,7 +54,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         self.print = self._display.print
         self._smooth_loss = math.nan
         for row in read_steps(path):  # of a resumed run
-            self._smooth(row["loss"])
+            self._smooth(number(row.get("loss")))
         self._warn_of_tracker()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -188,16 +189,23 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a StepLog; a last line cut off by a crash is skipped."""
-    if not path.exists():
-        return []
+    """All valid lines of a StepLog; others, such as a last line cut off by a crash, are skipped."""
     rows = []
-    for line in path.read_text(errors="replace").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            check_types(row, {"step": int})
+            if all(isinstance(v, str | int | float | None) for v in row.values()) or is_sample(row):
+                rows.append(row)
     return rows
+
+
+def is_sample(row: Mapping[str, Any]) -> bool:
+    """True for a line of samples.jsonl."""
+    texts = row.get("samples")
+    return isinstance(texts, list) and all(isinstance(text, str) for text in texts)
 
 
 def energy_used(path: Path) -> float:
     """Joules in a metrics.jsonl so far, including steps repeated after a resume."""
-    return max((row.get("energy_j") or 0.0 for row in read_steps(path)), default=0.0)
+    return max((number(row.get("energy_j")) or 0.0 for row in read_steps(path)), default=0.0)

@@ -31,6 +31,7 @@ from nanochat.errors import UserError
 from nanochat.model.gpt import ARCHITECTURE, GPT, NANOCHAT_1_SOFTCAP, GPTConfig
 from nanochat.stages import STAGES
 from nanochat.tokenizer import Tokenizer
+from nanochat.untrusted import check_types, read_json, reading
 
 State = dict[str, Tensor]
 MODEL_FILE = "model.safetensors"
@@ -39,7 +40,7 @@ META_FILE = "meta.json"
 SUMS_FILE = "SHA256SUMS"  # in the format of coreutils' sha256sum
 WEIGHTS = (META_FILE, MODEL_FILE)  # files needed to use a model; training also needs the optimizer's
 ALL_FILES = (*WEIGHTS, OPTIMIZER_FILE)
-REQUIRED_META = {"architecture", "source", "saved_at"}
+REQUIRED_META = {"architecture": str, "source": str, "saved_at": float}
 MAX_EXIT_WAIT = 1.0  # seconds that a second Ctrl-C waits for a save in progress
 
 
@@ -58,7 +59,7 @@ class Checkpoint:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        return json.loads((self.folder / META_FILE).read_text())
+        return read_json(self.folder / META_FILE)
 
     @property
     def source(self) -> str:
@@ -75,14 +76,15 @@ class Checkpoint:
                 f"{self.folder} holds a {architecture} model, but this code runs {ARCHITECTURE}: check out the commit "
                 "named in its meta.json"
             )
-        return GPTConfig(**shape)
+        with reading(self.folder / META_FILE, "restore it from an archive"):
+            return GPTConfig(**shape)
 
     def is_readable(self) -> bool:
-        """True if meta.json exists and has the required keys."""
-        try:
-            return self.meta.keys() >= REQUIRED_META
-        except (OSError, ValueError, AttributeError):  # no file, no JSON, no object
-            return False
+        """True if meta.json exists and has the required entries."""
+        with contextlib.suppress(UserError), reading(self.folder / META_FILE, "not a checkpoint"):
+            check_types(self.meta, REQUIRED_META)
+            return self.source in STAGES
+        return False
 
     def damage(self, files: Sequence[str] = ALL_FILES) -> str | None:
         """Verify the checksums of `files`: a short description of the first problem, or None.

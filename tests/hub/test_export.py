@@ -72,7 +72,7 @@ def test_the_texts_are_many_and_of_every_kind() -> None:
 
 
 def test_another_pattern_is_noticed(exported: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    other = Tokenizer(tokenizer.ranks, tokenizer.pattern.replace(r"[^\r\n\p{L}\p{N}]?+", ""))
+    other = Tokenizer(tokenizer.ranks, tokenizer.pattern.replace("{1,3}", "{1,1}"))
     write_tokenizer(other, 64, tmp_path)
     with pytest.raises(UserError, match="ids"):
         verify.check_token_ids(tokenizer, tmp_path)

@@ -1,6 +1,9 @@
 """A checkpoint is whole or not there, and is found by what a user says."""
 
+import errno
 import json
+import os
+import stat
 import subprocess
 from pathlib import Path
 
@@ -113,6 +116,26 @@ def test_a_save_that_fails_leaves_the_old_and_nothing_half(
     with pytest.raises(SaveError, match="No space left on device"):
         save(tokenizer, step=2)
     assert [path.name for path in (paths.checkpoints_dir("base") / "d2").iterdir()] == ["step_000001"]
+
+
+@pytest.mark.parametrize(("number", "is_saved"), [(errno.EINVAL, True), (errno.EPERM, True), (errno.EIO, False)])
+def test_a_file_system_that_does_not_sync_folders_keeps_checkpoints(
+    base_dir: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, number: int, is_saved: bool
+) -> None:
+    fsync = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    tokenizer.save(paths.tokenizer_dir())
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    if is_saved:
+        assert save(tokenizer).damage() is None
+    else:
+        with pytest.raises(SaveError, match=os.strerror(number)):
+            save(tokenizer)
 
 
 def test_only_the_last_are_kept(base_dir: Path, tokenizer: Tokenizer) -> None:

@@ -1,0 +1,311 @@
+"""Files that were damaged, or made to crash, hang or fill whoever reads them."""
+
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import torch
+
+from benchmarks.random_model import random_model
+from nanochat import cli, paths
+from nanochat.data import datasets, demo_data
+from nanochat.data.token_files import TextShard, write_shards
+from nanochat.eval import core
+from nanochat.hub import card, export, verify
+from nanochat.inference.chat import load_chat
+from nanochat.inference.sampling_params import SamplingParams
+from nanochat.report import build
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import Tokenizer
+from nanochat.train import checkpoint
+from scripts import import_hf
+from scripts.checkpoints import Options as CheckpointOptions
+from scripts.checkpoints import main as list_checkpoints
+
+MUTATIONS = 500
+MAX_SECONDS = 10.0
+STEP = 3
+PRELOADED = ["benchmarks.attacks.files"]
+"""Imported once: each file is read in a process of its own, forked from one that has imported torch."""
+ODD_VALUES: list[Any] = [
+    None, True, -1, 0, 1, 7, 2**31, 10**7, 10**30, 10**400, 0.5, -0.0, 1e308, float("inf"), float("nan"), "", "x", "0",
+    "../../x", "/etc/passwd", "\ud800", "\x1b[2J", "a" * 10**6, [], {}, [None], [[]], {"": None}, [0] * 1000, "(a+)+$",
+]  # fmt: skip
+
+
+def files(folder: Path, mutations: int = MUTATIONS, seed: int = 0) -> Iterator[tuple[str, bool]]:
+    """Read mutated exports, original checkpoints, base directories, data shards and bundles.
+
+    An attack succeeds if the reader prints a traceback, takes over ten seconds, is killed, or fails without one line.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    sound = folder / "sound"
+    assert run_alone(context, make_sound_files, sound, folder / "log") is None, (folder / "log").read_text()
+    for number in range(mutations):
+        rng = random.Random(f"{seed} {number}")
+        kind = rng.choices(list(READERS), [weight for weight, _ in READERS.values()])[0]
+        reader = READERS[kind][1]
+        copy = Path(tempfile.mkdtemp(dir=folder))
+        shutil.copytree(sound / kind, copy / kind)
+        what = mutate(copy / kind, rng)
+        problem = run_alone(context, reader, copy / kind, copy / "log")
+        yield f"{kind} {number}: {what}: {problem}", problem is not None
+        shutil.rmtree(copy)
+
+
+def run_alone(context: Any, reader: Callable[[Path], None], path: Path, log: Path) -> str | None:
+    """Call `reader(path)` as a script would, in a process of its own; return what went wrong, None if nothing did."""
+    process = context.Process(target=_call, args=(reader, path, log))
+    process.start()
+    process.join(MAX_SECONDS)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return f"took over {MAX_SECONDS:.0f} s"
+    lines = log.read_text(errors="replace").splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    if process.exitcode not in (0, 2) or any("Traceback" in line or "panicked" in line for line in lines):
+        return f"exit code {process.exitcode}: {' '.join(lines[-3:])[-300:]}"
+    if process.exitcode == 2 and (len(errors) != 1 or lines[-1] != errors[0] or len(errors[0]) > 1000):
+        return f"not one line: {lines[-1][-300:] if lines else ''}"
+    return None
+
+
+def _call(reader: Callable[[Path], None], path: Path, log: Path) -> None:
+    """Run a reader with its output in `log`. The base directory is `path`, or a folder next to it."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout = sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    torch.set_num_threads(1)
+    verify.NUM_TEXTS = 100
+    os.environ["NANOCHAT_BASE_DIR"] = str(path if path.name == "base" else path.with_name("other"))
+    cli.run(lambda _: reader(path), CheckpointOptions, args=[])
+
+
+def make_sound_files(folder: Path) -> None:
+    """Write one of each kind, which its reader accepts."""
+    os.environ["NANOCHAT_BASE_DIR"] = str(folder / "base")
+    tokenizer = Tokenizer.train(demo_data.documents("train")[:100], 512)
+    tokenizer.save(paths.tokenizer_dir())
+    with Runtime.start("cpu") as runtime:
+        model = random_model(1, tokenizer.vocab_size, 64, runtime)
+    meta = {
+        "source": "sft", "tag": "d1", "num_iterations": STEP, "trained_on": "text", "tokenizer": tokenizer.hash,
+        "model_config": vars(model.config), "num_parameters": model.config.num_parameters, "options": {"seed": 1},
+        "parent": None, "data": None, "seconds": 60.0, "results": {}, "machine": "machine", "software": "software",
+        "peak_memory": 1, "commit": "unknown",
+    }  # fmt: skip
+    saved = checkpoint.write(paths.checkpoints_dir("sft") / "d1", STEP, model.state_dict(), {}, meta)
+    rows = [{"step": i, "loss": 3.0, "tokens": 64, "seconds": 2.0 * i, "mfu": 0.3} for i in range(1, STEP + 1)]
+    run = saved.folder.parent
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "samples.jsonl").write_text(json.dumps({"step": 1, "samples": ["a", "b"]}) + "\n")
+    (run / "run.json").write_text(json.dumps(saved.meta))
+    publisher = card.Publisher("ada", "ada", "mit")
+    exported = export.export(saved, publisher, folder / "exports", torch.device("cpu"), lambda line: None)
+    exported.rename(folder / "export")
+
+    original = folder / "original"
+    original.mkdir()
+    shape = {"sequence_len": 64, "n_layer": 1, "n_head": 1, "n_kv_head": 1, "n_embd": 64}
+    sizes = {"attn.c_q": (64, 64), "attn.c_k": (64, 64), "attn.c_v": (64, 64), "attn.c_proj": (64, 64)}
+    sizes |= {"mlp.c_fc": (256, 64), "mlp.c_proj": (64, 256)}
+    weights = {f"transformer.h.0.{name}.weight": torch.ones(size) for name, size in sizes.items()}
+    weights |= {name: torch.ones(576, 64) for name in ("transformer.wte.weight", "lm_head.weight")}
+    torch.save(weights, original / "model_000001.pt")
+    (original / "meta_000001.json").write_text(json.dumps({"model_config": shape}))
+    (original / "tokenizer.pkl").write_bytes(pickle.dumps(tokenizer._encoding))
+
+    (folder / "shard").mkdir()
+    table = pyarrow.table({"text": demo_data.documents("val")[:20]})
+    pyarrow.parquet.write_table(table, folder / "shard" / "shard_00000.parquet")
+    tokenizer.save(folder / "shard" / "tokenizer")
+
+    bundle = folder / "bundle"
+    (bundle / "eval_data").mkdir(parents=True)
+    kinds = ("language_modeling", "multiple_choice", "schema")
+    tasks = [{"label": k, "dataset_uri": f"{k}.jsonl", "num_fewshot": [1], "icl_task_type": k} for k in kinds]
+    (bundle / "core.yaml").write_text(json.dumps({"icl_tasks": tasks}))
+    (bundle / "eval_meta_data.csv").write_text("Eval Task,Random baseline\n" + "".join(f"{k},25\n" for k in kinds))
+    problem = {"context": "a", "continuation": "b", "query": "q", "choices": ["a", "b"], "gold": 1}
+    for kind in kinds:
+        lines = 3 * (json.dumps(problem | {"context_options": ["x", "y"]}) + "\n")
+        (bundle / "eval_data" / f"{kind}.jsonl").write_text(lines)
+    tokenizer.save(bundle / "tokenizer")
+
+
+def import_model(folder: Path) -> None:
+    import_hf.main(import_hf.Options(str(folder)))
+
+
+def use_base_directory(folder: Path) -> None:
+    """List the checkpoints, write the report and chat. The first error does not keep the others from being tried."""
+    errors = []
+
+    def chat() -> None:
+        load = load_chat(device_type="cpu")
+        load.engine.generate([load.prompt([{"role": "user", "content": "Hi"}])], SamplingParams(max_tokens=2))
+
+    for action in (lambda: list_checkpoints(CheckpointOptions()), build.write, chat):
+        try:
+            action()
+        except cli.UserError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def tokenize_shard(folder: Path) -> None:
+    path = folder / "shard_00000.parquet"
+    shard = TextShard("shard", "origin", lambda: datasets.read_texts(path))
+    write_shards(folder / "tokens", {"train": [shard]}, Tokenizer.load(folder / "tokenizer"), workers=1)
+
+
+def read_bundle(folder: Path) -> None:
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    for task in core.read_tasks(folder):
+        for index in range(len(task.rows)):
+            task.problem(index, tokenizer, 64)
+
+
+READERS: dict[str, tuple[int, Callable[[Path], None]]] = {  # how often each kind is chosen, and what reads it
+    "export": (6, import_model),
+    "original": (3, import_model),
+    "base": (6, use_base_directory),
+    "shard": (3, tokenize_shard),
+    "bundle": (2, read_bundle),
+}
+
+
+def mutate(folder: Path, rng: random.Random) -> str:
+    """Change one file of the folder; return a description."""
+    path = rng.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+    change = rng.choice(CHANGES)
+    if path.suffix in (".json", ".jsonl", ".yaml") and rng.random() < 0.7:
+        change = change_json
+    if path.suffix == ".safetensors" and rng.random() < 0.5:
+        change = change_header
+    if path.suffix == ".parquet" and rng.random() < 0.7:
+        change = change_column
+    return f"{path.relative_to(folder)}: {change(path, rng)}"
+
+
+def change_json(path: Path, rng: random.Random) -> str:
+    """Replace, remove or add one entry anywhere in the document, or in one line of a JSONL file."""
+    lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    number = rng.randrange(len(lines)) if lines else 0
+    try:
+        document = [json.loads(lines[number])]
+    except (ValueError, IndexError):
+        return flip_bits(path, rng)
+    places: list[tuple[Any, Any]] = []
+
+    def collect(container: Any) -> None:
+        for key in list(container) if isinstance(container, dict) else range(len(container)):
+            places.append((container, key))
+            if isinstance(container[key], dict | list):
+                collect(container[key])
+
+    collect(document)
+    container, key = rng.choice(places[:1000])
+    value = rng.choice(ODD_VALUES)
+    if rng.random() < 0.1 and container is not document:
+        del container[key]
+        value = "removed"
+    elif rng.random() < 0.1:
+        value = "[" * 100_000
+    else:
+        container[key] = value
+    lines[number] = value if value == "[" * 100_000 else json.dumps(document[0])
+    path.write_text("\n".join(lines))
+    return f"{key!s:.40} = {value!r:.40}"
+
+
+def change_header(path: Path, rng: random.Random) -> str:
+    """Change the JSON at the start of a safetensors file."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = path.with_name("header.json")
+    header.write_bytes(content[8 : 8 + size])
+    what = change_json(header, rng)
+    changed = header.read_bytes()
+    header.unlink()
+    path.write_bytes(len(changed).to_bytes(8, "little") + changed + content[8 + size :])
+    return what
+
+
+def change_column(path: Path, rng: random.Random) -> str:
+    """Write another column `text`."""
+    columns = {
+        "nulls": pyarrow.array(["a", None]),
+        "only nulls": pyarrow.nulls(3),
+        "numbers": pyarrow.array([1, 2]),
+        "lists": pyarrow.array([["a"], []]),
+        "structs": pyarrow.array([{"text": "a"}]),
+        "bytes": pyarrow.array([b"\xff\xfe"]),
+        "invalid UTF-8": pyarrow.array([b"\xff\xfe"]).view(pyarrow.string()),
+        "a dictionary": pyarrow.array(["a", "a"]).dictionary_encode(),
+        "no rows": pyarrow.array([], pyarrow.string()),
+        "large strings": pyarrow.array(["a"], pyarrow.large_string()),
+        "a million blanks": pyarrow.array(["a" + " " * 1_000_000 + "b"]),
+        "surrogates": pyarrow.array([b"\xed\xa0\x80"]).view(pyarrow.string()),
+    }
+    name = rng.choice(list(columns))
+    column = rng.choice(["text", "text", "text", "content"])
+    pyarrow.parquet.write_table(pyarrow.table({column: columns[name]}), path)
+    return f"{column} = {name}"
+
+
+def flip_bits(path: Path, rng: random.Random) -> str:
+    content = bytearray(path.read_bytes())
+    places = [rng.randrange(min(len(content), 1 << 14)) for _ in range(rng.choice((1, 1, 20)))] if content else []
+    for place in places:
+        content[place] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+    return f"flipped bits at {places}"
+
+
+def truncate(path: Path, rng: random.Random) -> str:
+    size = rng.choice((0, 1, 8, path.stat().st_size // 2, max(0, path.stat().st_size - 1)))
+    os.truncate(path, size)
+    return f"truncated to {size}"
+
+
+def overwrite(path: Path, rng: random.Random) -> str:
+    content = bytearray(path.read_bytes())
+    start, size = rng.randrange(len(content) + 1), rng.choice((1, 16, 4096))
+    content[start : start + size] = rng.choice((bytes(size), b"\xff" * size, rng.randbytes(size), b"", b"\x1b]0;x\x07"))
+    path.write_bytes(content)
+    return f"overwritten {size} at {start}"
+
+
+def replace(path: Path, rng: random.Random) -> str:
+    """Put something else in the file's place."""
+    path.unlink()
+    kind = rng.choice(("nothing", "a pipe", "a folder", "a loop of links", "a link to /dev/zero", "another file"))
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a folder":
+        path.mkdir()
+    elif kind == "a loop of links":
+        path.symlink_to(path.name)
+    elif kind == "a link to /dev/zero":
+        path.symlink_to("/dev/zero")
+    elif kind == "another file":
+        path.write_text("null")
+    return kind
+
+
+CHANGES: list[Callable[[Path, random.Random], str]] = [flip_bits, truncate, overwrite, replace]
