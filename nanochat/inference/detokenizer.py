@@ -30,8 +30,8 @@ class Detokenizer:
     """Converts tokens to deltas as they arrive.
 
     Holds back incomplete UTF-8 sequences, and text that may turn out to be one of the `stop` strings. The text ends
-    before the first stop string; then `stopped` is set and no more deltas follow. Tool calls and their output are not
-    searched for stop strings.
+    before the first stop string; then `stopped_by` is that string and no more deltas follow. Tool calls and their
+    output are not searched for stop strings.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
@@ -43,11 +43,11 @@ class Detokenizer:
         self._stop = stop
         self._held = ""  # possible start of a stop string
         self._logprobs: list[TokenLogprob] = []  # of tokens whose text has not been returned yet
-        self.stopped = False
+        self.stopped_by: str | None = None
 
     def feed(self, token: int, logprob: TokenLogprob | None = None) -> Delta | None:
         """Return the text that this token adds. Special tokens change the part's type and add no text."""
-        if self.stopped:
+        if self.stopped_by:
             return None
         if token in self._special_ids:
             rest = self.flush()
@@ -59,7 +59,7 @@ class Detokenizer:
 
     def flush(self) -> Delta | None:
         """Return the text held back: an incomplete character, or an incomplete stop string."""
-        if self.stopped:
+        if self.stopped_by:
             return None
         text = self._before_stop(self._utf8.decode(b"", final=True))
         self._utf8.reset()
@@ -77,10 +77,11 @@ class Detokenizer:
         if not self._stop or self._type != "text":
             return text
         text = self._held + text
-        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        found = [(at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
+            end, self.stopped_by = min(found)
+            self._held = ""
+            return text[:end]
         lengths = (
             n for stop in self._stop for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])
         )

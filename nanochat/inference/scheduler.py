@@ -65,11 +65,12 @@ class Request:
         """Return the random number in [0, 1) for the next token, a function of the seed and the token's index."""
         return self.sampling.uniform(len(self.tokens) + self.num_in_flight - self.prompt_length)
 
-    def found_stop_string(self) -> bool:
+    def found_stop_string(self) -> str | None:
+        """Return the stop string that ended the text, if any."""
         if not self.sampling.stop:
-            return False
+            return None
         self._detokenize()
-        return self._detokenizer.stopped
+        return self._detokenizer.stopped_by
 
     def new_deltas(self, *, end: bool) -> list[Delta]:
         """Return the text generated since the last call; with `end`, also the text that the detokenizer holds back."""

@@ -11,7 +11,14 @@ from nanochat.inference.sampling_params import SamplingParams
 from nanochat.serve.generation import ReplyGenerator
 from nanochat.serve.model_registry import ModelCard
 from nanochat.serve.pool import EnginePool
-from nanochat.serve.protocol import ApiError, ChatRequest, CompletionRequest, TokenizeRequest, to_conversation
+from nanochat.serve.protocol import (
+    ApiError,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+    to_conversation,
+)
 from nanochat.serve.responses import ChatResponseBuilder, Json, TextResponseBuilder
 
 
@@ -57,6 +64,20 @@ def routes(generator: ReplyGenerator) -> APIRouter:
             tokens = await asyncio.to_thread(tokenizer.encode, body.text or "")
         return {"count": len(tokens), "tokens": tokens, "max_model_len": card.context}
 
+    @router.post("/detokenize")
+    def detokenize(body: DetokenizeRequest) -> Json:
+        """Convert tokens to text, which vLLM calls `prompt` and llama.cpp `content`."""
+        if not all(0 <= token < tokenizer.vocab_size for token in body.tokens):
+            raise ApiError(400, f"token ids must be between 0 and {tokenizer.vocab_size - 1}", param="tokens")
+        text = tokenizer.decode(body.tokens)
+        return {"prompt": text, "content": text}
+
+    @router.post("/v1/embeddings", include_in_schema=False)
+    @router.post("/api/embed", include_in_schema=False)
+    @router.post("/api/embeddings", include_in_schema=False)
+    def embeddings() -> None:
+        raise ApiError(404, "the models of this server only generate text: for embeddings, use another server")
+
     @router.get("/stats")
     async def stats() -> Json:
         """Return model, load and totals of each engine. Names of the counts as in karpathy/nanochat."""
@@ -93,4 +114,11 @@ def _model_object(card: ModelCard, pool: EnginePool, defaults: SamplingParams) -
             for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_tokens")
         },
     }
-    return {"id": card.id, "object": "model", "created": card.created, "owned_by": "nanochat", "nanochat": details}
+    return {
+        "id": card.id,
+        "object": "model",
+        "created": card.created,
+        "owned_by": "nanochat",
+        "max_model_len": card.context,
+        "nanochat": details,
+    }

@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from nanochat.errors import UserError
 from nanochat.inference.sampling_params import SamplingParams
-from nanochat.serve import api
+from nanochat.serve import anthropic, api, ollama, openai_responses
 from nanochat.serve.generation import DROPPED_HEADER, ReplyGenerator
 from nanochat.serve.markdown import code_css, to_html
 from nanochat.serve.metrics import Metrics
@@ -78,7 +78,8 @@ def create_app(
         )
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     generator = ReplyGenerator(pool, tokenizer, defaults or SamplingParams(), metrics)
-    app.include_router(api.routes(generator))
+    for protocol in (api, openai_responses, anthropic, ollama):
+        app.include_router(protocol.routes(generator))
     _add_error_handlers(app)
 
     @app.get("/", include_in_schema=False)
@@ -126,15 +127,16 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:
-        return error.response
+        return error.response_to(request.url.path)
 
     @app.exception_handler(UserError)
     async def user_error(request: Request, error: UserError) -> Response:
-        return ApiError(400, str(error)).response
+        return ApiError(400, str(error)).response_to(request.url.path)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        return ApiError(error.status_code, str(error.detail), headers=error.headers).response
+        reply = ApiError(error.status_code, str(error.detail), headers=error.headers)
+        return reply.response_to(request.url.path)
 
     @app.exception_handler(RequestValidationError)
     async def invalid_request(request: Request, error: RequestValidationError) -> Response:
@@ -142,4 +144,4 @@ def _add_error_handlers(app: FastAPI) -> None:
         first = error.errors()[0]
         param = ".".join(str(step) for step in first["loc"][1:]) or None
         message = f"{param}: {first['msg']}" if param else first["msg"]
-        return ApiError(400, message, code="invalid_value", param=param).response
+        return ApiError(400, message, code="invalid_value", param=param).response_to(request.url.path)

@@ -66,6 +66,7 @@ class RequestOutput(NamedTuple):
     deltas: Sequence[Delta] = ()
     num_tokens: int = 0  # generated so far
     finish_reason: Literal["stop", "length"] | None = None
+    stop_string: str | None = None  # that ended the reply
     error: str | None = None  # message for the client; the request has failed
 
 
@@ -235,7 +236,8 @@ class EngineLoop:
             return RequestOutput(id, error=GENERATION_FAILED)
         if not deltas and not completion.finish_reason:
             return None
-        return RequestOutput(id, deltas, len(completion.tokens), completion.finish_reason)
+        stop_string = request.found_stop_string()
+        return RequestOutput(id, deltas, len(completion.tokens), completion.finish_reason, stop_string)
 
     def _send_outputs(self, outputs: list[RequestOutput]) -> None:
         self._send(StepOutputs(outputs, self.chat.engine.stats() if self.chat else None))

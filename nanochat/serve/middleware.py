@@ -82,7 +82,7 @@ class SecurityMiddleware:
                     raise
                 log.exception("%s %s failed", scope["method"], getattr(scope.get("route"), "path", "a request"))
                 error = ApiError(500, "internal server error")
-        await error.response(scope, receive, send_with_headers)
+        await error.response_to(scope["path"])(scope, receive, send_with_headers)
 
     def _rejection(self, path: str, headers: Headers) -> ApiError | None:
         if self.allowed_hosts is not None and _host_name(headers.get("host", "")) not in self.allowed_hosts:

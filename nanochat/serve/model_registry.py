@@ -18,6 +18,7 @@ class ModelCard:
     step: int
     context: int  # maximum tokens of conversation and reply together
     created: int = 0  # Unix time
+    num_parameters: int = 0
 
     @property
     def id(self) -> str:
@@ -30,8 +31,9 @@ class ModelCard:
 
     @classmethod
     def from_checkpoint(cls, found: Checkpoint) -> "ModelCard":
-        context = found.meta["model_config"]["sequence_len"]
-        return cls(found.source, found.tag, found.step, context, int(found.meta["saved_at"]))
+        meta = found.meta
+        context = meta["model_config"]["sequence_len"]
+        return cls(found.source, found.tag, found.step, context, int(meta["saved_at"]), meta["num_parameters"])
 
 
 def trained_models() -> list[ModelCard]:

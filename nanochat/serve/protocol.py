@@ -10,10 +10,21 @@ import itertools
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, BaseModel, Field, Strict, StrictBool, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    Field,
+    Strict,
+    StrictBool,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from nanochat import conversations
 from nanochat.conversations import Part
@@ -25,6 +36,7 @@ MAX_PROMPTS = 16
 MAX_REPLIES = 16
 MAX_REPLY_FRACTION = 4  # at most a quarter of the context is reserved for the reply
 ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+Request = TypeVar("Request", bound=BaseModel)
 
 
 def _replace_surrogates(text: str) -> str:
@@ -53,7 +65,16 @@ class ApiError(Exception):
         super().__init__(message)
         error_type = ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
         self.body = {"error": {"message": message, "type": error_type, "param": param, "code": code}}
-        self.response = JSONResponse(self.body, status, headers)
+        self.status = status
+        self.code = code
+        self.headers = headers
+
+    def response_to(self, path: str) -> JSONResponse:
+        """Build the response to a request of `path`, in the format of its API."""
+        if path.startswith("/api/"):  # Ollama
+            return JSONResponse({"error": str(self)}, self.status, self.headers)
+        anthropic = {"type": "error"} if path.startswith("/v1/messages") else {}
+        return JSONResponse({**anthropic, **self.body}, self.status, self.headers)
 
 
 @dataclass(frozen=True)
@@ -187,17 +208,38 @@ class CompletionRequest(SamplingRequest):
 
 
 class TokenizeRequest(BaseModel):
-    """Body of POST /tokenize: a text or a conversation."""
+    """Body of POST /tokenize: a text, which vLLM calls `prompt` and llama.cpp `content`, or a conversation."""
 
     model: str | None = None
-    text: Text | None = None
+    text: Text | None = Field(None, validation_alias=AliasChoices("text", "prompt", "content"))
     messages: list[Message] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
+
+
+class DetokenizeRequest(BaseModel):
+    """Body of POST /detokenize."""
+
+    tokens: list[Integer]
 
 
 class RenderRequest(BaseModel):
     """Body of POST /render: Markdown texts to convert to HTML."""
 
     texts: list[Text] = Field(max_length=MAX_MESSAGES)
+
+
+def translate(request_type: type[Request], fields: dict[str, Any], names: Mapping[str, str]) -> Request:
+    """Build an OpenAI request from fields of another API. Raises RequestValidationError with that API's names.
+
+    names: of fields in that API, where they differ.
+    """
+    try:
+        return request_type.model_validate({name: value for name, value in fields.items() if value is not None})
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        for detail in details:
+            name, *rest = detail["loc"]
+            detail["loc"] = ("body", names.get(str(name), name), *rest)
+        raise RequestValidationError(details) from None
 
 
 def to_conversation(messages: list[Message]) -> list[conversations.Message]:

@@ -40,12 +40,12 @@ def shown(tokenizer: Tokenizer, text: str, stop: tuple[str, ...]) -> tuple[list[
 
 def test_no_part_of_a_stop_string_is_shown(tokenizer: Tokenizer) -> None:
     pieces, detokenizer = shown(tokenizer, "one two END three", ("END", "never"))
-    assert "".join(pieces) == "one two " and detokenizer.stopped
+    assert "".join(pieces) == "one two " and detokenizer.stopped_by
 
 
 def test_what_only_began_like_a_stop_string_is_shown_after_all(tokenizer: Tokenizer) -> None:
     pieces, detokenizer = shown(tokenizer, "aab aab aaab EN", ("aaac", "END"))
-    assert "".join(pieces) == "aab aab aaab EN" and not detokenizer.stopped
+    assert "".join(pieces) == "aab aab aaab EN" and not detokenizer.stopped_by
     assert not any("".join(pieces[:i]).endswith(("a", "E", "EN")) for i in range(1, len(pieces)))
 
 
@@ -57,4 +57,4 @@ def test_what_a_tool_is_given_is_not_searched_for_stop_strings(tokenizer: Tokeni
     detokenizer = Detokenizer(tokenizer, ("1",))
     start, end = (tokenizer.special(name) for name in ("<|python_start|>", "<|python_end|>"))
     deltas = [detokenizer.feed(token) for token in (start, *tokenizer.encode("1+1"), end, *tokenizer.encode("= 1"))]
-    assert "".join(delta.text for delta in deltas if delta) == "1+1= " and detokenizer.stopped
+    assert "".join(delta.text for delta in deltas if delta) == "1+1= " and detokenizer.stopped_by

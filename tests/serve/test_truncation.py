@@ -47,6 +47,4 @@ def test_last_message_stays_as_long_as_one_token_fits_after_it() -> None:
     assert len(truncate_conversation(prompt_of, talk(10, 10, 98), 100, max_tokens=50)[0]) == 99
     with pytest.raises(ApiError) as refused:
         truncate_conversation(prompt_of, talk(10, 10, 99), 100, max_tokens=50)
-    assert (
-        refused.value.response.status_code == 400 and refused.value.body["error"]["code"] == "context_length_exceeded"
-    )
+    assert refused.value.status == 400 and refused.value.code == "context_length_exceeded"
