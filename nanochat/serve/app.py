@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import generate_latest
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -18,11 +19,12 @@ from nanochat.errors import UserError
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.serve import anthropic, api, ollama, openai_responses
 from nanochat.serve.generation import DROPPED_HEADER, ReplyGenerator
-from nanochat.serve.markdown import code_css, to_html
+from nanochat.serve.markdown import code_css
 from nanochat.serve.metrics import Metrics
 from nanochat.serve.middleware import SecurityMiddleware
 from nanochat.serve.pool import EnginePool
 from nanochat.serve.protocol import ApiError, RenderRequest
+from nanochat.serve.renderer import Renderer
 from nanochat.tokenizer import Tokenizer
 
 STATIC = Path(__file__).parent / "static"
@@ -47,7 +49,7 @@ def create_app(
     on_loaded: called when the engines have loaded the model, or with the error.
     """
     metrics = Metrics(pool)
-    render_lock = asyncio.Lock()
+    renderer = Renderer()
 
     async def report_loaded() -> None:
         try:
@@ -63,6 +65,7 @@ def create_app(
         task = asyncio.create_task(report_loaded())
         yield
         task.cancel()
+        await renderer.close()
         await pool.close()
 
     # FastAPI's documentation pages are off because they load scripts from another host.
@@ -84,7 +87,7 @@ def create_app(
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
-        return FileResponse(STATIC / "index.html")
+        return FileResponse(STATIC / "index.html", background=BackgroundTask(renderer.start))
 
     @app.get("/code.css", include_in_schema=False)
     async def syntax_colors() -> Response:
@@ -93,8 +96,7 @@ def create_app(
     @app.post("/render")
     async def render(body: RenderRequest) -> dict[str, list[str]]:
         """Convert Markdown to HTML for the page."""
-        async with render_lock:  # one at a time, to leave CPU time for the streams
-            return {"html": await asyncio.to_thread(lambda: [to_html(text) for text in body.texts])}
+        return {"html": await renderer.render(body.texts)}
 
     @app.get("/health")
     async def health(response: Response) -> dict[str, Any]:

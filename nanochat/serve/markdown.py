@@ -5,15 +5,17 @@ are restricted to safe schemes, and images, which would be fetched from other ho
 """
 
 import html
+import re
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererProtocol
+from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline, emphasis
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 from math_core import LatexError, LatexToMathML
-from mdit_py_plugins.dollarmath import dollarmath_plugin
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
@@ -31,11 +33,17 @@ MAX_MARKDOWN = 20_000
 """Characters per text; longer texts are shown as plain text because some Markdown rules take quadratic time."""
 LIGHT_STYLE, DARK_STYLE = "xcode", "github-dark"
 LINK_ATTRIBUTES = {"target": "_blank", "rel": "noopener noreferrer nofollow"}
+LINK_SCHEMES = ("http://", "https://", "mailto:")  # others start programs, such as vscode: and intent:
+DELIMITERS = {"$$": "$$", "$": "$", "\\[": "\\]", "\\(": "\\)"}  # of formulas
 
 
 def to_html(text: str) -> str:
     """Convert Markdown to HTML. Works on incomplete text, such as an unclosed code block."""
-    return _MARKDOWN.render(text) if len(text) <= MAX_MARKDOWN else f"<pre>{html.escape(text)}</pre>"
+    return _MARKDOWN.render(text) if len(text) <= MAX_MARKDOWN else to_plain_html(text)
+
+
+def to_plain_html(text: str) -> str:
+    return f"<pre>{html.escape(text)}</pre>"
 
 
 def code_css() -> str:
@@ -44,9 +52,14 @@ def code_css() -> str:
     return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\npre code {{ background: none }}\n"
 
 
+class _Parser(MarkdownIt):
+    def validateLink(self, url: str) -> bool:  # noqa: N802  # the name of the method it overrides
+        return url.lower().startswith(LINK_SCHEMES)
+
+
 def create_parser() -> MarkdownIt:
     """Create a parser for Markdown as models write it. Without HTML: the <int> of vector<int> is text."""
-    parser = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
+    parser = _Parser("commonmark", {"html": False}).enable(["strikethrough", "table"])
     parser.inline.ruler.at("emphasis", _emphasis)
     return parser
 
@@ -75,24 +88,67 @@ def _formula(self: RendererProtocol, tokens: Sequence[Token], at: int, options: 
     try:
         if len(token.content) > MAX_FORMULA:
             raise LatexError
-        return _MATH.convert_with_local_state(token.content, displaystyle="block" in token.type)
+        return _without_style(_MATH.convert_with_local_state(token.content, displaystyle="block" in token.type))
     except LatexError:  # invalid or incomplete
         return f"<code>{html.escape(token.content)}</code>"
 
 
-def _bracketed_formula(state: StateInline, silent: bool) -> bool:
-    """Parse LaTeX's \\( \\) and \\[ \\], which models write as often as dollars."""
-    opening = state.src[state.pos : state.pos + 2]
-    if opening not in ("\\(", "\\["):
+def _inline_formula(state: StateInline, silent: bool) -> bool:
+    """Parse $ $, $$ $$, \\( \\) and \\[ \\]. A space or a digit next to a single dollar makes it a price."""
+    opening = next((one for one in DELIMITERS if state.src.startswith(one, state.pos)), "")
+    start = state.pos + len(opening)
+    end = _find_closing(state.src, opening, start)
+    content = state.src[start:end]
+    if end < 0 or not content.strip():
         return False
-    end = state.src.find("\\)" if opening == "\\(" else "\\]", state.pos + 2, state.pos + MAX_FORMULA)
-    if end < 0:
+    if opening == "$" and (
+        content != content.strip() or _is_digit(state.src, start - 2) or _is_digit(state.src, end + 1)
+    ):
         return False
     if not silent:
-        token = state.push("math_inline" if opening == "\\(" else "math_block", "math", 0)
-        token.content = state.src[state.pos + 2 : end]
-    state.pos = end + 2
+        token = state.push("math_block" if opening in ("$$", "\\[") else "math_inline", "math", 0)
+        token.content = content
+    state.pos = end + len(opening)
     return True
+
+
+def _block_formula(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:
+    """Parse $$ $$ and \\[ \\] that start and end a line. Lines between them may look like other Markdown."""
+    start = state.bMarks[start_line] + state.tShift[start_line]
+    opening = state.src[start : start + 2]
+    end = _find_closing(state.src, opening, start + 2) if opening in ("$$", "\\[") else -1
+    last_line = bisect_left(state.eMarks, end + 2, start_line)
+    if end < 0 or last_line >= end_line or state.src[end + 2 : state.eMarks[last_line]].strip():
+        return False
+    if not silent:
+        token = state.push("math_block", "math", 0)
+        token.content = state.getLines(start_line, last_line + 1, state.blkIndent, False).strip()[2:-2]
+        state.line = last_line + 1
+    return True
+
+
+def _find_closing(text: str, opening: str, start: int) -> int:
+    """Return where the closing delimiter of a formula is, -1 if it is not within MAX_FORMULA characters."""
+    closing = DELIMITERS.get(opening)
+    if closing is None:
+        return -1
+    end = text.find(closing, start, start + MAX_FORMULA)
+    while end > 0 and closing[0] == "$" and text[end - 1] == "\\":  # an escaped dollar
+        end = text.find(closing, end + 1, start + MAX_FORMULA)
+    return end
+
+
+def _is_digit(text: str, index: int) -> bool:
+    return 0 <= index < len(text) and text[index].isdigit()
+
+
+def _table_cell(self: RendererProtocol, tokens: Sequence[Token], at: int, options: OptionsDict, env: EnvType) -> str:
+    return _without_style(self.renderToken(tokens, at, options, env))  # type: ignore[attr-defined]  # as in _link
+
+
+def _without_style(tags: str) -> str:
+    """Rename style attributes, which the page's Content-Security-Policy forbids; turn.js applies them."""
+    return re.sub(r'(<[^>]*) style="', r'\1 data-style="', tags)
 
 
 def _link(self: RendererProtocol, tokens: Sequence[Token], at: int, options: OptionsDict, env: EnvType) -> str:
@@ -110,9 +166,11 @@ def _image(self: RendererProtocol, tokens: Sequence[Token], at: int, options: Op
 _MATH = LatexToMathML()
 _MARKDOWN = create_parser()
 _MARKDOWN.options.update({"highlight": _highlight, "breaks": True})  # keep the model's line breaks
-_MARKDOWN.use(dollarmath_plugin, allow_space=False, allow_digits=False)  # "$5 and $10" is not a formula
-_MARKDOWN.inline.ruler.before("escape", "bracketed_formula", _bracketed_formula)
-for name in ("math_inline", "math_inline_double", "math_block", "math_block_label", "math_block_end"):
+_MARKDOWN.inline.ruler.before("escape", "inline_formula", _inline_formula)
+_MARKDOWN.block.ruler.before("fence", "block_formula", _block_formula, {"alt": ["paragraph", "blockquote", "list"]})
+for name in ("math_inline", "math_block"):
     _MARKDOWN.add_render_rule(name, _formula)
+for name in ("th_open", "td_open"):
+    _MARKDOWN.add_render_rule(name, _table_cell)
 _MARKDOWN.add_render_rule("link_open", _link)
 _MARKDOWN.add_render_rule("image", _image)

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -307,6 +308,36 @@ def test_settings_go_with_the_next_message_and_stay(page: Page, both: tuple[Serv
     engine = both[1].engine
     assert (engine.samplings[-1].temperature, engine.samplings[-1].seed) == (0.25, 11)
     assert "be brief" in engine.tokenizer.decode(engine.prompts[-1])
+
+
+FOREIGN: list[dict[str, Any]] = [
+    {"content": "a *plain* string"},
+    {"content": [{"type": "text", "text": "a *plain* string", "extra": {}}], "stats": {"speed": "fast", "tokens": 3}},
+    {"content": "a *plain* string", "stats": [1], "stopped": "no", "extra": [[]]},
+    {"content": "a *plain* string", "stats": {"model": {}, "wait": "x", "tokens": 1e400}},
+]
+
+
+@pytest.mark.parametrize("reply", FOREIGN)
+def test_conversation_of_another_program_is_shown(page: Page, tmp_path: Path, reply: dict[str, Any]) -> None:
+    path = tmp_path / "export.json"
+    messages = [{"role": "user", "content": "hello", "name": "x"}, {"role": "assistant", **reply}]
+    conversation = {"id": "__proto__", "title": "<b>imported</b>", "updated": 1, "messages": messages}
+    path.write_text(json.dumps({"nanochat": 1, "conversations": [conversation]}).replace("Infinity", "1e400"))
+    page.get_by_label("File to import").set_input_files(path)
+    page.get_by_role("button", name="<b>imported</b>", exact=True).click()
+    expect(replies(page).locator("em")).to_have_text("plain")
+    send(page, "hello")
+    expect(replies(page).locator(".text").last).to_have_text("hello")
+    page.reload()
+    expect(replies(page).locator("em")).to_have_text("plain")
+
+
+def test_alignment_and_color_pass_the_content_security_policy(page: Page) -> None:
+    send(page, "| a |\n|--:|\n| 1 |\n\n$\\color{red}x$ [a](vscode://file/x)")
+    expect(replies(page).get_by_role("cell", name="1")).to_have_css("text-align", "right")
+    expect(replies(page).locator("mi, mstyle").first).to_have_css("color", "rgb(255, 0, 0)")
+    expect(replies(page).locator("a")).to_have_count(0)
 
 
 def test_switching_models(page: Page, both: tuple[Served, ScriptedChatModel]) -> None:

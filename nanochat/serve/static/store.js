@@ -3,6 +3,7 @@
 
 const CHAT = "nanochat:chat:";
 const ROLES = new Set(["user", "assistant"]);
+const STATS = { model: "string", tokens: "number", speed: "number", wait: "number" };
 const TYPES = new Set(["text", "python", "python_output"]);
 
 export function load(key, otherwise) {
@@ -22,14 +23,13 @@ export function save(key, value) {
 export function conversations() {
   return Object.keys(localStorage)
     .filter((key) => key.startsWith(CHAT))
-    .map((key) => load(key, null))
-    .filter(valid)
+    .map((key) => checked(load(key, null)))
+    .filter(Boolean)
     .sort((a, b) => b.updated - a.updated);
 }
 
 export function conversation(id) {
-  const found = load(CHAT + id, null);
-  return valid(found) ? found : null;
+  return checked(load(CHAT + id, null));
 }
 
 export function newConversation() {
@@ -73,8 +73,9 @@ export function exported() {
 
 // Adds conversations from the format of `exported`. Throws if the file has another format.
 export function imported(text) {
-  const { nanochat, conversations: found } = JSON.parse(text);
-  if (nanochat !== 1 || !Array.isArray(found) || !found.every(valid)) throw new Error("not a nanochat export");
+  const file = JSON.parse(text);
+  const found = file?.nanochat === 1 && Array.isArray(file.conversations) ? file.conversations.map(checked) : [null];
+  if (!found.every(Boolean)) throw new Error("not a nanochat export");
   for (const one of found) {
     const id = localStorage.getItem(CHAT + one.id) === null ? one.id : newConversation().id;
     save(CHAT + id, { ...one, id });
@@ -86,13 +87,27 @@ function firstWords({ messages }) {
   return text.length > 60 ? `${text.slice(0, 60)}…` : text;
 }
 
-function valid(value) {
-  return typeof value?.id === "string" && typeof value.title === "string" && Number.isFinite(value.updated) &&
-    Array.isArray(value.messages) && value.messages.every(validMessage);
+// Returns a copy with the known fields only, or null if the value is not a conversation: it can be from any program.
+function checked(value) {
+  const { id, title, updated, messages } = value ?? {};
+  if (typeof id !== "string" || typeof title !== "string" || !Number.isFinite(updated)) return null;
+  if (!Array.isArray(messages) || !messages.every(isMessage)) return null;
+  return { id, title, updated, messages: messages.map(checkedMessage) };
 }
 
-function validMessage(message) {
+function isMessage(message) {
   const { role, content } = message ?? {};
   const parts = Array.isArray(content) && content.every((part) => TYPES.has(part?.type) && typeof part.text === "string");
   return ROLES.has(role) && (typeof content === "string" || (role === "assistant" && parts));
+}
+
+function checkedMessage({ role, content, stats, stopped }) {
+  if (role === "user") return { role, content };
+  const parts = typeof content === "string" ? [{ type: "text", text: content }] : content;
+  return { role, content: parts.map(({ type, text }) => ({ type, text })), stats: checkedStats(stats), stopped: stopped === true };
+}
+
+function checkedStats(stats) {
+  const known = Object.entries(stats ?? {}).filter(([name, value]) => typeof value === STATS[name]);
+  return Object.fromEntries(known);
 }

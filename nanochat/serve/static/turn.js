@@ -186,6 +186,7 @@ class Text {
     this.shown = this.text;
     following(() => {
       this.node.innerHTML = html; // from /render, which escapes the model's markup
+      for (const styled of this.node.querySelectorAll("[data-style]")) styled.style.cssText = styled.dataset.style;
       for (const pre of this.node.querySelectorAll("pre")) {
         const code = pre.textContent;
         iconButton(pre, "copy", "Copy code", (button) => copy(code, button));
