@@ -27,8 +27,12 @@ $NANOCHAT_BASE_DIR is a folder inside it.
 """
 GROUPS: list[Group] = [
     sandbox.jail,
+    sandbox.exhaustion,
+    sandbox.grading,
     files.files,
 ]
+
+MAX_NAMES = 20  # printed per group
 
 
 @dataclass
@@ -60,7 +64,7 @@ def run(group: Group) -> int:
     succeeded = [name for name, success in outcomes if success]
     seconds = time.monotonic() - start
     print(f"{group.__name__:12} {len(outcomes):6,} tried {len(succeeded):4} succeeded {seconds:5.0f} s", flush=True)
-    for name in succeeded:
+    for name in succeeded[:MAX_NAMES]:
         print(f"  succeeded: {name}", flush=True)
     return len(succeeded)
 

@@ -1,15 +1,19 @@
-"""The process inside the sandbox: drops its privileges, then runs a program.
+"""The processes inside the sandbox: one runs a program, the other one tests it.
 
-nanochat.sandbox.runner starts it as `python -I -S jail.py` with a JSON object on standard input. It imports only the
+nanochat.sandbox.runner starts each as `python -I -S jail.py` with a JSON object on standard input. It imports only the
 standard library, because the program can use everything that is imported here. In this order it limits
 
 - memory, CPU time, file size and open files (rlimits), capabilities and new privileges,
-- files: Python's own are readable, the current folder is writable, nothing else
+- files: Python's own are readable, the program's folder is writable, nothing else
   (Landlock, https://docs.kernel.org/userspace-api/landlock.html),
 - system calls: computing, files and threads are allowed (seccomp). The program cannot start, signal or trace a
   process, open a socket or change permissions.
+
+Then it confirms this on standard output, before it reads any code. The tests call the program over a socket that
+carries only literals, so the program sees neither the tests nor the objects that they compare.
 """
 
+import ast
 import ctypes
 import json
 import os
@@ -18,6 +22,7 @@ import resource
 import struct
 import sys
 import sysconfig
+from typing import Any, TextIO
 
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
 SYS_LANDLOCK_CREATE_RULESET, SYS_LANDLOCK_ADD_RULE, SYS_LANDLOCK_RESTRICT_SELF = 444, 445, 446
@@ -29,8 +34,15 @@ MAKE_CHAR, MAKE_SOCK, MAKE_BLOCK = 1 << 6, 1 << 9, 1 << 11
 NUM_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
 
 CLONE, CLONE3, FCNTL = {"x86_64": (56, 435, 72), "aarch64": (220, 435, 25)}.get(platform.machine(), (0, 0, 0))
+OPEN_CALLS = {"x86_64": {2: 24, 257: 32}, "aarch64": {56: 32}}.get(platform.machine(), {})
+"""open and openat, with the offset of their flags in the data that seccomp sees."""
 CLONE_THREAD = 0x10000
 F_SETOWN, F_SETSIG, F_SETOWN_EX = 8, 10, 15
+
+CONFINED = b"confined\n"
+PASSED = b"passed"
+ENDED = "the program ended"
+MAX_MESSAGE_CHARS = 4 << 20
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,9 +59,8 @@ def drop_capabilities() -> None:
     _checked(libc.syscall(number, struct.pack("II", 0x20080522, 0), bytes(24)), "capset")
 
 
-def confine_files(writable: str) -> None:
-    """Landlock: allow reading Python and the system libraries, and writing in `writable`."""
-    version = landlock_version()
+def confine_files(writable: str, version: int) -> None:
+    """Landlock `version`: allow reading Python and the system libraries, and writing in `writable` unless empty."""
     all_rights = (1 << NUM_FILE_RIGHTS.get(version, 16)) - 1
     network = 0b11 if version >= 4 else 0  # bind and connect of TCP
     scopes = 0b11 if version >= 6 else 0  # abstract sockets and signals
@@ -59,7 +70,8 @@ def confine_files(writable: str) -> None:
     python = sysconfig.get_paths()
     for path in (python["stdlib"], python["platstdlib"], "/lib", "/lib64", "/usr/lib", "/usr/lib64"):
         _allow(ruleset, path, READ_FILE | READ_DIR | EXECUTE)
-    _allow(ruleset, writable, all_rights & ~(EXECUTE | MAKE_CHAR | MAKE_SOCK | MAKE_BLOCK))
+    if writable:
+        _allow(ruleset, writable, all_rights & ~(EXECUTE | MAKE_CHAR | MAKE_SOCK | MAKE_BLOCK))
     for path in ("/dev/null", "/dev/urandom", "/dev/random"):
         _allow(ruleset, path, READ_FILE | (WRITE_FILE if path == "/dev/null" else 0))
     _checked(libc.syscall(SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0), "landlock_restrict_self")
@@ -85,9 +97,17 @@ def allowed_system_calls() -> list[int]:
 
 
 def confine_system_calls(allowed: list[int]) -> None:
-    """seccomp: permit `allowed`, threads but not processes, and fcntl without file owners (signals); else EPERM."""
-    load, equal, at_least, any_bit, ret = 0x20, 0x15, 0x35, 0x45, 0x06  # operations of classic BPF
+    """seccomp: permit `allowed`, threads but not processes, and fcntl without file owners (signals); else EPERM.
+
+    Before version 3, Landlock does not check O_TRUNC, only the access mode, and O_RDONLY | O_TRUNC empties a file. So
+    O_TRUNC needs a mode for writing. Mode 3 (ioctl only) needs no right of Landlock, and is refused.
+    """
+    load, equal, at_least, any_bit, bit_and, ret = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06  # operations of classic BPF
     allow, kill, deny, missing = 0x7FFF0000, 0x80000000, 0x00050000 | 1, 0x00050000 | 38  # EPERM, ENOSYS
+    opens: list[tuple[int, int, int, int]] = []
+    for call, flags in OPEN_CALLS.items():
+        opens += [(equal, 0, 7, call), (load, 0, 0, flags), (bit_and, 0, 0, os.O_TRUNC | 3), (equal, 3, 0, os.O_TRUNC)]
+        opens += [(equal, 2, 0, os.O_TRUNC | 3), (equal, 1, 0, 3), (ret, 0, 0, allow), (ret, 0, 0, deny)]
     program = [
         (load, 0, 0, 4),  # architecture: the numbers of the calls depend on it
         (equal, 1, 0, ARCHITECTURES[platform.machine()]),
@@ -109,6 +129,7 @@ def confine_system_calls(allowed: list[int]) -> None:
         (equal, 1, 0, F_SETOWN_EX),
         (ret, 0, 0, allow),
         (ret, 0, 0, deny),
+        *opens,
         *((equal, len(allowed) - i, 0, number) for i, number in enumerate(allowed)),
         (ret, 0, 0, deny),
         (ret, 0, 0, allow),
@@ -124,37 +145,90 @@ def _checked(result: int, call: str) -> None:
         raise OSError(ctypes.get_errno(), f"{call}: {os.strerror(ctypes.get_errno())}")
 
 
+def limit_resources(limits: dict[str, int]) -> None:
+    """Set rlimits, such as {"CPU": 6}, or keep those of this shell that are lower."""
+    for name, limit in limits.items():
+        kind = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(kind)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (limit, limit))
+
+
+def plain(value: Any) -> object:
+    """Reduce containers to the built-in ones, whose repr is a literal."""
+    if isinstance(value, dict):
+        return {plain(key): plain(item) for key, item in value.items()}
+    kind = next((kind for kind in (list, tuple, set) if isinstance(value, kind)), None)
+    return kind(map(plain, value)) if kind else value
+
+
+def run_program(program: str, name: str, calls: TextIO, answers: TextIO) -> None:
+    """Run the program, then answer calls of its function `name`. Each message is a literal on one line."""
+    try:
+        scope: dict[str, Any] = {"__name__": "__main__"}
+        exec(compile(program, "<program>", "exec", dont_inherit=True), scope)
+        print(("", None), file=answers)
+        for call in calls:
+            print(("", plain(scope[name](*ast.literal_eval(call)))), file=answers)
+    except BaseException as error:
+        print((f"{type(error).__name__}: {error}"[:300], None), file=answers)
+
+
+def run_tests(tests: str, answers: TextIO, calls: TextIO) -> str:
+    """Run tests that call the program as `candidate(...)`. Returns the reason of the failure, empty if they pass."""
+    failure = ""
+
+    def answer() -> object:
+        nonlocal failure
+        line = answers.readline(MAX_MESSAGE_CHARS)
+        failure, value = ast.literal_eval(line) if line else (ENDED, None)
+        if failure:
+            raise ChildProcessError
+        return value
+
+    def candidate(*arguments: object) -> object:
+        print(arguments, file=calls)
+        return answer()
+
+    try:
+        answer()  # the program has run to its end
+        exec(compile(tests, "<tests>", "exec", dont_inherit=True), {"candidate": candidate})
+    except BaseException as error:
+        return failure or f"{type(error).__name__}: {error}"
+    return failure
+
+
 def main() -> None:
-    """Confine this process, run the program, and write its outcome to the original standard output."""
+    """Confine this process and confirm it, then run the program, or the tests and report their outcome."""
+    if sys.platform == "linux":
+        libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0)
     task = json.load(sys.stdin)
-    result = os.dup(1)
+    if os.getppid() != task["parent"]:
+        os._exit(1)  # it ended before the signal was requested
+    report = os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    if sys.platform == "linux":
-        libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0)
-    for name, limit in task["limits"].items():
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
-    if task["confine"]:
-        try:
+    try:
+        limit_resources(task["limits"])
+        if task["landlock"]:
             _checked(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
             drop_capabilities()
             allowed = allowed_system_calls()  # not readable any more after confine_files
-            confine_files(os.getcwd())
+            confine_files("" if task["tests"] else os.getcwd(), task["landlock"])
             confine_system_calls(allowed)
-        except (OSError, KeyError) as error:
-            os.write(result, f"{task['token']} {error}".encode())
-            os._exit(1)
-    # The token only shows that the program did not exit early: a program could find it in this frame.
-    try:
-        program = compile(task["program"], "<program>", "exec", dont_inherit=True)
-        exec(program, {"__name__": "__main__"})
-    except BaseException as error:
-        os.write(result, f"failed {type(error).__name__}: {error}"[:300].encode(errors="replace"))
+    except (OSError, ValueError, KeyError) as error:
+        os.write(report, str(error).encode())
         os._exit(1)
-    # _exit: no other thread and no exit handler of the program runs after this.
-    os.write(result, task["token"].encode())
-    os._exit(0)
+    os.write(report, CONFINED)
+    with open(task["peer"]) as incoming, open(task["peer"], "w", buffering=1, closefd=False) as outgoing:
+        if task["tests"]:
+            failure = run_tests(task["tests"], incoming, outgoing)
+            os.write(report, f"failed {failure}"[:300].encode(errors="replace") if failure else PASSED)
+        else:
+            os.close(report)  # the program never holds it
+            run_program(task["program"], task["name"], incoming, outgoing)
+        os._exit(0)  # no other thread and no exit handler of the program runs after this
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """HumanEval: write Python functions from their docstrings (https://arxiv.org/abs/2107.03374).
 
-The model's code runs in nanochat.sandbox.runner, in a process without access to files or the network.
+The model's code runs in nanochat.sandbox.runner, in a process without access to files, the network or the tests.
 """
 
 import re
 from typing import ClassVar
 
 from nanochat.conversations import Conversation, conversation, text_of
-from nanochat.sandbox.runner import run_program
+from nanochat.sandbox.runner import check_sandbox, run_program
 from nanochat.tasks.hub_task import HubTask
 from nanochat.tasks.task import GradedTask, Reply, final_text
 
@@ -23,7 +23,11 @@ class HumanEval(HubTask, GradedTask):
     FILES: ClassVar = {"test": ["openai_humaneval/test-00000-of-00001.parquet"]}
 
     def __init__(self, *, unconfined: bool = False) -> None:
-        """`unconfined` runs the model's code even if the kernel cannot sandbox it."""
+        """`unconfined` runs the model's code even if the kernel cannot sandbox it.
+
+        Raises UserError if a correct program would not pass.
+        """
+        check_sandbox(unconfined=unconfined)
         super().__init__("test")
         self.unconfined = unconfined
         self._by_question = {question(row["prompt"]): row for row in self._table.to_pylist()}
@@ -36,8 +40,10 @@ class HumanEval(HubTask, GradedTask):
     def grade(self, conversation: Conversation, reply: Reply) -> float:
         """1.0 if the tests pass, else 0.0. Raises UserError if the code cannot be sandboxed, unless `unconfined`."""
         row = self._by_question[text_of(conversation["messages"][-2])]
-        code = f"{function(row['prompt'], row['entry_point'], final_text(reply))}\n{row['test']}"
-        return float(run_program(f"{code}\ncheck({row['entry_point']})\n", unconfined=self.unconfined).passed)
+        name = row["entry_point"]
+        program = function(row["prompt"], name, final_text(reply))
+        tests = f"{row['prompt']}\n{row['test']}\n{name} = candidate\ncheck({name})\n"  # tests use the prompt's helpers
+        return float(run_program(program, tests, name, unconfined=self.unconfined).passed)
 
 
 def question(prompt: str) -> str:

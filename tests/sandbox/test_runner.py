@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.attacks.sandbox import FORGERIES, GO_DEEP, PROGRAMS, TESTS, leaves_files_when_killed
 from nanochat.errors import UserError
 from nanochat.sandbox import jail, runner
 from nanochat.sandbox.runner import missing_protection, run_program
@@ -225,10 +228,68 @@ def test_the_disk_cannot_be_filled(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["threads", "large files below PATH_MAX", "files in a folder that cannot be listed"])
+def test_threads_and_files_out_of_sight_are_limited(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(runner.tempfile, "tempdir", str(tmp_path))
+    assert run_program(GO_DEEP + PROGRAMS["quota"][name]).reason.startswith(("wrote more than", "started more than"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_kernels_do_not_empty_files_opened_for_reading(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jail, "landlock_version", lambda: version)
+    for mode in ("os.O_RDONLY", "3"):
+        assert_refused(f"import os\nopen('mine', 'w').close()\nos.open('mine', {mode} | os.O_TRUNC)")
+    assert run_program("open('mine', 'w').close()\nopen('mine', 'w').close()\nopen('mine', 'r+').truncate()").passed
+
+
+@pytest.mark.parametrize("name", PROGRAMS["cheats"])
+def test_tests_pass_only_with_a_solution(name: str) -> None:
+    assert not run_program(f"import os\n{PROGRAMS['cheats'][name]}", TESTS, "f").passed
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "f = sorted",
+        "import collections\ndef f(x): return type('L', (list,), {})(sorted(collections.Counter(x)))",
+        "print('noise')\ndef f(x):\n  print(x)\n  return sorted(x)",
+    ],
+)
+def test_tests_pass_with_a_solution(program: str) -> None:
+    assert run_program(program, TESTS, "f") == runner.ProgramResult(True, "")
+
+
+def test_values_keep_their_types() -> None:
+    values = [None, True, 0, -1.5, 10**30, "\ud800\n'", b"\0", (1,), [()], {1, 2}, set(), {(1, 2): {"a": [None]}}, 2j]
+    tests = f"for x in {values!r}: assert (candidate(x), type(candidate(x))) == (x, type(x))"
+    assert run_program("def f(x): return x", tests, "f") == runner.ProgramResult(True, "")
+    counter = "import collections\ndef f(x): return collections.Counter(x)"
+    assert run_program(counter, "assert candidate('aab') == {'a': 2, 'b': 1}", "f").passed
+
+
+@pytest.mark.parametrize("program", FORGERIES[::3])
+def test_a_program_cannot_forge_that_it_could_not_be_confined(program: str) -> None:
+    assert not run_program(program, TESTS, "f").passed
+
+
+@pytest.mark.parametrize(("limit", "works"), [("-n 24", True), ("-f 100", True), ("-t 4", True), ("-v 30000", False)])
+def test_lower_limits_of_the_shell_are_used_or_refused(limit: str, works: bool) -> None:
+    code = "from nanochat.sandbox.runner import check_sandbox; check_sandbox()"
+    shell = ["sh", "-c", f'ulimit {limit} && "$0" -S -c "{code}"', sys.executable]
+    result = subprocess.run(shell, capture_output=True, text=True, timeout=60)
+    assert (result.returncode == 0) == works, result.stderr
+    assert works or ("UserError" in result.stderr and "ulimit" in result.stderr)
+
+
+def test_a_kill_leaves_no_files_behind(tmp_path: Path) -> None:
+    assert not leaves_files_when_killed(tmp_path, delay=0.0)
+
+
 def test_noise_on_the_result_s_pipe_does_not_pass() -> None:
-    every = "import os\nfor fd in range(3, 9):\n  try: os.write(fd, b'0' * 40)\n  except OSError: pass"
+    every = "import os\nfor fd in range(3, 32):\n  try: os.write(fd, b'0' * 40)\n  except OSError: pass"
     assert not run_program(every).passed
-    assert not run_program("import os\nwhile True: os.write(3, b'0' * 4096)", time_limit=0.5).passed
+    assert not run_program("while True:\n  " + every.replace("\n", "\n  "), time_limit=0.5).passed
 
 
 def test_programs_run_side_by_side() -> None:
