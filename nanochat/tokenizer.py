@@ -184,8 +184,9 @@ class Tokenizer:
         return Rendered(ids[:max_tokens], mask[:max_tokens])
 
     def render_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a conversation that ends with a user message, followed by <|assistant_start|>."""
-        return [*self.render_conversation({"messages": list(messages)}).ids, self.special("<|assistant_start|>")]
+        """Ids of a conversation up to where the reply starts; a last message of the assistant is continued."""
+        ids = self.render_conversation({"messages": list(messages)}).ids
+        return ids[:-1] if messages[-1]["role"] == "assistant" else [*ids, self.special("<|assistant_start|>")]
 
 
 def pieces(text: str) -> Iterator[str]:
@@ -203,8 +204,11 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def fold_system_message(messages: Sequence[Message]) -> list[Message]:
-    """Prepend a system message to the first user message: the chat format has no system role."""
+    """Prepend a system message to the user message that follows, if one does: the chat format has no system role."""
     if not messages or messages[0]["role"] != "system":
         return list(messages)
-    system, user, *rest = messages
-    return [{"role": "user", "content": f"{text_of(system)}\n\n{text_of(user)}"}, *rest]
+    system, *rest = messages
+    texts = [text_of(system)]
+    if rest and rest[0]["role"] == "user":
+        texts.append(text_of(rest.pop(0)))
+    return [{"role": "user", "content": "\n\n".join(texts)}, *rest]

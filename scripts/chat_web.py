@@ -35,6 +35,8 @@ class Options:
     port: int = 8000
     api_key: str | None = None
     """key that requests must send; default: NANOCHAT_API_KEY, which other users of this machine cannot see"""
+    allow_host: list[str] = field(default_factory=list)
+    """other names of this server, such as spark.example.ts.net, behind Tailscale or a reverse proxy"""
     allow_origin: list[str] = field(default_factory=list)
     """origins of other sites that may use the API in a browser, such as https://example.org"""
     temperature: float = CHAT_SAMPLING.temperature
@@ -91,7 +93,7 @@ def main(options: Options) -> None:
         pool,
         Tokenizer.load(paths.tokenizer_dir()),
         defaults=SamplingParams(options.max_tokens, options.temperature, options.top_k or None),
-        allowed_hosts=http_server.allowed_hosts(listener, options.host),
+        allowed_hosts=http_server.allowed_hosts(listener, options.host, options.allow_host),
         allowed_origins=options.allow_origin,
         api_key=api_key,
         on_loaded=on_loaded,

@@ -5,7 +5,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from nanochat import paths
-from nanochat.conversations import Message
+from nanochat.conversations import Message, text_of
 from nanochat.inference.detokenizer import Delta
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling_params import SamplingParams
@@ -40,7 +40,7 @@ class ChatModel:
         return f"{self.source} {self.model_tag} step {self.step}"
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Render a conversation that ends with the user's turn as the tokens of a prompt."""
+        """Render a conversation as the tokens of a prompt."""
         return prompt_tokens(self.tokenizer, self.source, messages)
 
     def stream(
@@ -64,7 +64,7 @@ class ChatModel:
 def prompt_tokens(tokenizer: Tokenizer, source: str, messages: Sequence[Message]) -> list[int]:
     """Render a conversation as a prompt; for a base model, which has no chat format, the last message as plain text."""
     if source == "base":
-        return [tokenizer.bos_id, *tokenizer.encode(str(messages[-1]["content"]))]
+        return [tokenizer.bos_id, *tokenizer.encode(text_of(messages[-1]))]
     return tokenizer.render_prompt(messages)
 
 

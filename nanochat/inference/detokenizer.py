@@ -13,7 +13,7 @@ class TokenLogprob:
     """Log probability of a token under the model's own distribution: before temperature, top_k and so on."""
 
     token: int
-    logprob: float
+    logprob: float | None  # None for a prompt's first token
     top: tuple[tuple[int, float], ...]  # the most likely tokens with their logprobs, best first
 
 
@@ -34,10 +34,11 @@ class Detokenizer:
     output are not searched for stop strings.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), hidden: tuple[int, ...] = ()) -> None:
+        """hidden: token ids that add no text, as special tokens."""
         self._tokenizer = tokenizer
         self._part_types = {tokenizer.special(opening): part_type for part_type, (opening, _) in PART_MARKS.items()}
-        self._special_ids = set(tokenizer.special_ids.values())
+        self._special_ids = {*tokenizer.special_ids.values(), *hidden}
         self._type: PartType = "text"
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stop = stop

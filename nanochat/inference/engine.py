@@ -13,13 +13,14 @@ from torch import Tensor
 from nanochat.errors import UserError
 from nanochat.inference.detokenizer import TokenLogprob
 from nanochat.inference.model_runner import ModelRunner, Span, num_slots, on_device
-from nanochat.inference.sampler import Sampler, SamplerOutput
+from nanochat.inference.sampler import Sampler, SamplerOutput, token_logprob
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.inference.scheduler import Chunk, Completion, Request, Scheduler
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 
 PREFILL_TOKENS = {"cpu": 512, "cuda": 4096}  # maximum prompt tokens per step: about 40 ms on two cores at depth 4
+LOGPROB_ROWS = 512  # logits of the prompt computed at once, for its logprobs
 TOOL_WAIT_SECONDS = 0.02  # time that a step waits for tools when there is nothing else to do
 SUPPRESSED_TOKENS = ("<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|output_start|>", "<|output_end|>")
 """Never sampled: the model cannot write the user's turn or invent a tool's output."""
@@ -74,7 +75,7 @@ class Engine:
         self._suppressed = torch.tensor([tokenizer.special(name) for name in SUPPRESSED_TOKENS], device=model.device)
         self._last_tokens = torch.zeros(self.slots, dtype=torch.long, device=model.device)  # sampled last, by slot
         self._runner: ModelRunner | None = None
-        self._sampler: tuple[list[Request], Sampler] = ([], Sampler([], [], 0, self._suppressed))
+        self._sampler: tuple[list[Request], Sampler] = ([], Sampler([], [], [], 0, self._suppressed))
         self._unread: SamplerOutput | None = None
         self._tool_threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="tool")
         self._generated_tokens = 0
@@ -148,7 +149,7 @@ class Engine:
 
     def _request(self, prompt: Sequence[int], sampling: SamplingParams) -> Request:
         max_length = self.model.config.sequence_len
-        if not 0 < len(prompt) < max_length:
+        if not 0 < len(prompt) < max_length + (sampling.max_tokens == 0):
             raise UserError(f"the prompt has {len(prompt)} tokens, but the model's context is {max_length}: shorten it")
         return Request(prompt, sampling, max_length, self.tokenizer)
 
@@ -163,7 +164,9 @@ class Engine:
         ends = list(itertools.accumulate(chunk.count for chunk in chunks))
         sampled = [(chunk.request, end - 1) for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
         has_prefill = any(chunk.count > 1 for chunk in chunks)
-        for chunk in chunks:
+        for chunk, end in zip(chunks, ends, strict=True):
+            if chunk.request.sampling.needs_prompt_logprobs and chunk.start < chunk.request.prompt_length:
+                self._add_prompt_logprobs(runner, chunk, hidden[end - chunk.count : end])
             chunk.request.num_computed += chunk.count
         if not sampled:
             return None
@@ -172,7 +175,9 @@ class Engine:
             hidden = hidden[on_device([row for _, row in sampled], hidden.device)]
         sampler = self._sampler_for(requests, has_prefill)
         logits = runner.compute_logits(hidden)
-        tokens = sampler.sample(logits, [request.next_uniform() for request in requests])
+        masks = {row: self._forbidden(requests[row]) for row in sampler.restricted_rows}
+        forbidden = {row: mask for row, mask in masks.items() if mask is not None}
+        tokens = sampler.sample(logits, [request.next_uniform() for request in requests], forbidden)
         indices = [len(request.tokens) + request.num_in_flight for request in requests]
         for request in requests:
             request.num_in_flight += 1
@@ -180,6 +185,30 @@ class Engine:
             self._last_tokens.index_copy_(0, self._slot_ids(requests), tokens)
         results = (tokens, *sampler.logprobs(logits, tokens)) if sampler.logprob_rows else (tokens,)
         return SamplerOutput(requests, indices, sampler.logprob_rows, results)
+
+    def _add_prompt_logprobs(self, runner: ModelRunner, chunk: Chunk, hidden: Tensor) -> None:
+        """Compute the logprobs of the prompt's tokens that follow the chunk's. hidden: (count, C)."""
+        request, sampling = chunk.request, chunk.request.sampling
+        targets = request.tokens[chunk.start + 1 : min(chunk.start + chunk.count + 1, request.prompt_length)]
+        for first in range(0, len(targets), LOGPROB_ROWS):
+            rows = slice(first, min(first + LOGPROB_ROWS, len(targets)))
+            logprobs = runner.compute_logits(hidden[rows]).log_softmax(dim=1)
+            own = logprobs.gather(1, on_device(targets[rows], hidden.device).unsqueeze(1)).squeeze(1)
+            top, ids = logprobs.topk(sampling.logprobs or 0, dim=1)
+            request.completion.prompt_logprobs += map(
+                token_logprob, targets[rows], own.tolist(), ids.tolist(), top.tolist()
+            )
+
+    def _forbidden(self, request: Request) -> Tensor | None:
+        """Return the tokens that a request cannot have next, (vocab_size,) bool, or None if it can have all."""
+        if request.constraint:
+            allowed = torch.from_numpy(request.constraint.allowed(request.max_length - len(request.tokens)))
+            return ~allowed.to(self.model.device)
+        if request.next_index >= request.sampling.min_tokens:
+            return None
+        mask = torch.zeros(self.tokenizer.vocab_size, dtype=torch.bool, device=self.model.device)
+        mask[on_device([*self._end_ids, *request.sampling.stop_token_ids], mask.device)] = True
+        return mask
 
     def _input_tokens(self, chunks: list[Chunk]) -> Tensor:
         """Concatenate the chunks' tokens, (N,). Tokens that the host has not read yet are filled in on the device."""
@@ -205,10 +234,11 @@ class Engine:
         if has_prefill or batch != requests:
             tokens = [request.tokens for request in requests]
             samplings = [request.sampling for request in requests]
-            sampler = Sampler(samplings, tokens, self.tokenizer.vocab_size, self._suppressed)
+            prompt_lengths = [request.prompt_length for request in requests]
+            sampler = Sampler(samplings, tokens, prompt_lengths, self.tokenizer.vocab_size, self._suppressed)
             if in_flight := [row for row, request in enumerate(requests) if request.num_in_flight]:
                 slots = self._slot_ids(requests[row] for row in in_flight)
-                sampler.mark_seen(in_flight, self._last_tokens[slots])
+                sampler.count(on_device(in_flight, self.model.device), self._last_tokens[slots])
             self._sampler = (requests, sampler)
         return sampler
 
@@ -223,13 +253,19 @@ class Engine:
     def _append(self, request: Request, token: int, *, sampled: bool, logprob: TokenLogprob | None = None) -> None:
         """Add a token to a completion; release the request if that ends it; start the tool if that ends a call."""
         completion = request.completion
+        if request.sampling.max_tokens == 0:
+            completion.finish_reason = "length"
+            self.scheduler.release(request)
+            return
         request.tokens.append(token)
         completion.tokens.append(token)
         completion.sampled.append(sampled)
         self._generated_tokens += 1
         if request.sampling.logprobs is not None:
             completion.logprobs.append(logprob)
-        if token in self._end_ids or request.found_stop_string():
+        if request.constraint:
+            request.constraint.advance(token)
+        if token in self._end_ids or token in request.sampling.stop_token_ids or request.found_stop_string():
             completion.finish_reason = "stop"
         elif len(request.tokens) >= request.max_length:
             completion.finish_reason = "length"

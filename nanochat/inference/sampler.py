@@ -1,6 +1,6 @@
 """Sampling the next tokens from logits, on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -22,48 +22,67 @@ class Sampler:
     """
 
     def __init__(
-        self, samplings: Sequence[SamplingParams], tokens: Sequence[Sequence[int]], vocab_size: int, suppressed: Tensor
+        self,
+        samplings: Sequence[SamplingParams],
+        tokens: Sequence[Sequence[int]],
+        prompt_lengths: Sequence[int],
+        vocab_size: int,
+        suppressed: Tensor,
     ) -> None:
         """tokens: prompt and reply of each request so far. suppressed: token ids that are never sampled."""
         device = suppressed.device
         self.suppressed = suppressed
-        rows_of: dict[tuple[Method, bool], list[int]] = {}
+        rows_of: dict[Method, list[int]] = {}
         for row, sampling in enumerate(samplings):
             method: Method = "top" if sampling.top_k or sampling.top_p < 1 else "all"
             if sampling.temperature < GREEDY_BELOW:
                 method = "greedy"
-            rows_of.setdefault((method, sampling.repetition_penalty != 1), []).append(row)
+            rows_of.setdefault(method, []).append(row)
         self._groups = [
             (on_device(rows, device), _Group([samplings[row] for row in rows], method, vocab_size, suppressed))
-            for (method, _), rows in rows_of.items()
+            for method, rows in rows_of.items()
         ]
-        self._seen: Tensor | None = None  # (N, V): tokens in prompt or reply, for the repetition penalty
-        if any(has_penalty for _, has_penalty in rows_of):
-            self._seen = torch.zeros(len(samplings), vocab_size, dtype=torch.bool, device=device)
-            for row, seen in enumerate(tokens):
-                self._seen[row].index_fill_(0, on_device(seen, device), True)
+        self._penalties: _Penalties | None = None
+        if any(s.repetition_penalty != 1 or s.frequency_penalty or s.presence_penalty for s in samplings):
+            self._penalties = _Penalties(samplings, tokens, prompt_lengths, vocab_size, device)
+        biases = [(row, token, bias) for row, s in enumerate(samplings) for token, bias in s.logit_bias]
+        self._biases = [on_device(values, device) for values in zip(*biases, strict=True)]
+        self.restricted_rows = [row for row, s in enumerate(samplings) if s.json_schema or s.min_tokens]
         self.logprob_rows = [row for row, sampling in enumerate(samplings) if sampling.logprobs is not None]
         self._max_logprobs = max((s.logprobs for s in samplings if s.logprobs is not None), default=0)
 
-    def mark_seen(self, rows: list[int], tokens: Tensor) -> None:
-        """Add one token to what each of these rows has seen, for the repetition penalty."""
-        if self._seen is not None:
-            true = torch.ones((), dtype=torch.bool, device=tokens.device)
-            self._seen.index_put_((on_device(rows, tokens.device), tokens), true)
+    def count(self, rows: Tensor, tokens: Tensor) -> None:
+        """Add one token to the reply of each of these rows, for the penalties."""
+        if self._penalties:
+            self._penalties.count(rows, tokens)
 
-    def sample(self, logits: Tensor, uniforms: Sequence[float]) -> Tensor:
-        """Sample tokens, (N,). logits: (N, V), set to -inf at suppressed tokens. uniforms: N numbers in [0, 1)."""
+    def sample(
+        self, logits: Tensor, uniforms: Sequence[float], forbidden: Mapping[int, Tensor] | None = None
+    ) -> Tensor:
+        """Sample tokens, (N,).
+
+        logits: (N, V), set to -inf at suppressed tokens. uniforms: N numbers in [0, 1). forbidden: tokens that a row
+        cannot have in this step, (V,) bool, by row.
+        """
         logits.index_fill_(1, self.suppressed, -torch.inf)
+        if self._penalties:
+            logits = self._penalties.apply(logits)
+        if self._biases:
+            rows, ids, values = self._biases
+            logits = logits.index_put((rows, ids), values, accumulate=True)
+        if forbidden:
+            logits = logits.clone()
+            for row, mask in forbidden.items():
+                logits[row].masked_fill_(mask, -torch.inf)
         numbers = on_device([min(number, MAX_UNIFORM) for number in uniforms], logits.device).unsqueeze(1)
         if len(self._groups) == 1:
-            tokens = self._groups[0][1].sample(logits, numbers, self._seen)
+            tokens = self._groups[0][1].sample(logits, numbers)
         else:
             tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
-            for rows, group in self._groups:
-                seen = None if self._seen is None else self._seen[rows]
-                tokens[rows] = group.sample(logits[rows], numbers[rows], seen)
-        if self._seen is not None:
-            self._seen.scatter_(1, tokens.unsqueeze(1), True)
+            for group_rows, group in self._groups:
+                tokens[group_rows] = group.sample(logits[group_rows], numbers[group_rows])
+        if self._penalties:
+            self._penalties.count(torch.arange(len(tokens), device=tokens.device), tokens)
         return tokens
 
     def logprobs(self, logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,6 +96,14 @@ class Sampler:
         return logprobs.gather(1, tokens[rows].unsqueeze(1)).squeeze(1), top, ids
 
 
+def token_logprob(token: int, logprob: float, ids: Sequence[int], top: Sequence[float]) -> TokenLogprob:
+    """Build a TokenLogprob whose nonempty alternatives include the token itself."""
+    alternatives = tuple(zip(ids, top, strict=True))
+    if ids and token not in ids:
+        alternatives += ((token, logprob),)
+    return TokenLogprob(token, logprob, alternatives)
+
+
 class _Group:
     """Requests with the same sampling method: greedy, from the top k (which needs sorting), or from all tokens."""
 
@@ -87,9 +114,6 @@ class _Group:
             return on_device(values, suppressed.device).unsqueeze(1)
 
         self.method = method
-        self.suppressed = suppressed
-        has_penalty = samplings[0].repetition_penalty != 1
-        self.penalty = column([s.repetition_penalty for s in samplings]) if has_penalty else None
         if method == "greedy":
             return
         max_k = vocab_size - len(suppressed)
@@ -101,12 +125,8 @@ class _Group:
         self.log_min_p = column([s.min_p for s in samplings]).log() if any(s.min_p for s in samplings) else None
         self.top_p = column([s.top_p for s in samplings]) if any(s.top_p < 1 for s in samplings) else None
 
-    def sample(self, logits: Tensor, uniforms: Tensor, seen: Tensor | None) -> Tensor:
+    def sample(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         """Sample tokens, (N,). logits: (N, V); uniforms: (N, 1)."""
-        if self.penalty is not None:
-            assert seen is not None
-            penalized = torch.where(logits > 0, logits / self.penalty, logits * self.penalty)
-            logits = torch.where(seen, penalized, logits)
         if self.method == "greedy":
             return logits.argmax(dim=1)
         tokens = None
@@ -132,6 +152,39 @@ class _Group:
         return columns.clamp_(max=logits.size(1) - 1)
 
 
+class _Penalties:
+    """Repetition, frequency and presence penalties of a batch."""
+
+    def __init__(
+        self,
+        samplings: Sequence[SamplingParams],
+        tokens: Sequence[Sequence[int]],
+        prompt_lengths: Sequence[int],
+        vocab_size: int,
+        device: torch.device,
+    ) -> None:
+        self.repetition, self.frequency, self.presence = (
+            on_device([getattr(s, f"{name}_penalty") for s in samplings], device).unsqueeze(1)
+            for name in ("repetition", "frequency", "presence")
+        )
+        self.counts = torch.zeros(len(samplings), vocab_size, device=device)  # in the reply
+        self.seen = torch.zeros(len(samplings), vocab_size, dtype=torch.bool, device=device)  # in prompt or reply
+        for row, (own, length) in enumerate(zip(tokens, prompt_lengths, strict=True)):
+            ids = on_device(own, device).long()
+            self.seen[row].index_fill_(0, ids, True)
+            self.counts[row] += torch.bincount(ids[length:], minlength=vocab_size)
+
+    def count(self, rows: Tensor, tokens: Tensor) -> None:
+        self.counts[rows, tokens] += 1
+        self.seen[rows, tokens] = True
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Return penalized logits, (N, V)."""
+        penalized = torch.where(logits > 0, logits / self.repetition, logits * self.repetition)
+        penalized = torch.where(self.seen, penalized, logits)
+        return penalized - self.frequency * self.counts - self.presence * (self.counts > 0)
+
+
 class SamplerOutput:
     """One sampled token per request, on its way to the host. On CUDA, only `read` waits for the device."""
 
@@ -154,7 +207,7 @@ class SamplerOutput:
         if self.logprob_rows:
             for row, logprob, top, ids in zip(self.logprob_rows, *(r.tolist() for r in self.results[1:]), strict=True):
                 count = self.requests[row].sampling.logprobs
-                logprobs[row] = TokenLogprob(tokens[row], logprob, tuple(zip(ids[:count], top[:count], strict=True)))
+                logprobs[row] = token_logprob(tokens[row], logprob, ids[:count], top[:count])
         return [
             (request, index, token, logprobs.get(row))
             for row, (request, index, token) in enumerate(zip(self.requests, self.indices, tokens, strict=True))

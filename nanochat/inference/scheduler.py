@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nanochat.inference.detokenizer import Delta, Detokenizer, TokenLogprob
+from nanochat.inference.json_constraint import JsonConstraint
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.tokenizer import Tokenizer
 
@@ -29,6 +30,7 @@ class Completion:
     tokens: list[int] = field(default_factory=list)  # includes the closing <|assistant_end|> or <|bos|> and stop string
     sampled: list[bool] = field(default_factory=list)  # False for a tool's output
     finish_reason: Literal["stop", "length"] | None = None  # None while running
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)  # if needed, of all but the first token
     logprobs: list[TokenLogprob | None] = field(default_factory=list)  # per token if requested, None for tool output
 
 
@@ -38,22 +40,27 @@ class Request:
     def __init__(self, prompt: Sequence[int], sampling: SamplingParams, context: int, tokenizer: Tokenizer) -> None:
         """context: maximum length of prompt and completion together."""
         self.sampling = sampling
+        self.constraint = JsonConstraint(sampling.json_schema, tokenizer) if sampling.json_schema else None
         self.completion = Completion()
         self.prompt_length = len(prompt)
-        self.max_length = min(len(prompt) + sampling.max_tokens, context)
+        # With max_tokens of 0 a token is sampled too, but not added.
+        self.max_length = min(len(prompt) + sampling.max_tokens, context) if sampling.max_tokens else len(prompt) + 1
         self.tokens = list(prompt)  # prompt and completion
         self.num_computed = 0  # tokens whose keys and values are in the cache, or are queued on the device
         self.num_in_flight = 0  # 1 if a token has been sampled on the device that the host has not read yet
         self.slot: int | None = None  # slot in the KV cache while running
         self.tool_code: list[int] | None = None  # tokens since <|python_start|>
         self.tool_call: Future[str] | None = None  # while set, nothing is sampled: the tool's output comes next
-        self._detokenizer = Detokenizer(tokenizer, sampling.stop)
+        self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer, sampling.stop, sampling.stop_token_ids)
         self._num_detokenized = 0
         self._deltas: list[Delta] = []  # not returned yet
 
     @property
     def is_ready(self) -> bool:
-        """False while a tool runs, and when the last allowed token is in flight."""
+        """False while a tool runs, and when the token in flight is the last allowed or determines the next mask."""
+        if self.constraint and self.num_in_flight:
+            return False
         return self.tool_call is None and len(self.tokens) + self.num_in_flight < self.max_length
 
     @property
@@ -61,9 +68,14 @@ class Request:
         """Tokens that the model has not read yet; the next token is sampled once this is 0."""
         return len(self.tokens) + self.num_in_flight - self.num_computed
 
+    @property
+    def next_index(self) -> int:
+        """Index of the next token in the completion."""
+        return len(self.tokens) + self.num_in_flight - self.prompt_length
+
     def next_uniform(self) -> float:
         """Return the random number in [0, 1) for the next token, a function of the seed and the token's index."""
-        return self.sampling.uniform(len(self.tokens) + self.num_in_flight - self.prompt_length)
+        return self.sampling.uniform(self.next_index)
 
     def found_stop_string(self) -> str | None:
         """Return the stop string that ended the text, if any."""
@@ -82,10 +94,23 @@ class Request:
 
     def _detokenize(self) -> None:
         tokens, logprobs = self.completion.tokens, self.completion.logprobs
+        if (
+            self.sampling.echo_from is not None
+            and self._num_detokenized == 0
+            and (tokens or self.completion.finish_reason)
+        ):
+            self._deltas.append(self._echo(self.sampling.echo_from))
         for index in range(self._num_detokenized, len(tokens)):
             if delta := self._detokenizer.feed(tokens[index], logprobs[index] if logprobs else None):
                 self._deltas.append(delta)
         self._num_detokenized = len(tokens)
+
+    def _echo(self, start: int) -> Delta:
+        """Return the prompt as the first piece of the text."""
+        prompt, logprobs = self.tokens[start : self.prompt_length], list[TokenLogprob]()
+        if self.sampling.needs_prompt_logprobs and prompt:
+            logprobs = [TokenLogprob(prompt[0], None, ()), *self.completion.prompt_logprobs[start:]]
+        return Delta("text", self._tokenizer.decode(prompt), logprobs)
 
 
 @dataclass(frozen=True)
@@ -162,7 +187,8 @@ class Scheduler:
 
     def _longest_prefix(self, request: Request) -> tuple[Slot, int, int]:
         """Return the slot with the longest computed prefix, its length, and the longest length being computed."""
-        prompt = request.tokens[:-1]  # the last token is always computed: its logits are needed
+        # The last token is always computed, because its logits are needed; for the prompt's logprobs, all of them are.
+        prompt = [] if request.sampling.needs_prompt_logprobs else request.tokens[:-1]
         best, length, pending = self.slots[0], 0, 0
         for slot in self.slots:
             user = self.running.get(slot.index)

@@ -23,21 +23,24 @@ from nanochat.serve.responses import ChatResponseBuilder, Json, TextResponseBuil
 
 
 def routes(generator: ReplyGenerator) -> APIRouter:
-    """Create the routes under /v1, /tokenize and /stats."""
+    """Create the routes under /v1, which also work without it, /tokenize and /stats."""
     router = APIRouter()
     pool, tokenizer, defaults = generator.pool, generator.tokenizer, generator.defaults
 
     @router.get("/v1/models")
+    @router.get("/models", include_in_schema=False)
     def models() -> Json:
         """List the trained models and their default sampling parameters."""
         return {"object": "list", "data": [_model_object(card, pool, defaults) for card in pool.registry.cards()]}
 
     @router.get("/v1/models/{name}")
+    @router.get("/models/{name}", include_in_schema=False)
     async def model(name: str) -> Json:
         """Describe one model."""
         return _model_object(await generator.find_model(name), pool, defaults)
 
     @router.post("/v1/chat/completions")
+    @router.post("/chat/completions", include_in_schema=False)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Reply to a conversation, in one response or as a stream of server-sent events."""
         generation = await generator.chat(body)
@@ -45,10 +48,11 @@ def routes(generator: ReplyGenerator) -> APIRouter:
         return await generator.respond(generation, builder, request, stream=bool(body.stream))
 
     @router.post("/v1/completions")
+    @router.post("/completions", include_in_schema=False)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue text or tokens, without the chat format."""
         generation = await generator.completion(body)
-        builder = TextResponseBuilder(generation, tokenizer, body.include_usage, bool(body.echo))
+        builder = TextResponseBuilder(generation, tokenizer, body.include_usage)
         return await generator.respond(generation, builder, request, stream=bool(body.stream))
 
     @router.post("/tokenize")

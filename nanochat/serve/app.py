@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import generate_latest
+from pydantic import ValidationError
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -25,6 +26,7 @@ from nanochat.serve.middleware import SecurityMiddleware
 from nanochat.serve.pool import EnginePool
 from nanochat.serve.protocol import ApiError, RenderRequest
 from nanochat.serve.renderer import Renderer
+from nanochat.serve.validation import validation_error
 from nanochat.tokenizer import Tokenizer
 
 STATIC = Path(__file__).parent / "static"
@@ -141,9 +143,6 @@ def _add_error_handlers(app: FastAPI) -> None:
         return reply.response_to(request.url.path)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid_request(request: Request, error: RequestValidationError) -> Response:
-        # Without the value, which can be the user's text, or not JSON at all.
-        first = error.errors()[0]
-        param = ".".join(str(step) for step in first["loc"][1:]) or None
-        message = f"{param}: {first['msg']}" if param else first["msg"]
-        return ApiError(400, message, code="invalid_value", param=param).response_to(request.url.path)
+    @app.exception_handler(ValidationError)
+    async def invalid_request(request: Request, error: RequestValidationError | ValidationError) -> Response:
+        return validation_error(error.errors()).response_to(request.url.path)

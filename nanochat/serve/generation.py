@@ -11,7 +11,8 @@ To add an API, convert its body to a ChatRequest or CompletionRequest and format
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request
@@ -19,8 +20,9 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from nanochat.inference import chat
+from nanochat.inference.json_constraint import check_schema
 from nanochat.inference.sampling_params import SamplingParams
-from nanochat.serve.engine_process import RequestOutput
+from nanochat.serve.engine_process import Prompts, RequestOutput
 from nanochat.serve.metrics import Metrics
 from nanochat.serve.model_registry import ModelCard
 from nanochat.serve.pool import EnginePool, ReplyStream
@@ -29,7 +31,9 @@ from nanochat.serve.protocol import (
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
-    to_conversation,
+    Message,
+    SamplingRequest,
+    join_text,
     truncate_conversation,
 )
 from nanochat.serve.responses import ResponseBuilder
@@ -60,39 +64,63 @@ class ReplyGenerator:
     async def chat(self, body: ChatRequest) -> GenerationRequest:
         """Prepare the reply to a conversation. Raises ApiError if it does not fit in the context."""
         card = await self.find_model(body.model)
-        samplings = body.sampling_params(self.defaults)
+        samplings = await self._samplings(body)
         prompt, dropped = await asyncio.to_thread(
             truncate_conversation,
             lambda messages: chat.prompt_tokens(self.tokenizer, card.source, messages),
-            to_conversation(body.messages),
+            body.conversation(),
             card.context,
             samplings[0].max_tokens,
         )
+        if len(prompt) >= card.context:
+            raise self._conversation_too_long(card, body.messages, len(prompt))
         return GenerationRequest(card, [(prompt, own) for own in samplings], len(prompt), dropped)
 
     async def completion(self, body: CompletionRequest) -> GenerationRequest:
         """Prepare the continuation of texts or tokens. Raises ApiError if one does not fit in the context."""
         card = await self.find_model(body.model)
-        encoded = [await asyncio.to_thread(self._encode, prompt, card.context) for prompt in body.prompts()]
-        samplings = body.sampling_params(self.defaults)
-        prompts = [(prompt, own) for prompt in encoded for own in samplings]
-        return GenerationRequest(card, prompts, sum(map(len, encoded)))
+        samplings = await self._samplings(body)
+        prompts, length = [], 0
+        for i, prompt in enumerate(body.prompt):
+            tokens = await asyncio.to_thread(self.tokenizer.encode, prompt) if isinstance(prompt, str) else prompt
+            self._check_tokens(tokens, f"prompt[{i}]")
+            added = [] if tokens[:1] == [self.tokenizer.bos_id] else [self.tokenizer.bos_id]
+            tokens = added + tokens
+            if len(tokens) + min(samplings[0].max_tokens, 1) > card.context:
+                raise _too_long(card.context, f"prompt[{i}] has {len(tokens)}: shorten it", f"prompt[{i}]")
+            prompts += [(tokens, replace(own, echo_from=len(added) if body.echo else None)) for own in samplings]
+            length += len(tokens)
+        return GenerationRequest(card, prompts, length)
 
-    def _encode(self, prompt: str | list[int], context: int) -> list[int]:
-        """Encode a prompt, starting with <|bos|>."""
-        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    async def _samplings(self, body: SamplingRequest) -> list[SamplingParams]:
+        """Return the sampling parameters. Raises ApiError if token ids or the JSON schema are invalid."""
+        samplings = body.sampling_params(self.defaults)
+        self._check_tokens([token for token, _ in samplings[0].logit_bias], "logit_bias")
+        self._check_tokens(samplings[0].stop_token_ids, "stop_token_ids")
+        if schema := samplings[0].json_schema:
+            await asyncio.to_thread(check_schema, schema)
+        return samplings
+
+    def _check_tokens(self, tokens: Sequence[int], param: str) -> None:
         if not all(0 <= token < self.tokenizer.vocab_size for token in tokens):
-            raise ApiError(400, f"token ids must be between 0 and {self.tokenizer.vocab_size - 1}", param="prompt")
-        if tokens[:1] != [self.tokenizer.bos_id]:
-            tokens = [self.tokenizer.bos_id, *tokens]
-        if len(tokens) >= context:
-            message = f"the prompt has {len(tokens)} tokens, but the model's context is {context}: shorten it"
-            raise ApiError(400, message, code="context_length_exceeded", param="prompt")
-        return tokens
+            message = f"{param} must have token ids from 0 to {self.tokenizer.vocab_size - 1}"
+            raise ApiError(400, message, param=param)
+
+    def _conversation_too_long(self, card: ModelCard, messages: list[Message], length: int) -> ApiError:
+        """Build the error for messages of which even the system message and the last turn do not fit."""
+        roles = [message.turn_role for message in messages]
+        last_user = max((i for i, role in enumerate(roles) if role != "assistant"), default=0)
+        first_kept = max((i + 1 for i in range(last_user) if roles[i] == "assistant"), default=0)
+        kept = [i for i, role in enumerate(roles) if i >= first_kept or set(roles[: i + 1]) == {"system"}]
+        sizes = {i: len(self.tokenizer.encode(join_text(messages[i].parts()))) for i in kept}
+        longest = max(kept, key=sizes.__getitem__)
+        name = f"messages[{longest}]"
+        details = f"the shortest possible prompt has {length}: shorten {name} ({messages[longest].role})"
+        return _too_long(card.context, f"{details}, which has {sizes[longest]}", name)
 
     def submit(self, generation: GenerationRequest) -> ReplyStream:
         """Start generating; call `cancel` on the result when the client disconnects."""
-        _check_logprobs([sampling for _, sampling in generation.prompts], generation.card.context)
+        _check_logprobs(generation.prompts, generation.card.context)
         return self.pool.submit(generation.card, generation.prompts)
 
     async def outputs(self, replies: ReplyStream) -> AsyncIterator[tuple[int, RequestOutput]]:
@@ -167,8 +195,18 @@ class _EventStream(StreamingResponse):
             self.replies.cancel()
 
 
-def _check_logprobs(samplings: list[SamplingParams], context: int) -> None:
-    count = sum(min(s.max_tokens, context) * (1 + s.logprobs) for s in samplings if s.logprobs is not None)
+def _too_long(context: int, details: str, param: str) -> ApiError:
+    # In OpenAI's words, which clients search for.
+    message = f"This model's maximum context length is {context} tokens, but {details}"
+    return ApiError(400, message, code="context_length_exceeded", param=param)
+
+
+def _check_logprobs(prompts: Prompts, context: int) -> None:
+    count = 0
+    for prompt, sampling in prompts:
+        if sampling.logprobs is not None:
+            tokens = min(sampling.max_tokens, context - len(prompt)) + sampling.needs_prompt_logprobs * len(prompt)
+            count += tokens * (1 + sampling.logprobs)
     if count > MAX_RESPONSE_LOGPROBS:
         message = f"logprobs per response must be at most {MAX_RESPONSE_LOGPROBS}, got {count}: lower max_tokens or n"
         raise ApiError(400, message, param="logprobs")

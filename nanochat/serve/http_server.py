@@ -6,7 +6,7 @@ import errno
 import logging
 import resource
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import uvicorn
 from fastapi import FastAPI
@@ -55,14 +55,14 @@ def is_loopback(listener: socket.socket) -> bool:
     return host.startswith("127.") or host == "::1"
 
 
-def allowed_hosts(listener: socket.socket, host: str) -> list[str] | None:
-    """Return the accepted Host headers: loopback names, the bound address and `host`. None: any, on the network.
+def allowed_hosts(listener: socket.socket, host: str, others: Sequence[str] = ()) -> list[str] | None:
+    """Return the accepted Host headers: loopback names, the bound address, `host` and `others`. None: any.
 
     `host` may be the machine's own name, which Debian resolves to 127.0.1.1.
     """
     if not is_loopback(listener):
         return None
-    return [*LOOPBACK_NAMES, _bracketed(listener.getsockname()[0]), _bracketed(host.lower())]
+    return [*LOOPBACK_NAMES, _bracketed(listener.getsockname()[0]), _bracketed(host.lower()), *map(str.lower, others)]
 
 
 def url(listener: socket.socket, host: str) -> str:

@@ -48,6 +48,7 @@ class SecurityMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope = _normalized(scope)
         started = False
         received = 0
 
@@ -85,15 +86,17 @@ class SecurityMiddleware:
         await error.response_to(scope["path"])(scope, receive, send_with_headers)
 
     def _rejection(self, path: str, headers: Headers) -> ApiError | None:
-        if self.allowed_hosts is not None and _host_name(headers.get("host", "")) not in self.allowed_hosts:
-            return ApiError(400, "Host header not allowed: start the server with --host to allow other names")
+        host = host_name(headers.get("host", ""))
+        if self.allowed_hosts is not None and host not in self.allowed_hosts:
+            return ApiError(400, f"host {host[:100]!r} is not allowed: start the server with --allow-host NAME")
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > MAX_BODY_BYTES:
             return _body_too_large()
         if self.api_key is not None and path not in PUBLIC_PATHS and not path.startswith("/static/"):
-            given = headers.get("authorization", "").removeprefix("Bearer ")
+            scheme, _, token = headers.get("authorization", "").partition(" ")
+            given = (token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""))
             # In constant time, so that response times do not reveal the key.
-            if not hmac.compare_digest(given.encode("latin-1"), self.api_key.encode()):
+            if not any(hmac.compare_digest(key.encode("latin-1"), self.api_key.encode()) for key in given):
                 challenge = {"WWW-Authenticate": "Bearer"}
                 return ApiError(401, "missing or incorrect API key", code="invalid_api_key", headers=challenge)
         return None
@@ -107,6 +110,19 @@ class _BodyTooLargeError(BaseException):
     """Not an Exception, so that it passes through the application without being handled by a route."""
 
 
-def _host_name(host: str) -> str:
+def _normalized(scope: Scope) -> Scope:
+    """Accept HEAD wherever GET is, and JSON of any Content-Type, such as that of `curl -d`.
+
+    Not from browsers, which send an Origin: another site could then post without a CORS preflight request.
+    """
+    method, headers = scope["method"], list(scope["headers"])
+    if method == "POST" and not any(name == b"origin" for name, _ in headers):
+        headers = [(name, value) for name, value in headers if name != b"content-type"]
+        headers.append((b"content-type", b"application/json"))
+    # uvicorn sends no body in response to HEAD.
+    return {**scope, "method": "GET" if method == "HEAD" else method, "headers": headers}
+
+
+def host_name(host: str) -> str:
     """Return the name in a Host header in lower case, without the port: `[::1]:8000` -> `[::1]`."""
     return (host if host.endswith("]") else host.rpartition(":")[0] or host).lower()

@@ -60,7 +60,7 @@ class ModelRegistry:
         return cards if self.default in cards else [self.default, *cards]
 
     def find(self, name: str | None) -> ModelCard | None:
-        """Return the model with this name, or the default if no name is given, or None."""
-        if name in (None, "", self.default.id):
+        """Return the model with this name, or None. The default has the names "nanochat" and "" too."""
+        if name in (None, "", "nanochat", self.default.id):
             return self.default
         return next((card for card in self.cards() if card.id == name), None)

@@ -30,7 +30,7 @@ from nanochat.serve.engine_process import (
     pack,
 )
 from nanochat.serve.model_registry import ModelCard, ModelRegistry
-from nanochat.serve.protocol import ApiError
+from nanochat.serve.protocol import MAX_REPLIES_PER_REQUEST, ApiError
 
 log = logging.getLogger(__name__)
 CLOSE_SECONDS = 5
@@ -306,9 +306,9 @@ class EnginePool:
             status = self.status if self.status != "ok" else "loading"
             raise ApiError(503, UNAVAILABLE[status], code=status, headers={"Retry-After": "5"})
         capacity = sum(engine.slots for engine in self.engines) + self.max_waiting
-        if len(prompts) > capacity:
-            raise ApiError(400, f"n x prompts must be at most {capacity}, got {len(prompts)}", param="n")
-        if len(prompts) > capacity - self.unfinished:
+        if len(prompts) > MAX_REPLIES_PER_REQUEST:
+            raise ApiError(400, f"n x prompts must be at most {MAX_REPLIES_PER_REQUEST}, got {len(prompts)}", param="n")
+        if self.unfinished and len(prompts) > capacity - self.unfinished:
             message = "too many requests are waiting: try again in a moment"
             raise ApiError(429, message, code="queue_full", headers={"Retry-After": "1"})
         with_model = [engine for engine in available if engine.requested == card]

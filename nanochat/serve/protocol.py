@@ -1,12 +1,13 @@
 """Request bodies of the OpenAI API (https://platform.openai.com/docs/api-reference) and their validation.
 
-Extensions are `top_k`, `min_p`, `repetition_penalty`, and assistant messages with tool calls as parts. Unknown fields
-are ignored. Known fields that this server does not support are rejected if they would change the reply.
+Fields of other servers that would change the reply are refused by name (`REFUSED_FIELDS`); all other unknown fields are
+ignored, and logged once.
 """
 
 import bisect
 import dataclasses
-import itertools
+import json
+import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,14 @@ from pydantic import (
     AfterValidator,
     AliasChoices,
     BaseModel,
+    BeforeValidator,
+    ConfigDict,
     Field,
     Strict,
     StrictBool,
     StringConstraints,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -31,8 +35,12 @@ from nanochat.conversations import Part
 from nanochat.inference.sampling_params import MAX_LOGPROBS, MAX_STOP_STRINGS, SamplingParams
 from nanochat.serve.model_registry import ModelCard
 
+log = logging.getLogger(__name__)
 MAX_MESSAGES = 1000
-MAX_PROMPTS = 16
+MAX_TOKENS = 1_000_000
+MAX_BIASES = 1000
+MAX_LOGGED_FIELDS = 100
+MAX_REPLIES_PER_REQUEST = 256
 MAX_REPLIES = 16
 MAX_REPLY_FRACTION = 4  # at most a quarter of the context is reserved for the reply
 ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
@@ -92,52 +100,138 @@ class ContentPart(BaseModel):
     text: Text
 
 
+def _to_parts(content: Any) -> Any:
+    """Convert a message's content to a list of parts, for pydantic to validate."""
+    if content is None or isinstance(content, str):
+        content = [content] if content else []
+    if not isinstance(content, list):
+        raise ValueError("must be a string or a list of parts")
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    for part in parts:
+        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+            raise ValueError('must be a string or a list of parts such as {"type": "text", "text": "..."}')
+        if part["type"] not in ("text", "python", "python_output"):
+            raise ValueError(f"has a part of type {part['type'][:40]!r}, but this model reads text only")
+    return parts
+
+
+class ToolFunction(BaseModel):
+    name: Text
+    arguments: Any = ""  # JSON; Ollama's clients send an object
+
+
+class ToolCall(BaseModel):
+    function: ToolFunction
+
+
 class Message(BaseModel):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[ContentPart]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Annotated[list[ContentPart], BeforeValidator(_to_parts, str | list[ContentPart] | None)] = []
+    tool_calls: list[ToolCall] | None = None
 
     @property
     def turn_role(self) -> Literal["system", "user", "assistant"]:
-        return "system" if self.role == "developer" else self.role
+        """The role in the chat format, in which the results of tools are part of the assistant's turn."""
+        if self.role in ("developer", "system"):
+            return "system"
+        return "user" if self.role == "user" else "assistant"
 
     def parts(self) -> list[Part]:
-        if isinstance(self.content, str):
-            return [{"type": "text", "text": self.content}]
-        return [{"type": part.type, "text": part.text} for part in self.content]
+        """Return the content in the chat format, where other tools look like the python tool."""
+        parts: list[Part] = [{"type": part.type, "text": part.text} for part in self.content if part.text]
+        if self.role in ("tool", "function"):
+            return [{"type": "python_output", "text": join_text(parts)}]
+        for call in self.tool_calls or []:
+            arguments = call.function.arguments
+            text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+            parts.append({"type": "python", "text": f"{call.function.name}({text})"})
+        return parts
 
     @model_validator(mode="after")
-    def _check_types(self) -> Self:
-        if self.role != "assistant" and any(part["type"] != "text" for part in self.parts()):
-            raise ValueError("only assistant messages can have tool calls")
+    def _check_content(self) -> Self:
+        if self.role != "assistant" and any(part.type != "text" for part in self.content):
+            raise ValueError("has a tool call, which only assistant messages can have")
+        if self.role == "user" and "content" not in self.model_fields_set:
+            raise ValueError("needs a content")
         return self
 
 
 class ResponseFormat(BaseModel):
-    type: Literal["text"]
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: dict[str, Any] | None = None  # OpenAI: {"name": ..., "schema": ...}
+    own_schema: dict[str, Any] | None = Field(None, alias="schema")  # llama.cpp
 
 
 class StreamOptions(BaseModel):
     include_usage: StrictBool | None = None
 
 
+def _to_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _check_tool_choice(value: Any) -> Any:
+    if value not in (None, "none", "auto"):
+        raise ValueError('must be "auto" or "none", because this model decides itself when to call its own tool')
+    return value
+
+
+def _check_guided_json(value: Any) -> Any:
+    if not isinstance(value, (dict, str, type(None))):
+        raise ValueError("must be a JSON schema")
+    return value
+
+
+REFUSED_FIELDS = (
+    "guided_regex guided_choice guided_grammar structured_outputs grammar json_schema regex ebnf chat_template "
+    "documents images audio web_search_options prompt_embeds truncate_prompt_tokens prompt_logprobs bad_words "
+    "allowed_token_ids logits_processors include_stop_str_in_output use_beam_search length_penalty typical_p mirostat "
+    "dry_multiplier xtc_probability top_n_sigma dynatemp_range"
+)
+"""Fields of other servers that would change the reply, unless they are null, false, 0 or empty."""
+HARMLESS_VALUES = {"length_penalty": 1, "typical_p": 1, "truncate_prompt_tokens": -1}
+_ignored_fields: set[str] = set()  # logged already
+
+
 class SamplingRequest(BaseModel):
     """Fields shared by both completion endpoints."""
+
+    model_config = ConfigDict(extra="allow")
 
     model: str | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Integer | None = Field(None, ge=1, le=1_000_000)
+    max_tokens: Integer | None = Field(None, ge=-1, le=MAX_TOKENS, description="-1: up to the end of the context")
+    min_tokens: Integer | None = Field(None, ge=0, le=MAX_TOKENS)
     temperature: Number | None = Field(None, ge=0, le=2)
-    top_p: Number | None = Field(None, gt=0, le=1)
-    top_k: Integer | None = Field(None, ge=0, le=1_000_000, description="0 or null: all tokens")
+    top_p: Number | None = Field(None, ge=0, le=1)
+    top_k: Integer | None = Field(None, ge=-1, le=1_000_000, description="-1, 0 or null: all tokens")
     min_p: Number | None = Field(None, ge=0, le=1)
     repetition_penalty: Number | None = Field(None, ge=0.1, le=10)
-    seed: Integer | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    frequency_penalty: Number | None = Field(None, ge=-2, le=2)
+    presence_penalty: Number | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[int, Annotated[Number, Field(ge=-100, le=100)]] | None = Field(None, max_length=MAX_BIASES)
+    seed: Integer | None = Field(None, ge=-(2**63), lt=2**63, description="-1 or null: random")
+    stop: Annotated[list[StopString] | None, BeforeValidator(_to_list, str | list[str] | None)] = Field(
+        None, max_length=MAX_STOP_STRINGS
+    )
+    stop_token_ids: list[Integer] | None = Field(None, max_length=MAX_STOP_STRINGS)
+    ignore_eos: StrictBool | None = None
     n: Integer | None = Field(None, ge=1, le=MAX_REPLIES)
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
-    logit_bias: dict[str, Number] | None = Field(None, max_length=0)
+    response_format: ResponseFormat | None = None
+    guided_json: Annotated[Any, BeforeValidator(_check_guided_json, dict[str, Any] | str | None)] = None
+
+    @model_validator(mode="after")
+    def _check_unknown_fields(self) -> Self:
+        unknown = self.model_extra or {}
+        for name, value in unknown.items():
+            if value and name in REFUSED_FIELDS.split() and value != HARMLESS_VALUES.get(name):
+                raise ValueError(f"{name} is not supported: remove it from the request")
+        new = {name[:40] for name in unknown} - _ignored_fields - set(REFUSED_FIELDS.split())
+        if new and len(_ignored_fields) < MAX_LOGGED_FIELDS:
+            _ignored_fields.update(new)
+            log.warning("ignoring the unknown request fields %s (logged once)", ", ".join(map(repr, sorted(new))))
+        return self
 
     @property
     def num_logprobs(self) -> int | None:
@@ -147,51 +241,99 @@ class SamplingRequest(BaseModel):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def json_schema_text(self) -> str | None:
+        """The JSON schema that the reply must match, None for plain text."""
+        schema, format = self.guided_json, self.response_format
+        if format and format.type != "text":
+            schema = (format.json_schema or {}).get("schema") or format.own_schema or {"type": "object"}
+        return schema if schema is None or isinstance(schema, str) else json.dumps(schema)
+
     def sampling_params(self, defaults: SamplingParams) -> list[SamplingParams]:
         """Return the parameters of each of the `n` replies. Fields that are not set take the server's defaults."""
+        names = ("max_tokens", "min_tokens", "temperature", "top_p", "min_p")
+        penalties = ("repetition_penalty", "frequency_penalty", "presence_penalty")
         given: dict[str, Any] = {
-            name: value
-            for name in ("max_tokens", "temperature", "top_p", "min_p", "repetition_penalty")
-            if (value := getattr(self, name)) is not None
+            name: value for name in (*names, *penalties) if (value := getattr(self, name)) is not None
         }
         if "top_k" in self.model_fields_set:
-            given["top_k"] = self.top_k or None
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        seed = secrets.randbits(63) if self.seed is None else self.seed % 2**63
-        params = dataclasses.replace(defaults, **given, stop=stop, seed=seed, logprobs=self.num_logprobs)
+            given["top_k"] = max(self.top_k or 0, 0) or None
+        if self.max_tokens == -1:
+            given["max_tokens"] = MAX_TOKENS
+        if self.ignore_eos:
+            given["min_tokens"] = MAX_TOKENS
+        params = dataclasses.replace(
+            defaults,
+            **given,
+            stop=tuple(self.stop or ()),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            logit_bias=tuple((self.logit_bias or {}).items()),
+            seed=secrets.randbits(63) if self.seed in (None, -1) else self.seed % 2**63,
+            json_schema=self.json_schema_text,
+            logprobs=self.num_logprobs,
+        )
         return [params.child(i) for i in range(self.n or 1)]
 
 
 class ChatRequest(SamplingRequest):
-    """Body of POST /v1/chat/completions."""
+    """Body of POST /v1/chat/completions. `tools` are accepted, but the model calls only its own python tool."""
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_completion_tokens: Integer | None = Field(None, ge=1, le=1_000_000)
+    max_completion_tokens: Integer | None = Field(None, ge=-1, le=MAX_TOKENS)
     logprobs: StrictBool | None = None
     top_logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    tools: list[Any] | None = Field(None, max_length=0)
-    tool_choice: Literal["none", "auto"] | None = None
-    response_format: ResponseFormat | None = None
+    tools: list[Any] | None = None
+    tool_choice: Annotated[Any, BeforeValidator(_check_tool_choice)] = None
+    function_call: Annotated[Any, BeforeValidator(_check_tool_choice)] = None
+    continue_final_message: StrictBool | None = None
+    add_generation_prompt: StrictBool | None = None
 
     @property
     def num_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    @field_validator("max_tokens", "max_completion_tokens")
+    @classmethod
+    def _check_max_tokens(cls, value: int | None) -> int | None:
+        if value == 0:
+            raise ValueError("must be at least 1, or -1 for no limit, got 0")
+        return value
+
     @model_validator(mode="after")
-    def _rename_max_tokens(self) -> Self:
+    def _check_reply(self) -> Self:
         self.max_tokens = self.max_completion_tokens or self.max_tokens  # the former is OpenAI's newer name
+        if self.messages[-1].turn_role != "assistant":
+            if self.continue_final_message:
+                raise ValueError("continue_final_message requires a last message of the assistant")
+            if self.add_generation_prompt is False:
+                raise ValueError("add_generation_prompt must be true unless the last message is the assistant's")
         return self
+
+    def conversation(self) -> list[conversations.Message]:
+        """Return the messages as turns; if the last one is the assistant's, the reply continues it."""
+        turns = to_conversation(self.messages)
+        if self.continue_final_message is False and turns[-1]["role"] == "assistant":
+            turns.append({"role": "assistant", "content": ""})
+        return turns
+
+
+def _to_prompts(value: Any) -> list[str | list[int]]:
+    """Convert a prompt to a list of texts and lists of token ids."""
+    is_single = isinstance(value, str) or (isinstance(value, list) and value and type(value[0]) is int)
+    prompts = [value] if is_single else value
+    if not isinstance(prompts, list) or not prompts:
+        raise ValueError("must be a string, a list of token ids, or a list of these")
+    for prompt in prompts:
+        is_tokens = isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt)
+        if not isinstance(prompt, str) and not is_tokens:
+            raise ValueError("must be a string, a list of token ids, or a list of these")
+    return [_replace_surrogates(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
 class CompletionRequest(SamplingRequest):
     """Body of POST /v1/completions: one or more prompts as text or token ids."""
 
-    prompt: (
-        Text
-        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | Annotated[list[Integer], Field(min_length=1)]
-        | Annotated[list[Annotated[list[Integer], Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)]
-    )
+    prompt: Annotated[list[Any], BeforeValidator(_to_prompts, str | list[str] | list[Integer] | list[list[Integer]])]
     echo: StrictBool | None = None
     logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS)
     best_of: Literal[1] | None = None
@@ -200,11 +342,6 @@ class CompletionRequest(SamplingRequest):
     @property
     def num_logprobs(self) -> int | None:
         return self.logprobs
-
-    def prompts(self) -> list[str | list[int]]:
-        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
-            return [self.prompt]
-        return list(self.prompt)
 
 
 class TokenizeRequest(BaseModel):
@@ -237,28 +374,33 @@ def translate(request_type: type[Request], fields: dict[str, Any], names: Mappin
     except ValidationError as error:
         details = error.errors(include_url=False)
         for detail in details:
-            name, *rest = detail["loc"]
-            detail["loc"] = ("body", names.get(str(name), name), *rest)
+            name, rest = detail["loc"][:1], detail["loc"][1:]
+            detail["loc"] = ("body", *(names.get(str(step), step) for step in name), *rest)
         raise RequestValidationError(details) from None
 
 
 def to_conversation(messages: list[Message]) -> list[conversations.Message]:
-    """Convert a request's messages; consecutive messages of one role are merged.
+    """Convert a request's messages to an optional system message, then turns of user and assistant.
 
-    Raises ApiError unless they are an optional system message, then user and assistant alternating, ending with user.
+    Consecutive messages of one role are merged. A later system message becomes part of the user's turn. Messages
+    without content are dropped, except the user's. Raises ApiError if none is left.
     """
     turns: list[conversations.Message] = []
-    for role, group in itertools.groupby(messages, lambda message: message.turn_role):
-        contents = [message.parts() for message in group]
-        if role == "assistant":
-            turns.append({"role": role, "content": list(itertools.chain(*contents))})
+    for message in messages:
+        role, parts = message.turn_role, message.parts()
+        if role == "system" and turns and turns[-1]["role"] != "system":
+            role = "user"
+        if not parts and message.role != "user":
+            continue
+        content: str | list[Part] = parts if role == "assistant" else join_text(parts)
+        if turns and turns[-1]["role"] == role:
+            previous: Any = turns[-1]["content"]
+            separator: Any = "\n\n" if role != "assistant" and previous and content else content[:0]
+            turns[-1]["content"] = previous + separator + content
         else:
-            turns.append({"role": role, "content": "\n\n".join(map(join_text, contents))})
-    roles = [turn["role"] for turn in turns]
-    dialog = roles[1:] if roles[0] == "system" else roles
-    if "system" in dialog or dialog[:1] != ["user"] or dialog[-1:] != ["user"]:
-        expected = "messages must be an optional system message, then user and assistant alternating, ending with user"
-        raise ApiError(400, expected, param="messages")
+            turns.append({"role": role, "content": content})
+    if not turns:
+        raise ApiError(400, "messages must contain text", param="messages")
     return turns
 
 
@@ -275,20 +417,16 @@ def truncate_conversation(
 ) -> tuple[list[int], int]:
     """Render a conversation, dropping the oldest turns if it is too long. Return the prompt and the number dropped.
 
-    A question and its answer are dropped together; the system message and the last message stay. Room for the reply is
-    reserved. Raises ApiError if the remaining messages fill the context.
+    What remains starts with a user's turn. The system message and the last user's turn stay, so that the prompt may
+    still be too long. Room for the reply is reserved.
     """
     system = list(messages[:1]) if messages[0]["role"] == "system" else []
     turns = messages[len(system) :]
     max_length = context - min(max_tokens, context // MAX_REPLY_FRACTION)
+    starts = [0, *(i for i, turn in enumerate(turns) if i and turn["role"] == "user")]
 
-    def render_without(exchanges: int) -> list[int]:
-        return render([*system, *turns[2 * exchanges :]])
+    def render_from(start: int) -> list[int]:
+        return render([*system, *turns[start:]])
 
-    exchanges = range(len(turns) // 2)
-    dropped = bisect.bisect_left(exchanges, True, key=lambda n: len(render_without(n)) <= max_length)
-    prompt = render_without(dropped)
-    if len(prompt) >= context:
-        message = f"the last message has {len(prompt)} tokens, but the model's context is {context}: shorten it"
-        raise ApiError(400, message, code="context_length_exceeded", param="messages")
-    return prompt, 2 * dropped
+    start = starts[bisect.bisect_left(starts[:-1], True, key=lambda start: len(render_from(start)) <= max_length)]
+    return render_from(start), start

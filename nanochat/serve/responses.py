@@ -3,6 +3,7 @@
 Tool calls are not part of the text: they are in an additional field `nanochat`, which other clients ignore.
 """
 
+import codecs
 import itertools
 import json
 import secrets
@@ -70,6 +71,10 @@ class ResponseBuilder:
         extra = {"usage": None} if self.include_usage else {}  # the last chunk has it
         return {**self._shared, "object": self.chunk_type, "choices": choices, **extra}
 
+    def has_logprobs(self, index: int) -> bool:
+        """Return whether the request asks for the logprobs of reply `index`."""
+        return self.generation.prompts[index][1].logprobs is not None
+
     def usage(self, num_tokens: int) -> Json:
         """Build the usage object. Tool output counts as completion tokens because it uses up context."""
         prompt_tokens = self.generation.num_prompt_tokens
@@ -117,17 +122,17 @@ class ChatResponseBuilder(ResponseBuilder):
     def choice_delta(self, index: int, delta: Delta) -> Json:
         if delta.type != "text":
             return {"delta": {"nanochat": {"type": delta.type, "text": delta.text}}, "logprobs": None}
-        return {"delta": {"content": delta.text}, "logprobs": self._logprobs(delta.logprobs)}
+        return {"delta": {"content": delta.text}, "logprobs": self._logprobs(index, delta.logprobs)}
 
     def choice(self, index: int, deltas: list[Delta]) -> Json:
         text = text_of(deltas)
         message: Json = {"role": "assistant", "content": text.text, "refusal": None}
         if any(delta.type != "text" for delta in deltas):
             message["nanochat"] = {"parts": [{"type": delta.type, "text": delta.text} for delta in deltas]}
-        return {"message": message, "logprobs": self._logprobs(text.logprobs)}
+        return {"message": message, "logprobs": self._logprobs(index, text.logprobs)}
 
-    def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> Json | None:
-        if not logprobs:
+    def _logprobs(self, index: int, logprobs: Sequence[TokenLogprob]) -> Json | None:
+        if not self.has_logprobs(index):
             return None
         content = [
             {**self._entry(own.token, own.logprob), "top_logprobs": [self._entry(*other) for other in own.top]}
@@ -135,7 +140,7 @@ class ChatResponseBuilder(ResponseBuilder):
         ]
         return {"content": content, "refusal": None}
 
-    def _entry(self, token: int, logprob: float) -> Json:
+    def _entry(self, token: int, logprob: float | None) -> Json:
         raw = self.tokenizer.decode_bytes([token])
         return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
 
@@ -147,38 +152,41 @@ class TextResponseBuilder(ResponseBuilder):
     object_type = chunk_type = "text_completion"
     final_choice: ClassVar[Json] = {"text": "", "logprobs": None}
 
-    def __init__(
-        self, generation: GenerationRequest, tokenizer: Tokenizer, include_usage: bool = False, echo: bool = False
-    ) -> None:
-        """echo: repeat the prompt before the reply."""
+    def __init__(self, generation: GenerationRequest, tokenizer: Tokenizer, include_usage: bool = False) -> None:
         super().__init__(generation, tokenizer, include_usage)
-        self.echo = [tokenizer.decode(prompt[1:]) if echo else "" for prompt, _ in generation.prompts]
-        self._num_characters = [len(text) for text in self.echo]  # of each reply so far
-
-    def opening_chunks(self) -> Iterable[Json]:
-        for index, text in enumerate(self.echo):
-            if text:
-                yield self.chunk(index, {"text": text, "logprobs": None})
+        self._num_characters = [0 for _ in generation.prompts]  # of each reply so far
 
     def choice_delta(self, index: int, delta: Delta) -> Json | None:
         if delta.type != "text":
             return None
         offset = self._num_characters[index]
         self._num_characters[index] += len(delta.text)
-        return {"text": delta.text, "logprobs": self._logprobs(delta.logprobs, offset)}
+        return {"text": delta.text, "logprobs": self._logprobs(index, delta.logprobs, offset)}
 
     def choice(self, index: int, deltas: list[Delta]) -> Json:
-        text, echo = text_of(deltas), self.echo[index]
-        return {"text": echo + text.text, "logprobs": self._logprobs(text.logprobs, len(echo))}
+        text = text_of(deltas)
+        return {"text": text.text, "logprobs": self._logprobs(index, text.logprobs, 0)}
 
-    def _logprobs(self, logprobs: Sequence[TokenLogprob], offset: int) -> Json | None:
+    def _logprobs(self, index: int, logprobs: Sequence[TokenLogprob], offset: int) -> Json | None:
         """offset: of the first token in the reply's text, in characters."""
-        if not logprobs:
+        if not self.has_logprobs(index):
             return None
-        texts = [self.tokenizer.decode([own.token]) for own in logprobs]
+        utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # a character may have several tokens
+        lengths = [len(utf8.decode(self.tokenizer.decode_bytes([own.token]))) for own in logprobs]
         return {
-            "tokens": texts,
+            "tokens": [self._text(own.token) for own in logprobs],
             "token_logprobs": [own.logprob for own in logprobs],
-            "top_logprobs": [{self.tokenizer.decode([id]): value for id, value in own.top} for own in logprobs],
-            "text_offset": list(itertools.accumulate(map(len, texts[:-1]), initial=offset)),
+            "top_logprobs": [self._alternatives(own) for own in logprobs],
+            "text_offset": list(itertools.accumulate(lengths, initial=offset))[:-1],
         }
+
+    def _alternatives(self, own: TokenLogprob) -> dict[str, float] | None:
+        if own.logprob is None:
+            return None
+        return {self._text(token): logprob for token, logprob in [*own.top, (own.token, own.logprob)]}
+
+    def _text(self, token: int) -> str:
+        """Return a token's text; for a part of a character its bytes, in OpenAI's notation."""
+        raw = self.tokenizer.decode_bytes([token])
+        text = raw.decode("utf-8", "backslashreplace")
+        return text if text.encode() == raw else f"bytes:{text}"

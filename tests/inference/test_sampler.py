@@ -15,7 +15,7 @@ NONE = torch.tensor([], dtype=torch.long)
 
 def draw(logits: torch.Tensor, samplings: list[SamplingParams]) -> list[int]:
     """One token each. logits: (N, V)."""
-    sampler = Sampler(samplings, [[]] * len(samplings), logits.size(1), NONE)
+    sampler = Sampler(samplings, [[]] * len(samplings), [0] * len(samplings), logits.size(1), NONE)
     return sampler.sample(logits.clone(), [sampling.uniform(0) for sampling in samplings]).tolist()
 
 
@@ -82,7 +82,7 @@ def test_the_largest_uniform_selects_a_candidate() -> None:
         (SamplingParams(top_k=None, min_p=0.1), 1),
         (SamplingParams(top_k=None, top_p=0.5), 0),
     ):
-        tokens = Sampler([kind], [[]], 4, NONE).sample(logits.clone(), [1 - 2**-53])
+        tokens = Sampler([kind], [[]], [0], 4, NONE).sample(logits.clone(), [1 - 2**-53])
         assert tokens.item() <= last
 
 
@@ -100,10 +100,10 @@ def test_uniform_draws_are_uniform_and_repeat() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"max_tokens": 0},
+        {"max_tokens": -1},
         {"temperature": -1.0},
         {"top_k": -5},
-        {"top_p": 0.0},
+        {"top_p": 1.1},
         {"min_p": 1.5},
         {"repetition_penalty": 1e-40},
         {"stop": ("",)},

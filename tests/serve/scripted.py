@@ -81,6 +81,7 @@ class ScriptedEngine:
         time.sleep(self.pause)
         while self._waiting and len(self._active) < self.slots:
             request = self._waiting.popleft()
+            request.completion.prompt_logprobs = [TokenLogprob(token, -0.5, ()) for token in request.tokens[1:]]
             self._active[request] = self._script(self._text(request.tokens))
         for request, script in list(self._active.items()):
             token = next(script)

@@ -170,14 +170,11 @@ REFUSED: list[tuple[Any, int]] = [
     ([], 400),
     ("text", 400),
     ({"messages": []}, 400),
+    ({"messages": [{"role": "assistant", "content": ""}]}, 400),
     ({"messages": "hello"}, 400),
     ({"messages": [{"role": "user"}]}, 400),
     ({"messages": [{"role": "user", "content": 5}]}, 400),
     ({"messages": [{"role": "robot", "content": "hello"}]}, 400),
-    ({"messages": [USER, {"role": "assistant", "content": "hello"}]}, 400),
-    ({"messages": [{"role": "assistant", "content": "hello"}, USER]}, 400),
-    ({"messages": [USER, {"role": "system", "content": "late"}]}, 400),
-    ({"messages": [{"role": "system", "content": "alone"}]}, 400),
     ({"messages": [{"role": "user", "content": [{"type": "python", "text": "1"}]}]}, 400),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, 400),
     (say("hello", temperature=-1), 400),
@@ -185,16 +182,14 @@ REFUSED: list[tuple[Any, int]] = [
     (say("hello", max_tokens=0), 400),
     (say("hello", max_tokens=True), 400),
     (say("hello", top_k=-3), 400),
-    (say("hello", top_p=0), 400),
+    (say("hello", top_p=-0.1), 400),
     (say("hello", seed=10**30), 400),
     (say("hello", n=0), 400),
     (say("hello", n=99), 400),
     (say("hello", stop=[""]), 400),
     (say("hello", stop=["x"] * 17), 400),
-    (say("hello", presence_penalty=1), 400),
-    (say("hello", tools=[{"type": "function"}]), 400),
+    (say("hello", presence_penalty=3), 400),
     (say("hello", tool_choice="required"), 400),
-    (say("hello", response_format={"type": "json_object"}), 400),
     (say("hello", model="gpt-4"), 404),
     (say("long " * CONTEXT), 400),
     (say("x" * 1_100_000), 413),
@@ -282,7 +277,7 @@ def test_text_offsets_are_the_starts_of_tokens(client: httpx.Client) -> None:
     body = {"prompt": "calculate", "logprobs": 0, "echo": True}
     (choice,) = client.post("/v1/completions", json=body).json()["choices"]
     text, logprobs = choice["text"], choice["logprobs"]
-    assert text == "calculateLet me see. It is 1665." and logprobs["text_offset"][0] == len("calculate")
+    assert text == "calculateLet me see. It is 1665." and logprobs["text_offset"][0] == 0
     for token, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
         assert text[offset:].startswith(token)
     pieces = [event["choices"][0]["logprobs"] for event in chunks(client, body, "/v1/completions")]

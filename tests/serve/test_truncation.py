@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from nanochat.conversations import Message, text_of
-from nanochat.serve.protocol import ApiError, truncate_conversation
+from nanochat.serve.protocol import truncate_conversation
 
 
 def prompt_of(messages: Sequence[Message]) -> list[int]:
@@ -43,8 +43,10 @@ def test_a_quarter_of_the_context_is_enough_room_for_a_long_reply() -> None:
     assert truncate_conversation(prompt_of, talk(10, 14, 50), 100, max_tokens=1000)[1] == 2
 
 
-def test_last_message_stays_as_long_as_one_token_fits_after_it() -> None:
-    assert len(truncate_conversation(prompt_of, talk(10, 10, 98), 100, max_tokens=50)[0]) == 99
-    with pytest.raises(ApiError) as refused:
-        truncate_conversation(prompt_of, talk(10, 10, 99), 100, max_tokens=50)
-    assert refused.value.status == 400 and refused.value.code == "context_length_exceeded"
+def test_the_last_message_stays() -> None:
+    assert truncate_conversation(prompt_of, talk(10, 10, 98), 100, max_tokens=50) == ([0] * 99, 2)
+
+
+def test_a_greeting_is_dropped_first() -> None:
+    greeting: Message = {"role": "assistant", "content": "x" * 60}
+    assert truncate_conversation(prompt_of, [greeting, *talk(10, 10, 30)], 100, max_tokens=10)[1] == 1

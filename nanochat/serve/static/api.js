@@ -32,18 +32,18 @@ async function request(path, body, signal) {
 }
 
 export async function models() {
-  return (await (await request("/v1/models")).json()).data;
+  return (await (await request("v1/models")).json()).data;
 }
 
 // Converts Markdown texts to safe HTML.
 export async function render(texts) {
-  return (await (await request("/render", { texts })).json()).html;
+  return (await (await request("render", { texts })).json()).html;
 }
 
 // Sends a conversation. Yields {dropped} once, then {type, text} for each delta, then {reason} and {usage}.
 export async function* reply(body, signal) {
   const response = await request(
-    "/v1/chat/completions",
+    "v1/chat/completions",
     { ...body, stream: true, stream_options: { include_usage: true } },
     signal,
   );

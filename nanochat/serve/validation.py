@@ -1,0 +1,55 @@
+"""Errors of request bodies as sentences, instead of pydantic's descriptions of its own validators."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from nanochat.serve.protocol import ApiError
+
+SENTENCES = {
+    "missing": "is required",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "too_short": "must have at least {min_length} entry",
+    "too_long": "must have at most {max_length} entries",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "literal_error": "must be {expected}",
+    "finite_number": "must be a finite number",
+    "int_parsing": "must be an integer",
+    "int_type": "must be an integer",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be a string",
+    "list_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "value_error": "{error}",
+    "json_invalid": "is not valid JSON: {error}",
+}
+"""What pydantic's types of errors mean, with placeholders from their context."""
+KINDS: dict[type, str] = {
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+    bytes: "text without Content-Type: application/json",
+}
+
+
+def validation_error(errors: Sequence[Any]) -> ApiError:
+    """Convert pydantic's errors to a sentence about the first one: the field's path, its rule and its value."""
+    error = errors[0]
+    steps = [step for step in error["loc"] if step not in ("body", "[key]")]
+    if error["type"] == "json_invalid":  # its location is a number of characters
+        steps = []
+    param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).strip(".")
+    text = SENTENCES.get(error["type"], "is invalid").format_map(error.get("ctx", {}))
+    value = error["input"]
+    if error["type"] not in ("missing", "value_error", "json_invalid"):
+        # Of strings only the kind, because they may be long.
+        scalar = value is None or isinstance(value, bool | int | float)
+        text += f", got {json.dumps(value) if scalar else KINDS.get(type(value), 'another type')}"
+    if param or error["type"] != "value_error":
+        text = f"{param or 'the request body'} {text}"
+    return ApiError(400, text, code="invalid_value", param=param or None)
