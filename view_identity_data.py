@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""View, check, extend and export the identity conversations; --help lists the commands."""
+"""View, check, extend and convert identity conversations, or other data with --file; --help lists the commands."""
 
 from nanochat.venv import run_in_venv
 

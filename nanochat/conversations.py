@@ -1,13 +1,15 @@
-"""Conversations in OpenAI's format: validation, and reading and writing of JSON Lines files.
+"""Conversations in OpenAI's format: validation, reading of that and other formats, writing of JSON Lines files.
 
 A conversation is {"messages": [{"role": ..., "content": ...}, ...]}: an optional system message, then user and
 assistant in turn. An assistant's content may be a list of parts: text, python (a tool call), python_output.
+ShareGPT, Alpaca, prompt/completion and question/answer are converted when they are read.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 from nanochat import paths
 from nanochat.atomic import atomic_write
@@ -29,14 +31,23 @@ class Message(TypedDict):
 
 class Conversation(TypedDict):
     messages: list[Message]
+    grader: NotRequired[str]  # how a reply in place of the last message is graded (nanochat.tasks.problems)
+    rule: NotRequired[str]  # the grader's pattern or expression
 
 
 class Line(NamedTuple):
-    """One line of a file, with either `conversation` or `problem` set."""
+    """One line of a file, or one item of a JSON array, with either `conversation` or `problem` set."""
 
+    file: Path
     number: int  # from 1
     conversation: Conversation | None
     problem: str | None
+
+
+ROLES = {"human": "user", "developer": "system"} | dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant")
+"""Names of roles in other formats."""
+PAIRS = {"instruction": "output", "prompt": "completion", "question": "answer"}
+"""Fields of a user's message and its answer in formats of one turn."""
 
 
 def conversation(*turns: str | list[Part]) -> Conversation:
@@ -51,10 +62,50 @@ def text_of(message: Message) -> str:
     return content if isinstance(content, str) else "".join(p["text"] for p in content if p["type"] == "text")
 
 
+def convert(record: Any) -> Any:
+    """Return a record of a known format in ours, without fields that are not used; any other value as it is."""
+    if not isinstance(record, dict):
+        return record
+    messages = record.get("messages", record.get("conversations"))
+    for asked, answered in PAIRS.items():
+        if messages is None and asked in record and answered in record:
+            context = f"\n\n{record['input']}" if asked == "instruction" and record.get("input") else ""
+            messages = _turn("user", record[asked], context) + _turn("assistant", record[answered])
+    if not isinstance(messages, list):
+        return record
+    if record.get("system"):
+        messages = [{"role": "system", "content": record["system"]}, *messages]
+    converted: dict[str, Any] = {"messages": [_message(m) for m in messages]}
+    if converted["messages"][:1] == [{"role": "system", "content": ""}]:
+        del converted["messages"][0]
+    return converted | {name: record[name] for name in ("grader", "rule") if name in record}
+
+
+def _turn(role: str, content: Any, context: str = "") -> list[Any]:
+    if isinstance(content, list) and all(isinstance(item, dict) and "role" in item for item in content):
+        return content  # the messages of one side
+    return [{"role": role, "content": f"{content}{context}" if isinstance(content, str | int | float) else content}]
+
+
+def _message(message: Any) -> Any:
+    if not isinstance(message, dict):
+        return message
+    role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+    role = ROLES.get(role, role) if isinstance(role, str) else role
+    if role != "assistant" and isinstance(content, list) and all(_is_text(part) for part in content):
+        content = "".join(part["text"] for part in content)
+    return {"role": role, "content": content}
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
 def find_problem(value: Any) -> str | None:
     """Return the reason why `value` is not a valid conversation, or None if it is."""
     if not isinstance(value, dict) or not isinstance(value.get("messages"), list):
-        return 'it is not an object with a list "messages"'
+        pairs = (f"{asked}/{answered}" for asked, answered in PAIRS.items())
+        return f'it is not an object with a list "messages" or "conversations", or with {", ".join(pairs)}'
     expected = "user"
     for i, message in enumerate(value["messages"]):
         if problem := _problem_in_message(message):
@@ -71,7 +122,8 @@ def find_problem(value: Any) -> str | None:
 
 def _problem_in_message(message: Any) -> str | None:
     if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
-        return 'needs a "role": system, user or assistant'
+        role = message.get("role") if isinstance(message, dict) else None
+        return f'needs a "role": system, user or assistant{"" if role is None else f", not {role!r}"[:80]}'
     content = message.get("content")
     if isinstance(content, str):
         return None if content.strip() else "is empty"
@@ -91,35 +143,50 @@ def _problem_in_message(message: Any) -> str | None:
     return None
 
 
-def scan(path: Path) -> Iterator[Line]:
-    """Yield all lines of a JSON Lines file except blank ones. Raises UserError if the file cannot be read."""
-    try:
-        # Split at b"\n" only: str.splitlines would also split at U+2028 within a text.
-        raw_lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): run ./prepare.sh to create the default file") from None
-    for number, raw in enumerate(raw_lines, start=1):
-        if not raw.strip():
-            continue
+def scan(path: Path, check: Callable[[Conversation], str | None] = lambda _: None) -> Iterator[Line]:
+    """Yield the lines of a file, or of all .jsonl and .json files of a folder, except blank ones.
+
+    `check` returns the reason why a valid conversation is not usable, or None. Raises UserError if `path` cannot be
+    read or is a folder without such files.
+    """
+    files = sorted(f for f in path.rglob("*.json*") if f.suffix in (".jsonl", ".json")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path} has no .jsonl or .json files: choose another folder")
+    for file in files:
         try:
-            value = json.loads(raw.decode())
-            problem = find_problem(value)
-        except json.JSONDecodeError as error:
-            problem = f"it is not JSON ({error.msg} at column {error.colno})"
-        except (ValueError, RecursionError) as error:  # not UTF-8, too many digits, brackets nested too deep
-            problem = f"it is not JSON ({error})"
-        yield Line(number, None if problem else value, problem)
+            data = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        except OSError as error:
+            fix = "run ./prepare.sh to create it" if file == paths.identity_file() else "check its name"
+            raise UserError(f"cannot read {file} ({error.strerror}): {fix}") from None
+        # Split at b"\n" only: str.splitlines would also split at U+2028 within a text.
+        records: list[Any] = data.split(b"\n")
+        if file.suffix == ".json":
+            with contextlib.suppress(ValueError, RecursionError):
+                whole = json.loads(data)
+                records = whole if isinstance(whole, list) else [whole]
+        for number, record in enumerate(records, start=1):
+            if isinstance(record, bytes) and not record.strip():
+                continue
+            try:
+                value = convert(json.loads(record.decode()) if isinstance(record, bytes) else record)
+                problem = find_problem(value) or check(value)
+            except json.JSONDecodeError as error:
+                problem = f"it is not JSON ({error.msg} at column {error.colno})"
+            except (ValueError, RecursionError) as error:  # not UTF-8, too many digits, brackets nested too deep
+                problem = f"it is not JSON ({error})"
+            yield Line(file, number, None if problem else value, problem)
 
 
-def read(path: Path) -> list[Conversation]:
-    """Read a JSON Lines file. Raises UserError at the first invalid line, and if the file is empty."""
+def read(path: Path, check: Callable[[Conversation], str | None] = lambda _: None) -> list[Conversation]:
+    """Read a file or folder as `scan` does. Raises UserError at the first invalid line, and if there are none."""
     conversations = []
-    for line in scan(path):
+    for line in scan(path, check):
         if line.conversation is None:
-            raise UserError(f"line {line.number} of {path} is invalid ({line.problem}): fix or remove it")
+            raise UserError(f"line {line.number} of {line.file} is invalid ({line.problem}): fix or remove it")
         conversations.append(line.conversation)
     if not conversations:
-        raise UserError(f"{path} is empty: add one conversation per line, or delete it and run ./prepare.sh")
+        fix = ", or delete it and run ./prepare.sh" if path == paths.identity_file() else ""
+        raise UserError(f"{path} is empty: add one conversation per line{fix}")
     return conversations
 
 

@@ -6,3 +6,8 @@ class UserError(Exception):
 
     `nanochat.cli.run` prints it without a traceback and exits with code 2.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """Return the type and message of an exception on one line, for a UserError or a note."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -56,6 +56,11 @@ def identity_file() -> Path:
     return base_dir() / "identity_conversations.jsonl"
 
 
+def mixtures_file() -> Path:
+    """Data of the stages after pretraining, a YAML file that the user may edit."""
+    return base_dir() / "mixtures.yaml"
+
+
 def words_file() -> Path:
     """Frequent words of the pretraining text, one per line."""
     return base_dir() / "words.txt"

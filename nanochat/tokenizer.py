@@ -157,8 +157,8 @@ class Tokenizer:
         """Text of `ids`, with U+FFFD for bytes that are not UTF-8."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-    def render_conversation(self, conversation: Conversation, max_tokens: int | None = None) -> Rendered:
-        """Convert a conversation to ids and their mask, truncated to `max_tokens`.
+    def render_conversation(self, conversation: Conversation) -> Rendered:
+        """Convert a conversation to ids and their mask.
 
         The mask covers what the assistant writes: text, tool calls and <|assistant_end|>, but neither
         <|assistant_start|> nor the output of tools.
@@ -181,7 +181,7 @@ class Tokenizer:
                     tokens = [self.special(opening), *tokens, self.special(closing)]
                 add(tokens, learned)
             add([self.special(f"<|{role}_end|>")], int(role == "assistant"))
-        return Rendered(ids[:max_tokens], mask[:max_tokens])
+        return Rendered(ids, mask)
 
     def render_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation up to where the reply starts; a last message of the assistant is continued."""

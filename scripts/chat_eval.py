@@ -5,20 +5,30 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import numpy as np
 from rich.console import Console
+from tyro.conf import UseAppendAction
 
 from nanochat import cli, paths
+from nanochat.conversations import Conversation
+from nanochat.data.packing import PackedRows
+from nanochat.data.token_files import TokenFile
 from nanochat.errors import UserError
-from nanochat.eval.chat_eval import ChatCore
+from nanochat.eval.bits_per_byte import bits_per_byte
+from nanochat.eval.chat_eval import ChatCore, ChatTasks
 from nanochat.eval.core import Core, fetch_bundle
 from nanochat.eval.evaluate import Benchmark, EvalModel
 from nanochat.eval.results import StageEvalConfig, StageResult, TaskScore, score_table, stage_table
+from nanochat.inference.chat import ChatModel
 from nanochat.runtime import Runtime
 from nanochat.stages import STAGES
+from nanochat.tasks.mixtures import load_task
+from nanochat.tasks.task import GradedTask, Task
 from nanochat.train import checkpoint
 from nanochat.train.options import check_range
 
@@ -44,6 +54,8 @@ class EvalOptions:
     """held-out arithmetic problems; spelling and letter counting get a fifth as many words each"""
     tasks: Literal["both", "core", "chat", "none"] = "both"
     """CORE for every stage, ChatCORE for chat models, or neither"""
+    task: Annotated[list[str], UseAppendAction] = field(default_factory=list)
+    """FILE, folder or .py file with your own problems, or conversations: only these; may be given several times"""
     max_per_task: int | None = None
     """maximum number of problems per task of CORE and ChatCORE; default: all"""
     eval_bundle: Path | None = None
@@ -74,23 +86,59 @@ def main(options: EvalOptions) -> None:
     if not sources:
         raise UserError(f"no checkpoints in {paths.base_dir()}: run ./pretrain.sh first")
     found = [checkpoint.find(source, options.model_tag, options.step) for source in sources]
-    benchmarks = load_benchmarks(options)
+    graded, conversations = load_own(options)
+    benchmarks: list[Benchmark] = [ChatTasks(graded, options.max_per_task)] if graded else []
+    if not options.task:
+        benchmarks = load_benchmarks(options)
     results: list[StageResult] = []
     scores: dict[str, dict[str, list[TaskScore]]] = {benchmark.name: {} for benchmark in benchmarks}
     with Runtime.start(options.device_type) as runtime:
         for stage in found:
             model = EvalModel(stage, runtime, options.device_batch_size)
             with console.status(f"evaluating {stage.describe()}") as status:
-                results.append(model.stage_result(config))
+                if not options.task:
+                    results.append(model.stage_result(config))
                 for benchmark in benchmarks:
                     if stage.source != "base" or not benchmark.needs_chat:
                         scores[benchmark.name][stage.source] = model.benchmark(benchmark, status.update)
-    console.print(stage_table(results))
+                if stage.source != "base":
+                    for task in conversations:
+                        bits = answer_bits_per_byte(model.chat, task, options.device_batch_size, runtime)
+                        console.print(f"{stage.describe()}: {bits:.3f} bits per byte of the answers in {task.name}")
+    if results:
+        console.print(stage_table(results))
     for name, by_stage in scores.items():
         if by_stage:
             console.print(score_table(name, by_stage))
     report = [sys.executable, "-m", "scripts.report", "--model-tag", found[-1].tag, "--quiet"]
     subprocess.run(report, check=False)
+
+
+def answer_bits_per_byte(
+    chat: ChatModel, rows: Iterable[Conversation], device_batch_size: int, runtime: Runtime
+) -> float:
+    """Bits per byte of the assistant's turns, given everything before them; what exceeds the context is left out."""
+    rendered = [chat.tokenizer.render_conversation(row) for row in rows]
+    offsets = np.cumsum([0, *(len(row.ids) for row in rendered)])
+    ids, mask = (np.concatenate(part) for part in zip(*rendered, strict=True))
+    file = TokenFile(ids, offsets, mask, 0)
+    packed = PackedRows(file, chat.context, chat.tokenizer.bos_id, learn_all=False, documents_per_row=1)
+    return bits_per_byte(chat.engine.model, chat.tokenizer, packed, device_batch_size, sys.maxsize, runtime)
+
+
+def load_own(options: EvalOptions) -> tuple[list[GradedTask], list[Task]]:
+    """The tasks that --task names: those with graders, and conversations."""
+    graded: list[GradedTask] = []
+    conversations: list[Task] = []
+    for name in options.task:
+        task = load_task(name, graded=False, split="test")
+        if any("grader" in row for row in task):
+            task = load_task(name, graded=True)
+        if isinstance(task, GradedTask):
+            graded.append(task)
+        else:
+            conversations.append(task)
+    return graded, conversations
 
 
 def load_benchmarks(options: EvalOptions) -> list[Benchmark]:

@@ -3,8 +3,10 @@
 ./rl.sh
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated
+
+from tyro.conf import UseAppendAction
 
 from nanochat import cli, paths
 from nanochat.errors import UserError
@@ -14,7 +16,7 @@ from nanochat.inference.engine import Engine
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
-from nanochat.tasks import mixtures
+from nanochat.tasks.mixtures import load_mixture
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import agreement, resume
 from nanochat.train.grpo import RolloutBatches
@@ -30,8 +32,8 @@ MAX_CONCURRENT_REPLIES = 128
 class RLOptions(TrainOptions):
     """Train the newest SFT model by reinforcement: it solves problems, and correct replies are rewarded."""
 
-    mixture: mixtures.Choice = "real"
-    """real: GSM8K; demo: arithmetic and word problems"""
+    task: Annotated[list[str], UseAppendAction, FREE] = field(default_factory=list)
+    """FILE, FILE:2, a folder or a .py file: problems instead of those in mixtures.yaml; may be given several times"""
     num_iterations: Annotated[int | None, Range(1), FREE] = 200
     init_lr_frac: Annotated[float, Range(0)] = 0.05
     warmdown_ratio: Annotated[float, FRACTION] = 1.0
@@ -49,9 +51,7 @@ class RLOptions(TrainOptions):
         check_not_compiled(self)
 
 
-DEMO = RLOptions(
-    mixture="demo", model_tag="d4", init_lr_frac=0.04, num_iterations=24, num_samples=8, max_new_tokens=48, save_every=0
-)
+DEMO = RLOptions(model_tag="d4", init_lr_frac=0.04, num_iterations=24, num_samples=8, max_new_tokens=48, save_every=0)
 QUICK = replace(DEMO, model_tag="d2", num_iterations=2, examples_per_step=8, num_samples=4, max_new_tokens=32)
 
 
@@ -66,9 +66,12 @@ def main(options: RLOptions) -> None:
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
         parent = resume.parent_of("rl", options.model_tag, runtime, fresh=options.fresh)
         options = inherit(options, parent.meta["options"])
-        run = resume.start_or_resume("rl", options, runtime, tokenizer, parent=parent)
+        mixture = load_mixture("rl", options.task, only=bool(options.task))
+        agreement.check((), mixture.fingerprint)
+        run = resume.start_or_resume("rl", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint)
+        if runtime.world.is_main:
+            print(f"{mixture}\n")
         assert options.num_iterations
-        task = mixtures.rl(options.mixture)
         replies = -(-options.examples_per_step // runtime.world.size) * options.num_samples
         device_batch_size = choose_device_batch_size(run, max_rows=replies)
         # --device-batch-size also limits generation, although it needs far less memory per token than training.
@@ -76,7 +79,7 @@ def main(options: RLOptions) -> None:
         engine = Engine(run.model, tokenizer, calculator, max_batch_size=concurrent)
         batches = RolloutBatches(
             ChatModel("rl", run.tag, run.step, engine),
-            task,
+            mixture,
             runtime,
             problems_per_step=options.examples_per_step,
             samples_per_problem=options.num_samples,
@@ -87,7 +90,7 @@ def main(options: RLOptions) -> None:
             run,
             batches,
             options.num_iterations,
-            trained_on=f"{task.name}: {len(task):,} problems",
+            trained_on=str(mixture),
             step_size=f"{options.examples_per_step} problems with {options.num_samples} replies each",
             fixed_tokens=None,
             samples=lambda: answers(run.model, tokenizer, calculator),

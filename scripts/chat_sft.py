@@ -3,16 +3,17 @@
 ./sft.sh
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated
+
+from tyro.conf import UseAppendAction
 
 from nanochat import cli, paths
 from nanochat.data.batches import RowBatches
 from nanochat.eval.samples import answers
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
-from nanochat.tasks import mixtures
-from nanochat.tasks.mixtures import conversation_rows
+from nanochat.tasks.mixtures import conversation_rows, load_mixture
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import agreement, resume
 from nanochat.train.loop import train
@@ -25,8 +26,10 @@ from nanochat.train.run import rebuild_report
 class SFTOptions(TrainOptions):
     """Train the newest midtrained model on fewer, better conversations."""
 
-    mixture: mixtures.Choice = "real"
-    """real: ARC, GSM8K, SmolTalk and more, downloaded by prepare.sh; demo: data included in the installation"""
+    add: Annotated[list[str], UseAppendAction, FREE] = field(default_factory=list)
+    """FILE, FILE:2 (used twice), a folder, owner/name on the hub: more conversations; may be given several times"""
+    only: Annotated[bool, FREE] = False
+    """learn from --add alone, not from mixtures.yaml in the base directory"""
     warmdown_ratio: Annotated[float, FRACTION] = 1.0
     init_lr_frac: Annotated[float, Range(0)] = 0.02
     num_epochs: Annotated[float, Range(0.01), FREE] = 1.0
@@ -39,7 +42,7 @@ class SFTOptions(TrainOptions):
         check_not_compiled(self)
 
 
-DEMO = SFTOptions(mixture="demo", model_tag="d4", init_lr_frac=0.4, target_examples_per_step=64, save_every=0)
+DEMO = SFTOptions(model_tag="d4", init_lr_frac=0.4, target_examples_per_step=64, save_every=0)
 QUICK = replace(DEMO, model_tag="d2", num_iterations=8)
 
 
@@ -49,7 +52,8 @@ def main(options: SFTOptions) -> None:
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
         parent = resume.parent_of("sft", options.model_tag, runtime, fresh=options.fresh)
         options = inherit(options, parent.meta["options"])
-        mixture = mixtures.sft(options.mixture)
+        mixture = load_mixture("sft", options.add, only=options.only)
+        agreement.check((), mixture.fingerprint)
         run = resume.start_or_resume("sft", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint)
         sequence_len = run.model.config.sequence_len
         conversations = conversation_rows(mixture, tokenizer, sequence_len, runtime, learn_all=False, one_per_row=True)

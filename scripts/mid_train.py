@@ -3,16 +3,17 @@
 ./midtrain.sh
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated
+
+from tyro.conf import UseAppendAction
 
 from nanochat import cli, paths
 from nanochat.data.batches import RowBatches, rows_per_step
 from nanochat.eval.samples import answers
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
-from nanochat.tasks import mixtures
-from nanochat.tasks.mixtures import conversation_rows
+from nanochat.tasks.mixtures import conversation_rows, load_mixture
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import agreement, resume
 from nanochat.train.loop import train
@@ -25,8 +26,10 @@ from nanochat.train.run import rebuild_report
 class MidtrainOptions(TrainOptions):
     """Train the newest base model on conversations, packed into rows, with a loss on every token."""
 
-    mixture: mixtures.Choice = "real"
-    """real: SmolTalk, MMLU, GSM8K and more, downloaded by prepare.sh; demo: data included in the installation"""
+    add: Annotated[list[str], UseAppendAction, FREE] = field(default_factory=list)
+    """FILE, FILE:2 (used twice), a folder, owner/name on the hub: more conversations; may be given several times"""
+    only: Annotated[bool, FREE] = False
+    """learn from --add alone, not from mixtures.yaml in the base directory"""
     warmdown_ratio: Annotated[float, FRACTION] = 0.8
     total_batch_size: Annotated[int | None, Range(1), INHERITED] = None
     """tokens per optimizer step, over all processes and micro-batches; default: as in pretraining"""
@@ -34,7 +37,7 @@ class MidtrainOptions(TrainOptions):
     """epochs over the mixture, unless --num-iterations is given"""
 
 
-DEMO = MidtrainOptions(mixture="demo", model_tag="d4", init_lr_frac=0.7, save_every=0)
+DEMO = MidtrainOptions(model_tag="d4", init_lr_frac=0.7, save_every=0)
 QUICK = replace(DEMO, model_tag="d2", num_iterations=12)
 
 
@@ -44,7 +47,8 @@ def main(options: MidtrainOptions) -> None:
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
         parent = resume.parent_of("mid", options.model_tag, runtime, fresh=options.fresh)
         options = inherit(options, parent.meta["options"])
-        mixture = mixtures.mid(options.mixture)
+        mixture = load_mixture("mid", options.add, only=options.only)
+        agreement.check((), mixture.fingerprint)
         run = resume.start_or_resume("mid", options, runtime, tokenizer, parent=parent, data=mixture.fingerprint)
         sequence_len = run.model.config.sequence_len
         conversations = conversation_rows(mixture, tokenizer, sequence_len, runtime, learn_all=True, one_per_row=False)

@@ -14,7 +14,7 @@ from nanochat.data.datasets import DATASETS, DatasetName, TextDataset, encyclope
 from nanochat.data.token_files import TokenShards, write_shards
 from nanochat.errors import UserError
 from nanochat.locks import folder_lock
-from nanochat.tasks import identity
+from nanochat.tasks import identity, mixtures
 from nanochat.tasks.mixtures import HUB_TASKS
 from nanochat.tasks.spelling import write_words
 from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer
@@ -56,6 +56,7 @@ def main(options: PrepareOptions) -> None:
         prepare_tasks(dataset, options)
     if identity.write_default(paths.identity_file()):
         print(f"identity conversations: {paths.identity_file()} (edit them, or use ./view_identity_data.py)")
+    print(f"data of the later stages: {mixtures.write_default()} (edit it, or pass --add to a stage)")
 
 
 def prepare_text(options: PrepareOptions) -> TextDataset:

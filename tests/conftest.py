@@ -34,6 +34,7 @@ def tokenizer() -> Tokenizer:
 def base_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty base directory for one test."""
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    monkeypatch.delenv("NANOCHAT_DEMO", raising=False)  # set by an earlier test of --demo
     return tmp_path
 
 

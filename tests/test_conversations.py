@@ -30,6 +30,77 @@ def test_valid_conversations(value: Any) -> None:
     assert find_problem(value) is None
 
 
+CHAT = conversation("Hi!", "Hello!")
+SYSTEM_CHAT = messages(("system", "Be kind."), ("user", "Hi!"), ("assistant", "Hello!"))
+SHAREGPT = [{"from": "human", "value": "Hi!"}, {"from": "gpt", "value": "Hello!"}]
+PARTS = [{"type": "text", "text": "Hi"}, {"type": "text", "text": "!"}]
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (CHAT, CHAT),
+        (CHAT | {"id": 7, "source": "x"}, CHAT),
+        (messages(("developer", "Be kind."), ("user", "Hi!"), ("assistant", "Hello!")), SYSTEM_CHAT),
+        (messages(("system", ""), ("user", "Hi!"), ("assistant", "Hello!")), CHAT),
+        (messages(("user", PARTS), ("assistant", "Hello!")), CHAT),
+        ({"conversations": SHAREGPT}, CHAT),
+        ({"system": "Be kind.", "conversations": SHAREGPT}, SYSTEM_CHAT),
+        ({"conversations": CHAT["messages"]}, CHAT),
+        ({"instruction": "Translate.", "input": "Hi!", "output": "Hoi!"}, conversation("Translate.\n\nHi!", "Hoi!")),
+        ({"instruction": "Hi!", "input": "", "output": "Hello!"}, CHAT),
+        ({"prompt": "Hi!", "completion": "Hello!"}, CHAT),
+        ({"prompt": SYSTEM_CHAT["messages"][:2], "completion": SYSTEM_CHAT["messages"][2:]}, SYSTEM_CHAT),
+        ({"question": "1 + 1?", "answer": 2}, conversation("1 + 1?", "2")),
+        ({"question": "Hi!", "answer": GOOD["messages"][1]["content"]}, GOOD),
+        (
+            {"question": "Hi!", "answer": "Hello!", "grader": "exact", "rule": "."},
+            {**CHAT, "grader": "exact", "rule": "."},
+        ),
+    ],
+)
+def test_other_formats_are_converted(record: Any, expected: Any) -> None:
+    converted = conversations.convert(record)
+    assert converted == expected and find_problem(converted) is None
+    assert conversations.convert(converted) == converted
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"conversations": SHAREGPT[1:]}, "message 1 is from the assistant"),
+        ({"conversations": [{"from": "narrator", "value": "Once."}]}, "not 'narrator'"),
+        ({"conversations": [{"from": ["human"], "value": "Hi!"}]}, '"role"'),
+        ({"conversations": ["Hi!"]}, '"role"'),
+        ({"conversations": "Hi!"}, 'a list "messages"'),
+        ({"conversations": [{"from": "human"}]}, '"content"'),
+        ({"instruction": "Hi!"}, "instruction/output"),
+        ({"instruction": "Hi!", "output": None}, 'message 2 needs a "content"'),
+        ({"prompt": "Hi!", "completion": ""}, "message 2 is empty"),
+        ({"text": "Hi!"}, "prompt/completion"),
+        ("Hi!", 'a list "messages"'),
+        (None, 'a list "messages"'),
+    ],
+)
+def test_what_cannot_be_converted_has_a_reason(record: Any, reason: str) -> None:
+    assert reason in str(find_problem(conversations.convert(record)))
+
+
+def test_a_folder_and_a_json_array_are_read(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "a.json").write_text(json.dumps([CHAT, {"prompt": "a", "completion": "b"}], indent=1))
+    (tmp_path / "more" / "b.jsonl").write_text(f"{json.dumps(GOOD)}\n{{oops\n")
+    (tmp_path / "notes.txt").write_text("no data")
+    found = [(line.file.name, line.number, line.problem is None) for line in conversations.scan(tmp_path)]
+    assert found == [("a.json", 1, True), ("a.json", 2, True), ("b.jsonl", 1, True), ("b.jsonl", 2, False)]
+    with pytest.raises(UserError, match=r"line 2 of .*b\.jsonl"):
+        conversations.read(tmp_path)
+    (tmp_path / "more" / "b.jsonl").unlink()
+    assert len(conversations.read(tmp_path)) == 2
+    with pytest.raises(UserError, match=r"no \.jsonl or \.json files"):
+        conversations.read(tmp_path / "more")
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [

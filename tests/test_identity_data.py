@@ -6,7 +6,9 @@ import pytest
 
 from nanochat import cli, conversations
 from nanochat.conversations import conversation
+from nanochat.tokenizer import Tokenizer
 from scripts import identity_data
+from scripts.identity_data import LOST
 
 ROWS = [
     conversation("Who built you?", "Ada [did] 🙂."),
@@ -118,7 +120,60 @@ def test_file_and_demo_options(file: Path, tmp_path: Path, capsys: pytest.Captur
     assert "1 conversations" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("args", [[], ["add", "--user", "a", "--assistant", "b"], ["validate", "--file", "nowhere"]])
+@pytest.fixture
+def sharegpt(tmp_path: Path) -> Path:
+    chats = [[{"from": "human", "value": "Hi!"}, {"from": "gpt", "value": "Hello " * n}] for n in (1, 40)]
+    (tmp_path / "sharegpt.json").write_text(json.dumps([{"conversations": chat} for chat in chats]))
+    return tmp_path / "sharegpt.json"
+
+
+def test_another_format_is_converted(file: Path, sharegpt: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    assert view("export", "--file", str(sharegpt), "--output", str(output)) == 0
+    assert conversations.read(output) == [conversation("Hi!", "Hello " * n) for n in (1, 40)]
+    assert view("validate", "--file", str(output)) == 0
+
+
+def test_tokens_are_counted_and_shown_as_the_model_sees_them(
+    file: Path, sharegpt: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert view("count", "--file", str(sharegpt)) == 0
+    assert "run ./prepare.sh to count tokens" in capsys.readouterr().out
+    tokenizer.save(file.parent / "tokenizer")
+    assert view("count", "--file", str(sharegpt), "--context", "24") == 0
+    lengths = [len(tokenizer.render_conversation(row).ids) for row in conversations.read(sharegpt)]
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"{sum(lengths)} tokens" in out
+    assert f"1 conversations are longer than the context of 24 tokens: {lengths[1] - 24} tokens" in out
+    assert view("show", "--tokens", "--file", str(sharegpt), "--context", "24") == 0
+    assert "<|assistant_start|>" in capsys.readouterr().out
+    shown = identity_data.as_tokens(tokenizer.render_conversation(conversations.read(sharegpt)[1]), tokenizer, 24)
+    spans = [(shown.plain[span.start : span.end], span.style) for span in shown.spans]
+    assert [style for _, style in spans] == [identity_data.LEGEND[kind] for kind in ("only read", "trained on", LOST)]
+    assert spans[0][0] == "<|bos|><|user_start|>Hi!<|user_end|><|assistant_start|>"
+    assert spans[1][0].startswith("Hello Hello") and spans[2][0].endswith("Hello <|assistant_end|>")
+
+
+def test_graders_are_checked(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps({"question": "a", "answer": "b", "grader": "number"}) + "\n")
+    assert view("validate", "--file", str(tmp_path / "p.jsonl")) == 2
+    assert "p.jsonl line 1: its grader, number" in capsys.readouterr().out
+
+
+def test_nothing_is_added_to_a_json_array(file: Path, sharegpt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sharegpt.read_bytes()
+    assert view("add", "--user", "a", "--assistant", "b", "--file", str(sharegpt)) == 2
+    assert "--file must end in .jsonl" in capsys.readouterr().err and sharegpt.read_bytes() == before
+
+
+def test_a_missing_or_empty_file_is_named(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    for name in ("nowhere", "nowhere.jsonl", "empty.jsonl"):
+        assert view("validate", "--file", str(tmp_path / name)) == 2
+        assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("args", [[], ["add", "--user", "a", "--assistant", "b"]])
 def test_a_missing_file_is_a_user_error(
     args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

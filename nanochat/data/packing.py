@@ -8,7 +8,7 @@ from nanochat.model.loss import IGNORE
 
 
 class PackedRows:
-    """Whole conversations packed into rows, with padding; longer ones are cut to the length of a row."""
+    """Whole conversations packed into rows, with padding; longer ones lose their ends."""
 
     def __init__(
         self, file: TokenFile, sequence_len: int, bos_id: int, *, learn_all: bool, documents_per_row: int | None = None
@@ -18,7 +18,11 @@ class PackedRows:
         self.sequence_len = sequence_len
         self.bos_id = bos_id
         self.learn_all = learn_all or file.mask is None
-        self.rows = best_fit(*_cut_documents(file.offsets[:], sequence_len), sequence_len, documents_per_row)
+        offsets = file.offsets[:]
+        lengths = np.minimum(np.diff(offsets), sequence_len)
+        self.num_cut = int((np.diff(offsets) > sequence_len).sum())
+        self.tokens_lost = int(offsets[-1] - lengths.sum())
+        self.rows = best_fit(offsets[:-1].tolist(), lengths.tolist(), sequence_len, documents_per_row)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -37,19 +41,6 @@ class PackedRows:
             targets[at : at + length - 1] = trained
             at += length
         return Row(tokens, targets)
-
-
-def _cut_documents(offsets: np.ndarray, sequence_len: int) -> tuple[list[int], list[int]]:
-    """Starts and lengths of all documents, longer ones cut. A cut repeats one token, to predict the next from."""
-    starts, lengths = [], []
-    for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        while end - start > sequence_len:
-            starts.append(start)
-            lengths.append(sequence_len)
-            start += sequence_len - 1
-        starts.append(start)
-        lengths.append(end - start)
-    return starts, lengths
 
 
 def best_fit(

@@ -240,10 +240,10 @@ def write_documents(folder: Path, name: str, tokenizer: Tokenizer, texts: Iterab
 
 
 def write_conversations(
-    folder: Path, name: str, tokenizer: Tokenizer, conversations: Iterable[Conversation], max_tokens: int, origin: str
+    folder: Path, name: str, tokenizer: Tokenizer, conversations: Iterable[Conversation], origin: str
 ) -> None:
-    """Write conversations with their loss mask, each truncated to `max_tokens`."""
-    rendered = (tokenizer.render_conversation(conversation, max_tokens) for conversation in conversations)
+    """Write conversations with their loss mask."""
+    rendered = (tokenizer.render_conversation(conversation) for conversation in conversations)
     _write(folder, name, tokenizer, rendered, origin, masked=True)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from nanochat.data.batches import StreamRows, in_order
+from nanochat.data.packing import PackedRows
 from nanochat.model.gpt import GPT
 from nanochat.runtime import Runtime, cpu_rows
 from nanochat.tokenizer import Tokenizer
@@ -14,13 +15,13 @@ from nanochat.tokenizer import Tokenizer
 def bits_per_byte(
     model: GPT,
     tokenizer: Tokenizer,
-    rows: StreamRows,
+    rows: StreamRows | PackedRows,
     device_batch_size: int,
     max_tokens: int,
     runtime: Runtime,
     before_batch: Callable[[], None] = lambda: None,
 ) -> float:
-    """Cross-entropy in bits of the first `max_tokens` tokens, divided by their number of bytes.
+    """Cross-entropy in bits of the targets in the first `max_tokens` tokens, divided by their number of bytes.
 
     Special tokens have no bytes: they are context, not scored. All processes share the rows and return the same number.
     `before_batch` is called equally often in every process, so it may synchronize them and may raise in all of them.
@@ -41,4 +42,4 @@ def bits_per_byte(
         nats += float((losses * (num_bytes > 0)).sum())
         total_bytes += int(num_bytes.sum())
     nats, total_bytes = runtime.world.sum(nats, total_bytes)
-    return nats / math.log(2) / total_bytes
+    return nats / math.log(2) / max(total_bytes, 1)

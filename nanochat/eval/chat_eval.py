@@ -9,10 +9,9 @@ import random
 import resource
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
-from nanochat import paths
-from nanochat.data import demo_data
 from nanochat.eval.multiple_choice import Option, Problem, is_right, score_options
 from nanochat.eval.results import TaskScore
 from nanochat.inference.chat import ChatModel
@@ -20,36 +19,23 @@ from nanochat.inference.detokenizer import reply_parts
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.tasks.gsm8k import GSM8K
 from nanochat.tasks.humaneval import HumanEval
-from nanochat.tasks.mixtures import DEMO_WORDS
 from nanochat.tasks.multiple_choice import ARC, MMLU, CategoricalTask
-from nanochat.tasks.spelling import LetterCount, read_words
-from nanochat.tasks.task import GradedTask
+from nanochat.tasks.spelling import LetterCount, spelling_words
+from nanochat.tasks.task import GradedTask, score
 
 MAX_REPLY_TOKENS = 512
 NUM_WORDS = 256  # words to count letters in
 ORDER_SEED = 1337
 
 
-class ChatCore:
-    """The six tasks. A `Benchmark`."""
+class ChatTasks:
+    """Tasks for chat models, such as the user's own. A `Benchmark`."""
 
-    name = "ChatCORE"
+    name = "tasks"
     needs_chat = True
 
-    def __init__(self, max_per_task: int | None = None, *, unconfined_code: bool = False) -> None:
-        """Download the tasks. Raises UserError if that fails, or without a sandbox unless `unconfined_code`."""
-        humaneval = HumanEval(unconfined=unconfined_code)
-        self.max_per_task = max_per_task
-        file = paths.words_file()
-        words = read_words(file) if file.exists() else demo_data.frequent_words(DEMO_WORDS)
-        self.tasks: list[GradedTask] = [
-            ARC("Easy", "test"),
-            ARC("Challenge", "test"),
-            MMLU("test"),
-            GSM8K("test"),
-            humaneval,
-            LetterCount(words, "test"),
-        ]
+    def __init__(self, tasks: Sequence[GradedTask], max_per_task: int | None = None) -> None:
+        self.tasks, self.max_per_task = tasks, max_per_task
 
     def key(self) -> dict[str, Any]:
         tasks = [task.fingerprint for task in self.tasks]
@@ -68,6 +54,25 @@ class ChatCore:
                 grades, baseline = reply_grades(chat, task, indices), 0.0
             scores.append(TaskScore(task.name, len(grades), sum(grades) / len(grades), baseline))
         return scores
+
+
+class ChatCore(ChatTasks):
+    """The six tasks of ChatCORE."""
+
+    name = "ChatCORE"
+
+    def __init__(self, max_per_task: int | None = None, *, unconfined_code: bool = False) -> None:
+        """Download the tasks. Raises UserError if that fails, or without a sandbox unless `unconfined_code`."""
+        humaneval = HumanEval(unconfined=unconfined_code)
+        tasks: list[GradedTask] = [
+            ARC("Easy", "test"),
+            ARC("Challenge", "test"),
+            MMLU("test"),
+            GSM8K("test"),
+            humaneval,
+            LetterCount(spelling_words(), "test"),
+        ]
+        super().__init__(tasks, max_per_task)
 
 
 def sample_indices(length: int, count: int) -> list[int]:
@@ -93,10 +98,10 @@ def reply_grades(
     """Grade each greedy reply, 0 to 1. It may take half the context; a prompt longer than the rest loses its start."""
     problems = [task[i] for i in indices]
     max_tokens = min(max_tokens, chat.context // 2)
-    prompts = [chat.prompt(problem["messages"][:-1])[-(chat.context - max_tokens) :] for problem in problems]
+    prompts = [chat.prompt(problem["messages"][:-1], max_tokens) for problem in problems]
     completions = chat.engine.generate(prompts, SamplingParams(max_tokens=max_tokens, temperature=0))
     replies = [reply_parts(chat.tokenizer, completion.tokens) for completion in completions]
     # HumanEval waits for the programs that it runs. Each needs up to 14 open files (ulimit -n).
     workers = min(os.cpu_count() or 1, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 24))
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(task.grade, problems, replies))
+        return list(pool.map(partial(score, task), problems, replies))

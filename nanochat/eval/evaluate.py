@@ -19,8 +19,7 @@ from nanochat.inference.chat import ChatModel, load_chat
 from nanochat.runtime import Runtime
 from nanochat.tasks.arithmetic import Sums
 from nanochat.tasks.identity import IdentityQuestions
-from nanochat.tasks.mixtures import DEMO_WORDS
-from nanochat.tasks.spelling import LetterCount, Spelling
+from nanochat.tasks.spelling import DEMO_WORDS, LetterCount, Spelling
 from nanochat.tasks.task import GradedTask
 from nanochat.train.checkpoint import Checkpoint
 

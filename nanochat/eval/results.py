@@ -118,13 +118,14 @@ def stage_table(results: Sequence[StageResult]) -> Table:
 
 
 def score_table(name: str, scores: dict[str, list[TaskScore]]) -> Table:
-    """One row per task, one column per stage, and the centered mean as last row; fits in 80 columns."""
+    """One row per task, one column per stage; the centered mean of several as last row. Fits in 80 columns."""
     table = Table(title=f"{name}: % correct ± standard error", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("task", "guess", *scores):
         table.add_column(heading, justify="left" if heading == "task" else "right", no_wrap=True)
     for row in zip(*scores.values(), strict=True):
         cells = (f"{100 * score.accuracy:.1f} ±{100 * score.standard_error:.1f}" for score in row)
         table.add_row(row[0].task.removeprefix("bigbench_"), f"{100 * row[0].baseline:.0f}", *cells)
-    means = (f"{centered_mean(column):.3f}±{centered_mean_error(column):.3f}" for column in scores.values())
-    table.add_row(name, "0", *means, style="bold")
+    if table.row_count > 1:
+        means = (f"{centered_mean(column):.3f}±{centered_mean_error(column):.3f}" for column in scores.values())
+        table.add_row(name, "0", *means, style="bold")
     return table

@@ -24,7 +24,7 @@ from nanochat.units import format_duration
 from nanochat.untrusted import reading
 
 DATA = json.loads(Path(__file__).with_name("card_data.json").read_text())
-"""Datasets of the real mixtures and of the demo, their licenses, and the datasets of the evaluation tasks."""
+"""Datasets behind the names in mixtures.yaml, their licenses, and the datasets of the evaluation tasks."""
 MAX_STEP = 10**9
 LICENSES = DATA["licenses"] | {dataset.repository: dataset.license for dataset in DATASETS.values()}
 
@@ -116,10 +116,11 @@ def write_card(
         stages=trained,
         kwh={stage.source: energy for stage in trained if (energy := stage.kwh(tariff)) is not None},
         format_duration=format_duration,
+        without_folders=_without_folders,
         data=data,
         data_sets=data_sets,
         licenses=LICENSES,
-        options=json.dumps(options, indent=1),
+        options=_without_folders(json.dumps(options, indent=1)),
         curve="training.png" if figure else None,
         scores=scores,
     ).save(folder / "README.md")
@@ -152,18 +153,26 @@ def _is_repository(origin: str) -> bool:
 
 
 def _stage_data(stage: Stage) -> list[str]:
-    """Datasets of a stage: repositories on the hub, or texts that come with the installation."""
+    """Datasets of a stage: repositories on the hub, and texts that come with the installation."""
     options = stage.facts["options"]
     if options.get("dataset") in DATASETS:
         return [DATASETS[options["dataset"]].repository]
-    return list(DATA["mixtures" if options.get("mixture") == "real" else "demo"].get(stage.source, []))
+    # Lines of trained_on start with a name: `  smoltalk: 1`, `encyclopedia, 1,234 tokens`.
+    names = re.findall(r"^ *([\w./-][\w./ -]*?)(?::|,|  )", str(stage.facts.get("trained_on")), re.MULTILINE)
+    found = (DATA["sources"].get(name, name if _is_repository(name) else None) for name in names)
+    return list(dict.fromkeys(name for name in found if name))
+
+
+def _without_folders(text: object) -> str:
+    """Reduce paths at the start of lines or of strings to file names."""
+    return re.sub(r'(^ *"?|")[~.]*/.*/', r"\1", str(text), flags=re.MULTILINE)
 
 
 def _scores(stage: Stage) -> list[Score]:
     result = stage.stage_result
     rows = [Score("held-out text", "held-out", "bits per byte", result.bits_per_byte)] if result else []
     for benchmark, scores in stage.scores().items():
-        if benchmark != "stages":
+        if benchmark not in ("stages", "tasks"):
             mean, error = centered_mean(scores), centered_mean_error(scores)
             rows.append(Score(benchmark, benchmark, "centered accuracy", mean, error, 0.0))
         for score in scores:

@@ -39,9 +39,13 @@ class ChatModel:
         """Readable name: `sft d4 step 300`."""
         return f"{self.source} {self.model_tag} step {self.step}"
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Render a conversation as the tokens of a prompt."""
-        return prompt_tokens(self.tokenizer, self.source, messages)
+    def prompt(self, messages: Sequence[Message], max_reply: int | None = None) -> list[int]:
+        """Render a conversation as the tokens of a prompt.
+
+        With `max_reply`, a prompt loses its start if it would leave less room for the reply, or than half the context.
+        """
+        tokens = prompt_tokens(self.tokenizer, self.source, messages)
+        return tokens if max_reply is None else tokens[-(self.context - min(max_reply, self.context // 2)) :]
 
     def stream(
         self, messages: Sequence[Message], sampling: SamplingParams, stop: threading.Event | None = None

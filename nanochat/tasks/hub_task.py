@@ -12,9 +12,9 @@ import pyarrow
 import pyarrow.parquet
 
 from nanochat import paths
-from nanochat.conversations import Conversation
+from nanochat.conversations import Conversation, convert, find_problem
 from nanochat.data.download import HubFile, fetch
-from nanochat.errors import UserError
+from nanochat.errors import UserError, one_line
 from nanochat.tasks.task import Task
 
 ROWS_IN_FINGERPRINT = 100
@@ -64,6 +64,40 @@ class HubTask(Task):
         """Hash of the files' digests and the first conversations: fast for half a million rows."""
         head = list(islice(self, ROWS_IN_FINGERPRINT))
         return hashlib.sha256(json.dumps([self.name, len(self), self.digests, head]).encode()).hexdigest()
+
+
+class HubConversations(Task):
+    """The training conversations of any dataset on the hub, in any format that nanochat.conversations reads."""
+
+    def __init__(self, name: str) -> None:
+        """`name`: owner/name or owner/name/config. Rows that are not conversations are counted and left out.
+
+        Raises UserError if the download fails or no row is left.
+        """
+        import datasets  # takes a second
+
+        self.name = name
+        owner, repository, *config = name.split("/")
+        where = f"{owner}/{repository}", *config
+        try:
+            splits = datasets.get_dataset_split_names(*where)
+            split = next((split for split in splits if split.startswith("train")), splits[0])
+            self._data = datasets.load_dataset(*where, split=split, cache_dir=str(paths.data_dir("hub")))
+        except Exception as error:  # of the hub, the network, the disk, or a format
+            raise UserError(f"cannot load {name}, as a file or from the hub ({one_line(error)})") from error
+        problems = {i: problem for i, row in enumerate(self._data) if (problem := find_problem(convert(row)))}
+        self._rows = [i for i in range(len(self._data)) if i not in problems]
+        for row, problem in list(problems.items())[:1]:
+            note = f"{len(problems):,} of {len(self._data):,} rows of {name} are invalid (row {row}: {problem})"
+            if not self._rows:
+                raise UserError(f"{note}: choose another dataset")
+            print(f"note: {note}, left out", flush=True)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Conversation:
+        return convert(self._data[self._rows[index]])
 
 
 class SmolTalk(HubTask):

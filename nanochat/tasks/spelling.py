@@ -9,13 +9,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from nanochat import paths
 from nanochat.atomic import atomic_write
 from nanochat.conversations import Conversation, conversation
+from nanochat.data import demo_data
 from nanochat.data.split import held_out
 from nanochat.errors import UserError
 from nanochat.tasks.task import GradedTask, NumberTask, Reply, Split, final_text, load_wording
 
 TEST_SHARE = 0.1
+DEMO_WORDS = 3000  # the demo spells this many words
 MAX_WORDS = 200_000
 MIN_OCCURRENCES = 3  # rarer words are often misspellings
 _WORD = re.compile(r"(?<![\w'-])[a-z]{3,15}(?![\w'-])")
@@ -72,6 +75,12 @@ class LetterCount(WordTask, NumberTask):
                 {"type": "text", "text": f"The letter '{letter}' appears {times} in '{word}'."},
             ],
         )
+
+
+def spelling_words() -> list[str]:
+    """Return the words that prepare.sh listed, or the most frequent ones of the demo's encyclopedia."""
+    file = paths.words_file()
+    return read_words(file) if file.exists() else demo_data.frequent_words(DEMO_WORDS)
 
 
 def write_words(path: Path, texts: Iterable[str]) -> int:

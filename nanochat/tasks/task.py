@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nanochat.conversations import Conversation, Part
+from nanochat.errors import UserError, one_line
 
 DATA = Path(__file__).parent / "data"  # wording of the generated tasks, to be edited: JSON and JSON Lines
 
@@ -45,6 +46,10 @@ class Task(ABC):
     def __iter__(self) -> Iterator[Conversation]:
         return (self[i] for i in range(len(self)))
 
+    def locate(self, index: int) -> "tuple[Task, Conversation]":
+        """Return the conversation at `index` with the task that grades it, which differs in a mixture."""
+        return self, self[index]
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all conversations."""
@@ -55,6 +60,8 @@ class Task(ABC):
 
 
 class GradedTask(Task):
+    failed = False  # `grade` has raised an exception
+
     @abstractmethod
     def grade(self, conversation: Conversation, reply: Reply) -> float:
         """Score `reply` as the last turn of `conversation`, from 0.0 (wrong) to 1.0 (right)."""
@@ -84,9 +91,17 @@ class ConversationList(Task):
 class Mixture(Task):
     """Several tasks as one, shuffled. Repeats of 2.0 use every row of a task twice; 0.5 uses its first half once."""
 
-    def __init__(self, tasks: Sequence[Task | tuple[Task, float]], seed: int = 0, name: str = "mixture") -> None:
+    def __init__(
+        self,
+        tasks: Sequence[Task | tuple[Task, float]],
+        seed: int = 0,
+        name: str = "mixture",
+        lines: Sequence[str] | None = None,
+    ) -> None:
+        """`lines`: the tasks as listed in a file, which `str` returns with the number of rows of each."""
         pairs = [task if isinstance(task, tuple) else (task, 1.0) for task in tasks]
         self.name, self.seed = name, seed
+        self.lines = lines or [f"{task.name}: {repeats:g}" for task, repeats in pairs]
         self.tasks = [task for task, _ in pairs]
         self.counts = [round(len(task) * repeats) for task, repeats in pairs]
         self._starts = [0, *accumulate(self.counts)]
@@ -97,10 +112,13 @@ class Mixture(Task):
         return len(self._order)
 
     def __getitem__(self, index: int) -> Conversation:
+        return self.locate(index)[1]
+
+    def locate(self, index: int) -> tuple[Task, Conversation]:
         position = self._order[index]
         which = bisect_right(self._starts, position) - 1
         task = self.tasks[which]
-        return task[(position - self._starts[which]) % len(task)]
+        return task.locate((position - self._starts[which]) % len(task))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -109,9 +127,26 @@ class Mixture(Task):
         return hashlib.sha256(json.dumps([parts, self.seed]).encode()).hexdigest()
 
     def __str__(self) -> str:
-        rows = [*zip((task.name for task in self.tasks), self.counts, strict=True), ("total", len(self))]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}} {count:>9,} {count / max(len(self), 1):>6.1%}" for name, count in rows)
+        width = max(map(len, self.lines))
+        counts = (f"# {count:>9,} {count / max(len(self), 1):>6.1%}" for count in self.counts)
+        rows = (f"  {line:<{width}}  {count}" for line, count in zip(self.lines, counts, strict=True))
+        return "\n".join([f"{self.name}:", *rows, f"  {'':<{width}}  # {len(self):>9,} 100.0%"])
+
+
+def score(task: Task, conversation: Conversation, reply: Reply) -> float:
+    """Grade a reply with a GradedTask; 0.0 if the grader fails, so that one odd reply does not end a run of hours."""
+    assert isinstance(task, GradedTask)
+    try:
+        if 0 <= (grade := float(task.grade(conversation, reply))) <= 1:
+            return grade
+        raise ValueError(f"a grade must be between 0 and 1, got {grade}")
+    except UserError:
+        raise
+    except Exception as error:
+        if not task.failed:
+            print(f"note: the grader of {task.name} failed ({one_line(error)}): those replies are wrong", flush=True)
+        task.failed = True
+        return 0.0
 
 
 def final_text(reply: Reply) -> str:

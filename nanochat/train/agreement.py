@@ -21,25 +21,25 @@ from nanochat.paths import MANIFEST_FILE
 
 NAME = "NANOCHAT_HOST"  # environment variable with this machine's name in --hosts
 ROOT = Path(__file__).resolve().parent.parent.parent
-HOST, FOLDER, OPTIONS, CODE, SOFTWARE = "host", "folder", "options", "code", "Python and torch"
+HOST, FOLDER, OPTIONS, CODE, SOFTWARE, DATA = "host", "folder", "options", "code", "Python and torch", "own data"
 """Keys of a machine's facts; the others are paths below the base directory, with digests as values."""
 
 TEXT = ("tokenizer", "tokens")
-CONVERSATIONS = ("tokenizer", "data", "identity_conversations.jsonl", "words.txt")
+CONVERSATIONS = ("tokenizer", "data", "mixtures.yaml", "identity_conversations.jsonl", "words.txt")
 """Data that pretraining and the later stages read from the base directory. Every machine writes its own token files
 of the conversations."""
 
 
-def check(reads: Collection[str]) -> None:
+def check(reads: Collection[str], data: str = "") -> None:
     """Compare all processes with the main one; a collective call. Raises UserError in all of them on a difference.
 
-    `reads`: TEXT or CONVERSATIONS. Large files, such as tokens, are compared by their sizes and the small files that
-    describe them.
+    `reads`: TEXT or CONVERSATIONS; `data`: fingerprint of a mixture. Large files, such as tokens, are compared by their
+    sizes and the small files that describe them.
     """
     if int(os.environ.get("GROUP_WORLD_SIZE", "1")) == 1:  # torchrun's number of machines
         return
     everyone: list[dict[str, str]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(everyone, facts(reads))
+    dist.all_gather_object(everyone, facts(reads) | {DATA: data})
     for other in everyone:
         if problem := difference(everyone[0], other):
             dist.destroy_process_group()  # joins gloo's threads, which may abort a process that exits
@@ -74,7 +74,7 @@ def files(base: Path) -> dict[str, str]:
             listed = [(name, file["size"], file["sha256"]) for name, file in sorted(kept["files"].items())]
             content = json.dumps([kept["repository"], listed]).encode()
             found[f"data/{manifest.parent.name}"] = hashlib.sha256(content).hexdigest()[:16]
-    for name in ("tokenizer", "identity_conversations.jsonl", "words.txt"):
+    for name in ("tokenizer", *CONVERSATIONS[2:]):
         if (path := base / name).exists():
             found[name] = _digest(path.rglob("*") if path.is_dir() else [path])
     return found
@@ -90,6 +90,8 @@ def difference(main: dict[str, str], other: dict[str, str]) -> str | None:
         return f"{there} has different code from {main[HOST]}: copy it with {copy}"
     if other[SOFTWARE] != main[SOFTWARE]:
         return f"{there} has {other[SOFTWARE]}, {main[HOST]} has {main[SOFTWARE]}: run ./setup.sh there"
+    if other.get(DATA) != main.get(DATA):
+        return f"the files of --add, --task or mixtures.yaml on {there} differ from those on {main[HOST]}: copy them"
     missing = sorted(name for name in main.keys() - {HOST, FOLDER} if other.get(name) != main[name])
     if missing:
         sources = [f"{main[FOLDER]}/./{name}" for name in missing]  # the part after /./ is the path there

@@ -18,7 +18,7 @@ from nanochat.inference.sampling_params import SamplingParams
 from nanochat.inference.scheduler import Completion
 from nanochat.model.loss import IGNORE
 from nanochat.runtime import Runtime
-from nanochat.tasks.task import GradedTask
+from nanochat.tasks.task import Task, score
 
 
 @dataclass
@@ -26,7 +26,7 @@ class RolloutBatches:
     """Samples a group of replies per problem; groups in which all rewards are equal are dropped."""
 
     chat: ChatModel
-    task: GradedTask
+    task: Task
     runtime: Runtime
     problems_per_step: int
     samples_per_problem: int
@@ -38,8 +38,9 @@ class RolloutBatches:
         group, world = self.samples_per_problem, self.runtime.world
         first = step * self.problems_per_step
         own = range(first + world.rank, first + self.problems_per_step, world.size)
-        problems = [self.task[i % len(self.task)] for i in own]
-        prompts = [self.chat.prompt(problem["messages"][:-1]) for problem in problems for _ in range(group)]
+        problems = [self.task.locate(i % len(self.task)) for i in own]
+        room = self.sampling.max_tokens
+        prompts = [self.chat.prompt(row["messages"][:-1], room) for _, row in problems for _ in range(group)]
         base_seed = self.sampling.seed << 40
         samplings = [replace(self.sampling, seed=base_seed + i * group + n) for i in own for n in range(group)]
         engine = self.chat.engine
@@ -47,7 +48,7 @@ class RolloutBatches:
         completions = engine.generate(prompts, samplings)
         engine.reset()  # training needs the memory
         replies = [reply_parts(self.chat.tokenizer, completion.tokens) for completion in completions]
-        grades = [self.task.grade(problems[i // group], reply) for i, reply in enumerate(replies)]
+        grades = [score(*problems[i // group], reply) for i, reply in enumerate(replies)]
         rewards = np.array(grades).reshape(len(problems), group)
         advantages = (rewards - rewards.mean(axis=1, keepdims=True)).ravel()
         useful = np.flatnonzero(np.repeat(np.ptp(rewards, axis=1) > 0, group))

@@ -42,7 +42,7 @@ def test_a_stream_predicts_every_token_once_from_what_came_before(sequence_len: 
 
 
 @pytest.mark.parametrize("per_row", [None, 1])
-def test_packing_predicts_every_token_but_bos_once(per_row: int | None) -> None:
+def test_packing_predicts_every_token_that_fits_once_and_counts_the_others(per_row: int | None) -> None:
     documents = random_documents(70)
     rows = PackedRows(token_file(documents), 32, BOS, learn_all=True, documents_per_row=per_row)
     predicted: list[int] = []
@@ -52,7 +52,9 @@ def test_packing_predicts_every_token_but_bos_once(per_row: int | None) -> None:
         if per_row == 1:
             assert len(rows.rows[index]) == 1
         predicted += [t for t in targets.tolist() if t != IGNORE]
-    assert sorted(predicted) == sorted(t for document in documents for t in document if t != BOS)
+    assert sorted(predicted) == sorted(t for document in documents for t in document[1:32])
+    assert rows.num_cut == sum(len(document) > 32 for document in documents) > 0
+    assert rows.tokens_lost == sum(len(document[32:]) for document in documents)
 
 
 def test_packing_learns_only_what_the_mask_says_and_never_across_documents() -> None:

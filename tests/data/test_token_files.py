@@ -13,7 +13,7 @@ from nanochat.tokenizer import Tokenizer
 
 def test_conversations_keep_their_mask(tmp_path: Path, tokenizer: Tokenizer) -> None:
     chat: Conversation = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
-    write_conversations(tmp_path, "train", tokenizer, [chat, chat], max_tokens=64, origin="x")
+    write_conversations(tmp_path, "train", tokenizer, [chat, chat], origin="x")
     file = TokenFile.open(tmp_path, "train", tokenizer)
     rendered = tokenizer.render_conversation(chat)
     assert file.mask is not None
@@ -74,7 +74,7 @@ def test_a_run_keeps_the_tokens_it_has_mapped(tmp_path: Path, tokenizer: Tokeniz
 @pytest.mark.parametrize("part", ["ids", "mask", "offsets"])
 def test_a_damaged_part_is_named_when_rows_are_read(tmp_path: Path, tokenizer: Tokenizer, part: str) -> None:
     chat: Conversation = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
-    write_conversations(tmp_path, "train", tokenizer, [chat] * 8, max_tokens=64, origin="x")
+    write_conversations(tmp_path, "train", tokenizer, [chat] * 8, origin="x")
     path = tmp_path / f"train.{part}"
     path.write_bytes(path.read_bytes()[:-1] + b"\x07")
     with pytest.raises(UserError, match=rf"train\.{part} is damaged.*\./prepare\.sh"):

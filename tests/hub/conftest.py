@@ -30,11 +30,13 @@ def save_model(
         "source": source,
         "tag": tag,
         "num_iterations": 7,
-        "trained_on": "made-up text",
+        "trained_on": "encyclopedia, 7 tokens"
+        if source == "base"
+        else f"{source}:\n  gsm8k: 1  # 7\n  /home/ada/own.jsonl: 2",
         "tokenizer": tokenizer.hash,
         "model_config": vars(model.config),
         "num_parameters": model.config.num_parameters,
-        "options": {"dataset": "encyclopedia"} if source == "base" else {"mixture": "real"},
+        "options": {"dataset": "encyclopedia"} if source == "base" else {"add": ["/home/ada/own.jsonl:2"]},
         "parent": {key: parent.meta[key] for key in ("source", "tag", "step", "saved_at")} if parent else None,
         "data": None,
         "seconds": 60.0,

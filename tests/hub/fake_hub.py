@@ -270,11 +270,16 @@ class _Handler(BaseHTTPRequestHandler):
         about: dict[str, Any] = {"id": name, "sha": COMMIT, "private": private, "cardData": metadata, "tags": []}
         self._answer(200, {**about, "siblings": siblings})
 
-    def tree(self, body: bytes, name: str, revision: str) -> None:
-        files = self._branch(name, revision)
-        if files is not None:
-            entries = [(path, len(file.content), file.blob_id) for path, file in files.items()]
-            self._answer(200, [{"type": "file", "path": path, "size": n, "oid": oid} for path, n, oid in entries])
+    def tree(self, body: bytes, kind: str, name: str, revision: str, folder: str | None) -> None:
+        """List the files below a folder; folders themselves are not listed."""
+        files = self._branch(f"datasets/{name}" if kind == "datasets" else name, revision)
+        if files is None:
+            return
+        found = {path: file for path, file in files.items() if path.startswith(f"{folder}/" if folder else "")}
+        if folder and not found:
+            return self._missing("EntryNotFound")
+        entries = [(path, len(file.content), file.blob_id) for path, file in found.items()]
+        self._answer(200, [{"type": "file", "path": path, "size": n, "oid": oid} for path, n, oid in entries])
 
     def resolve(self, body: bytes, name: str, revision: str, path: str) -> None:
         """Send a file, or the rest of it from the start of the Range header, with the faults asked for."""
@@ -378,7 +383,7 @@ ROUTES: list[tuple[str, Callable[..., None]]] = [
     (rf"POST /api/models/{NAME}/preupload/{REVISION}", _Handler.preupload),
     (rf"POST /api/models/{NAME}/commit/{REVISION}", _Handler.commit),
     (rf"POST /{NAME}\.git/info/lfs/objects/batch", _Handler.batch),
-    (rf"GET /api/models/{NAME}/tree/{REVISION}", _Handler.tree),
+    (rf"GET /api/(?P<kind>models|datasets)/{NAME}/tree/{REVISION}(?:/(?P<folder>.+))?", _Handler.tree),
     (rf"GET /api/(?P<kind>models|datasets)/{NAME}(?:/revision/{REVISION})?", _Handler.info),
     (rf"(?:GET|HEAD) /(?P<name>(?:datasets/)?[^/]+/[^/]+)/resolve/{REVISION}/(?P<path>.+)", _Handler.resolve),
 ]

@@ -3,9 +3,12 @@
 import threading
 from pathlib import Path
 
+import pytest
+
 from nanochat import paths
 from nanochat.conversations import Conversation, conversation
 from nanochat.data.packing import PackedRows
+from nanochat.data.token_files import TokenFile
 from nanochat.locks import folder_lock
 from nanochat.runtime import Runtime
 from nanochat.tasks.mixtures import conversation_rows
@@ -40,13 +43,18 @@ def tokens_written() -> tuple[int, int]:
     return status.st_ino, status.st_size
 
 
-def test_longer_rows_are_not_made_from_what_was_cut_shorter(base_dir: Path, tokenizer: Tokenizer) -> None:
-    rows(tokenizer, 8)
-    short = tokens_written()
-    rows(tokenizer, 8)
-    assert tokens_written() == short
+def test_what_exceeds_the_context_is_counted_in_one_line(
+    base_dir: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows(tokenizer, 64)
-    assert tokens_written()[1] > short[1]
+    written = tokens_written()
+    assert "note" not in capsys.readouterr().out
+    rows(tokenizer, 8)
+    assert tokens_written() == written  # not made again
+    total = len(TokenFile.open(paths.tokens_dir("echoes"), "train", tokenizer).ids)
+    assert f"20 of 20 conversations are longer than the context of 8 tokens: {total - 20 * 8} tokens" in (
+        capsys.readouterr().out
+    )
 
 
 def test_a_run_waits_for_another_that_writes_the_same(base_dir: Path, tokenizer: Tokenizer) -> None:

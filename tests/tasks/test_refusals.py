@@ -1,11 +1,11 @@
 from nanochat.conversations import find_problem, text_of
-from nanochat.tasks import mixtures
+from nanochat.tasks.mixtures import load_mixture
 
 REFUSALS = ("I can't help with", "I won't", "call a crisis line")
 
 
 def test_harmful_requests_are_refused_and_harmless_ones_answered() -> None:
-    rows = list(mixtures.refusals())
+    rows = list(load_mixture("sft", ["refusals"], only=True))
     assert not [row for row in rows if find_problem(row) or len(text_of(row["messages"][1])) > 130]
     refused: set[str] = set()
     answered: list[str] = []

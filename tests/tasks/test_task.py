@@ -1,6 +1,7 @@
 from decimal import Decimal
 
 import pytest
+import yaml
 
 from nanochat.conversations import Conversation, Part, conversation
 from nanochat.tasks.task import Mixture, NumberTask, Task, final_text, last_number
@@ -85,9 +86,12 @@ def test_a_mixture_is_shuffled_by_its_seed_alone() -> None:
     assert first[:50] != questions(Squares(50))
 
 
-def test_a_mixture_prints_as_a_table() -> None:
-    assert str(Mixture([(Squares(1000), 3), Squares(1000)])).splitlines() == [
-        "squares     3,000  75.0%",
-        "squares     1,000  25.0%",
-        "total       4,000 100.0%",
+def test_a_mixture_prints_its_lines_with_counts() -> None:
+    mixture = Mixture([(Squares(1000), 3), Squares(1000)], name="sft", lines=["squares: 3", "more.jsonl: 1"])
+    assert str(mixture).splitlines() == [
+        "sft:",
+        "  squares: 3     #     3,000  75.0%",
+        "  more.jsonl: 1  #     1,000  25.0%",
+        "                 #     4,000 100.0%",
     ]
+    assert yaml.safe_load(str(mixture)) == {"sft": {"squares": 3, "more.jsonl": 1}}

@@ -56,7 +56,7 @@ class Stages:
     def __init__(self, tokenizer: Tokenizer) -> None:
         folder = paths.tokens_dir("test")
         write_documents(folder, "text", tokenizer, demo_data.documents("train")[:40], "text")
-        write_conversations(folder, "chat", tokenizer, chats(), SEQUENCE_LEN, "chat")
+        write_conversations(folder, "chat", tokenizer, chats(), "chat")
         self.text = TokenFile.open(folder, "text", tokenizer)
         self.chat = TokenFile.open(folder, "chat", tokenizer)
         self.tokenizer = tokenizer
