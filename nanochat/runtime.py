@@ -243,6 +243,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return bool(re.search("can't allocate memory|could not create a primitive(?! descriptor)", str(error)))
 
 
+def copy_to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a CPU tensor to `device` without waiting for it, which on a GPU needs pinned memory."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def release_memory() -> None:
     """Free what is no longer referenced, such as a model before the next one is loaded."""
     gc.collect()

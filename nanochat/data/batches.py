@@ -19,6 +19,7 @@ from nanochat.data.token_files import TokenFile, TokenShards
 from nanochat.dist import World
 from nanochat.errors import UserError
 from nanochat.model.loss import IGNORE
+from nanochat.runtime import copy_to
 
 MAX_GATHERED_SHARE = 0.9
 """Fraction of trained targets above which gathering their hidden states for the head saves nothing."""
@@ -93,7 +94,7 @@ class Batch(NamedTuple):
         gather = self.trained_share < MAX_GATHERED_SHARE
         trained = (self.targets.flatten() != IGNORE).nonzero().squeeze(1) if gather else None
         parts = (self.tokens, self.targets, self.weights, trained)
-        return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in parts))  # type: ignore[arg-type]  # tokens and targets are not None
+        return Batch(*(None if part is None else copy_to(device, part) for part in parts))  # type: ignore[arg-type]  # tokens and targets are not None
 
     def split(self, rows: int) -> "list[Batch]":
         """Batches of at most `rows` rows."""

@@ -160,21 +160,25 @@ class Engine:
 
     def _launch(self, runner: ModelRunner, chunks: list[Chunk]) -> SamplerOutput | None:
         """Run the model on the chunks and sample a token for each request with no uncomputed tokens left."""
-        hidden = runner.hidden(self._input_tokens(chunks), spans_of(chunks))
+        inputs, spans = self._input_tokens(chunks), spans_of(chunks)
+        decodes = runner.use_graphs and all(
+            chunk.count == 1 and chunk.samples and chunk.start >= chunk.request.prompt_length for chunk in chunks
+        )
+        output = runner.decode(inputs, spans) if decodes else runner.hidden(inputs, spans)
         ends = list(itertools.accumulate(chunk.count for chunk in chunks))
         sampled = [(chunk.request, end - 1) for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
         has_prefill = any(chunk.count > 1 for chunk in chunks)
         for chunk, end in zip(chunks, ends, strict=True):
             if chunk.request.sampling.needs_prompt_logprobs and chunk.start < chunk.request.prompt_length:
-                self._add_prompt_logprobs(runner, chunk, hidden[end - chunk.count : end])
+                self._add_prompt_logprobs(runner, chunk, output[end - chunk.count : end])
             chunk.request.num_computed += chunk.count
         if not sampled:
             return None
         requests = [request for request, _ in sampled]
         if len(requests) < ends[-1]:
-            hidden = hidden[on_device([row for _, row in sampled], hidden.device)]
+            output = output[on_device([row for _, row in sampled], output.device)]
         sampler = self._sampler_for(requests, has_prefill)
-        logits = runner.compute_logits(hidden)
+        logits = output if decodes else runner.compute_logits(output)
         masks = {row: self._forbidden(requests[row]) for row in sampler.restricted_rows}
         forbidden = {row: mask for row, mask in masks.items() if mask is not None}
         tokens = sampler.sample(logits, [request.next_uniform() for request in requests], forbidden)

@@ -5,6 +5,7 @@ one token at depth 4 takes about a hundred. The tokens of all sequences, in pref
 in one batch without padding; only attention runs per sequence.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from nanochat.errors import UserError
 from nanochat.model.cpu_kernels import use_blocked_attention
 from nanochat.model.gpt import GPT, RMS_NORM_EPS, causal_attention, rms_norm, soft_cap, squared_relu
-from nanochat.runtime import free_memory
+from nanochat.runtime import copy_to, free_memory
 
 FREE_MEMORY_FRACTION = 0.25
+MASK_ALIGNMENT = 16  # elements from row to row of a mask; attention on a GPU would copy another mask in every layer
+GRAPH_LENGTH = 256  # a CUDA graph attends to a multiple of this many keys
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,10 @@ class Span:
     first_slot: int
     starts: tuple[int, ...]  # tokens already in each slot
     count: int  # new tokens per slot
+
+
+Visible = Sequence[tuple[Span, Sequence[Tensor], Sequence[Tensor], Tensor | None]]
+"""Per span its keys and values, per layer (sequences, n_kv_head, length, head_dim), and its mask."""
 
 
 class Matrix:
@@ -88,6 +95,8 @@ class ModelRunner:
         # Row of `flat_cache` where each head's keys of slot 0 start, then the same for values.
         heads = torch.arange(config.n_kv_head, device=self.device)
         self.head_rows = torch.cat((heads, heads + slots * config.n_kv_head)) * config.sequence_len
+        self.use_graphs = self.device.type == "cuda"
+        self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
 
     def copy_slot(self, source: int, target: int, length: int) -> None:
         """Copy keys and values of the first `length` tokens of one slot to another."""
@@ -98,14 +107,71 @@ class ModelRunner:
 
         tokens: (N,), the spans' tokens concatenated.
         """
-        config = self.config
         each = [(span, n) for span in spans for n in range(len(span.starts))]
         rows = [(span.first_slot + n, span.starts[n] + i) for span, n in each for i in range(span.count)]
         positions = on_device([position for _, position in rows], self.device)
         first_rows = on_device([slot * self.slot_rows + position for slot, position in rows], self.device)
+        return self._hidden(tokens, positions, first_rows, [(span, *self._visible(span)) for span in spans])
+
+    def decode(self, tokens: Tensor, spans: Sequence[Span]) -> Tensor:
+        """Return logits, (N, vocab_size), of spans of one new token per slot, like `hidden` and `compute_logits`.
+
+        With `use_graphs`, the GPU runs one CUDA graph for the next power of two of slots, all in one launch. Slots
+        without a token compute one that nobody reads; its keys and values go to the last position of the context,
+        where no token of a sequence is ever computed.
+        """
+        context = self.config.sequence_len
+        starts = {span.first_slot + n: start for span in spans for n, start in enumerate(span.starts)}
+        length = min(-(-(max(starts.values()) + 1) // GRAPH_LENGTH) * GRAPH_LENGTH, context)
+        count = min(1 << max(starts).bit_length(), self.cache.size(2))
+        positions = [starts.get(slot, context - 1) for slot in range(count)]
+        first_rows = [slot * self.slot_rows + position for slot, position in enumerate(positions)]
+        numbers = copy_to(self.device, torch.tensor([positions, first_rows, [0] * count]))
+        rows = on_device(list(starts), self.device)
+        numbers[2].index_copy_(0, rows, tokens)
+        return self._decode_in_graph(numbers, length).index_select(0, rows)
+
+    def _decode_in_graph(self, numbers: Tensor, length: int) -> Tensor:
+        """`_decode`, in a CUDA graph if possible. Its result is overwritten by the next call."""
+        key = numbers.size(1), length
+        if self.use_graphs and key not in self._graphs:
+            try:
+                self._graphs[key] = self._capture(numbers, length)
+            except RuntimeError as error:
+                self.use_graphs = False
+                logging.warning("decoding without CUDA graphs: %s", str(error).partition("\n")[0])
+        if not self.use_graphs:
+            return self._decode(numbers, length)
+        graph, inputs, logits = self._graphs[key]
+        inputs.copy_(numbers)
+        graph.replay()
+        return logits
+
+    def _capture(self, numbers: Tensor, length: int) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+        inputs, graph, stream = numbers.clone(), torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._decode(inputs, length)  # kernels and workspaces are loaded by the first call, outside of a graph
+        torch.cuda.current_stream().wait_stream(stream)
+        pool = next(iter(self._graphs.values()))[0].pool() if self._graphs else None
+        with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):  # other threads use the GPU as well
+            logits = self._decode(inputs, length)
+        return graph, inputs, logits
+
+    def _decode(self, numbers: Tensor, length: int) -> Tensor:
+        """Logits of one token in each of the first N slots. numbers: (3, N): positions, cache rows, tokens."""
+        positions, first_rows, tokens = numbers
+        span = Span(0, 0, (length - 1,) * len(tokens), 1)
+        keys, values, _ = self._visible(span)
+        hidden = torch.arange(length, device=self.device) > positions[:, None, None, None]
+        mask = torch.where(hidden, -torch.inf, 0.0).to(self.embedding.dtype)
+        return self.compute_logits(self._hidden(tokens, positions, first_rows, [(span, keys, values, mask)]))
+
+    def _hidden(self, tokens: Tensor, positions: Tensor, first_rows: Tensor, visible: Visible) -> Tensor:
+        """Final hidden states. first_rows: (N,), rows of `flat_cache` of the first head's keys."""
+        config = self.config
         cache_rows = (first_rows.unsqueeze(1) + self.head_rows).flatten()
         cos, sin = self.cos_sin[positions].unbind(1)
-        visible = [(span, *self._visible(span)) for span in spans]
         head_dim, half = config.head_dim, config.head_dim // 2
         x = F.embedding(tokens, self.embedding)
         for number, layer in enumerate(self.layers):
@@ -136,11 +202,12 @@ class ModelRunner:
             return None  # every key is visible, or plain causal attention from the start of a prompt
         if use_blocked_attention(span.count, self.device, self.embedding.dtype, training=False):
             return None  # causal_attention runs in blocks and applies the mask itself
-        keys = torch.arange(start + count, device=self.device)
+        length = start + count
+        keys = torch.arange(-(-length // MASK_ALIGNMENT) * MASK_ALIGNMENT, device=self.device)
         first = on_device(span.starts, self.device)[:, None, None]
         hidden = keys > first + torch.arange(count, device=self.device)[:, None]
         mask = torch.zeros(hidden.shape, dtype=self.embedding.dtype, device=self.device)
-        return mask.masked_fill_(hidden, -torch.inf).unsqueeze(1)
+        return mask.masked_fill_(hidden, -torch.inf).unsqueeze(1)[..., :length]
 
     def _visible(self, span: Span) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None]:
         """Return a span's keys and values per layer, each (sequences, n_kv_head, length, head_dim), and its mask."""
@@ -163,8 +230,7 @@ class ModelRunner:
 
 def on_device(values: Sequence[float], device: torch.device) -> Tensor:
     """Copy numbers to a tensor on the device without synchronizing with it."""
-    tensor = torch.tensor(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return copy_to(device, torch.tensor(values))
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

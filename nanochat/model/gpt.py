@@ -1,12 +1,12 @@
 """The model.
 
-Token embedding, RMSNorm without gains, pre-norm blocks with rotary positions, QK-norm after the rotation,
-grouped-query attention, a squared-ReLU MLP of four times the width, no biases, an untied head. A special case of
-Apertus (https://arxiv.org/abs/2509.14233), which many runtimes support; see nanochat/hub/convert_model.py.
+Token embedding, RMSNorm without gains, pre-norm blocks with rotary positions, QK-norm, grouped-query attention, a
+squared-ReLU MLP of four times the width, no biases, an untied head. A special case of Apertus
+(https://arxiv.org/abs/2509.14233), which many runtimes support; see nanochat/hub/convert_model.py.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanochat.errors import UserError
-from nanochat.model import cpu_kernels, fp8
+from nanochat.model import cpu_kernels, fp8, gpu_kernels
 from nanochat.model.loss import linear_cross_entropy, token_losses
 
 ARCHITECTURE = "nanochat-2"  # stored in every checkpoint; another name means different tensors or arithmetic
@@ -98,16 +98,16 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),), eps=RMS_NORM_EPS)
 
 
-def rotate_and_norm(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary positions to each head, then RMSNorm. x: (B, T, H, D); cos, sin: (1 or B, T, 1, D / 2).
+def norm_and_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply RMSNorm and rotary positions to each head. x: (B, T, H, D); cos, sin: (1 or B, T, 1, D / 2).
 
-    Returns (B, H, T, D).
+    Returns (B, H, T, D). A rotation preserves the norm, so their order only changes rounding: on a CPU the norm comes
+    second, after the change of layout; in a compiled step it comes first, so that its backward pass is one kernel.
     """
     if cpu_kernels.enabled(x):
         return rms_norm(cpu_kernels.rotate(x, cos, sin))
-    first, second = x.chunk(2, dim=-1)
-    rotated = torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
-    return rms_norm(rotated).transpose(1, 2)
+    first, second = rms_norm(x).chunk(2, dim=-1)
+    return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1).transpose(1, 2)
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -142,6 +142,8 @@ class Linear(nn.Linear):
         """x: (..., in_features) -> (..., out_features), in the dtype of x."""
         if self.fp8_training and torch.is_grad_enabled():
             return fp8.linear(x, self.weight)
+        if x.is_cuda and x.dtype == torch.bfloat16:
+            return gpu_kernels.linear(x, self.weight)
         return F.linear(x, self.weight.to(x.dtype))
 
 
@@ -160,8 +162,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: AttentionCache | None) -> Tensor:
         """x: (B, T, C) -> (B, T, C)."""
         heads = (*x.shape[:2], -1, self.head_dim)
-        query = rotate_and_norm(self.q_proj(x).view(heads), cos, sin)
-        key = rotate_and_norm(self.k_proj(x).view(heads), cos, sin)
+        query = norm_and_rotate(self.q_proj(x).view(heads), cos, sin)
+        key = norm_and_rotate(self.k_proj(x).view(heads), cos, sin)
         value = self.v_proj(x).view(heads).transpose(1, 2)
         if cache is None:
             y = causal_attention(query, key, value)
@@ -218,6 +220,8 @@ class GPT(nn.Module):
         self.register_buffer("sin", angles.sin(), persistent=False)
         self._compiled_hidden: Callable[[Tensor], Tensor] | None = None
         self._compiled_block: Callable[..., Tensor] | None = None
+        self._compiled_shapes: set[torch.Size] = set()
+        self.trains_in_fp8 = False
         self.init_weights()
 
     @torch.no_grad()
@@ -237,18 +241,35 @@ class GPT(nn.Module):
                     fan_out, fan_in = weight.shape
                     nn.init.normal_(weight, std=(min(1.0, fan_out / fan_in) / fan_in) ** 0.5)
 
-    def compile_training(self) -> None:
-        """Compile what `loss` runs. Evaluation and decoding, whose shapes vary, stay eager and never recompile.
+    def compile_training(self, shapes: Iterable[torch.Size] = ()) -> None:
+        """Compile what `loss` runs and, on a GPU, `token_losses` of batches with these shapes.
 
+        Everything else, whose shapes vary, stays eager. The shapes are compiled here, before memory is full: compiling
+        in the middle of a run has frozen machines with unified memory. Raises UserError if no kernel fits the GPU.
         On a CPU, one block is compiled for all layers: at depth 4 the first step ends after 21 s instead of 32.
         """
         if self.device.type == "cpu":
             self._compiled_block = torch.compile(Block.forward, dynamic=False)
         else:
             self._compiled_hidden = torch.compile(self.hidden, dynamic=False)
+        self._compiled_shapes = set(shapes)
+        try:
+            for shape in self._compiled_shapes:
+                tokens = torch.zeros(shape, dtype=torch.int64, device=self.device)
+                self.loss(tokens, tokens).backward()
+                self.token_losses(tokens, tokens)
+        except torch.OutOfMemoryError:
+            pass  # the first step runs out as well, and halves the rows
+        except RuntimeError as error:
+            if "No valid triton configs" not in str(error):
+                raise
+            raise UserError("torch.compile found no kernels that fit this GPU: rerun with --compile False") from None
+        finally:
+            self.zero_grad()
 
     def train_in_fp8(self) -> None:
         """Multiply the matrices inside the blocks in FP8 in `loss`, not in evaluation and decoding."""
+        self.trains_in_fp8 = True
         for module in self.layers.modules():
             if isinstance(module, Linear):
                 module.fp8_training = True
@@ -311,6 +332,9 @@ class GPT(nn.Module):
     @torch.no_grad()
     def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of each token in nats, 0 for targets of loss.IGNORE. (B, T), (B, T) -> (B, T)."""
-        hidden = self.hidden(tokens).flatten(0, 1)
-        losses = token_losses(hidden, self.lm_head.weight, targets.flatten(), self.config.logit_softcap)
+        compiled = self._compiled_hidden if tokens.shape in self._compiled_shapes else None
+        hidden = (compiled or self.hidden)(tokens).flatten(0, 1)
+        losses = token_losses(
+            hidden, self.lm_head.weight, targets.flatten(), self.config.logit_softcap, compiled=compiled is not None
+        )
         return losses.view_as(targets)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-Exponentials = Callable[[Tensor, float, bool], tuple[Tensor, Tensor]]
+Exponentials = Callable[[Tensor, float, bool], tuple[Tensor, Tensor, Tensor]]
 
 IGNORE = -1
 """Target of a position that is not trained on."""
@@ -41,17 +41,16 @@ def linear_cross_entropy(
     ones. With a `softcap` other than 0, logits become softcap * tanh(logits / softcap) in fp32. `compiled`: fuse the
     elementwise passes with torch.compile, which is faster on a GPU and slower on a CPU.
     """
-    exponentials = _compiled_exponentials() if compiled else _exponentials
-    return _LinearCrossEntropy.apply(hidden, weight, targets, token_weights, softcap, exponentials)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, token_weights, softcap, compiled)
 
 
 @torch.no_grad()
-def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
+def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float, *, compiled: bool = False) -> Tensor:
     """Cross-entropy of each token in nats, (N,) in fp32, 0 for targets of IGNORE. No gradients."""
     losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
-    work = _Workspace(hidden, weight, softcap, _exponentials)
+    work = _Workspace(hidden, weight, softcap, compiled)
     for rows in work.slices():
-        losses[rows], _ = work.losses(work.logits(hidden[rows]), targets[rows].clamp(min=0))
+        losses[rows] = work.losses(work.logits(hidden[rows]), targets[rows].clamp(min=0))[0]
     return losses.masked_fill_(targets == IGNORE, 0.0)
 
 
@@ -67,11 +66,12 @@ def _rows_of(elements: dict[str, int], count: int, vocab_size: int, device: torc
     return max(1, min(count, elements.get(device.type, elements["cuda"]) // vocab_size))
 
 
-def _exponentials(raw: Tensor, softcap: float, leave_slopes: bool) -> tuple[Tensor, Tensor]:
-    """Each row's maximum m and its sum of exp(logit - m), both (N, 1) in fp32. raw: (N, V).
+def _exponentials(raw: Tensor, softcap: float, wants_slopes: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row's maximum m and its sum of exp(logit - m), both (N, 1) in fp32, and (N, V) in the dtype of raw: with
+    `wants_slopes` exp(logit - m) times the slope of the soft-cap, 1 - tanh^2, otherwise raw itself.
 
-    raw holds the logits, divided by the soft-cap if there is one. With `leave_slopes`, it is overwritten with
-    exp(logit - m), times the slope of the soft-cap, 1 - tanh^2.
+    raw: (N, V), the logits, divided by the soft-cap if there is one. Its memory is reused for the slopes, except in a
+    compiled pass, which would then write them twice.
     """
     # Passes over the logits dominate, so there are as few as possible.
     if softcap == 0:
@@ -82,11 +82,11 @@ def _exponentials(raw: Tensor, softcap: float, leave_slopes: bool) -> tuple[Tens
         maxima = softcap * capped.amax(dim=1, keepdim=True)
         exponential = (capped * softcap).sub_(maxima).exp_()
     sums = exponential.sum(dim=1, keepdim=True)
-    if leave_slopes:
-        if softcap:
-            exponential = torch.ops.aten.tanh_backward.grad_input(exponential, capped, grad_input=exponential)
-        raw.copy_(exponential)
-    return maxima, sums
+    if not wants_slopes:
+        return maxima, sums, raw
+    if softcap:
+        exponential = torch.ops.aten.tanh_backward.grad_input(exponential, capped, grad_input=exponential)
+    return maxima, sums, exponential.to(raw.dtype) if torch.compiler.is_compiling() else raw.copy_(exponential)
 
 
 @functools.cache
@@ -98,10 +98,10 @@ class _Workspace:
     """The head in the compute dtype, and one buffer of logits that all slices reuse: allocating 8 MB costs a CPU up
     to ten times as much as a pass over it."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, softcap: float, exponentials: Exponentials) -> None:
+    def __init__(self, hidden: Tensor, weight: Tensor, softcap: float, compiled: bool) -> None:
         self.head = weight.to(hidden.dtype)
         self.softcap = softcap
-        self.exponentials = exponentials
+        self.compiled = compiled
         self.count = hidden.size(0)
         vocab = weight.size(0)
         self.raw = hidden.new_empty(_rows_of(SLICE_ELEMENTS, self.count, vocab, hidden.device), vocab)
@@ -119,26 +119,31 @@ class _Workspace:
             hidden.new_empty(()), hidden, self.head.T, beta=0, alpha=factor, out=self.raw[: hidden.size(0)]
         )
 
-    def losses(self, raw: Tensor, targets: Tensor, *, leave_slopes: bool = False) -> tuple[Tensor, Tensor]:
-        """Cross-entropy (N,) of a slice's `logits`, and normalizers (N,), in fp32; targets: (N,).
+    def losses(self, raw: Tensor, targets: Tensor, *, wants_slopes: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-entropy (N,) of a slice's `logits`, and normalizers (N,), in fp32; targets: (N,). Overwrites `raw`.
 
-        With `leave_slopes`, `raw` is overwritten with d(cross-entropy) / d(logit before the cap) x normalizer.
+        With `wants_slopes` the third result is d(cross-entropy) / d(logit before the cap) x normalizer, (N, V) in the
+        dtype of raw.
         """
         targeted = torch.arange(raw.size(0), device=raw.device), targets
         target = raw[targeted].float()
         capped = target.tanh_() if self.softcap else None
         if capped is not None:
             target = self.softcap * capped
-        maxima, sums = torch.empty(2, len(raw), 1, device=raw.device)
-        for piece in _cut(len(raw), self.piece_rows):
-            maxima[piece], sums[piece] = self.exponentials(raw[piece], self.softcap, leave_slopes)
+        if self.compiled:  # the whole buffer, also for a shorter last slice: one shape to compile
+            found = _compiled_exponentials()(self.raw, self.softcap, wants_slopes)
+            maxima, sums, slopes = (part[: len(raw)] for part in found)
+        else:
+            (maxima, sums), slopes = torch.empty(2, len(raw), 1, device=raw.device), raw
+            for piece in _cut(len(raw), self.piece_rows):
+                maxima[piece], sums[piece], _ = _exponentials(raw[piece], self.softcap, wants_slopes)
         maxima, sums = maxima.squeeze(1), sums.squeeze(1)
-        if leave_slopes:  # (exp - sum x one_hot) x slope
+        if wants_slopes:  # (exp - sum x one_hot) x slope
             at_target = (target - maxima).exp_() - sums
             if capped is not None:
                 at_target *= 1 - capped.square()
-            raw[targeted] = at_target.to(raw.dtype)  # scatter_ is 300 times slower on a CPU
-        return maxima + sums.log() - target, sums
+            slopes[targeted] = at_target.to(raw.dtype)  # scatter_ is 300 times slower on a CPU
+        return maxima + sums.log() - target, sums, slopes
 
 
 def _cut(count: int, size: int) -> Iterator[slice]:
@@ -147,15 +152,15 @@ def _cut(count: int, size: int) -> Iterator[slice]:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, token_weights, softcap, exponentials):  # type: ignore[no-untyped-def]  # torch's signature
-        work = _Workspace(hidden, weight, softcap, exponentials)
+    def forward(ctx, hidden, weight, targets, token_weights, softcap, compiled):  # type: ignore[no-untyped-def]  # torch's signature
+        work = _Workspace(hidden, weight, softcap, compiled)
         wants_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         hidden_grad = torch.empty_like(hidden if wants_gradient else hidden[:0])
         weight_grad = torch.zeros_like(weight if wants_gradient else weight[:0], dtype=torch.float32)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for rows in work.slices():
             logits = work.logits(hidden[rows])
-            losses, normalizers = work.losses(logits, targets[rows].clamp(min=0), leave_slopes=wants_gradient)
+            losses, normalizers, slopes = work.losses(logits, targets[rows].clamp(min=0), wants_slopes=wants_gradient)
             scale = (targets[rows] != IGNORE).float()
             if token_weights is not None:
                 scale *= token_weights[rows]
@@ -164,12 +169,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             # Per-row factors are applied on the C-wide side of the products, which is shorter than the vocabulary.
             row_scale = (scale / normalizers).unsqueeze(1)
-            hidden_grad[rows] = (logits @ work.head).mul_(row_scale)
-            scaled_hidden = (hidden[rows] * row_scale).to(hidden.dtype)
-            if logits.dtype == torch.float32:
-                weight_grad.addmm_(logits.T, scaled_hidden)
+            torch.mul(slopes @ work.head, row_scale, out=hidden_grad[rows])  # in fp32, then rounded
+            scaled_hidden = torch.mul(hidden[rows], row_scale, out=torch.empty_like(hidden[rows]))
+            if slopes.dtype == torch.float32:
+                weight_grad.addmm_(slopes.T, scaled_hidden)
+            elif slopes.is_cuda:  # the product itself adds to the sum, in fp32
+                torch.addmm(weight_grad, slopes.T, scaled_hidden, out_dtype=torch.float32, out=weight_grad)
             else:
-                weight_grad += logits.T @ scaled_hidden
+                weight_grad += slopes.T @ scaled_hidden
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.weight_dtype = weight.dtype
         return total
@@ -178,7 +185,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # torch's signature
         hidden_grad, weight_grad = ctx.saved_tensors
         return (
-            (hidden_grad.float() * grad_output).to(hidden_grad.dtype),
+            torch.mul(hidden_grad, grad_output.view(1, 1), out=torch.empty_like(hidden_grad)),  # in fp32: a view of 2-d
             (weight_grad * grad_output).to(ctx.weight_dtype),
             *4 * (None,),
         )

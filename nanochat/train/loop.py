@@ -8,7 +8,7 @@ import torch
 
 from nanochat.data.batches import Batch, BatchSource
 from nanochat.errors import UserError
-from nanochat.runtime import is_out_of_memory
+from nanochat.runtime import is_out_of_memory, release_memory
 from nanochat.train.run import Evaluation, Session, StepResult, TrainingRun
 from nanochat.train.scaling import lr_multiplier
 from nanochat.train.sharding import clip_gradients
@@ -37,7 +37,9 @@ def train(
             print(f"{run.source} {run.tag} is complete at step {run.step}; --fresh starts over")
         return
     if run.should_compile(num_iterations, fixed_tokens):
-        run.model.compile_training()
+        steps = {run.step, num_iterations - 1}  # rows may be shorter in the first steps
+        parts = (part for step in steps for b in batches.step_data(step).batches for part in b.split(run.max_rows))
+        run.model.compile_training(part.tokens.shape for part in parts)
     with Session(run, num_iterations, trained_on, step_size, samples, evaluation) as session:
         while run.step < num_iterations and not session.stop:
             start = time.perf_counter()
@@ -92,6 +94,8 @@ def _halve_rows(run: TrainingRun, micro_batches: Sequence[Batch]) -> None:
     if rows == 1:
         raise UserError("out of memory with a single row: train at a smaller --depth")
     run.max_rows = (rows + 1) // 2
+    run.model.zero_grad()
+    release_memory()  # before torch compiles the new shape
     run.report(
         f"step {run.step + 1}: out of memory with {rows} rows at once, repeated with {run.max_rows}; "
         "the result is the same"

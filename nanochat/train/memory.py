@@ -14,10 +14,11 @@ from nanochat.train.optim import MuonAdamW, OptimizerOptions
 from nanochat.train.run import TrainingRun
 from nanochat.units import format_gib
 
-ACTIVATIONS_PER_LAYER = {"cpu": 15, "cuda": 18}
+ACTIVATIONS_PER_LAYER = {"cpu": 15, "cuda": 18, "fp8": 12}
 """Numbers kept for the backward pass per layer, token and unit of width: outputs of two RMSNorms (2), query and key
 after theirs (2), value and output of the attention (2), hidden units of the MLP before and after squaring (8). A GPU
-also keeps the inputs of the RMSNorms (4), a CPU a second layout of the attention's output (1), unless it is blocked."""
+also keeps the inputs of the RMSNorms (4), a CPU a second layout of the attention's output (1), unless it is blocked.
+FP8, which is always compiled, keeps inputs of matrices in one byte."""
 ACTIVATIONS_OUTSIDE_LAYERS = 6
 """The same outside the layers: embedding and last RMSNorm keep 2, and the backward pass of an MLP needs about 4."""
 HEAP_GAPS = 0.9
@@ -52,7 +53,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(model: GPT, optimizer: MuonAdamW, rows: int, *, shared: bool) -> MemoryEstimate:
-    """Estimate training with `rows` rows per forward pass, eager and not in FP8; torch.compile and FP8 need less.
+    """Estimate training with `rows` rows per forward pass, eager unless in FP8; torch.compile needs less.
 
     `shared`: the device uses the CPU's memory, into which the main process also copies its checkpoints.
     """
@@ -60,7 +61,8 @@ def estimate_memory(model: GPT, optimizer: MuonAdamW, rows: int, *, shared: bool
     head = config.vocab_size * config.n_embd
     tokens = rows * config.sequence_len
     logits = workspace_bytes(tokens, config.vocab_size, model.compute_dtype, model.device)
-    per_layer = ACTIVATIONS_PER_LAYER["cpu" if model.device.type == "cpu" else "cuda"] * config.n_embd
+    kind = "cpu" if model.device.type == "cpu" else "fp8" if model.trains_in_fp8 else "cuda"
+    per_layer = ACTIVATIONS_PER_LAYER[kind] * config.n_embd
     attention = config.n_head * saved_attention_weights(config.sequence_len, model.device, model.compute_dtype)
     kept = (config.n_layer * (per_layer + attention) + ACTIVATIONS_OUTSIDE_LAYERS * config.n_embd) * tokens
     gaps = 1 + HEAP_GAPS if model.device.type == "cpu" else 1

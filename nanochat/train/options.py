@@ -46,7 +46,7 @@ class TrainOptions:
     compile: Annotated[bool | None, FREE] = None
     """torch.compile; default: on for pretraining and midtraining, on CUDA or in long runs on a CPU"""
     fp8: Annotated[bool, FREE] = False
-    """FP8 matrix multiplication inside the blocks during training, if the GPU supports it"""
+    """FP8 matrix multiplication inside the blocks in pretraining and midtraining, on a GPU and compiled"""
     seed: Annotated[int, Range(0)] = 42
 
     device_batch_size: Annotated[int | Literal["auto"] | None, Range(1), FREE, INHERITED] = None
@@ -136,9 +136,10 @@ def check_range(name: str, value: float | str | None, low: float, high: float | 
 
 
 def check_not_compiled(options: TrainOptions) -> None:
-    """Raise UserError if --compile True is given in a stage whose batch shapes vary."""
-    if options.compile:
-        raise UserError("--compile is not supported for SFT and RL, because batch shapes vary: leave it out")
+    """Raise UserError if --compile True or --fp8 is given in a stage whose batch shapes vary."""
+    for option, value in (("--compile", options.compile), ("--fp8", options.fp8)):  # FP8 is slow if not compiled
+        if value:
+            raise UserError(f"{option} is not supported for SFT and RL, because batch shapes vary: leave it out")
 
 
 def inherit(options: Options, parent: Mapping[str, Any]) -> Options:

@@ -78,6 +78,8 @@ def start_or_resume(
             "--fp8 needs a GPU of compute capability 8.9 or newer (Ada, Hopper, Blackwell), got "
             f"{runtime.describe()}: leave it out"
         )
+    if options.fp8 and not (runtime.can_compile() if options.compile is None else options.compile):
+        raise UserError("--fp8 is several times slower without torch.compile: leave out --compile False, or --fp8")
     tag = options.model_tag or (parent.tag if parent else f"d{config.n_layer}" if config else "")
     if not re.fullmatch(r"\w[\w.+-]*", tag) or tag == ASIDE:
         wanted = f'letters, digits, dots and dashes and not be "{ASIDE}"'

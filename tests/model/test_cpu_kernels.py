@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.model.gpt import RMS_NORM_EPS, rms_norm, rotate_and_norm, squared_relu
+from nanochat.model.gpt import RMS_NORM_EPS, norm_and_rotate, rms_norm, squared_relu
 
 ANGLES = torch.outer(torch.arange(5.0), torch.arange(1, 5) / 3)[None, :, None]
 
 
 def turned(x: Tensor) -> Tensor:
-    return rotate_and_norm(x, ANGLES.cos().to(x.dtype), ANGLES.sin().to(x.dtype)).transpose(1, 2)
+    return norm_and_rotate(x, ANGLES.cos().to(x.dtype), ANGLES.sin().to(x.dtype)).transpose(1, 2)
 
 
 def plain_norm(x: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def test_bfloat16_is_close_to_float32() -> None:
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("dtype", "count", "tolerance"), [(torch.float32, 192, None), (torch.bfloat16, 64, 2e-2)])
+@pytest.mark.parametrize(("dtype", "count", "tolerance"), [(torch.float32, 192, None), (torch.bfloat16, 64, 3e-2)])
 def test_one_compiled_block_serves_all_and_gives_the_same_gradients(
     dtype: torch.dtype, count: int, tolerance: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,7 +72,7 @@ def test_gradients_in_bfloat16_are_right_on_average(
 @pytest.mark.parametrize("softcap", SOFTCAPS)
 def test_compiled_it_is_the_same(softcap: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(loss.SLICE_ELEMENTS, "cpu", 2_000)
-    monkeypatch.setitem(loss.PIECE_ELEMENTS, "cpu", 700)  # the last slice and its last piece have fewer rows
+    monkeypatch.setitem(loss.PIECE_ELEMENTS, "cpu", 700)  # the last slice has fewer rows
     counted = CompileCounterWithBackend("aot_eager")  # needs no compiler
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counted, fullgraph=True))
     loss._compiled_exponentials.cache_clear()
@@ -84,11 +84,12 @@ def test_compiled_it_is_the_same(softcap: float, monkeypatch: pytest.MonkeyPatch
 
     def outcome(compiled: bool) -> list[torch.Tensor]:
         value = linear_cross_entropy(hidden, weight, targets, None, softcap, compiled=compiled)
-        return [value.detach(), *torch.autograd.grad(value, (hidden, weight))]
+        losses = token_losses(hidden, weight, targets, softcap, compiled=compiled)
+        return [losses, value.detach(), *torch.autograd.grad(value, (hidden, weight))]
 
     for got, expected in zip(outcome(compiled=True), outcome(compiled=False), strict=True):
         torch.testing.assert_close(got, expected)
-    assert counted.frame_count == 2  # for a whole piece, and for any number of rows
+    assert counted.frame_count == 2  # with and without gradients, each for whole slices
     loss._compiled_exponentials.cache_clear()
 
 
