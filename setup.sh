@@ -14,6 +14,7 @@ set -euo pipefail
 
 root="$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 venv="$root/.venv"
+unset PYTHONHOME PYTHONPATH # pip would take packages there for installed
 
 die() {
   echo "error: $*" >&2
@@ -97,13 +98,47 @@ step() {
   printf '%d s\n' $((SECONDS - start))
 }
 
-# Two --quiet hide pip's warnings, not its errors. PIP_USER would install outside of the virtual environment.
-# Runs .venv's own pip, or, before it has one, that of the Python in $pip_from.
-pip_install() {
-  local pip=("$venv/bin/python" -m pip)
+# Two --quiet hide pip's warnings, not its errors. Runs .venv's own pip, or, before it has one, that of the Python in
+# $pip_from. Of pip's settings in the environment, only those on how to download are kept: others install elsewhere
+# (PIP_TARGET, PIP_PREFIX, PIP_ROOT) or add conditions (PIP_REQUIRE_HASHES, PIP_CONSTRAINT, which NGC containers set and
+# --constraint does not replace). The three that are set instead also replace those in pip's configuration files.
+pip_install() (
+  pip=("$venv/bin/python" -m pip)
   if [[ -n "${pip_from:-}" ]]; then pip=("$pip_from" -m pip --python "$venv/bin/python"); fi
-  PIP_USER=0 "${pip[@]}" install --quiet --quiet --no-input --disable-pip-version-check \
-    --constraint "$root/constraints.txt" "$@"
+  for name in "${!PIP_@}"; do
+    case "$name" in
+      PIP_*INDEX* | PIP_FIND_LINKS | PIP_*CERT | PIP_PROXY | PIP_TRUSTED_HOST | PIP_KEYRING_PROVIDER | PIP_CONFIG_FILE) ;;
+      PIP_*CACHE_DIR | PIP_*TIMEOUT | PIP_RETRIES) ;;
+      *) unset "$name" ;;
+    esac
+  done
+  PIP_USER=0 PIP_REQUIRE_HASHES=0 PIP_CONSTRAINT=/dev/null "${pip[@]}" install --quiet --quiet --no-input \
+    --disable-pip-version-check --constraint "$root/constraints.txt" "$@"
+)
+
+# The commands in .venv/bin name the folder that .venv was made in: in a copied project, .venv/bin/pip would install
+# into the original. Change them to this folder.
+adopt_venv() {
+  local made_in here
+  made_in="$(sed -n 's/^command = .* -m venv \(--[a-z-]* \)*//p' "$venv/pyvenv.cfg" 2>/dev/null)" || return 0
+  here="$(readlink -f "$venv")"
+  if [[ -z "$made_in" || "$made_in" == "$here" || ! -x "$venv/bin/python" || ! -w "$here/bin" ]]; then return; fi
+  echo "setup: .venv was made in $(dirname "$made_in"): changing its commands to this folder"
+  "$venv/bin/python" -I - "$made_in" "$here" <<'PYTHON'
+import os, pathlib, sys
+
+made_in, here = sys.argv[1:]
+for path in [*pathlib.Path(here, "bin").iterdir(), pathlib.Path(here, "pyvenv.cfg")]:
+    if path.is_symlink() or not path.is_file() or made_in.encode() not in (content := path.read_bytes()):
+        continue
+    first, rest = content.split(b"\n", 1)
+    if first.startswith(b"#!" + made_in.encode()):  # a shell starts Python: a #! line cannot hold a space
+        content = b"#!/bin/sh\n'''exec' \"%s\" \"$0\" \"$@\"\n' '''\n%s" % (first[2:], rest)
+    changed = path.with_name(path.name + ".new")  # not in place: the original may share the file
+    changed.write_bytes(content.replace(made_in.encode(), here.encode()))
+    changed.chmod(path.stat().st_mode)
+    os.replace(changed, path)
+PYTHON
 }
 
 # requirements [EXTRA]: print the dependencies in pyproject.toml, one per line. The project itself is not installed: the
@@ -186,6 +221,7 @@ for option in "$@"; do
 done
 stamp="${extras[0]:-run}"
 
+$dry_run || adopt_venv
 if $quiet && up_to_date "$stamp"; then exit; fi
 
 gpu=false

@@ -1,6 +1,6 @@
 """Accuracy of an exported model in lm-evaluation-harness and in this project, on the same questions.
 
-.venv/bin/pip install lm_eval accelerate
+.venv/bin/python -m pip install lm_eval accelerate
 python -m benchmarks.export_accuracy hf_models/nanochat-d20-base
 
 The harness loads the folder with transformers. Both score the same texts in float32: a question followed by a choice,
@@ -50,7 +50,9 @@ def main(options: BenchmarkOptions) -> None:
     try:
         import lm_eval
     except ImportError:
-        raise UserError("lm-evaluation-harness is not installed: .venv/bin/pip install lm_eval accelerate") from None
+        raise UserError(
+            "lm-evaluation-harness is not installed: .venv/bin/python -m pip install lm_eval accelerate"
+        ) from None
     imported = read_model(str(options.folder))
     for task in read_tasks(options.eval_bundle or fetch_bundle()):
         if task.name not in TASKS:

@@ -29,6 +29,7 @@ OS_ERROR_FIXES = {
     errno.ENOTDIR: "move that file away, or set NANOCHAT_BASE_DIR to another folder",
     errno.EIO: "check the disk, or set NANOCHAT_BASE_DIR to a folder on another one",
     errno.EROFS: "set NANOCHAT_BASE_DIR to a folder you can write to",
+    errno.EPERM: "set NANOCHAT_BASE_DIR to a folder you can write to",
     errno.EACCES: "change its permissions, or set NANOCHAT_BASE_DIR to a folder you can write to",
 }
 

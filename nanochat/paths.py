@@ -11,16 +11,17 @@ MANIFEST_FILE = "manifest.json"
 
 
 def base_dir() -> Path:
-    """$NANOCHAT_BASE_DIR, by default ~/.cache/nanochat. Raises UserError if it cannot be created or written to."""
-    path = Path(os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat").expanduser()
-    fix = "set NANOCHAT_BASE_DIR to a folder you can write to"
+    """$NANOCHAT_BASE_DIR, by default ~/.cache/nanochat. May be read-only. Raises UserError if it cannot be created."""
+    path = os.environ.get("NANOCHAT_BASE_DIR") or "~/.cache/nanochat"
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot use {path} as the base directory ({error.strerror}): {fix}") from None
-    if not os.access(path, os.W_OK):
-        raise UserError(f"cannot write to {path}: {fix}")
-    return path
+        folder = Path(path).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    except (OSError, RuntimeError) as error:  # without a home directory
+        raise UserError(
+            f"cannot use {path} as the base directory ({getattr(error, 'strerror', error)}): set NANOCHAT_BASE_DIR to "
+            "a folder you can write to"
+        ) from None
 
 
 def demo_option() -> str:

@@ -95,6 +95,15 @@ class Runtime(AbstractContextManager["Runtime"]):
         compilers = ("cc", "gcc", "clang") if self.device.type == "cuda" else ("g++",)
         return headers.exists() and any(map(shutil.which, compilers))
 
+    def unquoted_path(self) -> str | None:
+        """A path with white space that torch.compile passes to the linker unquoted, which fails; None if there is none.
+
+        On a GPU, it does not run the linker.
+        """
+        used = (str(Path(torch.__file__).parent), os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))
+        spaced = (path for path in used if re.search(r"\s", path))
+        return next(spaced, None) if self.device.type == "cpu" else None
+
     def compile_pays_off(self, activations: float) -> bool:
         """True if torch.compile works and shortens a run of `activations` = tokens x layers x width per process."""
         return self.can_compile() and (self.device.type == "cuda" or activations > COMPILE_THRESHOLD)

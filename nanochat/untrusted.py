@@ -7,7 +7,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from nanochat.errors import UserError
+from nanochat.errors import UserError, one_line
 
 MAX_JSON_BYTES = 1 << 28
 MAX_NUMBER = 1e30  # larger ones are damage, and their sums overflow
@@ -30,7 +30,7 @@ def reading(path: Path, fix: str) -> Iterator[None]:
         if isinstance(error, FileNotFoundError):
             reason = f"{Path(error.filename or path).name} is missing"
         else:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            reason = one_line(error)
         raise UserError(f"cannot read {path} ({reason}): {fix}") from error
 
 

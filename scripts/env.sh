@@ -5,10 +5,16 @@ set -euo pipefail
 
 root="$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")"
 
+if [[ -z "${HOME:-}" ]]; then # as in some services
+  unset HOME
+  export HOME=~
+fi
+unset PYTHONHOME
+
 export NANOCHAT_COMMAND="./${0##*/}" # program name in --help
 export NANOCHAT_BASE_DIR="${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}"
-if ! mkdir -p "$NANOCHAT_BASE_DIR" 2>/dev/null || ! [[ -w "$NANOCHAT_BASE_DIR" ]]; then
-  echo "error: cannot write to $NANOCHAT_BASE_DIR: set NANOCHAT_BASE_DIR to a folder you can write to" >&2
+if ! mkdir -p "$NANOCHAT_BASE_DIR" 2>/dev/null; then
+  echo "error: cannot create $NANOCHAT_BASE_DIR: set NANOCHAT_BASE_DIR to a folder you can write to" >&2
   exit 2
 fi
 
@@ -24,8 +30,11 @@ export PYTHONPATH="$root"
 export PYTHONSAFEPATH=1
 
 # Keep compiled kernels across reboots, unlike /tmp, the default: compiling takes minutes on a GPU.
-export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$NANOCHAT_BASE_DIR/cache/inductor}"
-export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$NANOCHAT_BASE_DIR/cache/triton}"
+# Neither in a read-only folder, nor below a folder with a space in its name, which torch does not quote for the linker.
+if [[ -w "$NANOCHAT_BASE_DIR" && "$NANOCHAT_BASE_DIR" != *[[:space:]]* ]]; then
+  export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$NANOCHAT_BASE_DIR/cache/inductor}"
+  export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$NANOCHAT_BASE_DIR/cache/triton}"
+fi
 
 # Let CUDA's allocator grow its segments: training, sampling and evaluation allocate blocks of different sizes in turn,
 # and fixed segments fragment until a step no longer fits. On unified memory, fragments are lost to the CPU as well.

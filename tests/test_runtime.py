@@ -53,6 +53,17 @@ def test_compile_pays_off_in_long_runs_where_there_is_a_compiler(monkeypatch: py
     assert not gpu.compile_pays_off(1e10) and not cpu.compile_pays_off(1e10)
 
 
+def test_a_path_with_a_space_cannot_be_compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = (Runtime(torch.device(name), torch.bfloat16, World()) for name in ("cpu", "cuda"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr(torch, "__file__", "/home/ada/my project/.venv/torch/__init__.py")
+    assert cpu.unquoted_path() == "/home/ada/my project/.venv/torch" and gpu.unquoted_path() is None
+    monkeypatch.setattr(torch, "__file__", "/home/ada/project/.venv/torch/__init__.py")
+    assert cpu.unquoted_path() is None
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/data of ada/inductor")
+    assert cpu.unquoted_path() == "/data of ada/inductor"
+
+
 def test_a_cpu_can_compile_with_a_cpp_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -287,3 +287,43 @@ def test_the_pins_name_no_address_and_no_build() -> None:
     assert pins
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", pin) for pin in pins)
     assert any(pin.startswith("torch==") for pin in pins)
+
+
+def test_pip_s_settings_in_the_environment_do_not_reach_set_up(bare: Path, tmp_path: Path) -> None:
+    executable(bare / ".venv/bin/python", '#!/bin/sh\nenv | grep -E "^(PIP|PYTHON)" >"$LOG"; echo "$@" >>"$LOG"\n')
+    text = (bare / "setup.sh").read_text()
+    functions = text[: text.index("\nextras=()")]
+    settings = {
+        "PIP_CONSTRAINT": "others.txt", "PIP_REQUIRE_HASHES": "1", "PIP_TARGET": "/x", "PIP_PREFIX": "/x",
+        "PIP_ROOT": "/x", "PIP_USER": "1", "PIP_INDEX_URL": "https://mirror/simple", "PYTHONPATH": "/x",
+    }  # fmt: skip
+    (bare / "setup-functions.sh").write_text(functions + "\npip_install name\n")
+    log = tmp_path / "log"
+    run("bash", bare / "setup-functions.sh", cwd=bare, LOG=str(log), **settings)
+    lines = log.read_text().splitlines()
+    assert {"PIP_INDEX_URL=https://mirror/simple", "PIP_USER=0", "PIP_CONSTRAINT=/dev/null"} <= set(lines)
+    assert not any("/x" in line or "others.txt" in line for line in lines)
+    assert lines[-1].startswith("-m pip install") and lines[-1].endswith("constraints.txt name")
+
+
+def test_the_commands_of_a_copied_venv_are_changed_to_the_copy(bare: Path, tmp_path: Path) -> None:
+    home = tmp_path / "a b"
+    shutil.copytree(bare, home)
+    pip = executable(home / ".venv/bin/pip", "#!/original/.venv/bin/python\nimport sys\nprint(sys.executable)\n")
+    shared = tmp_path / "pip of the original"
+    os.link(pip, shared)
+    (home / ".venv/bin/python").symlink_to(sys.executable)
+    (home / ".venv/pyvenv.cfg").write_text("command = /usr/bin/python3 -m venv --clear /original/.venv\n")
+    text = (home / "setup.sh").read_text()
+    (home / "setup-functions.sh").write_text(text[: text.index("\nextras=()")] + "\nadopt_venv\n")
+    first = run("bash", home / "setup-functions.sh", cwd=home)
+    assert first.stdout.startswith("setup: .venv was made in /original") and first.returncode == 0
+    assert run("bash", home / "setup-functions.sh", cwd=home).stdout == ""
+    assert run(pip, cwd=home).stdout.strip() == str(home / ".venv/bin/python")
+    assert shared.read_text().startswith("#!/original/")
+
+
+@pytest.mark.parametrize("variables", [{"HOME": ""}, {"PYTHONHOME": "/nowhere"}, {"LC_ALL": "xx_YY"}])
+def test_odd_environments_do_not_matter(project: Path, tmp_path: Path, variables: dict[str, str]) -> None:
+    result = run(project / "midtrain.sh", cwd=tmp_path, **variables, NANOCHAT_BASE_DIR=str(tmp_path / "base"))
+    assert result.returncode == 0, result.stderr

@@ -10,8 +10,9 @@ import json
 import os
 import random
 import shutil
+import ssl
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,12 +20,12 @@ from typing import TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RevisionNotFoundError
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RevisionNotFoundError
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, parse_ratelimit_headers
 
 from nanochat.atomic import atomic_write
 from nanochat.data.progress import Advance, progress_bar
-from nanochat.errors import UserError
+from nanochat.errors import UserError, one_line
 from nanochat.locks import folder_lock
 from nanochat.paths import MANIFEST_FILE
 from nanochat.units import format_bytes
@@ -34,8 +35,11 @@ MAX_DAMAGED_DOWNLOADS = 3
 DISK_RESERVE_BYTES = 1 << 30
 MAX_FAILURES = 6  # consecutive failed requests without a new byte; with the pauses, half a minute
 FIRST_PAUSE_SECONDS = 1.0
-MAX_PAUSE_SECONDS = 60.0
+MAX_PAUSE_SECONDS = 600.0  # the hub's rate limits count requests in windows of five minutes
+SHOWN_PAUSE_SECONDS = 30.0  # longer ones are announced
 TEMPORARY_STATUS = (408, 425, 429, 500, 502, 503, 504)
+NOT_A_HUB = (ValueError, LookupError, TypeError, AttributeError, FileNotFoundError, ssl.SSLError, httpx2.InvalidURL)
+"""Errors of calls to the hub if something else answers, or if the environment's settings for connections are wrong."""
 NEVER = threading.Event()
 
 Result = TypeVar("Result")
@@ -222,9 +226,13 @@ def resume_download(
                 done = 0
             with open(path, "r+b" if done else "wb") as out:
                 out.seek(done)
-                for chunk in response.iter_bytes():  # no chunk size: a cut connection would lose up to one chunk
+                # Raw, since a compressed answer may grow without end; without a chunk size, since a cut connection
+                # would lose up to one chunk.
+                for chunk in response.iter_raw():
                     if stop.is_set():
                         raise CancelledError
+                    if done + len(chunk) > size:
+                        raise UserError(f"{url} sends more than the promised {size:,} bytes: check HF_ENDPOINT")
                     out.write(chunk)
                     done += len(chunk)
                     advance(len(chunk))
@@ -242,13 +250,20 @@ def retry(
     """Call `request` again after temporary failures, with doubling pauses, or longer ones if the server asks for them.
 
     Raises its error if that is permanent, or after MAX_FAILURES consecutive failures during which `progress()` did not
-    grow, and CancelledError when `stop` is set.
+    grow, UserError if the answer is not what a hub sends, and CancelledError when `stop` is set.
     """
     failures = 0
     while True:
         before = progress()
         try:
             return request()
+        except HFValidationError:
+            raise
+        except NOT_A_HUB as error:
+            raise UserError(
+                f"cannot talk to {constants.ENDPOINT} ({one_line(error)}): check HF_ENDPOINT, HF_TOKEN, SSL_CERT_FILE "
+                "and the proxy variables, and open any web page in case the network wants a login"
+            ) from error
         except httpx2.HTTPError as error:
             response = error.response if isinstance(error, HfHubHTTPError) else None
             temporary = (
@@ -259,10 +274,20 @@ def retry(
                 raise
             # Random, so that files that failed together do not retry together.
             pause = FIRST_PAUSE_SECONDS * 2 ** (failures - 1) * random.uniform(0.8, 1.2)
-            retry_after = response.headers.get("Retry-After", "") if response else ""
-            pause = max(pause, float(retry_after) if retry_after.isdecimal() else 0.0)
-            if stop.wait(min(pause, MAX_PAUSE_SECONDS)):
+            pause = min(max(pause, requested_pause(response.headers) if response else 0.0), MAX_PAUSE_SECONDS)
+            if pause > SHOWN_PAUSE_SECONDS:
+                print(f"{constants.ENDPOINT} asks to wait, continuing in {pause:.0f} s", flush=True)
+            if stop.wait(pause):
                 raise CancelledError from error
+
+
+def requested_pause(headers: Mapping[str, str]) -> float:
+    """Seconds that an answer asks to wait, in Retry-After or as the hub's rate limit; 0 if it does not."""
+    retry_after = headers.get("Retry-After", "")
+    if retry_after.isdecimal():
+        return float(retry_after)
+    limit = parse_ratelimit_headers(headers)
+    return limit.reset_in_seconds + 1.0 if limit and limit.remaining == 0 else 0.0  # rounded down
 
 
 def _partial(folder: Path, file: HubFile) -> Path:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nanochat import paths
+from nanochat.data.download import retry
 from nanochat.errors import UserError
 from nanochat.hub import import_karpathy, verify
 from nanochat.hub.card import read_card
@@ -78,8 +79,8 @@ def download_model(repository: str, step: int | None = None) -> Path:
     """Download the files of the model to huggingface_hub's cache; return their folder."""
     try:
         validate_repo_id(repository)
-        names = files_to_download(HfApi().list_repo_files(repository), step)
-        return Path(snapshot_download(repository, allow_patterns=names)) if names else Path(repository)
+        names = files_to_download(retry(lambda: HfApi().list_repo_files(repository)), step)
+        return Path(retry(lambda: snapshot_download(repository, allow_patterns=names))) if names else Path(repository)
     except HFValidationError:
         raise UserError(
             f"{repository} must be an existing folder or the name of a repository, such as ada/nanochat-d20"

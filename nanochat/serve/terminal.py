@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.formatted_text import HTML
-from prompt_toolkit.history import FileHistory
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from rich.console import Console
 
@@ -273,7 +273,10 @@ def keyboard(history: Path) -> Callable[[], str]:
     """Return a function that reads a message, with line editing and history. Raises UserError without a terminal."""
     if not sys.stdin.isatty():
         raise UserError("stdin is not a terminal: pass -p TEXT for a single answer")
-    os.close(os.open(history, os.O_CREAT | os.O_APPEND, 0o600))  # readable by its owner only
+    kept: History = InMemoryHistory()
+    with contextlib.suppress(OSError):  # a read-only base directory
+        os.close(os.open(history, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))  # readable by its owner only
+        kept = FileHistory(str(history))
     keys = KeyBindings()
 
     @keys.add("enter")
@@ -292,7 +295,7 @@ def keyboard(history: Path) -> Callable[[], str]:
             event.app.exit(exception=KeyboardInterrupt(), style="class:aborting")
 
     session: PromptSession[str] = PromptSession(
-        history=FileHistory(str(history)), multiline=True, key_bindings=keys, prompt_continuation="  "
+        history=kept, multiline=True, key_bindings=keys, prompt_continuation="  "
     )
     return lambda: session.prompt(HTML("<b>&gt; </b>"))
 

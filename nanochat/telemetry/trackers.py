@@ -26,7 +26,9 @@ class Tracker:
         if kind == "none":
             return
         if importlib.util.find_spec(kind) is None:
-            raise UserError(f"--tracker {kind} is not installed: run .venv/bin/pip install {kind}, or leave it out")
+            raise UserError(
+                f"--tracker {kind} is not installed: run .venv/bin/python -m pip install {kind}, or leave it out"
+            )
         if kind == "wandb" and not is_logged_in_to_wandb():
             os.environ.setdefault("WANDB_MODE", "offline")  # `wandb sync` sends it later; a login prompt would block
         self._module = importlib.import_module(kind)

@@ -103,11 +103,15 @@ class TrainingRun:
 
     def should_compile(self, num_iterations: int, fixed_tokens: int | None) -> bool:
         """Follow --compile if given; else compile if that shortens the run. A resumed run decides the same."""
-        if self.options.compile is not None or fixed_tokens is None:
-            return bool(self.options.compile)
-        config = self.model.config
-        tokens = num_iterations * fixed_tokens / self.world.size
-        return self.runtime.compile_pays_off(tokens * config.n_layer * config.n_embd)
+        wanted = bool(self.options.compile)
+        if self.options.compile is None and fixed_tokens is not None:
+            config = self.model.config
+            tokens = num_iterations * fixed_tokens / self.world.size
+            wanted = self.runtime.compile_pays_off(tokens * config.n_layer * config.n_embd)
+        path = self.runtime.unquoted_path()
+        if wanted and path:
+            self.report(f"note: torch.compile is off, it does not support the white space in {path}")
+        return wanted and not path
 
     def metrics(self, data: StepData, result: StepResult, lr_scale: float, seconds: float) -> dict[str, float]:
         """One line of metrics.jsonl."""

@@ -67,6 +67,30 @@ def test_retry_after_is_honored(start_hub: StartHub, root: Path, tmp_path: Path)
     assert_whole(root, tmp_path / "data", NAMES[:2])
 
 
+def test_the_hub_s_rate_limit_is_waited_out(start_hub: StartHub, root: Path, tmp_path: Path) -> None:
+    assert download.requested_pause({"RateLimit": '"resolvers";r=0;t=240'}) > 240
+    assert download.requested_pause({"RateLimit": '"resolvers";r=3;t=240'}) == 0
+    start_hub("--root", root, "--fail", 2, "--status", 429, "--rate-limit", '"resolvers";r=0;t=0')
+    start = time.monotonic()
+    fetch(REPOSITORY, NAMES[:2], tmp_path / "data")
+    assert time.monotonic() - start >= 1
+    assert_whole(root, tmp_path / "data", NAMES[:2])
+
+
+def test_more_bytes_than_promised_are_refused(start_hub: StartHub, root: Path, tmp_path: Path) -> None:
+    start_hub("--root", root, "--surplus", b"x" * 1_000_000)
+    with pytest.raises(UserError, match="more than the promised"):
+        fetch(REPOSITORY, NAMES[:1], tmp_path / "data")
+    (partial,) = (tmp_path / "data").glob(".*.partial")
+    assert partial.stat().st_size <= (root / "datasets" / REPOSITORY / NAMES[0]).stat().st_size
+
+
+def test_a_network_that_wants_a_login_gets_one_line(start_hub: StartHub, tmp_path: Path) -> None:
+    start_hub("--page", "<html>Log in</html>")
+    with pytest.raises(UserError, match=r"HF_ENDPOINT.*login"):
+        fetch(REPOSITORY, NAMES[:1], tmp_path / "data")
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_the_next_run_resumes_a_partial_file(
     start_hub: StartHub, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool

@@ -84,6 +84,12 @@ class FakeHub:
     status: int = 503
     retry_after: int | None = None
     """seconds in the Retry-After header of a failure"""
+    rate_limit: str = ""
+    """RateLimit header of a failure"""
+    surplus: bytes = b""
+    """sent after the content of each download"""
+    page: str = ""
+    """HTML that is the answer to everything, as in a network that wants a login"""
     corrupt: str = ""
     """damage the first whole download of each file whose path contains this"""
     slow: float = 0.0
@@ -178,6 +184,10 @@ class _Handler(BaseHTTPRequestHandler):
         call = f"{self.command} {unquote(urlparse(self.path).path)}"
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.requests.append(call)
+        if self.hub.page:
+            self._head(200, len(self.hub.page), Content_Type="text/html")
+            self.wfile.write(self.hub.page.encode() * (self.command != "HEAD"))
+            return
         if self.hub.failures:
             self.hub.failures -= 1
             return self._fail()
@@ -199,7 +209,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _fail(self) -> None:
-        pause = {} if self.hub.retry_after is None else {"Retry_After": self.hub.retry_after}
+        pause: dict[str, object] = {} if self.hub.retry_after is None else {"Retry_After": self.hub.retry_after}
+        if self.hub.rate_limit:
+            pause["RateLimit"] = self.hub.rate_limit
         self._answer(self.hub.status, {"error": "busy"}, **pause)
 
     def _hang_up(self) -> None:
@@ -309,6 +321,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = bytearray(file.content[start:])
         if damage:
             content[len(content) // 2] ^= 0xFF
+        content += hub.surplus
         self._head(206 if wanted else 200, len(content), **headers)
         end = len(content) // 2 if cut else len(content)
         for at in range(0, end, BLOCK_BYTES):
