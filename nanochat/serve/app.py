@@ -89,7 +89,7 @@ def create_app(
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
-        return FileResponse(STATIC / "index.html", background=BackgroundTask(renderer.start))
+        return FileResponse(STATIC / "index.html", background=BackgroundTask(renderer.render, [""]))
 
     @app.get("/code.css", include_in_schema=False)
     async def syntax_colors() -> Response:

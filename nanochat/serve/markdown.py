@@ -95,15 +95,12 @@ def _formula(self: RendererProtocol, tokens: Sequence[Token], at: int, options: 
 
 def _inline_formula(state: StateInline, silent: bool) -> bool:
     """Parse $ $, $$ $$, \\( \\) and \\[ \\]. A space or a digit next to a single dollar makes it a price."""
-    opening = next((one for one in DELIMITERS if state.src.startswith(one, state.pos)), "")
+    src, opening = state.src, next((one for one in DELIMITERS if state.src.startswith(one, state.pos)), "")
     start = state.pos + len(opening)
-    end = _find_closing(state.src, opening, start)
-    content = state.src[start:end]
-    if end < 0 or not content.strip():
-        return False
-    if opening == "$" and (
-        content != content.strip() or _is_digit(state.src, start - 2) or _is_digit(state.src, end + 1)
-    ):
+    end = _find_closing(src, opening, start)
+    content = src[start:end]
+    is_price = src[start - 2 : start - 1].isdigit() or src[end + 1 : end + 2].isdigit() or content != content.strip()
+    if end < 0 or not content.strip() or (opening == "$" and is_price):
         return False
     if not silent:
         token = state.push("math_block" if opening in ("$$", "\\[") else "math_inline", "math", 0)
@@ -129,17 +126,11 @@ def _block_formula(state: StateBlock, start_line: int, end_line: int, silent: bo
 
 def _find_closing(text: str, opening: str, start: int) -> int:
     """Return where the closing delimiter of a formula is, -1 if it is not within MAX_FORMULA characters."""
-    closing = DELIMITERS.get(opening)
-    if closing is None:
-        return -1
-    end = text.find(closing, start, start + MAX_FORMULA)
-    while end > 0 and closing[0] == "$" and text[end - 1] == "\\":  # an escaped dollar
-        end = text.find(closing, end + 1, start + MAX_FORMULA)
-    return end
-
-
-def _is_digit(text: str, index: int) -> bool:
-    return 0 <= index < len(text) and text[index].isdigit()
+    closing, end = DELIMITERS.get(opening), start - 1
+    while closing and (end := text.find(closing, end + 1, start + MAX_FORMULA)) >= 0:
+        if closing[0] == "\\" or text[end - 1] != "\\":  # not an escaped dollar
+            return end
+    return -1
 
 
 def _table_cell(self: RendererProtocol, tokens: Sequence[Token], at: int, options: OptionsDict, env: EnvType) -> str:

@@ -37,7 +37,7 @@ CLOSE_SECONDS = 5
 RESTART_PAUSES = (1, 2, 5, 10, 30, 60)
 """Seconds before an engine process is restarted, by the number of times it died without completing a reply."""
 START_SECONDS = 300  # without a heartbeat while a new process imports torch
-STALLED_SECONDS = 5  # without a heartbeat until requests go to other engines
+STALLED_SECONDS = 10  # without a heartbeat until requests go to other engines
 MAX_SILENT_SECONDS = 30  # without a heartbeat until the process is replaced
 UNAVAILABLE = {
     "stopping": "the server is stopping",

@@ -1,19 +1,19 @@
-"""Converts Markdown to HTML in a process of its own, which is killed when a text takes too long.
+"""Converts Markdown to HTML in a process of its own, which ends when a text takes too much CPU time.
 
-Threads cannot be killed, and would compete with the event loop for the GIL.
+A thread could not be stopped, and would compete with the event loop for the GIL.
 """
 
 import asyncio
+import contextlib
 import json
+import signal
 import sys
-import time
 from pathlib import Path
 
-from nanochat.serve.markdown import MAX_MARKDOWN, to_html, to_plain_html
+from nanochat.serve.markdown import to_html, to_plain_html
 
-REQUEST_SECONDS = 5.0  # for all texts of a request; the rest stays plain
-TEXT_SECONDS = 2.0
-START_SECONDS = 30.0
+CPU_SECONDS = 1.0
+MAX_SECONDS = 30.0  # with the start of the process, on a busy machine
 MAX_HTML_BYTES = 2**25
 PROJECT = Path(__file__).parents[2]
 
@@ -25,50 +25,41 @@ class Renderer:
         self._process: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()  # FIFO: the texts of concurrent requests take turns
 
-    async def start(self) -> None:
-        async with self._lock:
-            await self._running()
-
     async def render(self, texts: list[str]) -> list[str]:
-        """Convert texts to HTML. Texts that take too long stay plain text."""
-        seconds = REQUEST_SECONDS
-        converted = []
+        """Convert texts to HTML. One that takes longer than CPU_SECONDS stays plain, and so do those after it."""
+        html: list[str] = []
         for text in texts:
             async with self._lock:
-                start = time.monotonic()
-                limit = min(seconds, TEXT_SECONDS)
-                html = await self._convert(text, limit) if limit > 0 and len(text) <= MAX_MARKDOWN else None
-                seconds -= time.monotonic() - start
-            converted.append(to_plain_html(text) if html is None else html)
-        return converted
-
-    async def _convert(self, text: str, seconds: float) -> str | None:
-        """Return the HTML, or None if it takes longer than `seconds`, not counting the start of the process."""
-        html = None
-        try:
-            stdin, stdout = await self._running()
-            stdin.write(json.dumps(text).encode() + b"\n")
-            html = str(json.loads(await asyncio.wait_for(stdout.readline(), seconds)))
-        except (OSError, TimeoutError, ValueError):
-            pass
-        finally:
-            if html is None:  # or cancelled: the process would send its answer to the next request
-                await self.close()
+                line = await self._convert(json.dumps(text).encode() + b"\n")
+            if not line:
+                return html + [to_plain_html(text) for text in texts[len(html) :]]
+            html.append(json.loads(line))
         return html
 
-    async def _running(self) -> tuple[asyncio.StreamWriter, asyncio.StreamReader]:
-        """Return the pipes of the process, starting it if necessary. Raises OSError or TimeoutError."""
+    async def _convert(self, line: bytes) -> bytes:
+        """Send a line to the process and return its answer, which is empty if the process ended or hangs."""
+        answer = b""
+        try:
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(MAX_SECONDS):
+                    stdin, stdout = await self._pipes()
+                    stdin.write(line)
+                    answer = await stdout.readline()
+        finally:
+            if not answer:  # or cancelled: the process would send its answer to the next request
+                await self.close()
+        return answer
+
+    async def _pipes(self) -> tuple[asyncio.StreamWriter, asyncio.StreamReader]:
         if self._process is None or self._process.returncode is not None:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "nanochat.serve.renderer"),
+                *(sys.executable, "-m", "nanochat.serve.renderer", str(CPU_SECONDS)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=MAX_HTML_BYTES,
                 cwd=PROJECT,
                 start_new_session=True,  # Ctrl-C stops the server, which then closes the pipe
             )
-            assert self._process.stdout
-            await asyncio.wait_for(self._process.stdout.readline(), START_SECONDS)
         assert self._process.stdin and self._process.stdout
         return self._process.stdin, self._process.stdout
 
@@ -80,8 +71,8 @@ class Renderer:
 
 def main() -> None:
     """Convert each line of stdin, a JSON string, to a line of stdout."""
-    print("ready", flush=True)
     for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_PROF, float(sys.argv[1]))  # SIGPROF ends the process
         print(json.dumps(to_html(json.loads(line))), flush=True)
 
 
