@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.attacks import files, sandbox
+from benchmarks.attacks import files, sandbox, server
 from nanochat import cli
 from nanochat.errors import UserError
 from nanochat.runtime import cpu_name, software
@@ -30,6 +30,12 @@ GROUPS: list[Group] = [
     sandbox.exhaustion,
     sandbox.grading,
     files.files,
+    server.render,
+    server.connections,
+    server.engines,
+    server.stops,
+    server.page,
+    server.fuzz,
 ]
 
 MAX_NAMES = 20  # printed per group
