@@ -97,9 +97,9 @@ def raise_descriptor_limit() -> None:
 
 
 def max_connections() -> int:
-    """Return the limit on connections: at most a third of the descriptors, which files and engines need too."""
+    """Return the limit on connections: at most a quarter of the descriptors, which files and engines need too."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft // 3)
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft // 4)
 
 
 class Connection(H11Protocol):
@@ -178,7 +178,7 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
-            backlog=min(128, max_connections() // 2),  # asyncio accepts this many before any is closed
+            backlog=min(128, max_connections() // 4),  # asyncio accepts this many before any is closed
             timeout_graceful_shutdown=2 * SHUTDOWN_SECONDS,
         )
         super().__init__(config)
