@@ -15,6 +15,7 @@ from nanochat import paths
 from nanochat.atomic import atomic_write
 from nanochat.errors import UserError
 from nanochat.locks import folder_lock
+from nanochat.untrusted import reading
 
 PartType = Literal["text", "python", "python_output"]
 
@@ -153,11 +154,8 @@ def scan(path: Path, check: Callable[[Conversation], str | None] = lambda _: Non
     if not files:
         raise UserError(f"{path} has no .jsonl or .json files: choose another folder")
     for file in files:
-        try:
+        with reading(file, "run ./prepare.sh to create it" if file == paths.identity_file() else "check its name"):
             data = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
-        except OSError as error:
-            fix = "run ./prepare.sh to create it" if file == paths.identity_file() else "check its name"
-            raise UserError(f"cannot read {file} ({error.strerror}): {fix}") from None
         # Split at b"\n" only: str.splitlines would also split at U+2028 within a text.
         records: list[Any] = data.split(b"\n")
         if file.suffix == ".json":
@@ -169,11 +167,12 @@ def scan(path: Path, check: Callable[[Conversation], str | None] = lambda _: Non
                 continue
             try:
                 value = convert(json.loads(record.decode()) if isinstance(record, bytes) else record)
+                json.dumps(value, ensure_ascii=False).encode()  # raises ValueError for half a surrogate pair
                 problem = find_problem(value) or check(value)
             except json.JSONDecodeError as error:
                 problem = f"it is not JSON ({error.msg} at column {error.colno})"
             except (ValueError, RecursionError) as error:  # not UTF-8, too many digits, brackets nested too deep
-                problem = f"it is not JSON ({error})"
+                problem = f"it is not JSON in UTF-8 ({error})"
             yield Line(file, number, None if problem else value, problem)
 
 

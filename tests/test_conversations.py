@@ -10,6 +10,7 @@ from nanochat.conversations import conversation, find_problem
 from nanochat.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("base_dir")
+HALF_A_PAIR = rb'{"prompt": "\ud800", "completion": "x"}'
 GOOD = conversation("Hi!", [{"type": "python", "text": "1 + 1"}, {"type": "python_output", "text": ""}])
 
 
@@ -130,11 +131,12 @@ def test_scan_gives_each_line_its_number_and_problem(tmp_path: Path) -> None:
     path = tmp_path / "chats.jsonl"
     good = json.dumps(GOOD).encode()
     path.write_bytes(
-        b"\xef\xbb\xbf" + b"\n".join([good, b"", b"{oops", b"\xff", b"{}", b"[" * 100_000, good + b"\r", b""])
+        b"\xef\xbb\xbf"
+        + b"\n".join([good, b"", b"{oops", b"\xff", b"{}", b"[" * 100_000, good + b"\r", b"", HALF_A_PAIR])
     )
     lines = list(conversations.scan(path))
-    assert [line.number for line in lines] == [1, 3, 4, 5, 6, 7]
-    assert [line.conversation == GOOD for line in lines] == [True, False, False, False, False, True]
+    assert [line.number for line in lines] == [1, 3, 4, 5, 6, 7, 9]
+    assert [line.conversation == GOOD for line in lines] == [True, False, False, False, False, True, False]
     assert all((line.problem is None) == (line.conversation is not None) for line in lines)
 
 

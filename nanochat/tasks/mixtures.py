@@ -19,7 +19,7 @@ from nanochat.data import demo_data
 from nanochat.data.packing import PackedRows
 from nanochat.data.progress import track
 from nanochat.data.token_files import TokenFile, write_conversations
-from nanochat.errors import UserError, one_line
+from nanochat.errors import UserError
 from nanochat.locks import folder_lock
 from nanochat.runtime import Runtime
 from nanochat.stages import STAGES
@@ -34,6 +34,7 @@ from nanochat.tasks.problems import Problems
 from nanochat.tasks.spelling import LetterCount, Spelling, WordTask, spelling_words
 from nanochat.tasks.task import DATA, ConversationList, GradedTask, Mixture, Split, Task
 from nanochat.tokenizer import Tokenizer
+from nanochat.untrusted import reading
 
 HUB_TASKS: tuple[type[HubTask], ...] = (ARC, GSM8K, HumanEval, MMLU, SmolTalk)
 ROWS_PER_STAGE = 10_000
@@ -106,10 +107,8 @@ def write_default() -> Path:
 def read_sheet() -> dict[str, dict[str, Weight]]:
     """Read mixtures.yaml: weights by name, by stage. Names of files become absolute paths."""
     path = write_default()
-    try:
+    with reading(path, "fix it, or delete it"):
         sheet: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path} ({one_line(error)}): fix it, or delete it") from None
     if not isinstance(sheet, dict) or not all(isinstance(entries, dict | None) for entries in sheet.values()):
         raise UserError(f"{path} must list names with weights under each of mid, sft and rl: fix it, or delete it")
     if unknown := sheet.keys() - STAGES:
@@ -128,6 +127,8 @@ def parse_given(text: str) -> tuple[str, Weight]:
     name, colon, weight = text.rpartition(":")
     if not colon or Path(text).expanduser().exists():
         name, weight = text, "1"
+    if not name:
+        raise UserError(f"--add and --task need a file, a folder or a name, got {text!r}")
     return _absolute(name, Path.cwd()), weight
 
 

@@ -54,7 +54,7 @@ class Problems(ConversationList, GradedTask):
 def find_problem(conversation: Conversation) -> str | None:
     """Return the reason why replies cannot be graded, or None: a grader must accept the answer given with it."""
     grader, rule, answer = conversation.get("grader"), conversation.get("rule", ""), conversation["messages"][-1]
-    if grader not in GRADERS or not isinstance(rule, str) or answer["role"] != "assistant":
+    if str(grader) not in GRADERS or not isinstance(rule, str) or answer["role"] != "assistant":
         return f'it needs an answer, a "grader" ({", ".join(GRADERS)}) and, if given, a "rule" that is text'
     try:
         if grader == "python" and not rule:  # the answer is the rule, so that there is no reply to try it on

@@ -133,6 +133,12 @@ def test_a_wrong_sheet_is_a_user_error(sheet: str, reason: str) -> None:
     assert paths.mixtures_file().read_text() == sheet
 
 
+@pytest.mark.parametrize("name", ["", ":", ":2"])
+def test_an_empty_name_is_not_the_current_folder(name: str) -> None:
+    with pytest.raises(UserError, match=r"--add and --task need a file"):
+        load_mixture("sft", [name], only=True)
+
+
 def test_rl_needs_graders(talks: Path) -> None:
     with pytest.raises(UserError, match=r'line 1 .*"grader"'):
         load_mixture("rl", [str(talks)], only=True)

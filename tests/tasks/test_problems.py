@@ -1,6 +1,7 @@
 """Problems of the user's own: every grader, and files that are refused before a run starts."""
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def test_graders(row: dict[str, Any], reply: str, grade: float) -> None:
     ("row", "reason"),
     [
         (problem("magic"), "exact, contains, number, regex, python"),
+        (problem(["exact"]), "exact, contains, number, regex, python"),
         (problem(None), "exact, contains, number, regex, python"),
         (problem("regex", "x", 7), 'a "rule" that is text'),
         (problem("number", "many"), "number, rejects its own answer"),
@@ -149,6 +151,17 @@ def test_a_python_file_that_fails_is_a_user_error(tmp_path: Path, change: tuple[
     file.write_text(text.replace('["xof"]', "[]") if "IndexError" in reason else text)
     with pytest.raises(UserError, match=reason):
         load_task(str(file), graded=True)
+
+
+def test_the_example_of_the_documents_is_valid(tmp_path: Path) -> None:
+    example = Path(__file__).resolve().parents[2] / "docs" / "example_data.py"
+    runpy.run_path(str(example))["main"](tmp_path)
+    chats, held_out = (conversations.read(tmp_path / f"chats{part}.jsonl") for part in ("", "-held-out"))
+    asked, tested = (
+        {str(row["messages"][0]["content"]) for row in conversations.read(tmp_path / name, problems.find_problem)}
+        for name in ("problems.jsonl", "problems-held-out.jsonl")
+    )
+    assert len(chats) == 200 and len(held_out) == 40 and not asked & tested
 
 
 def test_a_missing_python_file_is_a_user_error(tmp_path: Path) -> None:
