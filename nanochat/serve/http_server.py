@@ -191,7 +191,8 @@ class Server(uvicorn.Server):
             raise self.error
 
     def stop(self, error: UserError | None = None) -> None:
-        self.error, self.should_exit = error, True
+        if not self.should_exit:  # an error during a stop is a consequence of it
+            self.error, self.should_exit = error, True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let replies finish for SHUTDOWN_SECONDS. Clients of the others receive an error."""

@@ -111,7 +111,7 @@ class EngineClient:
         self.slots = 1  # maximum batch size; a guess until a model is loaded
         self.stats: EngineStats | None = None
         self.replies: dict[int, ReplyStream] = {}  # unfinished, by request id
-        self.load_finished = asyncio.Event()  # a model was loaded or failed to load; cleared while restarting
+        self.load_finished = asyncio.Event()  # a model was loaded, or is unusable; cleared when the process dies
         self._last_good: ModelCard | None = None
         self._start = start
         self._ids = itertools.count()
@@ -140,7 +140,8 @@ class EngineClient:
             finally:
                 await self._join_process()
             await asyncio.sleep(RESTART_PAUSES[min(self._failures, len(RESTART_PAUSES)) - 1])
-            self.load_finished.clear()
+            # Not before the pause: Ctrl-C in a terminal ends an engine process that is still starting.
+            log.error("%s; restarting it", self.error or "the engine process died")
 
     async def _run_process(self, card: ModelCard) -> NoReturn:
         """Run one process. Raises EOFError or OSError when it ends."""
@@ -244,11 +245,10 @@ class EngineClient:
         self.loaded = self.requested = self.stats = None
         self._silent_seconds = 0.0
         self._failures += 1
+        self.load_finished.clear()
         if was_loading:
             self.error = f"the engine process died while loading {card.description}: see its messages, or free memory"
-            self.load_finished.set()
             card = self._last_good or card
-        log.error("%s; restarting it", self.error or "the engine process died")
         return card
 
 

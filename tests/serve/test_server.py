@@ -188,8 +188,6 @@ def test_engine_that_dies_while_it_loads_is_restarted(tokenizer: Tokenizer, monk
     with serving(
         lambda card: ScriptedChatModel(tokenizer), tokenizer, start=start, wait=False, on_loaded=reported.append
     ) as served:
-        until(lambda: reported)
-        assert "died while loading" in str(reported[0])
         until(lambda: len(starts) == len(pauses))
         health = served.client.get("/health")
         assert (health.status_code, health.json()["status"]) == (503, "failed")
@@ -197,6 +195,7 @@ def test_engine_that_dies_while_it_loads_is_restarted(tokenizer: Tokenizer, monk
         assert refused.status_code == 503 and refused.json()["error"]["code"] == "failed"
         until(lambda: served.client.get("/health").status_code == 200)
         assert served.client.post(CHAT, json=say("hello")).status_code == 200
+    assert reported == [None]
     assert all(b - a >= pause for a, b, pause in zip(starts, starts[1:], pauses, strict=False))
 
 
