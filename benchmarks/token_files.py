@@ -1,6 +1,7 @@
 """MB/s of text converted into token files, with one process and with several, and of tiktoken alone.
 
 python -m benchmarks.token_files --dataset fineweb-edu --workers 2
+python -m benchmarks.token_files --files mybooks/*.jsonl
 """
 
 import os
@@ -12,7 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from nanochat import cli, paths
-from nanochat.data.datasets import read_texts
+from nanochat.data import documents
+from nanochat.data.progress import in_processes
 from nanochat.data.token_files import TextShard, TokenShards, write_shards
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
@@ -20,28 +22,29 @@ from nanochat.tokenizer import Tokenizer
 
 @dataclass
 class BenchmarkOptions:
-    """Time the tokenization of shards downloaded by ./prepare.sh, with its tokenizer."""
+    """Time the reading and tokenization of files, with the tokenizer that ./prepare.sh made."""
 
     dataset: str = "fineweb-edu"
-    """name of the dataset"""
+    """use the shards of this dataset, downloaded by ./prepare.sh"""
+    files: tuple[Path, ...] = ()
+    """or these files"""
     num_shards: int = 8
     """maximum number of shards"""
     repeats: int = 4
-    """times that each shard is used"""
+    """times that each file is used"""
     workers: int | None = None
     """processes; by default one per core"""
 
 
 def main(options: BenchmarkOptions) -> None:
     tokenizer = Tokenizer.load(paths.tokenizer_dir())
-    files = sorted(paths.data_dir(options.dataset).glob("shard_*.parquet"))[: options.num_shards]
+    files = [path.resolve() for path in options.files]
+    if not files:
+        files = sorted(paths.data_dir(options.dataset).glob("shard_*.parquet"))[: options.num_shards]
     if not files:
         raise UserError(f"there are no shards in {paths.data_dir(options.dataset)}: run ./prepare.sh first")
-    shards = [
-        TextShard(f"{path.stem}-{repeat}", str(path), partial(read_texts, path))
-        for path in files
-        for repeat in range(options.repeats)
-    ]
+    parts = documents.find_parts(files[0].parent, files, ["text"]) * options.repeats
+    shards = [TextShard(str(i), part.name, partial(documents.read, part)) for i, part in enumerate(parts)]
 
     texts = list(shards[0].texts())
     start = time.perf_counter()
@@ -54,6 +57,7 @@ def main(options: BenchmarkOptions) -> None:
     for workers in sorted({1, max_workers}):
         with tempfile.TemporaryDirectory() as folder:
             cpu, start = cpu_seconds(), time.perf_counter()
+            in_processes("reading", documents.scan, parts, workers)
             write_shards(Path(folder), {"train": shards}, tokenizer, workers)
             seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
             size = TokenShards.open(Path(folder), "train", tokenizer).num_bytes

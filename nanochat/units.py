@@ -1,6 +1,7 @@
 """Numbers formatted for people: durations, sizes of files, amounts of memory."""
 
 import math
+from collections.abc import Sequence
 
 
 def format_duration(seconds: float) -> str:
@@ -23,6 +24,14 @@ def format_bytes(count: float) -> str:
         return f"{count:.0f} B"
     unit, size = ("kB", 1e3) if count < 1e6 else ("MB", 1e6) if count < 1e9 else ("GB", 1e9)
     return f"{count / size:,.1f} {unit}" if count < 100 * size else f"{count / size:,.0f} {unit}"
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns, the first and the last to the left, those between them to the right."""
+    first, *middle, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return "\n".join(
+        "  ".join([row[0].ljust(first), *map(str.rjust, row[1:-1], middle), row[-1]]).rstrip() for row in rows
+    )
 
 
 def format_gib(count: float) -> str:

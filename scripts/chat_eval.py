@@ -25,12 +25,13 @@ from nanochat.eval.core import Core, fetch_bundle
 from nanochat.eval.evaluate import Benchmark, EvalModel
 from nanochat.eval.results import StageEvalConfig, StageResult, TaskScore, score_table, stage_table
 from nanochat.inference.chat import ChatModel
+from nanochat.report.history import pretraining_text, stages_until
 from nanochat.runtime import Runtime
 from nanochat.stages import STAGES
 from nanochat.tasks.mixtures import load_task
 from nanochat.tasks.task import GradedTask, Task
 from nanochat.train import checkpoint
-from nanochat.train.options import check_range
+from nanochat.train.options import PretrainOptions, check_range
 
 
 @dataclass
@@ -46,8 +47,8 @@ class EvalOptions:
     """model to evaluate; default: the newest"""
     step: int | None = None
     """checkpoint to evaluate; default: the last"""
-    dataset: str = "fineweb-edu"
-    """text for bits per byte"""
+    dataset: tuple[str, ...] = ()
+    """text for bits per byte, by the names that pretrain.sh takes; default: the text that the model was trained on"""
     eval_tokens: int = 10_485_760
     """maximum number of tokens of that text"""
     max_problems: int = 500
@@ -73,19 +74,20 @@ class EvalOptions:
         check_range("device_batch_size", self.device_batch_size, 1)
 
 
-DEMO = EvalOptions(dataset="encyclopedia", model_tag="d4", tasks="none", device_batch_size=128)
+DEMO = EvalOptions(model_tag="d4", tasks="none", device_batch_size=128)
 QUICK = replace(DEMO, model_tag="d2", max_problems=25)
 
 
 def main(options: EvalOptions) -> None:
     console = Console()
-    config = StageEvalConfig(options.dataset, options.eval_tokens, options.max_problems)
     sources = [options.source]
     if options.source == "all":
         sources = [s for s in STAGES if checkpoint.newest(s, options.model_tag, options.step)]
     if not sources:
         raise UserError(f"no checkpoints in {paths.base_dir()}: run ./pretrain.sh first")
     found = [checkpoint.find(source, options.model_tag, options.step) for source in sources]
+    dataset = list(options.dataset) or pretraining_text(stages_until(found[0])) or list(PretrainOptions.dataset)
+    config = StageEvalConfig(dataset, options.eval_tokens, options.max_problems)
     graded, conversations = load_own(options)
     benchmarks: list[Benchmark] = [ChatTasks(graded, options.max_per_task)] if graded else []
     if not options.task:

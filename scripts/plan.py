@@ -2,17 +2,23 @@
 
 ./nanochat.sh plan --depth 20
 ./nanochat.sh plan --depth 26 --hosts 2
+./nanochat.sh plan --depth 4 --dataset ./mybooks
 """
 
+import json
+import math
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from nanochat import cli, host, paths
+from nanochat.data.sources import CHARS_PER_TOKEN, DATASETS, MAX_EPOCHS, Source, fit, parse
+from nanochat.errors import UserError
 from nanochat.model.gpt import GPTConfig
 from nanochat.runtime import DATASHEETS, has_unified_memory
-from nanochat.spark.disk import default_config, disk_space
+from nanochat.spark.disk import VOCAB_SIZE, default_config, disk_space
 from nanochat.spark.plan import (
     PLAN_FILE,
     SPARK_FLOPS,
@@ -43,6 +49,8 @@ class PlanOptions:
 
     depth: int = 20
     """number of layers, as in pretrain.sh"""
+    dataset: tuple[str, ...] = PretrainOptions.dataset
+    """text, as in pretrain.sh; the size of your own is estimated from its files if it is not prepared"""
     hosts: int = 2
     """number of DGX Sparks that train together, for the second column"""
 
@@ -55,12 +63,15 @@ def main(options: PlanOptions) -> None:
     tokens = PretrainOptions.target_param_data_ratio * config.num_parameters
     batch = default_batch_size(tokens, config.sequence_len)
     steps = max(1, round(tokens / batch))
-    disk = disk_space(options.depth)
+    sources = parse(options.dataset)
+    own = {source: num_tokens(source) for source in sources if source.name not in DATASETS}
+    disk = disk_space(options.depth, None if len(own) < len(sources) else sum(own.values()))
     print(
         f"depth {options.depth}: {format_count(config.num_parameters)} parameters, "
         f"{format_count(steps * batch)} tokens, {steps * batch * flops_per_token(config):.1e} operations\n"
         f"steps     {steps:,} of {batch:,} tokens\n"
         f"download  {format_bytes(disk.download)}: {disk.num_shards} shards of text, and the tasks\n"
+        f"{text_lines(own, sources, options.depth)}"
         f"disk      {format_bytes(disk.total)}: text {format_bytes(disk.text)}, tokens {format_bytes(disk.tokens)}, "
         f"checkpoints {format_bytes(disk.checkpoints)}\n"
         f"          ({format_bytes(disk.checkpoint)} each)\n"
@@ -79,6 +90,31 @@ def main(options: PlanOptions) -> None:
         "the one published for a similar mixture; those of SFT and RL are assumptions.\n"
         "After 20 steps, a run prints an estimate from its own speed."
     )
+
+
+def num_tokens(source: Source) -> float:
+    """Training tokens of the user's text: counted if prepared, else estimated from the bytes. Raises UserError."""
+    folder = paths.tokens_dir(source.folder)
+    try:
+        names = json.loads((folder / "train.shards.json").read_text())["shards"]
+        return float(sum(json.loads((folder / f"{name}.json").read_text())["tokens"] for name in names))
+    except (OSError, ValueError, KeyError):
+        location = source.location
+        if location is None:
+            raise UserError(f"{source.name} is not prepared: run ./prepare.sh --dataset {source.name} first") from None
+        files = [path for path in (location, *location.rglob("*")) if path.is_file()]
+        return sum(path.stat().st_size for path in files) / CHARS_PER_TOKEN
+
+
+def text_lines(own: dict[Source, float], sources: Sequence[Source], depth: int) -> str:
+    """A line for each source of the user's own: how often a run repeats it, and the depth that fits."""
+    lines = []
+    weights = [source.weight or own.get(source, math.inf) for source in sources]  # without weights, ours are endless
+    for source, tokens in own.items():
+        if share := (source.weight or tokens) / sum(weights):
+            note = fit(tokens / share, depth, VOCAB_SIZE) or f"at most {MAX_EPOCHS} epochs at depth {depth}"
+            lines.append(f"text      {format_count(tokens)} tokens of {source.name}: {note}\n")
+    return "".join(lines)
 
 
 def machines(hosts: int, watts: float | None = None) -> list[Machine]:

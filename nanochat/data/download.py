@@ -92,19 +92,22 @@ class Manifest:
 
 
 def fetch(
-    repository: str, names: Sequence[str], folder: Path, *, verify: bool = False, disk_factor: float = 1.0
-) -> list[HubFile]:
+    repository: str, names: Sequence[str], folder: Path, *, verify: bool = False, disk_factor: float = 1.0,
+    revision: str | None = None,
+) -> list[HubFile]:  # fmt: skip
     """Download the files `names` of a dataset repository into `folder`, unless they exist. Returns them in order.
 
     Files that changed since their last verification (with `verify`, all files) are hashed again, and damaged ones are
     downloaded again. Needs no network if nothing is missing. A second process waits for the first. `disk_factor`: free
-    disk space to require, as a multiple of the bytes to download. Raises UserError if a download fails or the disk is
+    disk space to require, as a multiple of the bytes to download. `revision` of the first download; default: the
+    newest. Raises UserError if a download fails or the disk is
     too small, OSError if a write fails.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with folder_lock(folder):
             manifest = Manifest.load(folder, repository)
+            manifest.revision = manifest.revision or revision
             pending = [name for name in names if verify or not manifest.is_verified(name)]
             if pending:
                 _obtain_all(manifest, _describe(manifest, pending), disk_factor)

@@ -9,22 +9,21 @@ new tokenizer makes stale are rewritten. Blocks are verified against their check
 """
 
 import json
-import multiprocessing
-import os
+import unicodedata
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from itertools import accumulate, chain, islice
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from itertools import accumulate, chain, cycle, islice
 from pathlib import Path
 
 import numpy as np
 
 from nanochat.atomic import atomic_write
 from nanochat.conversations import Conversation
-from nanochat.data.progress import progress_bar
+from nanochat.data.progress import in_processes
 from nanochat.errors import UserError
 from nanochat.locks import folder_lock
 from nanochat.tokenizer import Rendered, Tokenizer
@@ -88,6 +87,7 @@ class TokenFile:
     mask: Ids | None  # (N,) uint8, 1 if the token is trained on; None if all are
     num_bytes: int  # raw bytes of the text, without special tokens
     origin: str = ""  # identifies the text
+    counts: Mapping[str, int] = field(default_factory=dict)  # characters, and an estimate of letters by script
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -107,7 +107,8 @@ class TokenFile:
                 part: CheckedArray(folder / f"{name}.{part}", dtypes[part], length, settings["crc32"][part])
                 for part, length in lengths.items()
             }
-            return cls(parts["ids"], parts["offsets"], parts.get("mask"), settings["bytes"], settings["origin"])
+            facts = settings["bytes"], settings["origin"], settings.get("counts", {})
+            return cls(parts["ids"], parts["offsets"], parts.get("mask"), *facts)
         except FileNotFoundError:
             raise UserError(f"no tokens in {folder}: run ./prepare.sh first") from None
         except (ValueError, KeyError, TypeError):
@@ -123,11 +124,11 @@ class TokenFile:
 
 
 class ShardedIds:
-    """Arrays read as one: `ids[a:b]` copies from as many of them as it spans."""
+    """Arrays, or the first `lengths` of each, read as one: `ids[a:b]` copies from as many of them as it spans."""
 
-    def __init__(self, arrays: Sequence[Ids]) -> None:
+    def __init__(self, arrays: Sequence[Ids], lengths: Iterable[int] | None = None) -> None:
         self.arrays = arrays
-        self._starts = list(accumulate((len(array) for array in arrays), initial=0))
+        self._starts = list(accumulate(map(len, arrays) if lengths is None else lengths, initial=0))
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -152,6 +153,7 @@ class TokenShards:
     ids: ShardedIds
     num_documents: int
     num_bytes: int  # raw bytes of the text, without special tokens
+    counts: Counter[str] = field(default_factory=Counter)  # characters, and an estimate of letters by script
 
     @classmethod
     def open(cls, folder: Path, split: str, tokenizer: Tokenizer) -> "TokenShards":
@@ -167,7 +169,21 @@ class TokenShards:
             ShardedIds([file.ids for file in files]),
             sum(len(file) for file in files),
             sum(file.num_bytes for file in files),
+            sum((Counter(file.counts) for file in files), Counter()),
         )
+
+    @classmethod
+    def join(cls, parts: Sequence["TokenShards"], counts: Sequence[int]) -> "TokenShards":
+        """The first `counts` tokens of each part as one stream; more than a part has are several passes over it."""
+        arrays, lengths = [], []
+        for part, count in zip(parts, counts, strict=True):
+            for array in cycle(part.ids.arrays):
+                arrays.append(array)
+                lengths.append(min(count, len(array)))
+                if not (count := count - lengths[-1]):
+                    break
+        documents, num_bytes = (sum(getattr(part, name) for part in parts) for name in ("num_documents", "num_bytes"))
+        return cls(ShardedIds(arrays, lengths), documents, num_bytes)
 
 
 def _index(folder: Path, split: str) -> Path:
@@ -191,52 +207,39 @@ def write_shards(
     tiktoken encodes 12 MB/s per core on a 2-core x86 machine; threads would wait for each other. A second call waits
     for the first. Raises UserError if a process was killed, OSError if the disk is full; finished shards are kept.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with folder_lock(folder):
-            shards = [shard for part in splits.values() for shard in part]
-            stale = [shard for shard in shards if not TokenFile.is_current(folder, shard.name, tokenizer, shard.origin)]
-            with progress_bar("tokenizing", len(stale)) as advance:
-                for _ in _tokenize(folder, stale, tokenizer, min(workers or os.cpu_count() or 1, len(stale))):
-                    advance(1)
-            for split, part in splits.items():
-                with atomic_write(_index(folder, split)) as file:
-                    file.write(json.dumps({"shards": [shard.name for shard in part]}, indent=2) + "\n")
-        return len(stale)
-    except BrokenProcessPool:
-        raise UserError(
-            "a tokenizing process was killed (possibly out of memory): run ./prepare.sh again to continue with the "
-            "remaining shards"
-        ) from None
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder_lock(folder):
+        shards = [shard for part in splits.values() for shard in part]
+        stale = [shard for shard in shards if not TokenFile.is_current(folder, shard.name, tokenizer, shard.origin)]
+        in_processes("tokenizing", partial(_write_shard, folder, tokenizer), stale, workers)
+        for split, part in splits.items():
+            with atomic_write(_index(folder, split)) as file:
+                file.write(json.dumps({"shards": [shard.name for shard in part]}, indent=2) + "\n")
+    return len(stale)
 
 
-def _tokenize(folder: Path, shards: Sequence[TextShard], tokenizer: Tokenizer, workers: int) -> Iterator[None]:
-    if workers < 2:
-        for shard in shards:
-            _write_shard(folder, shard, tokenizer)
-            yield
-        return
-    # Spawned, not forked: torch and the downloads have started threads.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context) as pool:
-        futures = [pool.submit(_write_shard, folder, shard, tokenizer) for shard in shards]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                yield
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _write_shard(folder: Path, shard: TextShard, tokenizer: Tokenizer) -> None:
+def _write_shard(folder: Path, tokenizer: Tokenizer, shard: TextShard) -> None:
     write_documents(folder, shard.name, tokenizer, shard.texts(), shard.origin)
 
 
 def write_documents(folder: Path, name: str, tokenizer: Tokenizer, texts: Iterable[str], origin: str) -> None:
     """Write plain documents, each starting with <|bos|>. `origin` identifies the text."""
-    rendered = (Rendered([tokenizer.bos_id, *tokenizer.encode(text)], []) for text in texts)
-    _write(folder, name, tokenizer, rendered, origin, masked=False)
+    counts: Counter[str] = Counter()
+
+    def render(text: str) -> Rendered:
+        counts["characters"] += len(text)
+        step = min(len(text) // 16, 256) + 1
+        for letter in filter(str.isalpha, text[::step]):
+            counts[_script(letter)] += step
+        return Rendered([tokenizer.bos_id, *tokenizer.encode(text)], [])
+
+    _write(folder, name, tokenizer, map(render, texts), origin, masked=False, counts=counts)
+
+
+@cache
+def _script(letter: str) -> str:
+    """The script of a letter, as in the names of Unicode characters: LATIN, CJK."""
+    return unicodedata.name(letter, "OTHER").split(" ")[0]
 
 
 def write_conversations(
@@ -248,8 +251,9 @@ def write_conversations(
 
 
 def _write(
-    folder: Path, name: str, tokenizer: Tokenizer, documents: Iterable[Rendered], origin: str, masked: bool
-) -> None:
+    folder: Path, name: str, tokenizer: Tokenizer, documents: Iterable[Rendered], origin: str, masked: bool,
+    counts: Mapping[str, int] | None = None,
+) -> None:  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     final = {part: folder / f"{name}.{part}" for part in ("ids", "offsets", "mask")}
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
@@ -281,6 +285,7 @@ def _write(
         "tokens": offsets[-1],
         "bytes": num_bytes,
         "masked": masked,
+        "counts": counts or {},
         "crc32": crc32,
     }
     with atomic_write(folder / f"{name}.json") as file:

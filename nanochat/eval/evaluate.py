@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-from nanochat import paths
 from nanochat.atomic import atomic_write
 from nanochat.data import demo_data
 from nanochat.data.batches import StreamRows
-from nanochat.data.token_files import TokenShards
+from nanochat.data.sources import Mixture
 from nanochat.eval import results
 from nanochat.eval.bits_per_byte import bits_per_byte
 from nanochat.eval.chat_eval import reply_grades
@@ -81,8 +80,8 @@ class EvalModel:
 
     def _evaluate_stage(self, config: StageEvalConfig) -> StageResult:
         found, chat = self.checkpoint, self.chat
-        shards = TokenShards.open(paths.tokens_dir(config.dataset), "val", chat.tokenizer)
-        rows = StreamRows(shards, chat.context, chat.tokenizer.bos_id)
+        text = Mixture.open(config.dataset, "val", chat.tokenizer, config.eval_tokens)
+        rows = StreamRows(text.stream, chat.context, chat.tokenizer.bos_id)
         words = demo_data.frequent_words(DEMO_WORDS)
 
         def accuracy(task: GradedTask, count: int) -> float:

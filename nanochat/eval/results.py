@@ -46,7 +46,7 @@ class TaskScore:
 class StageEvalConfig:
     """Size of the evaluation that every stage gets."""
 
-    dataset: str  # held-out text for bits per byte
+    dataset: list[str]  # held-out text for bits per byte
     eval_tokens: int  # maximum number of tokens of that text
     problems: int  # number of held-out sums; a fifth as many words to spell, and to count letters in
 

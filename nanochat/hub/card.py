@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from nanochat.data.datasets import DATASETS
+from nanochat.data.sources import DATASETS, parse
 from nanochat.errors import UserError
 from nanochat.eval.results import centered_mean, centered_mean_error
-from nanochat.report.history import Stage
+from nanochat.report.history import Stage, pretraining_text
 from nanochat.report.plots import CURVES, draw_curves
 from nanochat.spark.plan import Tariff
 from nanochat.stages import STAGES
@@ -26,7 +26,6 @@ from nanochat.untrusted import reading
 DATA = json.loads(Path(__file__).with_name("card_data.json").read_text())
 """Datasets behind the names in mixtures.yaml, their licenses, and the datasets of the evaluation tasks."""
 MAX_STEP = 10**9
-LICENSES = DATA["licenses"] | {dataset.repository: dataset.license for dataset in DATASETS.values()}
 
 
 @dataclass(frozen=True)
@@ -71,18 +70,19 @@ def write_card(
     other programs; `gguf`: types of the GGUF files, the preferred one first.
     """
     trained = [stage for stage in stages if "origin" not in stage.facts]  # the others were imported
-    data = {stage.source: _stage_data(stage) for stage in trained}
-    data_sets = list(dict.fromkeys(name for names in data.values() for name in names))
+    data = {stage.label: _stage_data(stage) for stage in trained}
+    licenses = {name: license for stage in data.values() for name, license in stage.items()}
+    is_english = all(name.split(":")[0] in DATASETS for name in pretraining_text(trained))
     scores = _scores(stages[-1]) if stages else []
     repository = publisher.repository(found.meta)
     metadata = ModelCardData(
-        language="en",
+        language="en" if is_english else None,
         license=publisher.license,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["nanochat", "dgx-spark"],
         base_model=base_model(found, publisher),
-        datasets=[name for name in data_sets if "/" in name] or None,
+        datasets=[name for name in licenses if "/" in name] or None,
         model_name=repository.split("/")[1],
         eval_results=[_eval_result(score) for score in scores] or None,
         nanochat={
@@ -99,7 +99,7 @@ def write_card(
         figure.savefig(folder / "training.png", dpi=120, facecolor="white")
     tariff = Tariff.from_environment()
     origin = stages[0].facts.get("origin") if stages else None
-    options = {stage.source: {k: v for k, v in stage.facts["options"].items() if v is not None} for stage in trained}
+    options = {stage.label: {k: v for k, v in stage.facts["options"].items() if v is not None} for stage in trained}
     ModelCard.from_template(
         metadata,
         template_str=Path(__file__).with_name("card.md.jinja").read_text(),
@@ -114,12 +114,12 @@ def write_card(
         verified=verified,
         gguf=gguf,
         stages=trained,
-        kwh={stage.source: energy for stage in trained if (energy := stage.kwh(tariff)) is not None},
+        kwh={stage.label: energy for stage in trained if (energy := stage.kwh(tariff)) is not None},
         format_duration=format_duration,
         without_folders=_without_folders,
         data=data,
-        data_sets=data_sets,
-        licenses=LICENSES,
+        licenses=licenses,
+        is_english=is_english,
         options=_without_folders(json.dumps(options, indent=1)),
         curve="training.png" if figure else None,
         scores=scores,
@@ -152,15 +152,22 @@ def _is_repository(origin: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", origin) is not None  # else a folder
 
 
-def _stage_data(stage: Stage) -> list[str]:
-    """Datasets of a stage: repositories on the hub, and texts that come with the installation."""
-    options = stage.facts["options"]
-    if options.get("dataset") in DATASETS:
-        return [DATASETS[options["dataset"]].repository]
-    # Lines of trained_on start with a name: `  smoltalk: 1`, `encyclopedia, 1,234 tokens`.
-    names = re.findall(r"^ *([\w./-][\w./ -]*?)(?::|,|  )", str(stage.facts.get("trained_on")), re.MULTILINE)
-    found = (DATA["sources"].get(name, name if _is_repository(name) else None) for name in names)
-    return list(dict.fromkeys(name for name in found if name))
+def _stage_data(stage: Stage) -> dict[str, str | None]:
+    """Licenses of a stage's data, by repository on the hub or by name. Raises UserError if a text's is not known."""
+    if stage.source != "base":
+        # Lines of trained_on start with a name: `  smoltalk: 1`.
+        names = re.findall(r"^ *([\w./-][\w./ -]*?)(?::|,|  )", str(stage.facts.get("trained_on")), re.MULTILINE)
+        found = (DATA["sources"].get(name, name if _is_repository(name) else None) for name in names)
+        return {name: DATA["licenses"].get(name) for name in found if name}
+    licenses: dict[str, str | None] = {}
+    for source in parse(pretraining_text([stage])):
+        if not source.license:
+            raise UserError(
+                f"the license of {source.name}, on which {stage.facts['tag']} was trained, is not known: run "
+                f"./prepare.sh --dataset {source.record.get('location') or source.name} --license, such as cc-by-4.0"
+            )
+        licenses[source.repository or DATA["sources"].get(source.name, source.name)] = source.license
+    return licenses
 
 
 def _without_folders(text: object) -> str:

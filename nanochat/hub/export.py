@@ -16,7 +16,7 @@ from nanochat.hub.card import Publisher, repository_name, write_card
 from nanochat.hub.convert_model import round_weights, write_model
 from nanochat.hub.convert_tokenizer import write_tokenizer
 from nanochat.hub.gguf_file import write_gguf, write_ollama_files
-from nanochat.report.history import stages_until
+from nanochat.report.history import pretraining_text, stages_until
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.checkpoint import Checkpoint
 
@@ -45,8 +45,7 @@ def export(
     config = checkpoint.config
     model = checkpoint.load_model(device, torch.float32, tokenizer).eval()
     stages = stages_until(checkpoint)
-    dataset = stages[0].facts["options"].get("dataset") if stages else None
-    passages = verify.held_out_passages(dataset, tokenizer, config.sequence_len)
+    passages = verify.held_out_passages(pretraining_text(stages), tokenizer, config.sequence_len)
     folder = export_folder(checkpoint, output)
     with atomic_folder(folder) as partial:
         write_tokenizer(tokenizer, config.sequence_len, partial)

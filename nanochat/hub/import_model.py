@@ -139,7 +139,7 @@ def compare_with_transformers(imported: ImportedModel) -> list[str]:
     """Compare with the model that transformers loads from the folder; return one line per result. Raises UserError."""
     if imported.folder is None:
         return []
-    passages = verify.held_out_passages(None, imported.tokenizer, imported.model.config.sequence_len)
+    passages = verify.held_out_passages((), imported.tokenizer, imported.model.config.sequence_len)
     with reading(imported.folder, "transformers cannot load it"):
         texts = verify.check_token_ids(imported.tokenizer, imported.folder, check_defaults=False)
         result = verify.check_logits(imported.model, imported.folder, passages)

@@ -6,7 +6,7 @@ of additions differs. Any mistake in arithmetic, positions or weights stands out
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from nanochat import paths
 from nanochat.conversations import Message
 from nanochat.data import demo_data
-from nanochat.data.token_files import ShardedIds, TokenShards
+from nanochat.data.sources import Mixture
+from nanochat.data.token_files import ShardedIds
 from nanochat.errors import UserError
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
@@ -51,15 +51,15 @@ class Comparison(NamedTuple):
     other_loss: float
 
 
-def held_out_passages(dataset: str | None, tokenizer: Tokenizer, sequence_len: int) -> Passages:
+def held_out_passages(dataset: Sequence[str], tokenizer: Tokenizer, sequence_len: int) -> Passages:
     """64 passages spread over the validation text of `dataset`, or of the encyclopedia if that has no token files.
 
     The first one is as long as the context, up to 8,192 tokens.
     """
     ids: ShardedIds | np.ndarray
     try:
-        ids = TokenShards.open(paths.tokens_dir(dataset or ""), "val", tokenizer).ids
-        origin = f"{dataset} val"
+        text = Mixture.open(dataset, "val", tokenizer)
+        ids, origin = text.stream.ids, f"{text.name} val"
     except UserError:
         texts = demo_data.documents("val")
         ids = np.array([token for text in texts for token in (tokenizer.bos_id, *tokenizer.encode(text))])

@@ -1,15 +1,11 @@
 """The report as Markdown: model, stages, machine, results, curves, samples, data and options."""
 
-import contextlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import mean, median
 
-from nanochat import paths
 from nanochat.eval.results import centered_mean, centered_mean_error
-from nanochat.paths import MANIFEST_FILE
 from nanochat.report.history import Stage, scores_by_benchmark
 from nanochat.spark.plan import Tariff
 from nanochat.stages import STAGES
@@ -52,7 +48,7 @@ def _opening(stages: Sequence[Stage]) -> str:
     machines = dict.fromkeys(f"{stage.facts['machine']} ({stage.facts['software']})" for stage in stages)
     running = "" if last.is_finished else f" Its {STAGES[last.source].title} is at step {last.step:,}."
     return (
-        f"# {last.facts['tag']}: {' → '.join(stage.source for stage in stages)}\n\n"
+        f"# {last.facts['tag']}: {' → '.join(stage.label for stage in stages)}\n\n"
         f"A language model of {last.facts['num_parameters']:,} parameters: {shape['n_layer']} layers of "
         f"width {shape['n_embd']}, a context of {shape['sequence_len']:,} tokens, a vocabulary of "
         f"{shape['vocab_size']:,}. It was trained on {sum(stage.tokens for stage in stages):,} tokens in "
@@ -75,7 +71,7 @@ def _stages(stages: Sequence[Stage], tariff: Tariff) -> str:
             _figure(stage.facts.get("peak_memory"), "{:.1f} GiB", 2**-30),
         )
         steps = f"{stage.step:,} of {stage.facts['num_iterations']:,}"
-        rows.append(row(stage.source, steps, stage.tokens, stage.seconds, speed, stage.kwh(tariff)))
+        rows.append(row(stage.label, steps, stage.tokens, stage.seconds, speed, stage.kwh(tariff)))
     if len(stages) > 1:
         known = [kwh for stage in stages if (kwh := stage.kwh(tariff)) is not None]
         total = sum(known) if len(known) == len(stages) else None
@@ -83,7 +79,7 @@ def _stages(stages: Sequence[Stage], tariff: Tariff) -> str:
         rows.append(row("total", "", tokens, seconds, ("", "", ""), total))
     headings = ("stage", "steps", "tokens", "time", "tokens/s", "MFU", "memory", "energy", "cost")
     notes = ["Tokens/s and MFU are medians over the steps; time is wall time, loading and evaluation included."]
-    if skipped := [f"{n:.0f} in {stage.source}" for stage in stages if (n := stage.last("skipped_steps"))]:
+    if skipped := [f"{n:.0f} in {stage.label}" for stage in stages if (n := stage.last("skipped_steps"))]:
         notes.append(f"Steps skipped because of a non-finite loss or gradient: {', '.join(skipped)}.")
     if tariff.watts is None:
         notes.append("Measured energy includes only the GPUs; set NANOCHAT_WATTS for the whole machine.")
@@ -125,7 +121,7 @@ def _machine(stages: Sequence[Stage]) -> str:
         "min available memory": ("memory_available_bytes", min, "{:.1f} GiB", 2**-30),
         "max page cache": ("page_cache_bytes", max, "{:.1f} GiB", 2**-30),
     }
-    rows = [(stage.source, *(_statistic(stage, *column) for column in columns.values())) for stage in stages]
+    rows = [(stage.label, *(_statistic(stage, *column) for column in columns.values())) for stage in stages]
     return f"## Machine\n\n{_table(('stage', *columns), rows)}" if any(any(row[1:]) for row in rows) else ""
 
 
@@ -138,7 +134,7 @@ def _results(stages: Sequence[Stage], plots: Mapping[str, str]) -> str:
             task = scores[0].task.removeprefix("bigbench_").replace("_", " ")
             rows.append((task, f"{scores[0].problems:,}", f"{scores[0].baseline:.0%}", *cells))
         if name == "stages":
-            results = [stage.stage_result for stage in stages if stage.source in measured]
+            results = [stage.stage_result for stage in stages if stage.label in measured]
             rows.append(("bits per byte", "", "", *(f"{result.bits_per_byte:.3f}" for result in results if result)))
         else:
             means = (f"{centered_mean(s):.3f} ± {centered_mean_error(s):.3f}" for s in measured.values())
@@ -170,19 +166,14 @@ def _samples(stages: Sequence[Stage]) -> str:
         chosen = [stage.samples[round(i * (len(stage.samples) - 1) / max(count - 1, 1))] for i in range(count)]
         if chosen:
             texts = ("\n".join([f"step {row['step']:,}", *row["samples"]]) for row in chosen)
-            parts.append(f"### {stage.source}\n\n" + _verbatim("\n\n".join(texts)))
+            parts.append(f"### {stage.label}\n\n" + _verbatim("\n\n".join(texts)))
     return "\n\n".join(["## Samples during training", *parts]) if parts else ""
 
 
 def _data(stages: Sequence[Stage]) -> str:
     parts = ["## Training data"]
     for stage in stages:
-        parts += [f"### {stage.source}", _verbatim(stage.facts.get("trained_on", "not recorded"))]
-        manifest = paths.data_dir(str(stage.facts["options"].get("dataset"))) / MANIFEST_FILE
-        with contextlib.suppress(OSError, ValueError):
-            kept = json.loads(manifest.read_text())
-            size = sum(file["size"] for file in kept["files"].values()) / 1e9
-            parts.append(f"{len(kept['files'])} files, {size:.2f} GB, of {kept['repository']} at {kept['revision']}.")
+        parts += [f"### {stage.label}", _verbatim(stage.facts.get("trained_on", "not recorded"))]
     return "\n\n".join(parts)
 
 
@@ -196,7 +187,7 @@ def _options(stages: Sequence[Stage]) -> str:
 
     rows = [(f"`{name}`", *(code(of_stage.get(name)) for of_stage in options)) for name in names]
     commits = ", ".join(dict.fromkeys(str(stage.facts.get("commit", "unknown")) for stage in stages))
-    return f"## Options\n\nCommit: {commits}.\n\n" + _table(("option", *(s.source for s in stages)), rows)
+    return f"## Options\n\nCommit: {commits}.\n\n" + _table(("option", *(s.label for s in stages)), rows)
 
 
 def _statistic(stage: Stage, key: str, reduce: Callable[[Sequence[float]], float], form: str, unit: float = 1.0) -> str:

@@ -41,6 +41,12 @@ class Stage:
         return str(self.facts["source"])
 
     @property
+    def label(self) -> str:
+        """The stage's name, with its tag if it continues the same stage of another model."""
+        parent = self.facts["parent"]
+        return f"{self.source} {self.facts['tag']}" if parent and parent["source"] == self.source else self.source
+
+    @property
     def step(self) -> int:
         return int(self.rows[-1]["step"]) if self.rows else 0
 
@@ -101,7 +107,7 @@ def scores_by_benchmark(stages: Sequence[Stage]) -> dict[str, dict[str, list[Tas
     found: dict[str, dict[str, list[TaskScore]]] = {name: {} for name in RESULT_SUFFIXES}
     for stage in stages:
         for benchmark, scores in stage.scores().items():
-            found[benchmark][stage.source] = scores
+            found[benchmark][stage.label] = scores
     return {benchmark: by_stage for benchmark, by_stage in found.items() if by_stage}
 
 
@@ -144,6 +150,13 @@ def stages_until(found: Checkpoint) -> list[Stage]:
         facts = {**stages[-1].facts, **found.meta}
         stages[-1] = dataclasses.replace(stages[-1].until(found.step), facts=facts, checkpoint=found)
     return stages
+
+
+def pretraining_text(stages: Sequence[Stage]) -> list[str]:
+    """Values of --dataset of the last pretraining among `stages`; empty if it is not among them."""
+    options = [stage.facts["options"] for stage in stages if stage.source == "base"]
+    dataset = options[-1].get("dataset", []) if options else []
+    return [dataset] if isinstance(dataset, str) else list(dataset)  # str before version 0.2
 
 
 def _stages_up_to(folder: Path | None) -> list[Stage]:

@@ -81,7 +81,7 @@ def draw_curves(stages: Sequence[Stage], metrics: Sequence[Metric]) -> Figure | 
 def _draw_panel(axes: Axes, stage: Stage, metric: Metric) -> None:
     steps, values = downsample(*stage.series(metric.key))
     color = COLORS[stage.source]
-    axes.set_title(f"{metric.title}, {stage.source}", loc="left")
+    axes.set_title(f"{metric.title}, {stage.label}", loc="left")
     axes.set_xlabel("step")
     axes.set_ylabel(metric.unit)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -134,7 +134,7 @@ def draw_scores(title: str, by_stage: Mapping[str, Sequence[TaskScore]]) -> Figu
             height = 0.17 * (index - (len(by_stage) - 1) / 2)
             axes.errorbar(
                 [score.accuracy for score in scores], lines + height, xerr=[score.standard_error for score in scores],
-                fmt="o", markersize=5, capsize=3, color=COLORS[source], label=source,
+                fmt="o", markersize=5, capsize=3, color=COLORS[source.split()[0]], label=source,
             )  # fmt: skip
         axes.set_yticks(lines, [task.removeprefix("bigbench_").replace("_", " ") for task in tasks])
         axes.set_ylim(len(tasks) - 0.4, -0.6)

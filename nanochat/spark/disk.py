@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nanochat.data.datasets import CHARS_PER_TOKEN, DATASETS, SHARD_CHARS, shards_for_depth
+from nanochat.data.sources import CHARS_PER_TOKEN, DATASETS, SHARD_CHARS, shards_for_depth
 from nanochat.model.gpt import GPTConfig
 from nanochat.spark.plan import MID_TOKENS
 from nanochat.stages import STAGES
@@ -34,10 +34,12 @@ def default_config(depth: int) -> GPTConfig:
     return GPTConfig.from_depth(depth, VOCAB_SIZE, PretrainOptions.max_seq_len)
 
 
-def disk_space(depth: int) -> Disk:
-    """Estimate the disk space of a model with only --depth given."""
-    shards = min(shards_for_depth(depth, VOCAB_SIZE), DATASETS[PretrainOptions.dataset].num_shards)
+def disk_space(depth: int, own_tokens: float | None = None) -> Disk:
+    """Estimate the disk space of a model with only --depth given, or on `own_tokens` of the user's own text."""
+    shards = min(shards_for_depth(depth, VOCAB_SIZE), DATASETS[PretrainOptions.dataset[0]].num_shards)
     text, tokens = shards * SHARD_BYTES, shards * SHARD_CHARS / CHARS_PER_TOKEN * TOKEN_BYTES
+    if own_tokens is not None:
+        shards, text, tokens = 0, 0.0, own_tokens * TOKEN_BYTES
     checkpoint = checkpoint_bytes(default_config(depth))
     checkpoints = (len(STAGES) * PretrainOptions.keep_last + 1) * checkpoint
     download = text + TASK_BYTES

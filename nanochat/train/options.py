@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_type_hints
 
+import tyro
+
 from nanochat.errors import UserError
 from nanochat.train.optim import OptimizerOptions
 
@@ -98,12 +100,16 @@ class PretrainOptions(TrainOptions):
     """number of layers; the width is 64 times the depth"""
     max_seq_len: int = 2048
     """context length in tokens"""
-    dataset: str = "fineweb-edu"
-    """dataset to train on, prepared by prepare.sh"""
+    dataset: Annotated[tuple[str, ...], FREE] = ("fineweb-edu",)
+    """text to train on, prepared by prepare.sh; several with weights, such as fineweb-edu:0.7 ./mybooks:0.3"""
+    from_: Annotated[str | None, FREE, tyro.conf.arg(name="from")] = None
+    """base model to continue with a new schedule, such as d20; its depth and context are kept"""
     total_batch_size: Annotated[int | None, Range(1), INHERITED] = None
     """tokens per optimizer step, over all processes and micro-batches; default: follows from depth"""
+    num_epochs: Annotated[float | None, Range(0.01), FREE] = None
+    """epochs over the text, unless --num-iterations is given; default: 1 with --from"""
     target_param_data_ratio: Annotated[float, Range(0.01), FREE] = 20.0
-    """tokens per parameter (Chinchilla: 20), unless --num-iterations is given"""
+    """tokens per parameter (Chinchilla: 20), unless --num-iterations or --num-epochs is given"""
     short_rows_ratio: Annotated[float, FRACTION] = 0.6
     """initial fraction of the steps, in which rows are a quarter of the context"""
     warmdown_ratio: Annotated[float, FRACTION] = 0.5
@@ -111,6 +117,17 @@ class PretrainOptions(TrainOptions):
     """steps between validations; 0: at the end only"""
     eval_tokens: Annotated[int, Range(1), FREE] = 10_485_760
     """tokens of held-out text per validation"""
+
+
+@dataclass
+class ContinueOptions(PretrainOptions):
+    """The defaults of pretraining with --from: a short rise to a lower learning rate, and whole rows."""
+
+    num_epochs: Annotated[float | None, Range(0.01), FREE] = 1.0
+    init_lr_frac: Annotated[float, Range(0)] = 0.5
+    warmup_ratio: Annotated[float, FRACTION] = 0.1
+    warmdown_ratio: Annotated[float, FRACTION] = 0.9
+    short_rows_ratio: Annotated[float, FRACTION] = 0.0
 
 
 Options = TypeVar("Options", bound=TrainOptions)

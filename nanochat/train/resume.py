@@ -40,6 +40,11 @@ def parent_of(source: str, tag: str | None, runtime: Runtime, *, fresh: bool = F
     return runtime.world.call_on_main(lambda: _parent(source, tag, fresh))
 
 
+def continued(tag: str, runtime: Runtime) -> Checkpoint:
+    """The base checkpoint that --from names. Raises UserError if there is none."""
+    return runtime.world.call_on_main(lambda: checkpoint.find("base", tag))
+
+
 def _parent(source: str, tag: str | None, fresh: bool) -> Checkpoint:
     def own(tag: str | None) -> Checkpoint | None:
         return None if fresh else checkpoint.newest_verified(source, tag, files=[META_FILE]).checkpoint
@@ -85,7 +90,7 @@ def start_or_resume(
         wanted = f'letters, digits, dots and dashes and not be "{ASIDE}"'
         raise UserError(f"--model-tag must consist of {wanted}, got {tag!r}: try d20-new")
     ancestry: dict[str, Any] | None = None
-    if parent and parent.source == source:  # the run itself, see parent_of
+    if parent and (parent.source, parent.tag) == (source, tag):  # the run itself, see parent_of
         ancestry = parent.meta["parent"]
     elif parent:
         ancestry = {key: parent.meta[key] for key in ("source", "tag", "step", "saved_at")}

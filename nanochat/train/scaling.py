@@ -10,9 +10,13 @@ from nanochat.train.options import PretrainOptions, TrainOptions
 REFERENCE_TOKENS, REFERENCE_BATCH, MIN_BATCH = 11.2e9, 524_288, 4096
 
 
-def scale_options(options: PretrainOptions, config: GPTConfig, runtime: Runtime) -> PretrainOptions:
+def scale_options(
+    options: PretrainOptions, config: GPTConfig, runtime: Runtime, tokens_per_epoch: int = 0
+) -> PretrainOptions:
     """Fill in the options that were not given: tokens follow from the parameters, the batch size from the tokens."""
     tokens = options.target_param_data_ratio * config.num_parameters
+    if options.num_epochs:
+        tokens = options.num_epochs * tokens_per_epoch
     batch = options.total_batch_size or default_batch_size(tokens, config.sequence_len * runtime.world.size)
     rows = options.device_batch_size or fast_rows(config.sequence_len, runtime.device, runtime.compute_dtype)
     return replace(

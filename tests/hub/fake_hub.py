@@ -283,15 +283,23 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, {**about, "siblings": siblings})
 
     def tree(self, body: bytes, kind: str, name: str, revision: str, folder: str | None) -> None:
-        """List the files below a folder; folders themselves are not listed."""
+        """List the files below a folder, or for datasets, unless recursive, what is directly in it."""
         files = self._branch(f"datasets/{name}" if kind == "datasets" else name, revision)
         if files is None:
             return
-        found = {path: file for path, file in files.items() if path.startswith(f"{folder}/" if folder else "")}
+        prefix = f"{folder}/" if folder else ""
+        found = {path: file for path, file in files.items() if path.startswith(prefix)}
         if folder and not found:
             return self._missing("EntryNotFound")
-        entries = [(path, len(file.content), file.blob_id) for path, file in found.items()]
-        self._answer(200, [{"type": "file", "path": path, "size": n, "oid": oid} for path, n, oid in entries])
+        entries = [
+            {"type": "file", "path": path, "size": len(file.content), "oid": file.blob_id}
+            for path, file in found.items()
+            if "/" not in path.removeprefix(prefix) or not self.path.endswith("recursive=false&expand=false")
+        ]
+        if len(entries) < len(found):
+            folders = {path.removeprefix(prefix).split("/")[0] for path in found if "/" in path.removeprefix(prefix)}
+            entries += [{"type": "directory", "path": prefix + name, "size": 0, "oid": COMMIT} for name in folders]
+        self._answer(200, entries)
 
     def resolve(self, body: bytes, name: str, revision: str, path: str) -> None:
         """Send a file, or the rest of it from the start of the Range header, with the faults asked for."""

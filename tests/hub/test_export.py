@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nanochat import cli, paths
+from nanochat.data import demo_data
+from nanochat.data.token_files import TextShard, write_shards
 from nanochat.errors import UserError
 from nanochat.hub import verify
 from nanochat.hub.convert_model import _unit_rows, round_weights, write_model
@@ -27,7 +30,7 @@ from tests.hub.conftest import save_model
 
 
 def passages(tokenizer: Tokenizer) -> verify.Passages:
-    return verify.held_out_passages(None, tokenizer, 64)
+    return verify.held_out_passages((), tokenizer, 64)
 
 
 def test_transformers_loads_the_folder_and_writes_what_we_would(exported: Path, tokenizer: Tokenizer) -> None:
@@ -206,14 +209,11 @@ def test_mistakes_get_a_sentence(base_dir: Path, options: list[str], sentence: s
 
 
 def test_held_out_passages_are_the_run_s_own_where_they_are_there(base_dir: Path, tokenizer: Tokenizer) -> None:
-    from nanochat.data.datasets import encyclopedia
-    from nanochat.data.token_files import write_shards
-
     assert passages(tokenizer).origin == "encyclopedia val"
-    corpus = encyclopedia("mine")
-    write_shards(paths.tokens_dir("mine"), {"val": corpus.splits["val"]}, tokenizer, workers=1)
-    found = verify.held_out_passages("mine", tokenizer, 300)
-    assert found.origin == "mine val" and len(found.rows) == 64
+    shard = TextShard("val", "", partial(demo_data.documents, "val"))
+    write_shards(paths.tokens_dir("climbmix"), {"val": [shard]}, tokenizer, workers=1)
+    found = verify.held_out_passages(["climbmix"], tokenizer, 300)
+    assert found.origin == "climbmix val" and len(found.rows) == 64
     assert [row.size(1) for row in found.rows[:3]] == [300, 128, 128]
     assert all(row[0, 0] == tokenizer.bos_id for row in found.rows)
     assert len({tuple(row[0, :50].tolist()) for row in found.rows}) == 64

@@ -32,7 +32,7 @@ LLAMA_SERVER = os.environ.get("NANOCHAT_LLAMA_SERVER") or shutil.which("llama-se
 
 @pytest.fixture(scope="module")
 def passages(tokenizer: Tokenizer) -> verify.Passages:
-    found = verify.held_out_passages(None, tokenizer, 64)
+    found = verify.held_out_passages((), tokenizer, 64)
     return found._replace(rows=found.rows[:8])
 
 

@@ -313,7 +313,7 @@ def test_another_rope_theta_and_eps_are_honoured(exported: Path, tokenizer: Toke
     path.write_text(json.dumps(config))
     found = read_model(str(tmp_path / "copy"))
     assert found.model.config.rope_theta == 500.0
-    passages = verify.held_out_passages(None, tokenizer, 64)
+    passages = verify.held_out_passages((), tokenizer, 64)
     assert verify.check_logits(found.model, tmp_path / "copy", passages).agreement == 1.0
 
 
