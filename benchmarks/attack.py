@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.attacks import files, sandbox, server
+from benchmarks.attacks import files, local, sandbox, server
 from nanochat import cli
 from nanochat.errors import UserError
 from nanochat.runtime import cpu_name, software
@@ -29,6 +29,10 @@ GROUPS: list[Group] = [
     sandbox.jail,
     sandbox.exhaustion,
     sandbox.grading,
+    local.tags,
+    local.report,
+    local.terminal,
+    local.kills,
     files.files,
     server.render,
     server.connections,

@@ -1,11 +1,13 @@
 """Locations on disk, all below one base directory."""
 
 import os
+import re
 from pathlib import Path
 
 from nanochat.errors import UserError
 from nanochat.stages import STAGES
 
+ASIDE = "aside"  # folder, next to the models of a stage, with the ones that --fresh replaced
 MANIFEST_FILE = "manifest.json"
 """Names, sizes and checksums of the files in a download folder (nanochat.data.download)."""
 
@@ -46,6 +48,14 @@ def checkpoints_dir(source: str) -> Path:
     if source not in STAGES:
         raise UserError(f'source must be one of {", ".join(STAGES)}, got "{source}"')
     return base_dir() / STAGES[source].checkpoint_folder
+
+
+def check_tag(tag: str, option: str = "--model-tag") -> str:
+    """Return `tag`, the name of a model and its folder. Raises UserError if it could name another folder."""
+    if not re.fullmatch(r"\w[\w.+-]{0,99}", tag) or tag == ASIDE:
+        wanted = f'consist of at most 100 letters, digits, dots and dashes, and not be "{ASIDE}"'
+        raise UserError(f"{option} must {wanted}, got {tag!r}: try d20-new")
+    return tag
 
 
 def run_lock(source: str, tag: str) -> Path:

@@ -1,6 +1,7 @@
-"""Numbers formatted for people: durations, sizes of files, amounts of memory."""
+"""Numbers and text formatted for people: durations, sizes of files, amounts of memory, lines for a terminal."""
 
 import math
+import unicodedata
 from collections.abc import Sequence
 
 
@@ -37,3 +38,8 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 def format_gib(count: float) -> str:
     """Memory in GiB with two significant digits or one decimal: `0.031 GiB`, `1.5 GiB`, `119.6 GiB`."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**30:.2g} GiB"
+
+
+def printable(text: str) -> str:
+    """Remove control characters, which could move the cursor or change the window title, and lone surrogates."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))

@@ -144,7 +144,7 @@ def base_model(found: Checkpoint, publisher: Publisher) -> str | None:
     if not parent:
         return None
     saved = checkpoint.newest(parent["source"], parent["tag"], parent["step"])
-    origin = saved.meta.get("origin", "") if saved and saved.meta["saved_at"] == parent["saved_at"] else ""
+    origin = saved.meta.get("origin", "") if saved and checkpoint.is_same(saved.identity, parent) else ""
     return origin if _is_repository(origin) else publisher.repository(parent)
 
 

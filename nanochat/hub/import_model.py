@@ -162,7 +162,7 @@ def check_tokenizer(imported: ImportedModel) -> None:
 
 def save_checkpoint(imported: ImportedModel, source: str, tag: str, options: dict[str, Any]) -> Checkpoint:
     """Save a checkpoint whose `options` the next stage inherits. Raises UserError if the tag is in use."""
-    folder = paths.checkpoints_dir(source) / tag
+    folder = paths.checkpoints_dir(source) / paths.check_tag(tag, "--tag")
     if checkpoint.checkpoints(folder):
         raise UserError(f"the {source} model {tag} already exists: choose another name with --tag")
     imported.tokenizer.save(paths.tokenizer_dir())

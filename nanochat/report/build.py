@@ -1,6 +1,7 @@
 """Write the report: report.md with its plots, and report.html, which is self-contained."""
 
 import base64
+import html
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -64,5 +65,6 @@ def page(stages: Sequence[Stage], pictures: Mapping[str, bytes], tariff: Tariff,
     body = re.sub(r"<table>.*?</table>", r'<div class="wide">\g<0></div>', body, flags=re.DOTALL)
     template = files("nanochat.report").joinpath("page.html").read_text()
     refresh = f'<meta http-equiv="refresh" content="{refresh_seconds}">' if refresh_seconds else ""
-    title = f"nanochat {stages[-1].facts['tag']}"
-    return template.replace("{{refresh}}", refresh).replace("{{title}}", title).replace("{{body}}", body)
+    title = f"nanochat {html.escape(str(stages[-1].facts['tag']))}"
+    parts = {"refresh": refresh, "title": title, "body": body}
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)

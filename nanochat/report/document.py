@@ -1,5 +1,6 @@
 """The report as Markdown: model, stages, machine, results, curves, samples, data and options."""
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -45,10 +46,10 @@ def document(stages: Sequence[Stage], plots: Mapping[str, str], tariff: Tariff) 
 def _opening(stages: Sequence[Stage]) -> str:
     last = stages[-1]
     shape = last.facts["model_config"]
-    machines = dict.fromkeys(f"{stage.facts['machine']} ({stage.facts['software']})" for stage in stages)
+    machines = dict.fromkeys(_text(f"{stage.facts['machine']} ({stage.facts['software']})") for stage in stages)
     running = "" if last.is_finished else f" Its {STAGES[last.source].title} is at step {last.step:,}."
     return (
-        f"# {last.facts['tag']}: {' → '.join(stage.label for stage in stages)}\n\n"
+        f"# {_text(last.facts['tag'])}: {' → '.join(stage.label for stage in stages)}\n\n"
         f"A language model of {last.facts['num_parameters']:,} parameters: {shape['n_layer']} layers of "
         f"width {shape['n_embd']}, a context of {shape['sequence_len']:,} tokens, a vocabulary of "
         f"{shape['vocab_size']:,}. It was trained on {sum(stage.tokens for stage in stages):,} tokens in "
@@ -106,11 +107,13 @@ def _plan(stages: Sequence[Stage], tariff: Tariff) -> str:
             taken += "" if stage.is_finished else f" until step {stage.step:,}"
             if (kwh := stage.kwh(tariff)) is not None:
                 used = kwh - (before.kwh(tariff) or 0.0)
-        name = f"{work.name} after step {start:,}" if start else work.name
+        name = _text(f"{work.name} after step {start:,}" if start else work.name)
         energy = _figure(machine.kwh(work), "{:.3g} kWh"), _figure(used, "{:.3g} kWh")
         rows.append((name, format_duration(machine.hours(work) * 3600), taken, *energy))
     table = _table(("stage", "planned", "taken", "energy planned", "energy used"), rows)
-    return f"### Plan\n\nEstimated by {planner.source} after step {plan.step:,}, {machine.sources[0]}.\n\n{table}"
+    return (
+        f"### Plan\n\nEstimated by {planner.source} after step {plan.step:,}, {_text(machine.sources[0])}.\n\n{table}"
+    )
 
 
 def _machine(stages: Sequence[Stage]) -> str:
@@ -131,7 +134,7 @@ def _results(stages: Sequence[Stage], plots: Mapping[str, str]) -> str:
         rows = []
         for scores in zip(*measured.values(), strict=False):
             cells = (f"{score.accuracy:.1%} ± {100 * score.standard_error:.1f}" for score in scores)
-            task = scores[0].task.removeprefix("bigbench_").replace("_", " ")
+            task = _text(scores[0].task.removeprefix("bigbench_").replace("_", " "))
             rows.append((task, f"{scores[0].problems:,}", f"{scores[0].baseline:.0%}", *cells))
         if name == "stages":
             results = [stage.stage_result for stage in stages if stage.label in measured]
@@ -182,11 +185,11 @@ def _options(stages: Sequence[Stage]) -> str:
     names = sorted(set().union(*options))
 
     def code(value: object) -> str:
-        text = "" if value is None else str(value).translate({ord("`"): "'", ord("|"): "/"})
+        text = "" if value is None else " ".join(str(value).translate({ord("`"): "'", ord("|"): "/"}).split())
         return f"`{text}`" if text else ""
 
-    rows = [(f"`{name}`", *(code(of_stage.get(name)) for of_stage in options)) for name in names]
-    commits = ", ".join(dict.fromkeys(str(stage.facts.get("commit", "unknown")) for stage in stages))
+    rows = [(code(name), *(code(of_stage.get(name)) for of_stage in options)) for name in names]
+    commits = ", ".join(dict.fromkeys(_text(stage.facts.get("commit", "unknown")) for stage in stages))
     return f"## Options\n\nCommit: {commits}.\n\n" + _table(("option", *(s.label for s in stages)), rows)
 
 
@@ -204,6 +207,11 @@ def _table(headings: Row, rows: Sequence[Row]) -> str:
     filled = [i for i in range(len(headings)) if i == 0 or any(row[i] for row in rows)]
     lines = [headings, [":--", *["--:"] * (len(headings) - 1)], *rows]
     return "\n".join(f"| {' | '.join(cells[i] for i in filled)} |" for cells in lines)
+
+
+def _text(value: object) -> str:
+    """Escape the characters that have a meaning in Markdown or HTML."""
+    return re.sub(r"([\\`*_\[\]<>&|~#])", r"\\\1", " ".join(str(value).split()))
 
 
 def _verbatim(text: str) -> str:

@@ -14,7 +14,7 @@ from nanochat.eval.results import StageResult, TaskScore, saved_result
 from nanochat.spark.plan import PLAN_FILE, Plan, Tariff
 from nanochat.stages import STAGES
 from nanochat.telemetry.run_log import FACTS_FILE, METRICS_FILE, SAMPLES_FILE, is_sample, read_steps
-from nanochat.train.checkpoint import META_FILE, Checkpoint, checkpoints
+from nanochat.train.checkpoint import META_FILE, Checkpoint, checkpoints, is_same
 from nanochat.untrusted import check_types, number, read_json, reading
 
 FACTS: dict[str, type | UnionType] = {
@@ -125,7 +125,8 @@ def read_stage(folder: Path) -> Stage | None:
         if facts["source"] not in STAGES:
             raise ValueError(f"unknown stage {facts['source']!r}")
         if facts["parent"]:
-            check_types(facts["parent"], {"source": str, "tag": str, "step": int})
+            check_types(facts["parent"], {"source": str, "tag": str, "step": int, "saved_at": float})
+            paths.check_tag(facts["parent"]["tag"])
     log = folder / METRICS_FILE
     samples, plan = list(filter(is_sample, read_steps(folder / SAMPLES_FILE))), Plan.load(folder / PLAN_FILE)
     return Stage(facts, read_steps(log), samples, checkpoint, _modified_at(log), plan)
@@ -192,6 +193,6 @@ def _parent_folder(stage: Stage) -> Path | None:
     folder = paths.checkpoints_dir(parent["source"])
     for candidate in (folder / parent["tag"], *folder.glob(f"aside/{parent['tag']}.*")):
         for found in checkpoints(candidate):
-            if (found.step, found.meta["saved_at"]) == (parent["step"], parent["saved_at"]):
+            if is_same(found.identity, parent):
                 return candidate
     return None

@@ -18,7 +18,7 @@ from nanochat.report import build
 from nanochat.report.history import Stage, newest_stages
 from nanochat.report.plots import downsample
 from nanochat.spark.plan import Tariff
-from nanochat.units import format_duration
+from nanochat.units import format_duration, printable
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 48
@@ -40,8 +40,9 @@ def screen(stages: Sequence[Stage], now: float) -> RenderableType:
         values = stage.series(key)[1]
         if values:
             curves.add_row(title, Text(sparkline(values), style="cyan"), f"{values[-1]:,.4g}")
+    title = f"{' → '.join(s.source for s in stages)}  {stage.facts['tag']} on {stage.facts['machine']}"
     lines: list[RenderableType] = [
-        Text(f"{' → '.join(s.source for s in stages)}  {stage.facts['tag']} on {stage.facts['machine']}", style="bold"),
+        Text(printable(title), style="bold"),
         Text(f"step {stage.step:,} of {planned:,}, {_progress(stage, now)}"),
         ProgressBar(total=planned, completed=stage.step, width=78),
         Text(),
@@ -50,7 +51,7 @@ def screen(stages: Sequence[Stage], now: float) -> RenderableType:
     if stage.samples:
         lines += [Text(), Text(f"sample at step {stage.samples[-1]['step']:,}:")]
         written = stage.samples[-1]["samples"]
-        lines += [Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in written]
+        lines += [Text(printable(line), style="dim", no_wrap=True, overflow="ellipsis") for line in written]
     return Group(*lines)
 
 

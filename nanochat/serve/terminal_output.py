@@ -1,6 +1,5 @@
 """Printing a streamed reply: as plain text, or as Markdown that is redrawn while it grows."""
 
-import unicodedata
 from itertools import dropwhile
 from typing import IO
 
@@ -12,6 +11,7 @@ from rich.segment import Segment
 from nanochat.conversations import Part
 from nanochat.inference.detokenizer import Delta, add_delta
 from nanochat.serve.markdown import create_parser
+from nanochat.units import printable
 
 REFRESHES_PER_SECOND = 8
 _PARSER = create_parser()
@@ -152,8 +152,3 @@ def last_block_start(text: str) -> int:
 
 def one_line(code: str) -> str:
     return "; ".join(line.rstrip() for line in printable(code).strip().splitlines() if line.strip())
-
-
-def printable(text: str) -> str:
-    """Remove control characters, which could move the cursor or change the window title."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")

@@ -12,7 +12,7 @@ from typing import TextIO, cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nanochat.units import format_duration
+from nanochat.units import format_duration, printable
 
 LOG_FILE = "log.txt"  # in a model's folder, next to its checkpoints
 SECONDS_BETWEEN_LINES = 10.0  # interval of progress lines without a terminal to draw a bar on
@@ -27,7 +27,7 @@ class LogFile:
 
     def print(self, text: str) -> None:
         with contextlib.suppress(OSError):
-            self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(text)}\n")
 
     def redirect(self, descriptor: int) -> None:
         """Send what is written to the file descriptor to this file from now on."""
@@ -151,7 +151,7 @@ class ProgressDisplay:
 
     def show(self, text: str) -> None:
         if self._console:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         if self._progress is not None:

@@ -1,5 +1,6 @@
 """List, verify, prune, archive and restore checkpoints."""
 
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from nanochat.stages import STAGES
 from nanochat.telemetry.run_log import FACTS_FILE, METRICS_FILE, SAMPLES_FILE
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import checkpoint
-from nanochat.train.checkpoint import Checkpoint, find, saved_steps
+from nanochat.train.checkpoint import SUMS_FILE, Checkpoint, find, read_sums, saved_steps, sha256
 
 TOKENIZER = "tokenizer"  # folder of the tokenizer in an archive
 LOGS = (FACTS_FILE, METRICS_FILE, SAMPLES_FILE)
@@ -61,32 +62,42 @@ def archive(source: str | None, tag: str | None, step: int | None, file: Path | 
     file = file or Path(f"{found.source}-{found.tag}-{found.step:06d}.tar")
     if file.exists():
         raise UserError(f"{file} already exists: choose another with --file")
-    model = Path(STAGES[found.source].checkpoint_folder) / found.tag
-    with atomic_write(file, "wb") as whole, tarfile.open(fileobj=whole, mode="w") as tar:  # weights do not compress
-        tar.add(found.folder, str(model / found.folder.name))
-        for name in LOGS:
-            if (log := found.folder.parent / name).exists():
-                tar.add(log, str(model / name))
-        tar.add(paths.tokenizer_dir(), TOKENIZER)
+    model = f"{STAGES[found.source].checkpoint_folder}/{found.tag}"
+    with tempfile.TemporaryDirectory() as temporary, atomic_write(file, "wb") as whole:
+        logs = [Path(shutil.copy(log, temporary)) for name in LOGS if (log := found.folder.parent / name).exists()]
+        (Path(temporary) / SUMS_FILE).write_text("".join(f"{sha256(log)}  {log.name}\n" for log in logs))
+        with tarfile.open(fileobj=whole, mode="w") as tar:  # weights do not compress
+            tar.add(temporary, model)
+            tar.add(found.folder, f"{model}/{found.folder.name}")
+            tar.add(paths.tokenizer_dir(), TOKENIZER)
     return file
 
 
 def restore(file: Path) -> Checkpoint:
     """Restore an archived checkpoint, and its logs and tokenizer if they are missing here.
 
-    Raises UserError if the archive is damaged, if the checkpoint already exists, or if this base directory has a
-    different tokenizer.
+    Logs without checksums, as in archives of version 0.1.0, are left out. Raises UserError if the archive is damaged,
+    if the checkpoint already exists, or if this base directory has a different tokenizer.
     """
     with tempfile.TemporaryDirectory(dir=paths.base_dir(), prefix=".restoring-") as temporary:
         unpacked = Path(temporary)
         try:
-            with tarfile.open(file) as tar:
+            with tarfile.open(file, "r:") as tar:  # uncompressed, so that it is not larger than it looks
                 tar.extractall(unpacked, filter="data")
-            (folder,) = unpacked.glob("*_checkpoints/*/step_*")
+            ((found,),) = map(saved_steps, unpacked.glob("*_checkpoints/*"))
+            folder = found.folder
             tokenizer = Tokenizer.load(unpacked / TOKENIZER)
+            paths.check_tag(folder.parent.name, "the name of the model")
+            sums = read_sums(folder.parent / SUMS_FILE) if (folder.parent / SUMS_FILE).exists() else {}
+            for name in sums.keys() & set(LOGS):
+                if sha256(folder.parent / name) != sums[name]:
+                    raise ValueError(f"{name} does not match its checksum")
         except (OSError, tarfile.TarError, ValueError, UserError) as error:
             raise UserError(f"{file} is not a complete checkpoint archive ({error}): use another copy") from None
-        if damage := Checkpoint(folder).damage():
+        damage = found.damage()
+        if not damage and STAGES[found.source].checkpoint_folder != folder.parts[-3]:
+            damage = "its folder is of another stage"
+        if damage:
             raise UserError(f"the checkpoint in {file} is damaged ({damage}): use another copy")
         if not paths.tokenizer_dir().exists():
             (unpacked / TOKENIZER).rename(paths.tokenizer_dir())
@@ -97,7 +108,7 @@ def restore(file: Path) -> Checkpoint:
         if (model / folder.name).exists():
             raise UserError(f"{model / folder.name} already exists: move it away first")
         model.mkdir(parents=True, exist_ok=True)
-        for name in LOGS:
-            if (folder.parent / name).exists() and not (model / name).exists():
+        for name in sums.keys() & set(LOGS):
+            if not (model / name).exists():
                 (folder.parent / name).rename(model / name)
         return Checkpoint(folder.rename(model / folder.name))

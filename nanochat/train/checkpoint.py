@@ -79,6 +79,25 @@ class Checkpoint:
         with reading(self.folder / META_FILE, "restore it from an archive"):
             return GPTConfig(**shape)
 
+    @property
+    def run_id(self) -> str | None:
+        """Identifies the run, over all resumes; None for checkpoints written before runs had one."""
+        return self.meta.get("run_id")
+
+    @property
+    def sums(self) -> dict[str, str]:
+        """SHA-256 of each file, by name. Raises OSError or ValueError if SHA256SUMS is damaged."""
+        return read_sums(self.folder / SUMS_FILE)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The `parent` in the meta.json of a checkpoint that starts from this one; see `is_same`."""
+        digest = None
+        with contextlib.suppress(OSError, ValueError):
+            digest = self.sums.get(MODEL_FILE)
+        known = {"source": self.source, "tag": self.tag, "step": self.step, "saved_at": self.meta["saved_at"]}
+        return {**known, "run_id": self.run_id, "digest": digest}
+
     def is_readable(self) -> bool:
         """True if meta.json exists and has the required entries."""
         with contextlib.suppress(UserError), reading(self.folder / META_FILE, "not a checkpoint"):
@@ -95,8 +114,7 @@ class Checkpoint:
         if not self.is_readable():
             return f"{META_FILE} is unreadable"
         try:
-            lines = (self.folder / SUMS_FILE).read_text().splitlines()
-            sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+            sums = self.sums
             for name in files:
                 if name not in sums:
                     return f"{SUMS_FILE} does not list {name}"
@@ -160,6 +178,22 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_sums(path: Path) -> dict[str, str]:
+    """Read a file in the format of sha256sum: digests by name."""
+    return {name: digest for digest, name in (line.split("  ", 1) for line in path.read_text().splitlines())}
+
+
+def is_same(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    """True if both describe the same checkpoint, by the digest of its weights: a clock may have been set back.
+
+    Checkpoints written before parents had a digest are compared by time.
+    """
+    if one is None or other is None:
+        return one is other
+    key = "digest" if one.get("digest") and other.get("digest") else "saved_at"
+    return one[key] == other[key]
+
+
 def saved_steps(folder: Path) -> list[Checkpoint]:
     """All step folders of one model, oldest first, readable or not."""
     if not folder.is_dir():
@@ -179,6 +213,8 @@ def newest(source: str, tag: str | None = None, step: int | None = None) -> Chec
     Models that --fresh set aside, in aside/<tag>.<time>, count only if `tag` names one.
     """
     folder = paths.checkpoints_dir(source)
+    if tag:
+        paths.check_tag(tag.removeprefix(f"{paths.ASIDE}/"))
     folders = [folder / tag] if tag else list(folder.iterdir()) if folder.is_dir() else []
     found = ([c for c in checkpoints(folder) if step in (None, c.step)] for folder in folders)
     return max((of_tag[-1] for of_tag in found if of_tag), key=lambda c: float(c.meta["saved_at"]), default=None)

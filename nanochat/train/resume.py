@@ -4,7 +4,6 @@ The main process reads the disk and decides for all.
 """
 
 import dataclasses
-import re
 import time
 from typing import Any
 
@@ -24,9 +23,7 @@ from nanochat.train.optim import MuonAdamW, OptimizerOptions
 from nanochat.train.options import TrainOptions, check_resumable
 from nanochat.train.run import TrainingRun
 
-ASIDE = "aside"  # folder, next to the models of a stage, with the ones that --fresh replaced
-
-RESUMED = ("parent", "data", "results", "evaluated", "saved_at", "best", "skipped_steps", "tracker_id")
+RESUMED = ("run_id", "parent", "data", "results", "evaluated", "saved_at", "best", "skipped_steps", "tracker_id")
 """Fields of TrainingRun that a resumed run takes from meta.json."""
 
 
@@ -59,7 +56,9 @@ def _parent(source: str, tag: str | None, fresh: bool) -> Checkpoint:
         print(f"note: the {before} checkpoint that {existing.describe()} started from is gone or damaged: continuing")
         return existing
     existing = own(tag or parent.tag)
-    return existing if existing and parent.meta["saved_at"] < existing.meta["parent"]["saved_at"] else parent
+    used = existing and existing.meta["parent"]
+    is_older = used and parent.run_id == used.get("run_id") and parent.step < used["step"]
+    return existing if existing and is_older else parent
 
 
 def start_or_resume(
@@ -86,14 +85,12 @@ def start_or_resume(
     if options.fp8 and not (runtime.can_compile() if options.compile is None else options.compile):
         raise UserError("--fp8 is several times slower without torch.compile: leave out --compile False, or --fp8")
     tag = options.model_tag or (parent.tag if parent else f"d{config.n_layer}" if config else "")
-    if not re.fullmatch(r"\w[\w.+-]*", tag) or tag == ASIDE:
-        wanted = f'letters, digits, dots and dashes and not be "{ASIDE}"'
-        raise UserError(f"--model-tag must consist of {wanted}, got {tag!r}: try d20-new")
+    paths.check_tag(tag)
     ancestry: dict[str, Any] | None = None
     if parent and (parent.source, parent.tag) == (source, tag):  # the run itself, see parent_of
         ancestry = parent.meta["parent"]
     elif parent:
-        ancestry = {key: parent.meta[key] for key in ("source", "tag", "step", "saved_at")}
+        ancestry = parent.identity
     may_restart = parent is not None and parent.source != source
 
     existing = runtime.world.call_on_main(
@@ -132,7 +129,7 @@ def _own_checkpoint(
         existing = _newest_verified(source, tag)
         if not existing and checkpoint.saved_steps(folder):
             raise UserError(f"no checkpoint in {folder} is readable: restore one from an archive, or {restart}")
-        if existing and (existing.meta["parent"], existing.meta["data"]) == (ancestry, data):
+        if existing and checkpoint.is_same(existing.meta["parent"], ancestry) and existing.meta["data"] == data:
             return existing
         if existing and not may_restart:
             raise UserError(
@@ -140,7 +137,7 @@ def _own_checkpoint(
                 f"prepare the former again, or {restart}"
             )
     if checkpoint.saved_steps(folder):
-        aside = folder.parent / ASIDE / time.strftime(f"{tag}.%Y%m%d-%H%M%S")
+        aside = folder.parent / paths.ASIDE / time.strftime(f"{tag}.%Y%m%d-%H%M%S")
         aside.parent.mkdir(exist_ok=True)
         folder.rename(aside)
         print(
@@ -181,7 +178,7 @@ def _resume(
     state: dict[str, Tensor] = {}
     runtime.world.call_on_main(lambda: state.update(existing.load_optimizer()))
     optimizer.load_full_state(state)
-    saved = {name: meta[name] for name in RESUMED}
+    saved = {name: meta[name] for name in RESUMED if name in meta}
     run = TrainingRun(existing.source, existing.tag, options, runtime, tokenizer.hash, model, optimizer, **saved)
     run.step, run.previous_seconds = existing.step, meta["seconds"]
     return run

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -71,11 +72,12 @@ class TrainingRun:
     optimizer: MuonAdamW
     parent: dict[str, Any] | None = None  # checkpoint this stage started from; None for pretraining
     data: str | None = None  # identifies the data; a run on different data is a different run
+    run_id: str = field(default_factory=lambda: secrets.token_hex(8))  # kept on resume
     step: int = 0  # optimizer steps taken
     previous_seconds: float = 0.0  # wall time before the last resume
     results: dict[str, float] = field(default_factory=dict)  # of the last evaluation
     evaluated: int = 0  # step of the last evaluation
-    saved_at: float = 0.0  # Unix time at which the current step was first saved; identifies a checkpoint
+    saved_at: float = 0.0  # Unix time at which the current step was first saved
     best: dict[str, float] = field(default_factory=dict)  # lowest bits per byte of any evaluation, and its step
     skipped_steps: int = 0  # steps skipped because of a non-finite loss or gradient
     bad_steps: int = 0  # skipped steps since the last good one
@@ -162,6 +164,7 @@ class TrainingRun:
     def progress(self) -> dict[str, Any]:
         """The part of meta.json that changes during a run."""
         return {
+            "run_id": self.run_id,
             "saved_at": self.saved_at,
             "seconds": self.seconds,
             "results": self.results,

@@ -25,6 +25,16 @@ def test_the_screen_shows_progress_and_fits_80_columns(trained: Path) -> None:
     assert max(map(len, lines)) <= 80
 
 
+def test_control_characters_of_samples_and_names_are_left_out(trained: Path) -> None:
+    stages = newest_stages()
+    stages[-1].facts["tag"] = "d2\x1b]0;title\x07"
+    stages[-1].samples[-1]["samples"] = ["red \x1b[31m \x9b2J \x08 \ud800 end"]
+    console = Console(width=80, color_system=None)
+    with console.capture() as capture:
+        console.print(watch.screen(stages, 0.0))
+    assert not set("\x1b\x07\x9b\x08\ud800") & set(capture.get()) and "end" in capture.get()
+
+
 def test_a_finished_run_is_shown_as_finished(trained: Path) -> None:
     console = Console(width=80)
     with console.capture() as capture:

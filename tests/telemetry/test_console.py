@@ -1,6 +1,7 @@
 """The reader of a run's output may disconnect or stop reading; the run continues."""
 
 import contextlib
+import io
 import os
 import pty
 import select
@@ -8,11 +9,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from nanochat import paths
-from nanochat.telemetry.console import LogFile, Terminal
+from nanochat.telemetry.console import LogFile, ProgressDisplay, Terminal
 from nanochat.tokenizer import Tokenizer
 from tests.training import ROOT, steps_saved
 
@@ -61,6 +63,14 @@ def test_who_stops_reading_without_a_word_holds_nothing_up(
         terminal.write("the last words\n")
         assert b"the last words" in os.read(reader, 1 << 16)
     os.close(reader)
+
+
+def test_control_characters_reach_neither_terminal_nor_log(tmp_path: Path) -> None:
+    with (tmp_path / "screen").open("w+") as screen, contextlib.closing(LogFile(tmp_path / "log.txt")) as log:
+        ProgressDisplay("base d2", 9, 0, cast(io.TextIOBase, screen), log).print("sample: \x1b]0;title\x07 \x9b2J end")
+    for file in ("screen", "log.txt"):
+        text = (tmp_path / file).read_text()
+        assert "end" in text and not set("\x1b\x07\x9b") & set(text)
 
 
 def test_a_closed_terminal_does_not_stop_a_run(base_dir: Path, tokenizer: Tokenizer) -> None:

@@ -1,5 +1,8 @@
 """Listing, verifying, pruning, archiving and restoring checkpoints."""
 
+import tarfile
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -86,3 +89,54 @@ def test_an_archive_that_is_damaged_or_of_another_tokenizer_is_refused(
     Tokenizer.train(["some other text"] * 3, 270).save(paths.tokenizer_dir())
     with pytest.raises(UserError, match=r"tokenizer.*NANOCHAT_BASE_DIR"):
         archive.restore(file)
+
+
+def archived(base_dir: Path, tokenizer: Tokenizer) -> Path:
+    tokenizer.save(paths.tokenizer_dir())
+    folder = save(tokenizer).folder.parent
+    (folder / "run.json").write_text('{"tag": "d2"}')
+    return archive.archive(None, None, None, base_dir / "model.tar")
+
+
+def repacked(file: Path, change: Callable[[Path], object]) -> Path:
+    """A copy of an archive after `change` of its folder."""
+    with tempfile.TemporaryDirectory() as temporary:
+        with tarfile.open(file) as tar:
+            tar.extractall(temporary, filter="data")
+        change(Path(temporary))
+        with tarfile.open(file.with_name("changed.tar"), "w") as tar:
+            for entry in Path(temporary).iterdir():
+                tar.add(entry, entry.name)
+    return file.with_name("changed.tar")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda at: (at / "base_checkpoints/d2").rename(at / "base_checkpoints/<b>"),
+        lambda at: (at / "base_checkpoints/d2").rename(at / "base_checkpoints/.hidden"),
+        lambda at: (at / "base_checkpoints/d2").rename(at / "base_checkpoints/aside"),
+        lambda at: (at / "base_checkpoints").rename(at / "mid_checkpoints"),
+        lambda at: (at / "base_checkpoints").rename(at / "evil_checkpoints"),
+        lambda at: (at / "base_checkpoints/d2/step_000001").rename(at / "base_checkpoints/d2/step_x"),
+        lambda at: (at / "base_checkpoints/d2/run.json").write_text('{"tag": "<script>"}'),
+        lambda at: (at / "base_checkpoints/d2/run.json").unlink(),
+        lambda at: (at / "base_checkpoints/d2/SHA256SUMS").write_text("damaged"),
+    ],
+)
+def test_an_archive_with_odd_names_or_changed_logs_is_refused(
+    base_dir: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
+) -> None:
+    changed = repacked(archived(base_dir, tokenizer), change)
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base_dir / "elsewhere"))
+    with pytest.raises(UserError, match=r"changed\.tar"):
+        archive.restore(changed)
+    assert not list((base_dir / "elsewhere").rglob("*"))
+
+
+def test_logs_without_checksums_are_not_restored(
+    base_dir: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = repacked(archived(base_dir, tokenizer), lambda at: (at / "base_checkpoints/d2/SHA256SUMS").unlink())
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base_dir / "elsewhere"))
+    assert [entry.name for entry in archive.restore(changed).folder.parent.iterdir()] == ["step_000001"]

@@ -22,6 +22,7 @@ from nanochat.runtime import COMPILE_THRESHOLD, Runtime
 from nanochat.telemetry.run_log import read_steps
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import checkpoint, resume
+from nanochat.train import run as run_module
 from nanochat.train.checkpoint import MODEL_FILE
 from nanochat.train.loop import train
 from nanochat.train.options import TrainOptions, inherit
@@ -203,6 +204,30 @@ def test_a_run_goes_on_without_its_parent(runtime: Runtime, tokenizer: Tokenizer
     else:
         with pytest.raises(UserError, match=r"\./pretrain\.sh"):
             mid(fresh=True)
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+def test_a_clock_that_was_set_back_hides_no_new_parent(
+    runtime: Runtime, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, restarted: bool
+) -> None:
+    train(begin(runtime, tokenizer), batches(FewRows()), 2, **HOW)
+    mid = resume.start_or_resume("mid", OPTIONS, runtime, tokenizer, parent=resume.parent_of("mid", None, runtime))
+    train(mid, batches(FewRows()), 1, **HOW)
+    monkeypatch.setattr(run_module.time, "time", lambda: 1.0)
+    steps = 1 if restarted else 3
+    train(begin(runtime, tokenizer, replace(OPTIONS, fresh=restarted)), batches(FewRows()), steps, **HOW)
+    parent = resume.parent_of("mid", None, runtime)
+    assert (parent.source, parent.step) == ("base", steps)
+    assert resume.start_or_resume("mid", OPTIONS, runtime, tokenizer, parent=parent).step == 0
+
+
+def test_a_run_whose_parent_has_no_digest_is_resumed(runtime: Runtime, tokenizer: Tokenizer) -> None:
+    train(begin(runtime, tokenizer), batches(FewRows()), 2, **HOW)
+    parent = resume.parent_of("mid", None, runtime)
+    before = {key: parent.meta[key] for key in ("source", "tag", "step", "saved_at")}
+    assert checkpoint.is_same(before, parent.identity) and checkpoint.is_same(None, None)
+    assert not checkpoint.is_same(before | {"saved_at": 1.0}, parent.identity) and not checkpoint.is_same(None, before)
+    assert checkpoint.is_same(parent.identity | {"saved_at": 1.0}, parent.identity)
 
 
 def test_a_run_says_what_it_is_and_keeps_what_the_model_wrote(runtime: Runtime, tokenizer: Tokenizer) -> None:
