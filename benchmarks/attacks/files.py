@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 
 from benchmarks.random_model import random_model
 from nanochat import cli, paths
-from nanochat.data import datasets, demo_data
+from nanochat.data import demo_data, documents
 from nanochat.data.token_files import TextShard, write_shards
 from nanochat.eval import core
 from nanochat.hub import card, export, verify
@@ -168,9 +169,9 @@ def use_base_directory(folder: Path) -> None:
 
 
 def tokenize_shard(folder: Path) -> None:
-    path = folder / "shard_00000.parquet"
-    shard = TextShard("shard", "origin", lambda: datasets.read_texts(path))
-    write_shards(folder / "tokens", {"train": [shard]}, Tokenizer.load(folder / "tokenizer"), workers=1)
+    parts = documents.find_parts(folder, [folder / "shard_00000.parquet"], ["text"])
+    shards = [TextShard(part.name, "origin", partial(documents.read, part)) for part in parts]
+    write_shards(folder / "tokens", {"train": shards}, Tokenizer.load(folder / "tokenizer"), workers=1)
 
 
 def read_bundle(folder: Path) -> None:
