@@ -1,6 +1,5 @@
 """Anthropic's Messages API: https://platform.claude.com/docs/en/api/messages."""
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from nanochat.serve.engine_process import RequestOutput
 from nanochat.serve.generation import ReplyGenerator
-from nanochat.serve.protocol import MAX_MESSAGES, ApiError, ChatRequest, translate
+from nanochat.serve.protocol import MAX_MESSAGES, ApiError, ChatRequest
 from nanochat.serve.responses import Json, ResponseBuilder, text_of
 
 
@@ -19,7 +18,6 @@ class MessagesRequest(BaseModel, extra="allow"):
 
     messages: list[Json] = Field(min_length=1, max_length=MAX_MESSAGES)
     system: Any = None
-    stop_sequences: Any = None
     tool_choice: Json | None = None
 
     def to_chat(self) -> ChatRequest:
@@ -28,10 +26,9 @@ class MessagesRequest(BaseModel, extra="allow"):
         fields = {
             **(self.model_extra or {}),
             "messages": [*system, *(own for message in self.messages for own in _chat_messages(message))],
-            "stop": self.stop_sequences,
             "tool_choice": "required" if choice in ("any", "tool") else choice,
         }
-        return translate(ChatRequest, fields, {"stop": "stop_sequences"})
+        return ChatRequest.model_validate(fields)
 
 
 def routes(generator: ReplyGenerator) -> APIRouter:
@@ -39,6 +36,7 @@ def routes(generator: ReplyGenerator) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/messages")
+    @router.post("/messages", include_in_schema=False)
     async def messages(body: MessagesRequest, request: Request) -> Response:
         """Reply to a conversation in Anthropic's format."""
         chat = body.to_chat()
@@ -63,11 +61,9 @@ def _chat_messages(message: Json) -> list[Json]:
     for block in blocks:
         match block.get("type"):
             case "tool_use":
-                function = {"name": block.get("name"), "arguments": json.dumps(block.get("input"))}
-                calls.append({"id": block.get("id"), "type": "function", "function": function})
+                calls.append({"function": {"name": block.get("name"), "arguments": block.get("input")}})
             case "tool_result":
-                result = {"tool_call_id": block.get("tool_use_id"), "content": block.get("content", "")}
-                results.append({"role": "tool", **result})
+                results.append({"role": "tool", "content": block.get("content", "")})
             case "thinking" | "redacted_thinking":
                 pass
             case _:

@@ -77,6 +77,7 @@ def routes(generator: ReplyGenerator) -> APIRouter:
         return {"prompt": text, "content": text}
 
     @router.post("/v1/embeddings", include_in_schema=False)
+    @router.post("/embeddings", include_in_schema=False)
     @router.post("/api/embed", include_in_schema=False)
     @router.post("/api/embeddings", include_in_schema=False)
     def embeddings() -> None:

@@ -13,12 +13,11 @@ from pydantic import BaseModel, StrictBool
 from nanochat.inference.detokenizer import Delta
 from nanochat.serve.engine_process import RequestOutput
 from nanochat.serve.generation import ReplyGenerator
-from nanochat.serve.protocol import ApiError, ChatRequest, GenerationRequest, Text, translate
+from nanochat.serve.protocol import ApiError, ChatRequest, GenerationRequest, Text
 from nanochat.serve.responses import Json, ResponseBuilder, merge_deltas, text_of
 from nanochat.tokenizer import Tokenizer
 
 MAX_STORED_CHARACTERS = 20_000_000
-NAMES = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
 
 
 class StoredConversations:
@@ -49,23 +48,23 @@ class ResponsesRequest(BaseModel, extra="allow"):
     instructions: Text | None = None
     previous_response_id: Text | None = None
     store: StrictBool | None = None
-    max_output_tokens: Any = None
-    text: dict[str, Json] | None = None
+    text: dict[str, Any] | None = None
     background: Literal[False] | None = None
 
     def messages(self, stored: StoredConversations) -> list[Json]:
         """Return the conversation without the instructions, as messages of a chat request."""
-        items = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else self.input
-        id = self.previous_response_id
+        id, items = self.previous_response_id, self.input
         earlier = stored.get(id, "previous_response_id") if id else []
+        if isinstance(items, str):
+            return [*earlier, {"role": "user", "content": items}]
         return [*earlier, *(message for item in items for message in _chat_messages(item, stored))]
 
     def to_chat(self, messages: list[Json]) -> ChatRequest:
         system = [{"role": "system", "content": self.instructions}] if self.instructions else []
-        fields = {**(self.model_extra or {}), "messages": [*system, *messages], "max_tokens": self.max_output_tokens}
-        if output_format := (self.text or {}).get("format"):
-            fields["response_format"] = {"type": output_format.get("type"), "json_schema": output_format}
-        return translate(ChatRequest, fields, NAMES)
+        fields = {**(self.model_extra or {}), "messages": [*system, *messages]}
+        if isinstance(format := (self.text or {}).get("format"), dict):
+            fields["response_format"] = {"type": format.get("type"), "json_schema": format}
+        return ChatRequest.model_validate(fields)
 
 
 def routes(generator: ReplyGenerator) -> APIRouter:
@@ -74,6 +73,7 @@ def routes(generator: ReplyGenerator) -> APIRouter:
     stored = StoredConversations()
 
     @router.post("/v1/responses")
+    @router.post("/responses", include_in_schema=False)
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         """Reply to a conversation in the format of OpenAI's Responses API."""
         messages = body.messages(stored)
@@ -89,26 +89,17 @@ def _chat_messages(item: Json, stored: StoredConversations) -> list[Json]:
     """Convert an input item to messages of a chat request."""
     match item.get("type"):
         case None | "message":
-            return [{**item, "content": _chat_parts(item.get("content"))}]
+            return [item]
         case "function_call":
-            call = {"id": item.get("call_id"), "type": "function", "function": item}
-            return [{"role": "assistant", "content": None, "tool_calls": [call]}]
+            return [{"role": "assistant", "tool_calls": [{"function": item}]}]
         case "function_call_output":
-            return [{"role": "tool", "tool_call_id": item.get("call_id"), "content": _chat_parts(item.get("output"))}]
+            return [{"role": "tool", "content": item.get("output")}]
         case "item_reference":  # to the message of an earlier response
             return stored.get(str(item.get("id")).replace("msg_", "resp_"), "input")[-1:]
         case "reasoning":
             return []
         case other:
             raise ApiError(400, f"input items of type {other!r} are not supported: send messages", param="input")
-
-
-def _chat_parts(content: Any) -> Any:
-    """Rename the types of parts that are text. ChatRequest rejects the others."""
-    if not isinstance(content, list):
-        return content
-    is_text = [isinstance(part, dict) and part.get("type") in ("input_text", "output_text") for part in content]
-    return [{**part, "type": "text"} if text else part for part, text in zip(content, is_text, strict=True)]
 
 
 class ResponsesBuilder(ResponseBuilder):
@@ -169,12 +160,11 @@ class ResponsesBuilder(ResponseBuilder):
         if self.body.store is not False:
             parts = [{"type": delta.type, "text": delta.text} for delta in merge_deltas(self._deltas)]
             self.stored.add(self.id, [*self.messages, {"role": "assistant", "content": parts}])
-        incomplete = output.finish_reason == "length"
-        status = "incomplete" if incomplete else "completed"
+        status = "incomplete" if output.finish_reason == "length" else "completed"
         num_prompt_tokens = self.generation.num_prompt_tokens
         return {
             **self._response(status),
-            "incomplete_details": {"reason": "max_output_tokens"} if incomplete else None,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "output": [self._item(status, [_part(text_of(self._deltas).text)])],
             "usage": {
                 "input_tokens": num_prompt_tokens,
@@ -186,20 +176,10 @@ class ResponsesBuilder(ResponseBuilder):
         }
 
     def _response(self, status: str) -> Json:
-        return {
-            "error": None,
-            "tools": [],
-            "tool_choice": "auto",
-            "parallel_tool_calls": True,
-            "metadata": {},
-            **self.body.model_dump(exclude={"input", "stream"}, exclude_none=True),
-            "id": self.id,
-            "object": "response",
-            "created_at": self._shared["created"],
-            "model": self._shared["model"],
-            "status": status,
-            "output": [],
-        }
+        unset: Json = {"error": None, "tools": [], "tool_choice": "auto", "metadata": {}, "parallel_tool_calls": True}
+        given = self.body.model_dump(exclude={"input", "stream"}, exclude_none=True)
+        own = {"id": self.id, "object": "response", "created_at": self._shared["created"], "status": status}
+        return {**unset, **given, **own, "model": self._shared["model"], "output": []}
 
     def _item(self, status: str, content: list[Json]) -> Json:
         own_id = self._place["item_id"]

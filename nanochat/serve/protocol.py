@@ -11,9 +11,8 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import (
     AfterValidator,
@@ -25,7 +24,6 @@ from pydantic import (
     Strict,
     StrictBool,
     StringConstraints,
-    ValidationError,
     field_validator,
     model_validator,
 )
@@ -44,7 +42,6 @@ MAX_REPLIES_PER_REQUEST = 256
 MAX_REPLIES = 16
 MAX_REPLY_FRACTION = 4  # at most a quarter of the context is reserved for the reply
 ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
-Request = TypeVar("Request", bound=BaseModel)
 
 
 def _replace_surrogates(text: str) -> str:
@@ -81,7 +78,7 @@ class ApiError(Exception):
         """Build the response to a request of `path`, in the format of its API."""
         if path.startswith("/api/"):  # Ollama
             return JSONResponse({"error": str(self)}, self.status, self.headers)
-        anthropic = {"type": "error"} if path.startswith("/v1/messages") else {}
+        anthropic = {"type": "error"} if path.removeprefix("/v1").startswith("/messages") else {}
         return JSONResponse({**anthropic, **self.body}, self.status, self.headers)
 
 
@@ -93,6 +90,9 @@ class GenerationRequest:
     prompts: list[tuple[list[int], SamplingParams]]  # one per reply
     num_prompt_tokens: int  # each prompt counts once, even if it gets several replies
     dropped_messages: int = 0  # oldest messages that did not fit in the context
+
+
+TEXT_PARTS = ("text", "input_text", "output_text")  # the last two in /v1/responses
 
 
 class ContentPart(BaseModel):
@@ -110,9 +110,9 @@ def _to_parts(content: Any) -> Any:
     for part in parts:
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):
             raise ValueError('must be a string or a list of parts such as {"type": "text", "text": "..."}')
-        if part["type"] not in ("text", "python", "python_output"):
+        if part["type"] not in (*TEXT_PARTS, "python", "python_output"):
             raise ValueError(f"has a part of type {part['type'][:40]!r}, but this model reads text only")
-    return parts
+    return [{**part, "type": "text"} if part["type"] in TEXT_PARTS else part for part in parts]
 
 
 class ToolFunction(BaseModel):
@@ -161,6 +161,12 @@ class ResponseFormat(BaseModel):
     json_schema: dict[str, Any] | None = None  # OpenAI: {"name": ..., "schema": ...}
     own_schema: dict[str, Any] | None = Field(None, alias="schema")  # llama.cpp
 
+    @model_validator(mode="after")
+    def _check_schema(self) -> Self:
+        if self.type == "json_schema" and "schema" not in (self.json_schema or {}) and self.own_schema is None:
+            raise ValueError("needs a schema")
+        return self
+
 
 class StreamOptions(BaseModel):
     include_usage: StrictBool | None = None
@@ -201,19 +207,29 @@ class SamplingRequest(BaseModel):
     model: str | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Integer | None = Field(None, ge=-1, le=MAX_TOKENS, description="-1: up to the end of the context")
+    max_tokens: Integer | None = Field(
+        None,
+        ge=-1,
+        le=MAX_TOKENS,
+        description="-1: up to the end of the context",
+        validation_alias=AliasChoices("max_tokens", "n_predict", "num_predict"),  # OpenAI, llama.cpp, Ollama
+    )
     min_tokens: Integer | None = Field(None, ge=0, le=MAX_TOKENS)
     temperature: Number | None = Field(None, ge=0, le=2)
     top_p: Number | None = Field(None, ge=0, le=1)
     top_k: Integer | None = Field(None, ge=-1, le=1_000_000, description="-1, 0 or null: all tokens")
     min_p: Number | None = Field(None, ge=0, le=1)
-    repetition_penalty: Number | None = Field(None, ge=0.1, le=10)
+    repetition_penalty: Number | None = Field(
+        None, ge=0.1, le=10, validation_alias=AliasChoices("repetition_penalty", "repeat_penalty")
+    )
     frequency_penalty: Number | None = Field(None, ge=-2, le=2)
     presence_penalty: Number | None = Field(None, ge=-2, le=2)
     logit_bias: dict[int, Annotated[Number, Field(ge=-100, le=100)]] | None = Field(None, max_length=MAX_BIASES)
     seed: Integer | None = Field(None, ge=-(2**63), lt=2**63, description="-1 or null: random")
     stop: Annotated[list[StopString] | None, BeforeValidator(_to_list, str | list[str] | None)] = Field(
-        None, max_length=MAX_STOP_STRINGS
+        None,
+        max_length=MAX_STOP_STRINGS,
+        validation_alias=AliasChoices("stop", "stop_sequences"),  # OpenAI, Anthropic
     )
     stop_token_ids: list[Integer] | None = Field(None, max_length=MAX_STOP_STRINGS)
     ignore_eos: StrictBool | None = None
@@ -279,7 +295,9 @@ class ChatRequest(SamplingRequest):
     """Body of POST /v1/chat/completions. `tools` are accepted, but the model calls only its own python tool."""
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_completion_tokens: Integer | None = Field(None, ge=-1, le=MAX_TOKENS)
+    max_completion_tokens: Integer | None = Field(
+        None, ge=-1, le=MAX_TOKENS, validation_alias=AliasChoices("max_completion_tokens", "max_output_tokens")
+    )
     logprobs: StrictBool | None = None
     top_logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS)
     tools: list[Any] | None = None
@@ -362,21 +380,6 @@ class RenderRequest(BaseModel):
     """Body of POST /render: Markdown texts to convert to HTML."""
 
     texts: list[Text] = Field(max_length=MAX_MESSAGES)
-
-
-def translate(request_type: type[Request], fields: dict[str, Any], names: Mapping[str, str]) -> Request:
-    """Build an OpenAI request from fields of another API. Raises RequestValidationError with that API's names.
-
-    names: of fields in that API, where they differ.
-    """
-    try:
-        return request_type.model_validate({name: value for name, value in fields.items() if value is not None})
-    except ValidationError as error:
-        details = error.errors(include_url=False)
-        for detail in details:
-            name, rest = detail["loc"][:1], detail["loc"][1:]
-            detail["loc"] = ("body", *(names.get(str(step), step) for step in name), *rest)
-        raise RequestValidationError(details) from None
 
 
 def to_conversation(messages: list[Message]) -> list[conversations.Message]:
