@@ -79,10 +79,14 @@ def restore(file: Path) -> Checkpoint:
     Logs without checksums, as in archives of version 0.1.0, are left out. Raises UserError if the archive is damaged,
     if the checkpoint already exists, or if this base directory has a different tokenizer.
     """
+    if not file.is_file():
+        raise UserError(f"{file} is not a file: pass an archive written by ./nanochat.sh checkpoints archive")
     with tempfile.TemporaryDirectory(dir=paths.base_dir(), prefix=".restoring-") as temporary:
         unpacked = Path(temporary)
         try:
             with tarfile.open(file, "r:") as tar:  # uncompressed, so that it is not larger than it looks
+                if any(member.issparse() or not (member.isfile() or member.isdir()) for member in tar):
+                    raise ValueError("it holds links, devices or sparse files")
                 tar.extractall(unpacked, filter="data")
             ((found,),) = map(saved_steps, unpacked.glob("*_checkpoints/*"))
             folder = found.folder
@@ -92,7 +96,7 @@ def restore(file: Path) -> Checkpoint:
             for name in sums.keys() & set(LOGS):
                 if sha256(folder.parent / name) != sums[name]:
                     raise ValueError(f"{name} does not match its checksum")
-        except (OSError, tarfile.TarError, ValueError, UserError) as error:
+        except Exception as error:  # a damaged file can raise anything
             raise UserError(f"{file} is not a complete checkpoint archive ({error}): use another copy") from None
         damage = found.damage()
         if not damage and STAGES[found.source].checkpoint_folder != folder.parts[-3]:

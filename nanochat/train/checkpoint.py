@@ -80,23 +80,16 @@ class Checkpoint:
             return GPTConfig(**shape)
 
     @property
-    def run_id(self) -> str | None:
-        """Identifies the run, over all resumes; None for checkpoints written before runs had one."""
-        return self.meta.get("run_id")
-
-    @property
-    def sums(self) -> dict[str, str]:
-        """SHA-256 of each file, by name. Raises OSError or ValueError if SHA256SUMS is damaged."""
-        return read_sums(self.folder / SUMS_FILE)
-
-    @property
     def identity(self) -> dict[str, Any]:
-        """The `parent` in the meta.json of a checkpoint that starts from this one; see `is_same`."""
-        digest = None
+        """The `parent` in the meta.json of a checkpoint that starts from this one; see `is_same`.
+
+        `run_id` stays the same when a run is resumed. It and `digest` are None if unknown.
+        """
+        digest, run_id = None, self.meta.get("run_id")
         with contextlib.suppress(OSError, ValueError):
-            digest = self.sums.get(MODEL_FILE)
+            digest = read_sums(self.folder / SUMS_FILE).get(MODEL_FILE)
         known = {"source": self.source, "tag": self.tag, "step": self.step, "saved_at": self.meta["saved_at"]}
-        return {**known, "run_id": self.run_id, "digest": digest}
+        return {**known, "run_id": run_id, "digest": digest}
 
     def is_readable(self) -> bool:
         """True if meta.json exists and has the required entries."""
@@ -114,7 +107,7 @@ class Checkpoint:
         if not self.is_readable():
             return f"{META_FILE} is unreadable"
         try:
-            sums = self.sums
+            sums = read_sums(self.folder / SUMS_FILE)
             for name in files:
                 if name not in sums:
                     return f"{SUMS_FILE} does not list {name}"

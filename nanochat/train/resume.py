@@ -57,7 +57,7 @@ def _parent(source: str, tag: str | None, fresh: bool) -> Checkpoint:
         return existing
     existing = own(tag or parent.tag)
     used = existing and existing.meta["parent"]
-    is_older = used and parent.run_id == used.get("run_id") and parent.step < used["step"]
+    is_older = used and parent.meta.get("run_id") == used.get("run_id") and parent.step < used["step"]
     return existing if existing and is_older else parent
 
 

@@ -1,5 +1,6 @@
 """Listing, verifying, pruning, archiving and restoring checkpoints."""
 
+import os
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -122,6 +123,8 @@ def repacked(file: Path, change: Callable[[Path], object]) -> Path:
         lambda at: (at / "base_checkpoints/d2/run.json").write_text('{"tag": "<script>"}'),
         lambda at: (at / "base_checkpoints/d2/run.json").unlink(),
         lambda at: (at / "base_checkpoints/d2/SHA256SUMS").write_text("damaged"),
+        lambda at: (at / "base_checkpoints/d2/more").symlink_to("step_000001"),
+        lambda at: os.mkfifo(at / "base_checkpoints/d2/more"),
     ],
 )
 def test_an_archive_with_odd_names_or_changed_logs_is_refused(
@@ -131,6 +134,8 @@ def test_an_archive_with_odd_names_or_changed_logs_is_refused(
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base_dir / "elsewhere"))
     with pytest.raises(UserError, match=r"changed\.tar"):
         archive.restore(changed)
+    with pytest.raises(UserError, match="not a file"):
+        archive.restore(base_dir)
     assert not list((base_dir / "elsewhere").rglob("*"))
 
 

@@ -41,7 +41,7 @@ def test_a_base_model_continues_on_other_text(pretrained: Path, capsys: pytest.C
     base_train.main(options)
     out = capsys.readouterr().out
     found = checkpoint.find("base", "d1-mybooks")
-    assert found.meta["parent"] == {key: before.meta[key] for key in ("source", "tag", "step", "saved_at")}
+    assert found.meta["parent"] == before.identity
     assert found.meta["options"]["depth"] == 1 and found.config == before.config
     assert "mybooks" in found.meta["trained_on"] and "before training, from d1" in out
     assert checkpoint.find("base", "d1").meta["saved_at"] == before.meta["saved_at"]
