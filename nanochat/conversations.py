@@ -132,16 +132,13 @@ def _problem_in_message(message: Any) -> str | None:
         return 'needs a "content": text or a list of parts'
     if message["role"] != "assistant":
         return "has a list of parts, allowed only for the assistant"
-    if not content:
-        return "is empty"
     for part in content:
-        if not isinstance(part, dict) or part.get("type") not in ("text", "python", "python_output"):
-            return 'has a part whose "type" is not text, python or python_output'
-        if not isinstance(part.get("text"), str):
-            return f'has a {part["type"]} part without "text"'
-        if not part["text"].strip() and part["type"] != "python_output":  # a program may print nothing
-            return f"has an empty {part['type']} part"
-    return None
+        kind, text = (part.get("type"), part.get("text")) if isinstance(part, dict) else (None, None)
+        if kind not in ("text", "python", "python_output") or not isinstance(text, str):
+            return 'has a part that is not {"type": text, python or python_output, "text": text}'
+        if not text.strip() and kind != "python_output":  # a program may print nothing
+            return f"has an empty {kind} part"
+    return None if content else "is empty"
 
 
 def scan(path: Path, check: Callable[[Conversation], str | None] = lambda _: None) -> Iterator[Line]:

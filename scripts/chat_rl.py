@@ -77,8 +77,16 @@ def main(options: RLOptions) -> None:
         # --device-batch-size also limits generation, although it needs far less memory per token than training.
         concurrent = min(replies, MAX_CONCURRENT_REPLIES, 16 * device_batch_size)
         engine = Engine(run.model, tokenizer, calculator, max_batch_size=concurrent)
+        chat = ChatModel("rl", run.tag, run.step, engine)
+        room = min(options.max_new_tokens, chat.context // 2)
+        too_long = sum(len(chat.prompt(row["messages"][:-1])) > chat.context - room for row in mixture)
+        if too_long and runtime.world.is_main:
+            print(
+                f"note: {too_long:,} of {len(mixture):,} questions lose their start: they are longer than "
+                f"{chat.context - room:,} tokens, the context without room for the reply\n"
+            )
         batches = RolloutBatches(
-            ChatModel("rl", run.tag, run.step, engine),
+            chat,
             mixture,
             runtime,
             problems_per_step=options.examples_per_step,

@@ -32,7 +32,8 @@ from nanochat.train import checkpoint
 
 COLORS = {"system": "magenta", "user": "cyan", "assistant": "green"}
 TRAINED, READ, LOST = "trained on", "only read", "beyond the context, lost"
-LEGEND = {TRAINED: "black on green", READ: "none", LOST: "strike red"}
+LEGEND = {TRAINED: ("black on green", "[{}]"), READ: ("none", "{}"), LOST: ("strike red", "~{}~")}
+"""Styles of the tokens, and their marks where there are no colors."""
 console = Console()
 
 
@@ -165,7 +166,7 @@ def show(lines: list[Line], context: int | None = None) -> None:
     """Print each conversation in a box with its line number; with `context`, its tokens."""
     tokenizer = Tokenizer.load(paths.tokenizer_dir()) if context else None
     if context:
-        console.print(Text.assemble(*((f"{name}  ", style) for name, style in LEGEND.items())))
+        console.print(Text("  ").join(styled(kind, kind) for kind in LEGEND))
     for line in lines:
         if line.conversation is None:
             continue
@@ -189,8 +190,13 @@ def as_tokens(rendered: Rendered, tokenizer: Tokenizer, context: int) -> Text:
     kinds = [LOST if i >= context else TRAINED if mask else READ for i, mask in enumerate(rendered.mask)]
     body = Text()
     for kind, run in groupby(zip(kinds, rendered.ids, strict=True), key=itemgetter(0)):
-        body.append(tokenizer.decode([token for _, token in run]), style=LEGEND[kind])
+        body.append_text(styled(tokenizer.decode([token for _, token in run]), kind))
     return body
+
+
+def styled(text: str, kind: str) -> Text:
+    style, mark = LEGEND[kind]
+    return Text(text if console.color_system else mark.format(text), style)
 
 
 def count_tokens(rows: list[Conversation], context: int) -> None:

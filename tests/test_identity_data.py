@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from nanochat import cli, conversations
 from nanochat.conversations import conversation
@@ -135,7 +136,11 @@ def test_another_format_is_converted(file: Path, sharegpt: Path, tmp_path: Path)
 
 
 def test_tokens_are_counted_and_shown_as_the_model_sees_them(
-    file: Path, sharegpt: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+    file: Path,
+    sharegpt: Path,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert view("count", "--file", str(sharegpt)) == 0
     assert "run ./prepare.sh to count tokens" in capsys.readouterr().out
@@ -146,10 +151,13 @@ def test_tokens_are_counted_and_shown_as_the_model_sees_them(
     assert f"{sum(lengths)} tokens" in out
     assert f"1 conversations are longer than the context of 24 tokens: {lengths[1] - 24} tokens" in out
     assert view("show", "--tokens", "--file", str(sharegpt), "--context", "24") == 0
-    assert "<|assistant_start|>" in capsys.readouterr().out
+    assert "<|assistant_start|>[Hello" in capsys.readouterr().out  # there are no colors here
+    monkeypatch.setattr(identity_data, "console", Console(color_system="standard"))
     shown = identity_data.as_tokens(tokenizer.render_conversation(conversations.read(sharegpt)[1]), tokenizer, 24)
     spans = [(shown.plain[span.start : span.end], span.style) for span in shown.spans]
-    assert [style for _, style in spans] == [identity_data.LEGEND[kind] for kind in ("only read", "trained on", LOST)]
+    assert [style for _, style in spans] == [
+        identity_data.LEGEND[kind][0] for kind in ("only read", "trained on", LOST)
+    ]
     assert spans[0][0] == "<|bos|><|user_start|>Hi!<|user_end|><|assistant_start|>"
     assert spans[1][0].startswith("Hello Hello") and spans[2][0].endswith("Hello <|assistant_end|>")
 

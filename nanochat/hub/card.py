@@ -179,7 +179,7 @@ def _scores(stage: Stage) -> list[Score]:
     result = stage.stage_result
     rows = [Score("held-out text", "held-out", "bits per byte", result.bits_per_byte)] if result else []
     for benchmark, scores in stage.scores().items():
-        if benchmark not in ("stages", "tasks"):
+        if benchmark != "stages":
             mean, error = centered_mean(scores), centered_mean_error(scores)
             rows.append(Score(benchmark, benchmark, "centered accuracy", mean, error, 0.0))
         for score in scores:

@@ -1,20 +1,25 @@
 """ChatCORE in batches against one problem at a time."""
 
+import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from nanochat.conversations import Conversation, conversation
+from nanochat.dist import World
 from nanochat.errors import UserError
-from nanochat.eval.chat_eval import ChatCore, letter_grades, reply_grades, sample_indices
+from nanochat.eval.chat_eval import ChatCore, ChatTasks, letter_grades, reply_grades, sample_indices
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
+from nanochat.runtime import Runtime
 from nanochat.sandbox import runner
 from nanochat.sandbox.runner import missing_protection
 from nanochat.tasks.multiple_choice import CategoricalTask, Choices
 from nanochat.tasks.task import GradedTask, Reply
 from nanochat.tokenizer import Tokenizer
+from scripts.chat_eval import EvalOptions, answer_bits_per_byte, load_own
 from tests.conftest import StartHub, random_model
 
 
@@ -106,3 +111,28 @@ def test_the_six_tasks_of_a_random_model(start_hub: StartHub, tokenizer: Tokeniz
     assert [s.problems for s in scores] == [4] * 6
     assert [s.baseline for s in scores][2:] == [0.25, 0, 0, 0]
     assert all(s.accuracy == 0 for s in scores[3:])
+
+
+def test_own_problems_are_graded_and_conversations_measured(
+    base_dir: Path, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    rows: list[dict[str, object]] = [
+        {"question": f"{i}?", "answer": "a", "grader": "regex", "rule": "."} for i in range(6)
+    ]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "chats.jsonl").write_text(
+        "".join(json.dumps({"prompt": "Hi", "completion": "Hello"}) + "\n" for _ in "ab")
+    )
+    names = [str(tmp_path / "problems.jsonl"), str(tmp_path / "chats.jsonl")]
+    graded, chats = load_own(EvalOptions(task=names))
+    chat = random_chat(tokenizer, 64)
+    (scored,) = ChatTasks(graded, 4).scores(chat, 1000, lambda task: None)
+    assert (scored.task, scored.problems, scored.accuracy) == ("problems.jsonl", 4, 1.0)
+
+    ids, mask = (torch.tensor(part) for part in tokenizer.render_conversation(chats[0][0]))
+    with torch.no_grad():
+        losses = -chat.engine.model(ids[None, :-1])[0].float().log_softmax(-1)[torch.arange(len(ids) - 1), ids[1:]]
+    num_bytes = torch.from_numpy(tokenizer.token_bytes)[ids[1:]] * mask[1:]
+    expected = float(losses[num_bytes > 0].sum()) / math.log(2) / int(num_bytes.sum())
+    runtime = Runtime(torch.device("cpu"), torch.float32, World())
+    assert answer_bits_per_byte(chat, chats[0], 2, runtime) == pytest.approx(expected, rel=1e-3)
