@@ -391,3 +391,17 @@ def test_the_key_is_asked_for_and_kept(browser: Browser, tokenizer: Tokenizer) -
         page.reload()
         send(page, "hello")
         expect(replies(page).locator(".text")).to_have_text("hello")
+
+
+def test_text_runs_in_its_own_direction(page: Page) -> None:
+    directions = "node => [...node.querySelectorAll('p, li, pre')].map(part => getComputedStyle(part).direction)"
+    text = "مرحبا بالعالم (abc) ١٢٣.\n\n- שלום\n\n```\nx = 1\n```\n\n你好,世界。日本語の文章。"
+    send(page, text)
+    reply = replies(page).first
+    expect(reply.get_by_role("button", name="Regenerate")).to_be_visible()
+    expect(reply.locator(".text")).to_have_css("direction", "rtl")
+    assert reply.evaluate(directions) == ["rtl", "rtl", "ltr", "rtl"]
+    expect(page.locator(".bubble").last).to_have_css("direction", "rtl")
+    expect(reply.locator("p").last).to_contain_text("你好,世界。日本語の文章。")
+    send(page, "Hello")
+    expect(replies(page).nth(1).locator(".text")).to_have_css("direction", "ltr")

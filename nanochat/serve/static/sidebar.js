@@ -56,6 +56,7 @@ export function show() {
 function item({ id, title }) {
   const row = document.createElement("li");
   const name = add(row, "button", "name", title || "New chat");
+  name.dir = "auto";
   name.type = "button";
   name.title = title;
   if (id === current) name.setAttribute("aria-current", "page");

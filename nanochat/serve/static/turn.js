@@ -12,6 +12,13 @@ export function add(parent, tag, className = "", text = "") {
   return node;
 }
 
+// Text of people and models, whose first letter decides whether it runs from right to left.
+export function addText(parent, tag, className, text = "") {
+  const node = add(parent, tag, className, text);
+  node.dir = "auto";
+  return node;
+}
+
 export function iconButton(parent, icon, label, action) {
   const button = add(parent, "button", "icon");
   button.type = "button";
@@ -48,7 +55,7 @@ export class UserTurn {
 
   show() {
     this.node.replaceChildren();
-    add(this.node, "div", "bubble", this.text);
+    addText(this.node, "div", "bubble", this.text);
     const tools = add(this.node, "div", "tools");
     iconButton(tools, "copy", "Copy", (button) => copy(this.text, button));
     iconButton(tools, "edit", "Edit", () => this.edit());
@@ -57,7 +64,7 @@ export class UserTurn {
   edit() {
     this.node.replaceChildren();
     const form = add(this.node, "form", "editor");
-    const area = add(form, "textarea", "", this.text);
+    const area = addText(form, "textarea", "", this.text);
     area.setAttribute("aria-label", "Edit message");
     const buttons = add(form, "div", "buttons");
     const cancel = add(buttons, "button", "quiet", "Cancel");
@@ -156,7 +163,7 @@ export class ReplyTurn {
 // A Markdown text, rendered by the server several times per second while it grows.
 class Text {
   constructor(parent) {
-    this.node = add(parent, "div", "text");
+    this.node = addText(parent, "div", "text");
     this.text = "";
     this.shown = "";
     this.busy = null;
