@@ -92,7 +92,7 @@ class PrepareOptions:
     """train a new tokenizer; the old one is set aside, and checkpoints trained with it do not work with the new one"""
 
 
-DEMO = PrepareOptions(dataset=("encyclopedia",), vocab_size=4096, tasks=False)
+DEMO = PrepareOptions(dataset=("encyclopedia",), depth=4, vocab_size=4096, tasks=False)
 
 
 @dataclass(frozen=True)
@@ -315,8 +315,8 @@ def prepare_tokenizer(texts: Sequence[Text], options: PrepareOptions) -> Tokeniz
                 )
             return tokenizer
         start, num_chars = time.perf_counter(), sum(text.num_chars for text in texts)
-        if num_chars < CHARS_PER_VOCABULARY_ENTRY * options.vocab_size:
-            fitting = max(512, 2 ** int(math.log2(num_chars / CHARS_PER_VOCABULARY_ENTRY + 1)))
+        fitting = max(512, 2 ** int(math.log2(num_chars / CHARS_PER_VOCABULARY_ENTRY + 1)))
+        if fitting < options.vocab_size:
             print(f"note: {num_chars:,.0f} characters are few for --vocab-size {options.vocab_size}: try {fitting}")
         tokenizer = Tokenizer.train(mixed_text(texts, options.max_chars), options.vocab_size)
         if aside := tokenizer.save(folder):

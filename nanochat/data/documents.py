@@ -99,7 +99,7 @@ def _spans(path: Path, columns: Sequence[str]) -> Iterator[Span]:
     elif text_format(path) == ".jsonl":
         fields: dict[str, str] = {}
         for _, line in islice(_lines(Span(path)), LINES_WITH_ALL_FIELDS):
-            with suppress(ValueError, TypeError):
+            with suppress(ValueError, TypeError, RecursionError):
                 record = dict(_parse(line))
                 fields |= {name: type(value).__name__ for name, value in record.items() if value is not None}
         column = _choose_column(path, fields, columns)

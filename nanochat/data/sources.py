@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -101,7 +102,7 @@ def parse(specs: str | Sequence[str]) -> list[Source]:
 
 def _parse(spec: str) -> Source:
     name, colon, weight = spec.rpartition(":")
-    location = Path(spec).expanduser()
+    location = Path(os.path.expanduser(spec))  # unlike Path.expanduser, leaves ~unknown as it is
     if colon and not location.exists() and re.fullmatch(r"-?[\d.]+(e-?\d+)?|nan|inf", weight):
         try:
             if 0 < float(weight) < math.inf:

@@ -123,3 +123,10 @@ def test_long_documents_become_sections_at_the_ends_of_paragraphs(tmp_path: Path
     (tmp_path / "blank.txt").write_text("a" + " " * 1_000_000 + "b")
     found = scan(find_parts(tmp_path, [tmp_path / "blank.txt"], [])[0])
     assert len(found.digests) == 2 and found.problems.empty > 28
+
+
+def test_a_line_nested_too_deeply_is_unreadable(tmp_path: Path) -> None:
+    file, problems = tmp_path / "a.jsonl", Problems()
+    file.write_text("[" * 100_000 + '\n{"text": "kept"}\n')
+    assert texts(file, problems=problems) == ["kept"]
+    assert problems.unreadable == 1
