@@ -224,7 +224,7 @@ def engines(folder: Path, kills: int = 3) -> Iterator[tuple[str, bool]]:
 
 
 def stops(folder: Path, tries: int = 4) -> Iterator[tuple[str, bool]]:
-    """Send SIGTERM in the middle of a stream. Succeeds if a traceback is logged or the client is told nothing."""
+    """Send SIGTERM in the middle of a stream. Succeeds if anything is logged or the client gets no error."""
     for number in range(tries):
         with serving(folder) as served:
             body = {"messages": [{"role": "user", "content": "hello"}], "stream": True, "max_tokens": 200, "n": 16}
