@@ -1,6 +1,6 @@
 """Attack this installation on this machine, and count the attacks that succeed.
 
-python -m benchmarks.attack                    # all groups, about five minutes on two cores
+python -m benchmarks.attack                    # all groups
 python -m benchmarks.attack --groups jail tags
 
 Servers listen on the loopback address only, and files are written to a temporary folder. The exit code is 0 if no
