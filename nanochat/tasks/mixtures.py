@@ -73,7 +73,7 @@ def load_mixture(stage: str, given: Sequence[str] = (), *, only: bool = False) -
 
     Raises UserError if the file or data in it is invalid, or if there is none.
     """
-    entries: dict[str, Weight] = {} if only else read_sheet().get(stage, {})
+    entries: dict[str, Weight] = {} if only else read_mixtures().get(stage, {})
     entries |= dict(map(parse_given, given))
     if not entries:
         raise UserError(f"{stage} has nothing to learn from: pass --add, or list data in {paths.mixtures_file()}")
@@ -104,16 +104,16 @@ def write_default() -> Path:
     return path
 
 
-def read_sheet() -> dict[str, dict[str, Weight]]:
+def read_mixtures() -> dict[str, dict[str, Weight]]:
     """Read mixtures.yaml: weights by name, by stage. Names of files become absolute paths."""
     path = write_default()
     with reading(path, "fix it, or delete it"):
-        sheet: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(sheet, dict) or not all(isinstance(entries, dict | None) for entries in sheet.values()):
+        listed: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(listed, dict) or not all(isinstance(entries, dict | None) for entries in listed.values()):
         raise UserError(f"{path} must list names with weights under each of mid, sft and rl: fix it, or delete it")
-    if unknown := sheet.keys() - STAGES:
+    if unknown := listed.keys() - STAGES:
         raise UserError(f"{path} has the stage {unknown.pop()!r}, expected one of mid, sft and rl: rename it")
-    stages = ((stage, entries or {}) for stage, entries in sheet.items())
+    stages = ((stage, entries or {}) for stage, entries in listed.items())
     return {stage: {_absolute(str(name), path.parent): w for name, w in entries.items()} for stage, entries in stages}
 
 

@@ -144,7 +144,7 @@ def score(task: Task, conversation: Conversation, reply: Reply) -> float:
         raise
     except Exception as error:
         if not task.failed:
-            print(f"note: the grader of {task.name} failed ({one_line(error)}): those replies are wrong", flush=True)
+            print(f"note: the grader of {task.name} failed ({one_line(error)}), counted as wrong", flush=True)
         task.failed = True
         return 0.0
 

@@ -117,7 +117,7 @@ def test_a_failing_grader_costs_one_line_and_no_run(capsys: pytest.CaptureFixtur
     task = Broken(3)
     assert [score(task, task[i], "9") for i in range(3)] == [0, 0, 0]
     assert capsys.readouterr().out.splitlines() == [
-        "note: the grader of squares failed (ZeroDivisionError: bad luck): those replies are wrong"
+        "note: the grader of squares failed (ZeroDivisionError: bad luck), counted as wrong"
     ]
 
 
