@@ -45,6 +45,8 @@ ORIGINAL_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 """GPT-4's own spelling, as in karpathy/nanochat."""
+SUPPORTED_PATTERNS = (SPLIT_PATTERN, ORIGINAL_PATTERN, ORIGINAL_PATTERN.replace(r"*[\r\n]|", r"*[\r\n]+|"))
+"""The last one is the default of earlier commits."""
 MAX_PIECE = 1 << 18
 """Characters encoded at once. tiktoken and rustbpe panic on a run of 999,999 spaces, where their regular expressions
 exceed a limit."""
@@ -69,7 +71,7 @@ class Tokenizer:
         """Raises ValueError if ids are missing or the pattern is unknown: others may drop text or take hours."""
         if sorted(ranks.values()) != list(range(len(ranks))) or not all(bytes([byte]) in ranks for byte in range(256)):
             raise ValueError("the ids of its tokens must be the BPE ranks, from 0, with a token for each byte")
-        if re.sub(r"\\p\{N\}(\{1,\d\})?\|", r"\\p{N}{1,3}|", pattern) not in (SPLIT_PATTERN, ORIGINAL_PATTERN):
+        if re.sub(r"\\p\{N\}(\{1,\d\})?\|", r"\\p{N}{1,3}|", pattern) not in SUPPORTED_PATTERNS:
             raise ValueError(f"its split pattern is not supported: {pattern[:100]!r}")
         self.pattern = pattern
         self.special_ids = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}

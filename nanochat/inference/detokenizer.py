@@ -47,12 +47,14 @@ class Detokenizer:
         self.stopped_by: str | None = None
 
     def feed(self, token: int, logprob: TokenLogprob | None = None) -> Delta | None:
-        """Return the text that this token adds. Special tokens change the part's type and add no text."""
+        """Return the text that this token adds. Special tokens change the part's type and add only a logprob."""
         if self.stopped_by:
             return None
         if token in self._special_ids:
             rest = self.flush()
             self._type = self._part_types.get(token, "text")
+            if logprob and (rest is None or rest.type == "text"):
+                return Delta("text", rest.text if rest else "", [*(rest.logprobs if rest else ()), logprob])
             return rest
         if logprob:
             self._logprobs.append(logprob)

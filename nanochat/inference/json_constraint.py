@@ -11,6 +11,7 @@ from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+MAX_SCHEMA_CHARACTERS = 20_000  # compiling as many takes up to 0.3 s, in which the engine waits
 MIN_SPARE = 8  # the reply is closed when fewer tokens are left over
 CLOSING = ('",0', '}]",0')
 """Characters that end JSON soonest, best first, within a string and outside."""
@@ -22,7 +23,7 @@ class JsonConstraint:
     def __init__(self, schema: str, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._llguidance = _ll_tokenizer(tokenizer)
-        self._matcher = LLMatcher(self._llguidance, _grammar(schema))
+        self._matcher = _matcher(schema, tokenizer).deep_copy()
         self._ending: list[int] = []  # tokens that close the JSON, once there is only room for these
         self._check_at: float = np.inf  # number of remaining tokens at which to look for an ending again
         self._closing = [[tokenizer.encode(character)[0] for character in text] for text in CLOSING]
@@ -66,7 +67,9 @@ class JsonConstraint:
 
 
 def check_schema(schema: str) -> None:
-    """Raise UserError if llguidance does not support the JSON schema."""
+    """Raise UserError if the JSON schema is too long, or llguidance does not support it."""
+    if len(schema) > MAX_SCHEMA_CHARACTERS:
+        raise UserError(f"the JSON schema must have at most {MAX_SCHEMA_CHARACTERS} characters, got {len(schema)}")
     try:
         problem = LLMatcher.validate_grammar(_grammar(schema))
     except ValueError as error:
@@ -85,6 +88,11 @@ def _grammar(schema: str) -> str:
 def _unpack(matcher: LLMatcher, vocab_size: int) -> np.ndarray:
     packed = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
     return np.unpackbits(packed, count=vocab_size, bitorder="little").astype(bool)
+
+
+@functools.lru_cache(maxsize=16)
+def _matcher(schema: str, tokenizer: Tokenizer) -> LLMatcher:
+    return LLMatcher(_ll_tokenizer(tokenizer), _grammar(schema))
 
 
 @functools.lru_cache(maxsize=2)  # one per tokenizer; takes 20 ms for 4,096 tokens

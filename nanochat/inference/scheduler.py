@@ -110,7 +110,8 @@ class Request:
         prompt, logprobs = self.tokens[start : self.prompt_length], list[TokenLogprob]()
         if self.sampling.needs_prompt_logprobs and prompt:
             logprobs = [TokenLogprob(prompt[0], None, ()), *self.completion.prompt_logprobs[start:]]
-        return Delta("text", self._tokenizer.decode(prompt), logprobs)
+        special_ids = set(self._tokenizer.special_ids.values())
+        return Delta("text", self._tokenizer.decode([token for token in prompt if token not in special_ids]), logprobs)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class SecurityMiddleware:
         await error.response_to(scope["path"])(scope, receive, send_with_headers)
 
     def _rejection(self, path: str, headers: Headers) -> ApiError | None:
-        host = host_name(headers.get("host", ""))
+        host = _host_name(headers.get("host", ""))
         if self.allowed_hosts is not None and host not in self.allowed_hosts:
             return ApiError(400, f"host {host[:100]!r} is not allowed: start the server with --allow-host NAME")
         length = headers.get("content-length", "0")
@@ -123,6 +123,6 @@ def _normalized(scope: Scope) -> Scope:
     return {**scope, "method": "GET" if method == "HEAD" else method, "headers": headers}
 
 
-def host_name(host: str) -> str:
+def _host_name(host: str) -> str:
     """Return the name in a Host header in lower case, without the port: `[::1]:8000` -> `[::1]`."""
     return (host if host.endswith("]") else host.rpartition(":")[0] or host).lower()

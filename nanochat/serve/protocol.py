@@ -53,6 +53,9 @@ Text = Annotated[str, StringConstraints(strict=True), AfterValidator(_replace_su
 Integer = Annotated[int, Strict()]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 StopString = Annotated[Text, StringConstraints(min_length=1, max_length=1000)]
+StopStrings = Annotated[
+    list[StopString], BeforeValidator(lambda value: [value] if isinstance(value, str) else value, str | list[str])
+]
 
 
 class ApiError(Exception):
@@ -172,19 +175,9 @@ class StreamOptions(BaseModel):
     include_usage: StrictBool | None = None
 
 
-def _to_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 def _check_tool_choice(value: Any) -> Any:
     if value not in (None, "none", "auto"):
         raise ValueError('must be "auto" or "none", because this model decides itself when to call its own tool')
-    return value
-
-
-def _check_guided_json(value: Any) -> Any:
-    if not isinstance(value, (dict, str, type(None))):
-        raise ValueError("must be a JSON schema")
     return value
 
 
@@ -226,7 +219,7 @@ class SamplingRequest(BaseModel):
     presence_penalty: Number | None = Field(None, ge=-2, le=2)
     logit_bias: dict[int, Annotated[Number, Field(ge=-100, le=100)]] | None = Field(None, max_length=MAX_BIASES)
     seed: Integer | None = Field(None, ge=-(2**63), lt=2**63, description="-1 or null: random")
-    stop: Annotated[list[StopString] | None, BeforeValidator(_to_list, str | list[str] | None)] = Field(
+    stop: StopStrings | None = Field(
         None,
         max_length=MAX_STOP_STRINGS,
         validation_alias=AliasChoices("stop", "stop_sequences"),  # OpenAI, Anthropic
@@ -235,7 +228,7 @@ class SamplingRequest(BaseModel):
     ignore_eos: StrictBool | None = None
     n: Integer | None = Field(None, ge=1, le=MAX_REPLIES)
     response_format: ResponseFormat | None = None
-    guided_json: Annotated[Any, BeforeValidator(_check_guided_json, dict[str, Any] | str | None)] = None
+    guided_json: Any = Field(None, description="a JSON schema")
 
     @model_validator(mode="after")
     def _check_unknown_fields(self) -> Self:
@@ -267,11 +260,8 @@ class SamplingRequest(BaseModel):
 
     def sampling_params(self, defaults: SamplingParams) -> list[SamplingParams]:
         """Return the parameters of each of the `n` replies. Fields that are not set take the server's defaults."""
-        names = ("max_tokens", "min_tokens", "temperature", "top_p", "min_p")
-        penalties = ("repetition_penalty", "frequency_penalty", "presence_penalty")
-        given: dict[str, Any] = {
-            name: value for name in (*names, *penalties) if (value := getattr(self, name)) is not None
-        }
+        names = "max_tokens min_tokens temperature top_p min_p repetition_penalty frequency_penalty presence_penalty"
+        given: dict[str, Any] = {name: value for name in names.split() if (value := getattr(self, name)) is not None}
         if "top_k" in self.model_fields_set:
             given["top_k"] = max(self.top_k or 0, 0) or None
         if self.max_tokens == -1:
@@ -304,7 +294,6 @@ class ChatRequest(SamplingRequest):
     tool_choice: Annotated[Any, BeforeValidator(_check_tool_choice)] = None
     function_call: Annotated[Any, BeforeValidator(_check_tool_choice)] = None
     continue_final_message: StrictBool | None = None
-    add_generation_prompt: StrictBool | None = None
 
     @property
     def num_logprobs(self) -> int | None:
@@ -320,11 +309,8 @@ class ChatRequest(SamplingRequest):
     @model_validator(mode="after")
     def _check_reply(self) -> Self:
         self.max_tokens = self.max_completion_tokens or self.max_tokens  # the former is OpenAI's newer name
-        if self.messages[-1].turn_role != "assistant":
-            if self.continue_final_message:
-                raise ValueError("continue_final_message requires a last message of the assistant")
-            if self.add_generation_prompt is False:
-                raise ValueError("add_generation_prompt must be true unless the last message is the assistant's")
+        if self.continue_final_message and self.messages[-1].turn_role != "assistant":
+            raise ValueError("continue_final_message requires a last message of the assistant")
         return self
 
     def conversation(self) -> list[conversations.Message]:

@@ -48,6 +48,7 @@ class ResponseBuilder:
         self.generation = generation
         self.tokenizer = tokenizer
         self.include_usage = include_usage
+        self._hidden = set(tokenizer.special_ids.values())  # have a logprob, but no text
         own_id = f"{self.id_prefix}-{secrets.token_hex(12)}"
         self._shared = {"id": own_id, "created": int(time.time()), "model": generation.card.id}
 
@@ -119,7 +120,9 @@ class ChatResponseBuilder(ResponseBuilder):
         for index in range(len(self.generation.prompts)):
             yield self.chunk(index, {"delta": {"role": "assistant", "content": ""}, "logprobs": None})
 
-    def choice_delta(self, index: int, delta: Delta) -> Json:
+    def choice_delta(self, index: int, delta: Delta) -> Json | None:
+        if not delta.text:
+            return None
         if delta.type != "text":
             return {"delta": {"nanochat": {"type": delta.type, "text": delta.text}}, "logprobs": None}
         return {"delta": {"content": delta.text}, "logprobs": self._logprobs(index, delta.logprobs)}
@@ -137,6 +140,7 @@ class ChatResponseBuilder(ResponseBuilder):
         content = [
             {**self._entry(own.token, own.logprob), "top_logprobs": [self._entry(*other) for other in own.top]}
             for own in logprobs
+            if own.token not in self._hidden
         ]
         return {"content": content, "refusal": None}
 
@@ -172,7 +176,10 @@ class TextResponseBuilder(ResponseBuilder):
         if not self.has_logprobs(index):
             return None
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # a character may have several tokens
-        lengths = [len(utf8.decode(self.tokenizer.decode_bytes([own.token]))) for own in logprobs]
+        lengths = [
+            len(utf8.decode(self.tokenizer.decode_bytes([own.token]))) if own.token not in self._hidden else 0
+            for own in logprobs
+        ]
         return {
             "tokens": [self._text(own.token) for own in logprobs],
             "token_logprobs": [own.logprob for own in logprobs],

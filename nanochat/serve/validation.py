@@ -28,7 +28,7 @@ SENTENCES = {
     "value_error": "{error}",
     "json_invalid": "is not valid JSON: {error}",
 }
-"""What pydantic's types of errors mean, with placeholders from their context."""
+"""Meanings of pydantic's types of errors, with placeholders from their context."""
 KINDS: dict[type, str] = {
     str: "a string",
     list: "a list",

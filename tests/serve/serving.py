@@ -1,6 +1,7 @@
 """Runs a server on a real socket, with scripted or real engines."""
 
 import json
+import re
 import socket
 import threading
 import time
@@ -20,6 +21,10 @@ from nanochat.tokenizer import Tokenizer
 from tests.serve.scripted import CARD, ScriptedChatModel
 
 CHAT = "/v1/chat/completions"
+INTERNALS = re.compile(
+    r"function-|<function|valid dictionary|constrained|decode error|Value error|Input should|pydantic"
+)
+"""Words of Python and pydantic that no message to a client may contain."""
 
 
 def in_thread(connection: socket.socket, load: ModelLoader, gpu: int | None) -> threading.Thread:
@@ -44,6 +49,7 @@ def serving(
     tokenizer: Tokenizer,
     *,
     host: str = "127.0.0.1",
+    other_hosts: Sequence[str] = (),
     cards: Sequence[ModelCard] = (CARD,),
     engines: int = 1,
     max_waiting: int = 64,
@@ -59,7 +65,7 @@ def serving(
         max_waiting=max_waiting,
         start=start,
     )
-    app = create_app(pool, tokenizer, allowed_hosts=http_server.allowed_hosts(listener, host), **options)
+    app = create_app(pool, tokenizer, allowed_hosts=http_server.allowed_hosts(listener, host, other_hosts), **options)
     server = http_server.Server(app, pool.stop)
     thread = threading.Thread(target=server.run_on, args=(listener,))
     thread.start()

@@ -3,11 +3,14 @@
 import json
 import re
 import shutil
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_playwright
 
@@ -405,3 +408,45 @@ def test_text_runs_in_its_own_direction(page: Page) -> None:
     expect(reply.locator("p").last).to_contain_text("你好,世界。日本語の文章。")
     send(page, "Hello")
     expect(replies(page).nth(1).locator(".text")).to_have_css("direction", "ltr")
+
+
+class PrefixProxy(BaseHTTPRequestHandler):
+    """A reverse proxy that serves `target` under /chat/ and passes on the client's headers."""
+
+    target: str
+
+    def forward(self) -> None:
+        if not self.path.startswith("/chat/"):
+            self.send_error(404)
+            return
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        url = self.target + self.path.removeprefix("/chat")
+        with httpx.stream(self.command, url, headers=list(self.headers.items()), content=body, timeout=60) as response:
+            self.send_response(response.status_code)
+            for name, value in response.headers.items():
+                if name not in ("content-length", "transfer-encoding"):
+                    self.send_header(name, value)
+            self.end_headers()
+            for piece in response.iter_raw():
+                self.wfile.write(piece)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    do_GET = do_POST = forward  # noqa: N815
+
+
+def test_the_page_works_behind_a_proxy_under_a_prefix_and_another_name(browser: Browser, tokenizer: Tokenizer) -> None:
+    with scripted(tokenizer, other_hosts=["spark.localhost"]) as (served, _):
+        handler = type("Handler", (PrefixProxy,), {"target": served.url})
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as proxy:
+            threading.Thread(target=proxy.serve_forever).start()
+            page = browser.new_page()
+            page.set_default_timeout(SECONDS * 1000)
+            page.goto(f"http://spark.localhost:{proxy.server_port}/chat/")
+            expect(page.get_by_label("Model and training stage")).to_have_value(CARD.id)
+            send(page, "markdown")
+            expect(replies(page)).to_contain_text("Some bold")
+            expect(replies(page).locator("strong")).to_have_text("bold")
+            page.close()
+            proxy.shutdown()

@@ -443,6 +443,23 @@ def test_api_key_is_asked_for_everywhere_but_at_the_page(tokenizer: Tokenizer) -
         assert served.client.get("/v1/models", **wrong).status_code == 401
         right = {b"authorization": "Bearer sëcret".encode()}
         assert served.client.post(CHAT, json=say("hello"), headers=right).status_code == 200
+    with scripted(tokenizer, api_key="secret") as (served, _):
+        for name, value, status in (
+            ("authorization", "bearer secret", 200),
+            ("x-api-key", "secret", 200),
+            ("x-api-key", "secre", 401),
+            ("authorization", "Basic secret", 401),
+        ):
+            assert served.client.get("/v1/models", headers={name: value}).status_code == status
+
+
+def test_another_name_is_refused_unless_it_is_allowed(tokenizer: Tokenizer) -> None:
+    name = {"host": "Spark.tail1234.ts.net:443"}
+    with scripted(tokenizer) as (served, _):
+        error = served.client.get("/health", headers=name).json()["error"]
+        assert "--allow-host" in error["message"] and "spark.tail1234.ts.net" in error["message"]
+    with scripted(tokenizer, other_hosts=["spark.Tail1234.ts.net"]) as (served, _):
+        assert served.client.get("/health", headers=name).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["127.0.0.2", "localhost"])
