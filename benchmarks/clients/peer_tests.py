@@ -43,7 +43,7 @@ LLAMA_CPP_NOT_OURS = {
     "test_return_progress": "progress of the prompt",
     "test_completion (and 17 more of /completion)": "llama.cpp's own route: /v1/completions instead",
     "test_responses_stream_with_llama_telemetry": "llama.cpp's own fields",
-    "test_tokenize_with_bos": "add_special: the server adds <|bos|> to prompts itself",
+    "test_tokenize_with_bos": "add_special: the server adds the first token itself",
     "test_tokenize_with_pieces": "with_pieces: /detokenize instead",
     "test_anthropic_tool_use_basic (tool called)": "the model does not call the client's tools",
     "test_anthropic_vision_base64_with_multimodal_model": "text only",

@@ -61,6 +61,7 @@ class ModelRegistry:
 
     def find(self, name: str | None) -> ModelCard | None:
         """Return the model with this name, or None. The default has the names "nanochat" and "" too."""
-        if name in (None, "", "nanochat", self.default.id):
+        name = (name or "nanochat").removesuffix(":latest")  # which Ollama's clients append
+        if name in ("nanochat", self.default.id):
             return self.default
         return next((card for card in self.cards() if card.id == name), None)

@@ -22,20 +22,21 @@ VERSION = "0.12.6"  # some clients refuse older versions of Ollama
 
 
 class OllamaRequest(BaseModel, extra="allow"):
-    """Fields that the routes share. ChatRequest knows the other fields and the options."""
+    """Body of POST /api/chat, /api/generate and /api/show. ChatRequest knows the other fields and the options."""
 
-    model: Text = ""
+    model: Text | None = None
     stream: StrictBool = True
     format: Text | Json | None = None  # "json", or a JSON schema
     options: Json = {}
-
-    @property
-    def model_name(self) -> str:
-        return self.model.removesuffix(":latest")
+    messages: list[Json] = []
+    prompt: Text = ""
+    system: Text = ""
+    images: list[Any] = []
+    raw: StrictBool = False  # continue the prompt, without the chat format
 
     def fields(self) -> Json:
-        """Return the fields of ChatRequest, without the messages."""
-        fields = {**(self.model_extra or {}), **self.options, "model": self.model_name}
+        """Return the fields that ChatRequest and CompletionRequest share."""
+        fields = {**(self.model_extra or {}), **self.options, "model": self.model}
         if isinstance(self.format, dict):
             schema = {"name": "format", "schema": self.format}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -43,55 +44,35 @@ class OllamaRequest(BaseModel, extra="allow"):
             fields["response_format"] = {"type": f"{self.format}_object"}
         return fields
 
-
-class OllamaChatRequest(OllamaRequest):
-    """Body of POST /api/chat."""
-
-    messages: list[Json] = []
-
-
-class OllamaGenerateRequest(OllamaRequest):
-    """Body of POST /api/generate."""
-
-    prompt: Text = ""
-    system: Text = ""
-    images: list[Any] = []
-    raw: StrictBool = False  # continue the prompt, without the chat format
+    def chat_messages(self) -> list[Json]:
+        """Return the messages for ChatRequest, or none if the model only has to be loaded."""
+        messages = self.messages
+        if self.prompt:
+            system = [{"role": "system", "content": self.system}] if self.system else []
+            messages = [*system, {"role": "user", "content": self.prompt, "images": self.images}]
+        # Images become parts of the content, which ChatRequest rejects.
+        return [{**own, "content": [{"type": "image"}]} if own.get("images") else own for own in messages]
 
 
 def routes(generator: ReplyGenerator) -> APIRouter:
     """Create the routes under /api."""
     router = APIRouter()
 
-    async def respond(generation: GenerationRequest, body: OllamaRequest, request: Request) -> Response:
-        as_message = isinstance(body, OllamaChatRequest)
-        builder = OllamaResponseBuilder(generation, generator.tokenizer, as_message)
-        return await generator.respond(generation, builder, request, stream=body.stream)
-
-    async def chat(body: OllamaRequest, messages: list[Json], request: Request) -> Response:
-        if not messages:  # a request to load the model
-            card = await generator.find_model(body.model_name)
-            content = {"message": {"role": "assistant", "content": ""}, "response": ""}
-            return JSONResponse(
-                {"model": card.id, "created_at": _now(), **content, "done": True, "done_reason": "load"}
-            )
-        chat_request = ChatRequest.model_validate({**body.fields(), "messages": messages})
-        return await respond(await generator.chat(chat_request), body, request)
-
     @router.post("/api/chat")
-    async def api_chat(body: OllamaChatRequest, request: Request) -> Response:
-        """Reply to a conversation in Ollama's format."""
-        return await chat(body, [_chat_message(message) for message in body.messages], request)
-
     @router.post("/api/generate")
-    async def api_generate(body: OllamaGenerateRequest, request: Request) -> Response:
-        """Reply to a prompt in Ollama's format."""
+    async def reply(body: OllamaRequest, request: Request) -> Response:
+        """Reply to a conversation or a prompt in Ollama's format."""
         if body.raw:
             completion = CompletionRequest.model_validate({**body.fields(), "prompt": body.prompt})
-            return await respond(await generator.completion(completion), body, request)
-        system = [{"role": "system", "content": body.system}] if body.system else []
-        user = _chat_message({"role": "user", "content": body.prompt, "images": body.images})
-        return await chat(body, [*system, user] if body.prompt else [], request)
+            generation = await generator.completion(completion)
+        elif messages := body.chat_messages():
+            generation = await generator.chat(ChatRequest.model_validate({**body.fields(), "messages": messages}))
+        else:
+            card = await generator.find_model(body.model)
+            empty = {"message": {"role": "assistant", "content": ""}, "response": ""}
+            return JSONResponse({"model": card.id, "created_at": _now(), **empty, "done": True, "done_reason": "load"})
+        builder = OllamaResponseBuilder(generation, generator.tokenizer, as_message=request.url.path == "/api/chat")
+        return await generator.respond(generation, builder, request, stream=body.stream)
 
     @router.get("/api/tags")
     def api_tags() -> Json:
@@ -106,7 +87,7 @@ def routes(generator: ReplyGenerator) -> APIRouter:
     @router.post("/api/show")
     async def api_show(body: OllamaRequest) -> Json:
         """Describe a model in Ollama's format."""
-        card = await generator.find_model(body.model_name)
+        card = await generator.find_model(body.model)
         info = {"general.architecture": "nanochat", "general.parameter_count": card.num_parameters}
         info["nanochat.context_length"] = card.context
         return {"details": _model(card)["details"], "model_info": info, "capabilities": ["completion"]}
@@ -156,12 +137,6 @@ class OllamaResponseBuilder(ResponseBuilder):
         counts = {"prompt_eval_count": self.generation.num_prompt_tokens, "eval_count": output.num_tokens}
         durations = {"total_duration": duration, "eval_duration": duration}
         return {"done": True, "done_reason": output.finish_reason, **counts, **durations}
-
-
-def _chat_message(message: Json) -> Json:
-    """Convert images, which are a list next to the content, to parts of the content, for ChatRequest to reject."""
-    images = [{"type": "image"} for _ in message.get("images") or ()]
-    return {**message, "content": images} if images else message
 
 
 def _model(card: ModelCard) -> Json:
