@@ -146,7 +146,7 @@ def terminal(folder: Path) -> Iterator[tuple[str, bool]]:
 
 def kills(folder: Path) -> Iterator[tuple[str, bool]]:
     """Make a training run lose or repeat work by killing it (benchmarks/kill_test.py)."""
-    command = [sys.executable, "-m", "benchmarks.kill_test", "--kills", str(KILLS), "--num-iterations", "400"]
+    command = [sys.executable, "-m", "benchmarks.kill_test", "--kills", str(KILLS), "--num-iterations", "250"]
     done = subprocess.run(command, capture_output=True, text=True)
     output = (done.stdout + done.stderr)[-2000:]
     yield from ((f"kill {number}: {output}", bool(done.returncode)) for number in range(KILLS))
