@@ -11,8 +11,8 @@ SENTENCES = {
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be below {lt}",
     "less_than_equal": "must be at most {le}",
-    "too_short": "must have at least {min_length} entry",
-    "too_long": "must have at most {max_length} entries",
+    "too_short": "must have at least {min_length} entry, got {actual_length}",
+    "too_long": "must have at most {max_length} entries, got {actual_length}",
     "string_too_short": "must not be empty",
     "string_too_long": "must have at most {max_length} characters",
     "literal_error": "must be {expected}",
@@ -46,7 +46,7 @@ def validation_error(errors: Sequence[Any]) -> ApiError:
     param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).strip(".")
     text = SENTENCES.get(error["type"], "is invalid").format_map(error.get("ctx", {}))
     value = error["input"]
-    if error["type"] not in ("missing", "value_error", "json_invalid"):
+    if error["type"] not in ("missing", "too_short", "too_long", "value_error", "json_invalid"):
         # Of strings only the kind, because they may be long.
         scalar = value is None or isinstance(value, bool | int | float)
         text += f", got {json.dumps(value) if scalar else KINDS.get(type(value), 'another type')}"

@@ -294,7 +294,7 @@ def test_the_prompt_that_is_too_long_is_named(client: httpx.Client) -> None:
         (CHAT, say("hi", temperature=3), ["temperature", "at most 2", "3"]),
         (CHAT, say("hi", max_tokens=0), ["max_tokens", "at least 1", "0"]),
         (CHAT, say("hi", max_tokens=1.5), ["max_tokens", "integer", "1.5"]),
-        (CHAT, say("hi", stop=["a"] * 17), ["stop", "at most 16"]),
+        (CHAT, say("hi", stop=["a"] * 17), ["stop", "at most 16", "got 17"]),
         (CHAT, say("hi", stop=5), ["stop", "list", "5"]),
         (CHAT, say("hi", response_format="json"), ["response_format", "object"]),
         (CHAT, say("hi", response_format={"type": "xml"}), ["response_format.type", "json_schema"]),
