@@ -114,8 +114,10 @@ def _parse(spec: str) -> Source:
         return Source(spec)
     if location.exists():
         return Source(location.resolve().name, None, location.resolve())
-    if HUB_NAME.fullmatch(spec) or Source(spec).record:  # recorded: the folder may be on another machine
+    if HUB_NAME.fullmatch(spec):
         return Source(spec)
+    if Source(location.name).record:  # the folder may be on another machine
+        return Source(location.name)
     raise UserError(
         f"--dataset must be {', '.join(DATASETS)}, owner/name on the hub, or a file or folder that exists, got {spec}"
     )

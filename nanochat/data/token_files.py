@@ -228,9 +228,9 @@ def write_documents(folder: Path, name: str, tokenizer: Tokenizer, texts: Iterab
 
     def render(text: str) -> Rendered:
         counts["characters"] += len(text)
-        step = min(len(text) // 16, 256) + 1
-        for letter in filter(str.isalpha, text[::step]):
-            counts[_script(letter)] += step
+        step = min(len(text) // 8, 256) + 1
+        for script, count in Counter(map(_script, filter(str.isalpha, text[::step]))).items():
+            counts[script] += count * step
         return Rendered([tokenizer.bos_id, *tokenizer.encode(text)], [])
 
     _write(folder, name, tokenizer, map(render, texts), origin, masked=False, counts=counts)

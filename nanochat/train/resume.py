@@ -132,6 +132,8 @@ def _own_checkpoint(
         if existing and checkpoint.is_same(existing.meta["parent"], ancestry) and existing.meta["data"] == data:
             return existing
         if existing and not may_restart:
+            if existing.meta["data"] == data:
+                raise UserError(f"{existing.folder} was started from another checkpoint: {restart}")
             raise UserError(
                 f"{existing.folder} was trained on {existing.meta['data']}, but the text prepared now is {data}: "
                 f"prepare the former again, or {restart}"
