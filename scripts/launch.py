@@ -28,7 +28,7 @@ from nanochat.host import SSH
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_PORT = "29500"
-EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_SSH = 2, 130, 255
 SECONDS_TO_STOP = 600
 """Time for interrupted processes to finish their step and save, before they are killed."""
 SECONDS_TO_NOTICE = 30
@@ -94,8 +94,13 @@ def run_processes(num_processes: str, *arguments: str) -> None:
 
 def forward(number: signal.Signals) -> None:
     """Send a signal to the child processes."""
-    for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-        os.kill(int(child), number)
+    for child in children():
+        os.kill(child, number)
+
+
+def children() -> list[int]:
+    """The processes that torchrun started; it starts them once all machines have joined."""
+    return list(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
 
 
 def parse_hosts(options: Sequence[str]) -> tuple[list[str], bool, list[str]]:
@@ -169,9 +174,12 @@ class RemoteHost:
         code = subprocess.run(ssh, stdin=self._input, start_new_session=True, check=False).returncode
         self._ended_there.set()
         if code not in (0, EXIT_INTERRUPTED):
-            print(f"error: {self.host} ended with exit code {code}", file=sys.stderr, flush=True)
+            hint = f": check that `ssh {self.host}` works without a password" if code == EXIT_SSH else ""
+            print(f"error: {self.host} ended with exit code {code}{hint}", file=sys.stderr, flush=True)
+            if not children():  # torchrun still waits for the other machine to join, and would for 15 minutes
+                os._exit(EXIT_BAD_INPUT)
             if not self._ended_here.wait(SECONDS_TO_NOTICE):
-                forward(signal.SIGKILL)  # they may still wait for the other machine to join
+                forward(signal.SIGKILL)
 
     def end(self) -> None:
         """Wait for it to end, which follows the end of the processes here, then kill it."""
