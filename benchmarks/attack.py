@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.attacks import files, local, sandbox, server
+from benchmarks.attacks import environment, files, local, sandbox, server
 from nanochat import cli
 from nanochat.errors import UserError
 from nanochat.runtime import cpu_name, software
@@ -34,6 +34,7 @@ GROUPS: list[Group] = [
     local.terminal,
     local.kills,
     files.files,
+    environment.environment,
     server.render,
     server.connections,
     server.engines,

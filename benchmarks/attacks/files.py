@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import resource
 import shutil
 import sys
 import tempfile
@@ -34,7 +35,8 @@ from scripts.checkpoints import Options as CheckpointOptions
 from scripts.checkpoints import main as list_checkpoints
 
 MUTATIONS = 500
-MAX_SECONDS = 10.0
+MAX_SECONDS = 10.0  # of CPU time, so that other work on the machine does not matter
+MAX_WAIT = 10  # times as long, for readers that wait
 STEP = 3
 PRELOADED = ["benchmarks.attacks.files"]
 """Imported once: each file is read in a process of its own, forked from one that has imported torch."""
@@ -47,12 +49,10 @@ ODD_VALUES: list[Any] = [
 def files(folder: Path, mutations: int = MUTATIONS, seed: int = 0) -> Iterator[tuple[str, bool]]:
     """Read mutated exports, original checkpoints, base directories, data shards and bundles.
 
-    An attack succeeds if the reader prints a traceback, takes over ten seconds, is killed, or fails without one line.
+    An attack succeeds if the reader prints a traceback, takes over ten seconds, hangs, or fails without one line.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    sound = folder / "sound"
-    assert run_alone(context, make_sound_files, sound, folder / "log") is None, (folder / "log").read_text()
+    context = start_context()
+    sound = make_sound_folder(folder, context)
     for number in range(mutations):
         rng = random.Random(f"{seed} {number}")
         kind = rng.choices(list(READERS), [weight for weight, _ in READERS.values()])[0]
@@ -65,34 +65,57 @@ def files(folder: Path, mutations: int = MUTATIONS, seed: int = 0) -> Iterator[t
         shutil.rmtree(copy)
 
 
-def run_alone(context: Any, reader: Callable[[Path], None], path: Path, log: Path) -> str | None:
+def start_context() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def run_alone(
+    context: Any, reader: Callable[[Path], None], path: Path, log: Path, seconds: float = MAX_SECONDS
+) -> str | None:
     """Call `reader(path)` as a script would, in a process of its own; return what went wrong, None if nothing did."""
-    process = context.Process(target=_call, args=(reader, path, log))
+    process = context.Process(target=_call, args=(reader, path, log, round(seconds)))
     process.start()
-    process.join(MAX_SECONDS)
+    process.join(seconds * MAX_WAIT)
     if process.is_alive():
         process.kill()
         process.join()
-        return f"took over {MAX_SECONDS:.0f} s"
-    lines = log.read_text(errors="replace").splitlines()
+        return f"took over {MAX_WAIT * seconds:.0f} s"
+    return problem_in(process.exitcode, log.read_text(errors="replace"))
+
+
+def problem_in(exit_code: int | None, output: str) -> str | None:
+    """What is wrong with the end of a command: success, or exit code 2 after one line, is right."""
+    lines = output.splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
-    if process.exitcode not in (0, 2) or any("Traceback" in line or "panicked" in line for line in lines):
-        return f"exit code {process.exitcode}: {' '.join(lines[-3:])[-300:]}"
-    if process.exitcode == 2 and (len(errors) != 1 or lines[-1] != errors[0] or len(errors[0]) > 1000):
+    if exit_code not in (0, 2) or any("Traceback" in line or "panicked" in line for line in lines):
+        return f"exit code {exit_code}: {' '.join(lines[-3:])[-300:]}"
+    if exit_code == 2 and (len(errors) != 1 or lines[-1] != errors[0] or len(errors[0]) > 1000):
         return f"not one line: {lines[-1][-300:] if lines else ''}"
     return None
 
 
-def _call(reader: Callable[[Path], None], path: Path, log: Path) -> None:
+def _call(reader: Callable[[Path], None], path: Path, log: Path, seconds: int) -> None:
     """Run a reader with its output in `log`. The base directory is `path`, or a folder next to it."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout = sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))  # ends with SIGKILL
     torch.set_num_threads(1)
     verify.NUM_TEXTS = 100
     os.environ["NANOCHAT_BASE_DIR"] = str(path if path.name == "base" else path.with_name("other"))
     cli.run(lambda _: reader(path), CheckpointOptions, args=[])
+
+
+def make_sound_folder(folder: Path, context: Any) -> Path:
+    """Write one of each kind of files; return their folder."""
+    sound, log = folder / "sound", folder / "log"
+    problem = run_alone(context, make_sound_files, sound, log, seconds=300)
+    if problem:
+        raise RuntimeError(f"{problem}: {log.read_text()}")
+    return sound
 
 
 def make_sound_files(folder: Path) -> None:

@@ -8,7 +8,7 @@ import codecs
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import compress, islice
 from pathlib import Path
@@ -20,7 +20,9 @@ import pyarrow.parquet
 
 from nanochat.data.split import digest64
 from nanochat.errors import UserError
+from nanochat.untrusted import reading
 
+REPLACE = "replace the file, or if it was downloaded, run ./prepare.sh --verify"
 FORMATS = (".txt", ".md", ".jsonl", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "null")
@@ -76,7 +78,7 @@ def find_parts(root: Path, files: Sequence[Path], columns: Sequence[str]) -> lis
     parts, small = [], dict[str, list[Span]]()
     for path in files:
         name = digest64(str(path.relative_to(root)))
-        with _readable(path):
+        with reading(path, REPLACE):
             spans = list(_spans(path, columns))
         if path.stat().st_size < SMALL_FILE_BYTES:
             small.setdefault(f"small-{name % SMALL_FILE_PARTS:02d}", []).extend(spans)
@@ -129,7 +131,7 @@ def read(part: Part, problems: Problems | None = None) -> Iterator[str]:
     problems = problems or Problems()
     readers = {".parquet": _parquet_documents, ".jsonl": _json_documents}
     for span in part.spans:
-        with _readable(span.path):
+        with reading(span.path, REPLACE):
             for document in readers.get(text_format(span.path), _plain_documents)(span, problems):
                 for text in sections(document):
                     try:
@@ -157,19 +159,6 @@ def scan(part: Part) -> Scan:
         digests.append(digest64(text))
         characters += len(text)
     return Scan(np.array(digests, np.uint64), characters, problems)
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"cannot read {path} ({reason}): replace the file, or if it was downloaded, run ./prepare.sh --verify"
-        ) from None
 
 
 def _open(path: Path) -> BinaryIO:

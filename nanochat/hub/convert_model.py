@@ -161,6 +161,8 @@ def build_model(weights: dict[str, Tensor], config: GPTConfig, where: str) -> GP
 
     Raises UserError if they do not match, before it takes memory for a model of that shape, or are not finite.
     """
+    if config.num_parameters > 2 * (found := sum(weight.numel() for weight in weights.values())):
+        raise UserError(f"{where} has {found:,} parameters, but its config describes {config.num_parameters:,}")
     try:
         with torch.device("meta"):
             GPT(config).load_state_dict(weights, assign=True)

@@ -79,7 +79,8 @@ def download_model(repository: str, step: int | None = None) -> Path:
     """Download the files of the model to huggingface_hub's cache; return their folder."""
     try:
         validate_repo_id(repository)
-        names = files_to_download(retry(lambda: HfApi().list_repo_files(repository)), step)
+        listed = retry(lambda: HfApi().model_info(repository)).siblings or []
+        names = files_to_download([file.rfilename for file in listed], step)
         return Path(retry(lambda: snapshot_download(repository, allow_patterns=names))) if names else Path(repository)
     except HFValidationError:
         raise UserError(

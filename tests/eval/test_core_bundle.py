@@ -32,6 +32,36 @@ def zipped(files: dict[str, str] = FILES) -> bytes:
     return packed.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("core.yaml", FILES["core.yaml"].replace("a/x.jsonl", "../core.yaml")),
+        ("core.yaml", FILES["core.yaml"].replace("[0]", "[1000000000]")),
+        ("core.yaml", "icl_tasks: [" * 5000),
+        ("eval_meta_data.csv", FILES["eval_meta_data.csv"].replace("25", "nan")),
+        ("eval_data/a/x.jsonl", "[" * 100_000),
+        ("eval_data/a/x.jsonl", '{"context": 7, "continuation": "b"}'),
+        ("eval_data/a/x.jsonl", '{"context": "a", "continuation": "b", "gold": 9}'),
+    ],
+)
+def test_a_malformed_bundle_gets_one_line(tmp_path: Path, name: str, text: str) -> None:
+    for file, content in (FILES | {name: text}).items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(content)
+    with pytest.raises(UserError):
+        print([task.rows for task in read_tasks(tmp_path)])
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(serve: Serve, base_dir: Path) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("eval_bundle/core.yaml", "0" * 100_000_000)
+    serve(packed.getvalue())
+    with pytest.raises(UserError, match="100,0"):
+        fetch_bundle()
+    assert not (base_dir / "eval_bundle").exists()
+
+
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Serve these bytes, the first answer cut short by `cut`; gives the headers of each GET as they come."""

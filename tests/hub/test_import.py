@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from nanochat.data import demo_data
 from nanochat.errors import UserError
 from nanochat.hub import import_karpathy, verify
 from nanochat.hub.convert_model import hf_weights
+from nanochat.hub.convert_tokenizer import read_tokenizer
 from nanochat.hub.import_karpathy import read_checkpoint, read_pickled_tokenizer
 from nanochat.hub.import_model import files_to_download, read_model, stage_in_name
 from nanochat.inference.chat import load_chat
@@ -285,6 +287,47 @@ def test_another_model_is_refused(exported: Path, tmp_path: Path, change: dict[s
     config = tmp_path / "copy" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
     with pytest.raises(UserError, match=sentence):
+        read_model(str(tmp_path / "copy"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_hidden_layers": 10_000_000}, {"num_hidden_layers": 1000}, {"hidden_size": 2**40}, {"vocab_size": 10**9},
+        {"max_position_embeddings": 10**12}, {"num_attention_heads": 0}, {"num_labels": 10**9},
+        {"auto_map": {"AutoConfig": "run.Config"}}, {"quantization_config": {"quant_method": "bitsandbytes"}},
+        {"attn_implementation": "somebody/kernels"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_absurd_sizes_and_foreign_code_are_refused_at_once(
+    exported: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    shutil.copytree(exported, tmp_path / "copy")
+    (tmp_path / "copy" / "run.py").write_text("raise SystemExit('this code must not run')")
+    config = tmp_path / "copy" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    start = time.monotonic()
+    with pytest.raises(UserError):
+        read_model(str(tmp_path / "copy"))
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", r"\p{L}+", r"\s+|\S+"])
+def test_a_tokenizer_with_another_pattern_is_refused(exported: Path, tmp_path: Path, pattern: str) -> None:
+    parsed = json.loads((exported / "tokenizer.json").read_text())
+    parsed["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = pattern
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parsed))
+    with pytest.raises(UserError, match="pattern"):
+        read_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_a_pipe_in_place_of_the_weights_is_not_opened(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "copy")
+    weights = tmp_path / "copy" / "model.safetensors"
+    weights.unlink()
+    os.mkfifo(weights)
+    with pytest.raises(UserError, match=r"model\.safetensors.*not a regular file"):
         read_model(str(tmp_path / "copy"))
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from nanochat.errors import UserError
 from nanochat.eval.results import result_file
+from nanochat.report import build
 from nanochat.report.history import newest_folder, newest_stages
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer
@@ -42,6 +43,41 @@ def test_a_parent_that_was_set_aside_is_still_the_parent(trained: Path, runtime:
     aside.parent.mkdir()
     (trained / "base_checkpoints" / "test").rename(aside)
     assert [(stage.source, stage.step) for stage in newest_stages()] == [("base", 24), ("mid", 3)]
+
+
+def test_a_circle_of_parents_ends(trained: Path) -> None:
+    facts = trained / "base_checkpoints" / "test" / "run.json"
+    mid = checkpoint.find("mid").meta
+    parent = {key: mid[key] for key in ("source", "tag", "step", "saved_at")}
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"parent": parent}))
+    assert [stage.source for stage in newest_stages()] == ["base", "mid"]
+
+
+ODD_LINES = [
+    "null", "[]", "7", '"x"', "{}", "[" * 100_000, '{"step": null}', '{"step": "2"}', '{"step": -1}', '{"step": 1e99}',
+    '{"step": 25, "loss": "x"}', '{"step": 25, "tokens": null}', '{"step": 25, "seconds": [1]}', '{"step": 25}',
+    '{"step": 25, "loss": NaN, "mfu": Infinity}', '{"step": 25, "loss": 1e308}', '{"step": 25, "loss": {"a": 1}}',
+    '{"step": 25, "mfu": ' + "9" * 400 + "}", '{"step": ' + "9" * 5000 + "}", "\udcff", "\x00\x1b[2J",
+]  # fmt: skip
+
+
+def test_odd_lines_of_a_run_log_do_not_matter(trained: Path) -> None:
+    log = trained / "mid_checkpoints" / "test" / "metrics.jsonl"
+    with log.open("a", errors="surrogateescape") as file:
+        file.writelines(line + "\n" for line in ODD_LINES)
+    assert build.write().exists()
+    assert newest_stages()[-1].tokens == 3 * 8 * 32
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"source": "x"}, {"tag": None}, {"num_iterations": "x"}, {"model_config": []}, {"options": 7}, {"parent": "base"}],
+)
+def test_damaged_facts_of_a_run_are_named(trained: Path, change: dict[str, object]) -> None:
+    facts = trained / "mid_checkpoints" / "test" / "run.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | change))
+    with pytest.raises(UserError, match=r"run\.json"):
+        newest_stages()
 
 
 def test_a_deleted_parent_is_left_out(trained: Path) -> None:

@@ -189,6 +189,18 @@ def test_it_prints_what_to_type_on_each_machine(
     assert second.startswith("on user@b:  ") and "NODE_RANK=1 " in second
 
 
+def test_an_ssh_that_fails_ends_the_run(tmp_path: Path) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text("#!/bin/sh\necho Connection refused >&2\nexit 255\n")
+    ssh.chmod(0o755)
+    result = subprocess.run(
+        [sys.executable, "-m", "scripts.launch", "1", "scripts.base_train", "--hosts", "localhost,there"],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2 and "ssh there" in result.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("wrong", ["", "a", "a,", "a,a"])
 def test_hosts_that_cannot_be_get_a_sentence(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
