@@ -73,7 +73,7 @@ class PrepareOptions:
     split: str = "train"
     """split of a dataset on the hub"""
     license: str | None = None
-    """license of your own text, for the cards of models, such as cc-by-4.0 or proprietary"""
+    """license of your own text, or of one on the hub that states none, such as cc-by-4.0 or proprietary"""
     depth: int = 20
     """depth of the model to train; sets how much text is downloaded"""
     num_shards: int | None = None
@@ -221,7 +221,10 @@ def resolve(source: Source, split: str) -> dict[str, Any]:
         builder = datasets.load_dataset_builder(repository, configuration, revision=revision)
         info = HfApi().dataset_info(repository, revision=builder.hash, files_metadata=True)
     except (OSError, ValueError, HTTPError) as error:
-        raise UserError(f"cannot use {source.name} from the hub: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split("Example of usage")[0].split())
+        raise UserError(
+            f"cannot use {source.name} from the hub ({reason}): names are owner/name[/configuration][@revision]"
+        ) from None
     splits = builder.config.data_files or {}
     if split not in splits:
         raise UserError(f"{source.name} has no split {split}: pass --split with one of {', '.join(splits)}")
@@ -260,7 +263,7 @@ def file_text(
             f"than {documents.SECTION_CHARS:,} characters are several documents)"
         )
     below = source.record.get("held_out_below", 0)
-    if not (digests[kept] < below).any():  # new text, or the held-out documents have been removed
+    if not 0 < (digests[kept] < below).sum() < kept.sum():  # new text, or most documents have been replaced
         count = min(MIN_HELD_OUT, math.ceil(kept.sum() / 10))
         below = max(int(np.sort(digests[kept])[count - 1]) + 1, int(HELD_OUT_SHARE * 2**64))
     masks = {"val": kept & (digests < below), "train": kept & (digests >= below)}
@@ -273,11 +276,11 @@ def file_text(
                 texts = partial(documents.read_chosen, part, chosen)
                 splits[split].append(TextShard(f"{part.name}.{split}", origin, texts))
     record = {
+        **(facts or {}),
         "location": str(source.location) if source.location else None,
-        "license": options.license or source.record.get("license"),
+        "license": options.license or (facts or {}).get("license") or source.record.get("license"),
         "held_out_below": below,
         "after": [text.source.name for text in others if text.record],
-        **(facts or {}),
     }
     if not record["license"]:
         print(f"{source.name}: its license is not known; pass --license before you share models trained on it")

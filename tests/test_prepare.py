@@ -197,6 +197,9 @@ def test_any_dataset_of_the_hub(
     found = documents("ada/tales/de", "train") + documents("ada/tales/de", "val")
     assert sorted(found) == sorted(f"de: {text}" for text in texts[:40])
     assert Source("ada/tales/de").license == "cc0-1.0"
+    prepare.main(replace(options, num_shards=2, license="cc-by-4.0"))
+    assert Source("ada/tales/de").license == "cc-by-4.0"
+    capsys.readouterr()
     prepare.main(options)
     assert "3 of 3 files" in capsys.readouterr().out
     for wrong, message in (
