@@ -20,6 +20,7 @@ from nanochat.errors import UserError
 Options = TypeVar("Options")
 EXIT_INTERRUPTED = 130
 MAX_MESSAGE = 1000
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 STAGE_COMMAND = r"\./(prepare|pretrain|midtrain|sft|rl)\.sh|\./nanochat\.sh (watch|report|checkpoints)"
 FREE_SPACE = "free some space there, or set NANOCHAT_BASE_DIR to a folder on another disk, and run again"
 OS_ERROR_FIXES = {
@@ -47,6 +48,7 @@ def run(
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # set by scripts/__init__.py
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        _check_torchrun_variables()
         main(parse(options, args, demo=demo, quick=quick))
         return
     except UserError as error:
@@ -66,9 +68,19 @@ def run(
     # One line, whatever a file or an option that it quotes contains.
     message = "".join(c if c.isprintable() else " " for c in message[:MAX_MESSAGE])
     message = re.sub(STAGE_COMMAND, rf"\g<0>{paths.demo_option()}", message)
-    rank = os.environ.get("RANK", "0")
-    print("" if rank == "0" else f"process {rank}: ", f"error: {message}", sep="", file=sys.stderr, flush=True)
+    rank = os.environ.get("RANK", "")
+    process = f"process {rank}: " if rank.isdecimal() and rank != "0" else ""
+    print(f"{process}error: {message}", file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+def _check_torchrun_variables() -> None:
+    """Raise UserError for values that torchrun never sets, as a cluster or a shell may have left them."""
+    values = {name: os.environ[name] for name in TORCHRUN_VARIABLES if name in os.environ}
+    if wrong := [name for name, value in values.items() if not re.fullmatch(r"\d{1,6}", value, re.ASCII)]:
+        raise UserError(f"{wrong[0]} must be a number, as set by torchrun, got {values[wrong[0]]!r:.50}: unset it")
+    if int(values.get("WORLD_SIZE", "1")) > 1 and not ("MASTER_PORT" in values and os.environ.get("MASTER_ADDR")):
+        raise UserError(f"WORLD_SIZE is {values['WORLD_SIZE']} without MASTER_ADDR and MASTER_PORT: unset it")
 
 
 def parse(

@@ -161,3 +161,17 @@ def test_help_of_every_stage_tells_how_to_start_it_on_several_machines(
         cli.parse(type(program.DEMO), ["--help"], demo=program.DEMO)
     above_options = capsys.readouterr().out.split("─ options ─")[0]
     assert re.findall(r"^  (NPROC|--hosts|--print)\b.{4,}$", above_options, re.M) == ["NPROC", "--hosts", "--print"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("RANK", "x"), ("WORLD_SIZE", "9" * 5000), ("LOCAL_RANK", "-1"), ("WORLD_SIZE", "4")]
+)
+def test_variables_of_torchrun_left_by_a_cluster_get_one_line(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(lambda options: None, Options, args=[])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert variable in line and "unset" in line
