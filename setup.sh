@@ -195,13 +195,6 @@ print_venv_commands() {
     )"
 }
 
-# Add cuda.sh to .venv's activate, for work by hand. The path is relative to .venv, because the project may be moved.
-activate_cuda() {
-  # shellcheck disable=SC2016  # activate expands it
-  local line='if [ -f "$VIRTUAL_ENV/../scripts/cuda.sh" ]; then . "$VIRTUAL_ENV/../scripts/cuda.sh"; fi'
-  grep -qxF "$line" "$venv/bin/activate" || echo "$line" >>"$venv/bin/activate"
-}
-
 extras=()
 quiet=false
 dry_run=false
@@ -264,7 +257,6 @@ else
   rm -f "$venv"/complete-* "$venv/for-gpu"
   step "packages" install_packages ${extras[@]+"${extras[@]}"}
   if ((${#extras[@]})) && $with_sudo && ! command -v chromium google-chrome >/dev/null; then step "a browser" install_browser; fi
-  if $gpu; then activate_cuda; fi
   for mark in run ${extras[@]+"${extras[@]}"}; do fingerprint >"$venv/complete-$mark"; done
 fi
 if $gpu && ! $quiet && ! $dry_run; then exec "$root/nanochat.sh" doctor 9<&-; fi

@@ -1,6 +1,8 @@
 """Write files and folders that appear complete or not at all, even if the power fails."""
 
+import contextlib
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            _drop_from_page_cache(file.fileno())
         if path.exists():
             shutil.copymode(path, partial)
         os.replace(partial, path)
@@ -70,8 +73,23 @@ def fsync(path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+            _drop_from_page_cache(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
         if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT) or not path.is_dir():
             raise
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file, which is then dropped from the page cache."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        _drop_from_page_cache(file.fileno())
+    return digest
+
+
+def _drop_from_page_cache(descriptor: int) -> None:
+    """Free the memory of a file that is on the disk and not needed soon. A GB10's GPU competes for it."""
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

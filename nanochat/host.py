@@ -11,11 +11,16 @@ from pathlib import Path
 
 GPU_FIELDS = (
     "name", "uuid", "driver_version", "compute_cap", "temperature.gpu", "clocks.sm", "power.draw",
-    "clocks_event_reasons.active",
+    "clocks.max.sm", "utilization.gpu", "vbios_version", "clocks_event_reasons.active",
 )  # fmt: skip
 OLDER_GPU_FIELDS = (*GPU_FIELDS[:-1], "clocks_throttle_reasons.active")  # as older drivers name them
 THERMAL, POWER_BRAKE = 0x20 | 0x40, 0x08 | 0x80
 """Bits of clocks_event_reasons: throttled by heat (software, hardware); by a lack of power (hardware)."""
+STUCK_CLOCK, STUCK_WATTS = 0.4, 40.0
+"""A GB10 stuck in low power runs at 799 of 3,003 MHz and 20 W under load, even after a reboot; a healthy one at 2,400
+MHz and 90 W."""
+UNPLUG = "shut down and unplug the power supply for a minute"
+OLDEST_VBIOS = "9A.0B.25"
 DROP_CACHE = "sync && echo 3 | sudo tee /proc/sys/vm/drop_caches"
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "StrictHostKeyChecking=accept-new")
 
@@ -76,6 +81,9 @@ class GPU:
     temperature: float | None  # degrees Celsius
     clock: float | None  # MHz, of the multiprocessors
     power: float | None  # watts
+    max_clock: float | None  # MHz
+    utilization: float | None  # percent
+    vbios: str  # version of the firmware, such as 9A.0B.25.00.00
     slowed_by: int  # clocks_event_reasons, a bit set
 
     @property
@@ -83,15 +91,30 @@ class GPU:
         """True for the chip of a DGX Spark, which shares memory with the CPU."""
         return "GB10" in self.name and "GB100" not in self.name
 
+    @property
+    def is_stuck(self) -> bool:
+        """True if it works at a low clock and power for no reason that the driver gives."""
+        if not (self.clock and self.max_clock and self.power and self.utilization):
+            return False
+        is_slow = self.clock < STUCK_CLOCK * self.max_clock and self.power < STUCK_WATTS
+        return is_slow and self.utilization >= 90 and not self.slowed_by & (THERMAL | POWER_BRAKE)
+
+    @property
+    def has_old_firmware(self) -> bool:
+        """True for the GB10's firmware before 9A.0B.25, which halves its speed."""
+        parts = self.vbios.split(".")[:3]
+        return self.is_gb10 and len(parts) == 3 and parts < OLDEST_VBIOS.split(".")
+
 
 def parse_gpu(line: str) -> GPU | None:
     """Parse a line of nvidia-smi with GPU_FIELDS or OLDER_GPU_FIELDS; None for any other line."""
     cells = [cell.strip() for cell in line.split(",")]
     if len(cells) != len(GPU_FIELDS):
         return None
-    name, uuid, driver, compute_cap, temperature, clock, power, reasons = cells
+    name, uuid, driver, compute_cap, temperature, clock, power, max_clock, utilization, vbios, reasons = cells
     slowed_by = int(reasons, 16) if reasons.startswith("0x") else 0
-    return GPU(name, uuid, driver, compute_cap, _number(temperature), _number(clock), _number(power), slowed_by)
+    measured = _number(temperature), _number(clock), _number(power), _number(max_clock), _number(utilization)
+    return GPU(name, uuid, driver, compute_cap, *measured, vbios.upper(), slowed_by)
 
 
 def nvidia_smi(fields: Sequence[str], *options: str) -> list[str]:
@@ -109,6 +132,8 @@ def slowdown(gpu: GPU) -> str:
     """The reason that the driver gives for a slow GPU, and what to do."""
     if gpu.slowed_by & THERMAL:
         return "too hot: leave space around it, remove dust, keep it out of direct sun"
+    if gpu.is_stuck:
+        return f"stuck in low power: {UNPLUG}"
     if gpu.slowed_by & POWER_BRAKE:
         return "not enough power: unplug the power supply for a minute; use the original one, directly in a wall outlet"
     return "see `nvidia-smi -q -d PERFORMANCE`"

@@ -43,9 +43,6 @@ if [[ -z "${PYTORCH_CUDA_ALLOC_CONF:-}" ]]; then
   export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
 fi
 
-# shellcheck source=scripts/cuda.sh
-source "$root/scripts/cuda.sh"
-
 # found NAME VALUE: set a variable for this machine, unless it is already set. NANOCHAT_FOUND lists them, so that they
 # are not sent to the other machines of a run.
 found() {

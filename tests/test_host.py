@@ -25,7 +25,7 @@ def test_each_gpu_is_a_line(machine: FakeMachine) -> None:
 
 
 def test_unknown_figures_of_a_gpu_are_none(machine: FakeMachine) -> None:
-    machine.gpu("NVIDIA GB10, GPU-1, 580.95.05, 12.1, [N/A], [Not Supported], [N/A], [N/A]")
+    machine.gpu("NVIDIA GB10, GPU-1, 580.95.05, 12.1, [N/A], [Not Supported], [N/A], [N/A], [N/A], , [N/A]")
     (gpu,) = host.gpus()
     assert (gpu.temperature, gpu.clock, gpu.power, gpu.slowed_by) == (None, None, None, 0)
 

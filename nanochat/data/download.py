@@ -5,7 +5,6 @@ a partial file of an earlier process (https://github.com/huggingface/huggingface
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import random
@@ -23,7 +22,7 @@ from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, parse_ratelimit_headers
 
-from nanochat.atomic import atomic_write
+from nanochat.atomic import atomic_write, sha256
 from nanochat.data.progress import Advance, progress_bar
 from nanochat.errors import UserError, one_line
 from nanochat.locks import folder_lock
@@ -184,7 +183,7 @@ def _obtain(manifest: Manifest, file: HubFile, advance: Advance, stop: threading
     """Download a file until its sha256 matches, unless it exists and is intact."""
     path, partial = manifest.folder / file.name, _partial(manifest.folder, file)
     if path.is_file():
-        if _sha256(path) == file.sha256:
+        if sha256(path) == file.sha256:
             advance(file.size)
             return
         path.unlink()
@@ -196,7 +195,7 @@ def _obtain(manifest: Manifest, file: HubFile, advance: Advance, stop: threading
     advance(_size(partial))
     for _ in range(MAX_DAMAGED_DOWNLOADS):
         resume_download(url, file.size, partial, advance, stop)
-        if _sha256(partial) == file.sha256:
+        if sha256(partial) == file.sha256:
             partial.replace(path)
             return
         advance(-_size(partial))
@@ -301,8 +300,3 @@ def _partial(folder: Path, file: HubFile) -> Path:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

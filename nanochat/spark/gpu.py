@@ -52,7 +52,10 @@ def build() -> Check:
         return Check("torch", "failed", f"{text}: a CPU build on a machine with a GPU", REINSTALL)
     if not torch.cuda.is_available():
         return Check("torch", "failed", f"{text}: no access to the GPU", "nvidia-smi    # does the driver answer?")
-    return Check("torch", "ok", f"{text}, kernels for {' '.join(torch.cuda.get_arch_list())}")
+    text += f", kernels for {' '.join(torch.cuda.get_arch_list())}"
+    if torch.cuda.get_device_capability() == (12, 1) and "sm_121" not in text:
+        text += " (sm_121 runs those for sm_120)"
+    return Check("torch", "ok", text)
 
 
 def cpu() -> Check:
@@ -133,7 +136,7 @@ def check_result(name: str, work: Callable[[], Tensor], expected: Tensor) -> Che
     except Exception as error:  # compilers raise many types
         lines = str(error).splitlines() or [type(error).__name__]
         informative = [line.strip() for line in lines if any(word in line for word in ("ptxas", "Python.h", "sm_"))]
-        fix = "./setup.sh    # installs the compiler, Python headers and CUDA 13's ptxas"
+        fix = "./setup.sh    # installs the compiler and Python headers"
         return Check(name, "failed", [*informative, *lines][0][:200], fix)
     if not torch.allclose(result, expected, atol=1e-4):
         return Check(name, "failed", "compiles, but the result is wrong", REINSTALL)

@@ -3,6 +3,7 @@
 The quick ones run before every stage, in a tenth of a second and without torch.
 """
 
+import importlib.util
 import os
 import re
 import shutil
@@ -70,17 +71,17 @@ def quick_checks() -> list[Check]:
     """Run the checks that precede every stage."""
     gpus = host.gpus()  # once: a sleeping driver takes a second to answer
     return run_checks(
-        {"GPU": lambda: driver(gpus), "clocks": lambda: clocks(gpus), "memory": lambda: memory(gpus), "disk": disk,
-         "suspend": suspend}
+        {"GPU": lambda: driver(gpus), "firmware": lambda: firmware(gpus), "clocks": lambda: clocks(gpus),
+         "memory": lambda: memory(gpus), "disk": disk, "suspend": suspend}
     )  # fmt: skip
 
 
 def thorough_checks(gpus: list[GPU], needed_disk: float, purpose: str) -> list[Check]:
     """Run the checks that do not involve the GPU. `needed_disk`: bytes for `purpose`, such as "depth 20"."""
     return run_checks(
-        {"CUDA toolkit": lambda: toolkit(gpus), "compiler": lambda: compiler(gpus), "swap": swap,
-         "disk": lambda: disk(needed_disk, purpose), "suspend": suspend, "network": network, "logins": logins,
-         "time": clock}
+        {"firmware": lambda: firmware(gpus), "ptxas": lambda: ptxas(gpus), "compiler": lambda: compiler(gpus),
+         "swap": swap, "disk": lambda: disk(needed_disk, purpose), "suspend": suspend, "network": network,
+         "logins": logins, "time": clock}
     )  # fmt: skip
 
 
@@ -104,13 +105,24 @@ def driver(gpus: list[GPU]) -> Check:
 def clocks(gpus: list[GPU]) -> Check | None:
     if not gpus:
         return None
-    throttled = [gpu for gpu in gpus if gpu.slowed_by & (THERMAL | POWER_BRAKE)]
+    throttled = [gpu for gpu in gpus if gpu.slowed_by & (THERMAL | POWER_BRAKE) or gpu.is_stuck]
     gpu = [*throttled, *gpus][0]
     figures = ((gpu.clock, "MHz"), (gpu.power, "W"), (gpu.temperature, "°C"))
     text = ", ".join(f"{value:.0f} {unit}" for value, unit in figures if value is not None) or "unknown to the driver"
     if throttled:
-        return Check("clocks", "warning", f"{text}: the GPU is throttled", slowdown(gpu))
+        state = "stuck in low power" if gpu.is_stuck else "throttled"
+        return Check("clocks", "warning", f"{text}: the GPU is {state}", slowdown(gpu))
     return Check("clocks", "ok", text)
+
+
+def firmware(gpus: list[GPU]) -> Check | None:
+    old = [gpu.vbios for gpu in gpus if gpu.has_old_firmware]
+    if not old:
+        return None
+    fix = "sudo fwupdmgr refresh && sudo fwupdmgr update    # then reboot"
+    return Check(
+        "firmware", "warning", f"VBIOS {old[0]} is older than {host.OLDEST_VBIOS}, which is twice as fast", fix
+    )
 
 
 def memory(gpus: list[GPU]) -> Check | None:
@@ -168,14 +180,19 @@ def suspend() -> Check | None:
     return Check("suspend", "warning", "the desktop may suspend the machine during a run", MASK_SLEEP)
 
 
-def toolkit(gpus: list[GPU]) -> Check | None:
+def ptxas(gpus: list[GPU]) -> Check | None:
+    """The assembler that comes with Triton for chips since Blackwell, which needs no CUDA toolkit."""
     if not any(gpu.is_gb10 for gpu in gpus):
         return None
-    ptxas = os.environ.get("TRITON_PTXAS_PATH")
-    if ptxas and Path(ptxas).exists():
-        return Check("CUDA toolkit", "ok", f"Triton uses {ptxas}")
-    # The ptxas inside Triton may not support sm_121.
-    return Check("CUDA toolkit", "warning", "ptxas of CUDA 13 not found; Triton needs it for a GB10", "./setup.sh")
+    triton = importlib.util.find_spec("triton")
+    folder = Path(triton.origin).parent if triton and triton.origin else Path()
+    bundled = folder / "backends/nvidia/bin/ptxas-blackwell"
+    command = os.environ.get("TRITON_PTXAS_BLACKWELL_PATH") or str(bundled)
+    if "sm_121" in (host.output(command, "--help") or ""):
+        return Check("ptxas", "ok", "Triton's own supports sm_121")
+    return Check(
+        "ptxas", "warning", f"{command} does not support sm_121: no torch.compile", "rm -rf .venv && ./setup.sh"
+    )
 
 
 def compiler(gpus: list[GPU]) -> Check | None:

@@ -164,6 +164,9 @@ class Alerts:
         )
 
     def _clock(self, gpus: Sequence[GPU], now: float) -> str | None:
+        if stuck := [gpu for gpu in gpus if gpu.is_stuck]:
+            gpu = stuck[0]
+            return f"the GPU works at {gpu.clock:.0f} of {gpu.max_clock:.0f} MHz, {gpu.power:.0f} W: {slowdown(gpu)}"
         clocks = [(gpu.clock, gpu) for gpu in gpus if gpu.clock is not None]
         if not clocks:
             return None

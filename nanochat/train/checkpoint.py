@@ -7,7 +7,6 @@ are functions of the step.
 """
 
 import contextlib
-import hashlib
 import json
 import re
 import shutil
@@ -26,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nanochat import paths
-from nanochat.atomic import atomic_folder, fsync, rename_away
+from nanochat.atomic import atomic_folder, fsync, rename_away, sha256
 from nanochat.errors import UserError
 from nanochat.model.gpt import ARCHITECTURE, GPT, NANOCHAT_1_SOFTCAP, GPTConfig
 from nanochat.stages import STAGES
@@ -164,11 +163,6 @@ def checkpoint_bytes(config: GPTConfig) -> int:
     """Size of a checkpoint: weights, Muon's momentum and AdamW's two moments of embedding and head, in fp32."""
     embeddings = 2 * config.vocab_size * config.n_embd
     return 4 * (2 * config.num_parameters + embeddings)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_sums(path: Path) -> dict[str, str]:

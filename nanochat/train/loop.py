@@ -46,6 +46,8 @@ def train(
             data = batches.step_data(run.step)
             lr_scale = lr_multiplier(run.step, num_iterations, run.options)
             result = train_step(run, data.batches, lr_scale)
+            if fixed_tokens is None:
+                run.runtime.release_unused_memory()
             run.step += 1
             session.after_step(result, run.metrics(data, result, lr_scale, time.perf_counter() - start))
         session.finish()
@@ -65,6 +67,7 @@ def train_step(run: TrainingRun, batches: Sequence[Batch], lr_scale: float = 1.0
     total, loss, out_of_memory = torch.zeros((), device=run.runtime.device), None, False
     try:
         for batch in micro_batches:
+            run.check_memory()
             loss = run.model.loss(*batch.to(run.runtime.device)) / num_tokens
             run.reducer.is_last_backward = batch is micro_batches[-1]
             loss.backward()

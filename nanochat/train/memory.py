@@ -24,7 +24,9 @@ ACTIVATIONS_OUTSIDE_LAYERS = 6
 HEAP_GAPS = 0.9
 """On a CPU, an upper bound for the memory that malloc holds unused, relative to the short-lived tensors (measured with
 the settings of scripts/env.sh)."""
-SAFE_SHARE = 0.9  # fraction of the free memory to plan with; the rest allows for fragmentation
+SAFE_SHARE, SAFE_UNIFIED_SHARE = 0.9, 0.8
+"""Fraction of the free memory to plan with. The rest allows for fragmentation, and on a GPU with the CPU's memory for
+other programs: without it the machine freezes."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +130,12 @@ def _largest_that_fits(model: GPT, optimizer: MuonAdamW, available: int, max_row
 
     With unified memory, nothing stops a process that takes too much until the system kills it, or another process.
     """
-    safe = math.floor(SAFE_SHARE * available)
+    unified = has_unified_memory(model.device)
+    safe = math.floor((SAFE_UNIFIED_SHARE if unified and model.device.type == "cuda" else SAFE_SHARE) * available)
     if model.device.type == "cpu":
         max_rows = min(max_rows, cpu_rows(model.config.sequence_len, model.compute_dtype))
     rows = max(1, fitting_rows(model, optimizer, safe, max_rows))
-    if has_unified_memory(model.device):
+    if unified:
         return rows
     while rows > 1 and not _fits(model, rows, safe):
         rows //= 2

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from nanochat.train.optim import MuonAdamW
 from nanochat.train.options import TrainOptions
 from nanochat.train.sharding import GradientReducer
 from nanochat.train.signals import SignalHandler, StopRequested
-from nanochat.train.watchdog import Watchdog
+from nanochat.train.watchdog import MemoryGuard, Watchdog
 from nanochat.units import format_duration, format_gib
 
 MAX_BAD_STEPS = 10  # consecutive steps with a non-finite loss or gradient after which a run ends
@@ -87,6 +87,7 @@ class TrainingRun:
     def __post_init__(self) -> None:
         self.reducer = GradientReducer(self.optimizer.shards, self.world)
         self.report: Callable[[str], None] = print  # prints a line about the run, also to the log during training
+        self.check_memory: Callable[[], None] = lambda: None  # raises MemoryError to ask for fewer rows
         if self.options.fp8:
             self.model.train_in_fp8()
 
@@ -200,8 +201,11 @@ class Session:
     def __enter__(self) -> "Session":
         with ExitStack() as stack:
             self.log = stack.enter_context(RunLog(self.run, self.num_iterations, self.facts))
-            for context in (self.signals, self.writer, Watchdog(self.run.world, self.log.last_words)):
+            stop = partial(setattr, self.signals, "stop", True)
+            guard = MemoryGuard(self.run.runtime.device, self.log.print, stop)
+            for context in (self.signals, self.writer, Watchdog(self.run.world, self.log.last_words), guard):
                 stack.enter_context(context)
+            self.run.check_memory = guard.check
             stack.callback(setattr, self.run, "report", print)
             self.run.report = self.log.print
             self._introduce()

@@ -91,13 +91,27 @@ def test_a_server_without_a_desktop_stays_awake(spark: FakeMachine) -> None:
     assert found("suspend").status == "warning"
 
 
-def test_triton_needs_cuda_13_s_ptxas_on_a_gb10(spark: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ptxas_that_comes_with_triton(spark: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = host.gpus()
-    monkeypatch.setenv("TRITON_PTXAS_PATH", str(spark.root / "ptxas"))
-    assert (check := system.toolkit(gpus)) and check.status == "warning" and check.fix == "./setup.sh"
-    spark.write("ptxas", "")
-    assert (check := system.toolkit(gpus)) and check.status == "ok"
-    assert system.toolkit([]) is None
+    for chips, status in (("sm_120 sm_121", "ok"), ("sm_100", "warning")):
+        spark.command("ptxas-mine", f"echo {chips}")
+        monkeypatch.setenv("TRITON_PTXAS_BLACKWELL_PATH", str(spark.bin / "ptxas-mine"))
+        assert (check := system.ptxas(gpus)) and check.status == status
+    assert system.ptxas([]) is None
+
+
+def test_a_gpu_stuck_in_low_power(spark: FakeMachine) -> None:
+    spark.gpu(GB10.replace("2411, 88.5", "799, 19.5"))
+    check = found("clocks")
+    assert check.status == "warning" and "low power" in check.text and "unplug" in check.fix
+    spark.gpu(GB10.replace("2411, 88.5, 3003, 97", "208, 4.5, 3003, 0"))
+    assert found("clocks").status == "ok"  # idle
+
+
+def test_old_firmware(spark: FakeMachine) -> None:
+    assert "firmware" not in {check.name for check in system.quick_checks()}
+    spark.gpu(GB10.replace("9A.0B.25", "9A.0B.1E"))
+    assert found("firmware").status == "warning" and "fwupdmgr" in found("firmware").fix
 
 
 def test_swap_in_use(spark: FakeMachine) -> None:

@@ -1,4 +1,4 @@
-"""The variables that scripts/env.sh and scripts/cuda.sh set on fake machines."""
+"""The variables that scripts/env.sh sets on fake machines."""
 
 import shutil
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from tests.machine import FakeMachine
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NAMES = "OMP_NUM_THREADS|NCCL_.*|CUDA_HOME|LD_LIBRARY_PATH|TRITON_PTXAS_PATH|PYTORCH_.*|MALLOC_.*|NANOCHAT_FOUND"
+NAMES = "OMP_NUM_THREADS|NCCL_.*|PYTORCH_.*|MALLOC_.*|NANOCHAT_FOUND"
 
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "1073741824", "MALLOC_TOP_PAD_": "67108864",
@@ -66,45 +66,6 @@ def test_there_are_as_many_threads_as_fast_cores(machine: FakeMachine) -> None:
 
 def test_the_allocator_s_older_variable_has_its_say(machine: FakeMachine) -> None:
     assert "PYTORCH_ALLOC_CONF" not in environment(PYTORCH_CUDA_ALLOC_CONF="backend:native")
-
-
-def toolkit(machine: FakeMachine, release: str, path: str = "usr/local/cuda") -> Path:
-    folder = machine.root / path
-    nvcc = machine.write(f"{path}/bin/nvcc", f"#!/bin/sh\necho 'Cuda compilation tools, release {release}'\n")
-    nvcc.chmod(0o755)
-    return folder
-
-
-def test_cuda_13_is_set_and_its_ptxas_only_if_the_file_exists(machine: FakeMachine) -> None:
-    folder = toolkit(machine, "13.0, V13.0.88")
-    assert environment()["CUDA_HOME"] == str(folder)
-    assert environment()["LD_LIBRARY_PATH"] == f"{folder}/lib64"
-    assert environment(LD_LIBRARY_PATH="/mine")["LD_LIBRARY_PATH"] == f"/mine:{folder}/lib64"
-    assert "TRITON_PTXAS_PATH" not in environment()
-    machine.write("usr/local/cuda/bin/ptxas", "#!/bin/sh\n").chmod(0o755)
-    assert environment()["TRITON_PTXAS_PATH"] == f"{folder}/bin/ptxas"
-    assert environment(TRITON_PTXAS_PATH="/mine")["TRITON_PTXAS_PATH"] == "/mine"
-
-
-def test_the_cuda_13_that_is_named_is_taken_and_another_cuda_is_replaced_with_a_note(
-    machine: FakeMachine, capfd: pytest.CaptureFixture[str]
-) -> None:
-    folder = toolkit(machine, "13.0, V13.0.88")
-    mine = str(toolkit(machine, "13.1, V13.1.80", "opt/cuda"))
-    assert environment(CUDA_HOME=mine)["CUDA_HOME"] == mine
-    assert capfd.readouterr().err == ""
-    old = str(toolkit(machine, "12.8, V12.8.61", "opt/old"))
-    again = f'source "{ROOT}/scripts/cuda.sh"; echo "$CUDA_HOME"'
-    assert run_sourced(again, CUDA_HOME=old) == f"{folder}\n"
-    (note,) = capfd.readouterr().err.splitlines()
-    assert f"CUDA_HOME={old}" in note and str(folder) in note
-
-
-def test_an_older_toolkit_is_left_alone(machine: FakeMachine) -> None:
-    toolkit(machine, "12.8, V12.8.61")
-    assert "CUDA_HOME" not in environment()
-    old = str(machine.root / "usr/local/cuda")
-    assert environment(CUDA_HOME=old)["CUDA_HOME"] == old
 
 
 def test_nccl_is_told_of_ports_that_are_up_and_have_an_address(machine: FakeMachine) -> None:

@@ -6,29 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.machine import GB10, H100, FakeMachine
+from tests.machine import GB10, FakeMachine
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 UBUNTU = 'ID=ubuntu\nVERSION_ID="24.04"\nPRETTY_NAME="Ubuntu 24.04.3 LTS"\n'
-NVCC_13 = "#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n"
 
 
 @pytest.fixture
-def spark(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
-    """A DGX Spark, but without CUDA's toolkit: Ubuntu 24.04 on aarch64."""
+def spark(machine: FakeMachine) -> FakeMachine:
+    """A DGX Spark: Ubuntu 24.04 on aarch64."""
     machine.write("etc/os-release", UBUNTU)
     machine.command("uname", "echo aarch64")
     gpu(machine, GB10, "12.1")
     for name in ("apt-get", "dpkg", "curl", "sudo"):
         machine.command(name)
-    monkeypatch.delenv("TRITON_PTXAS_PATH", raising=False)
-    monkeypatch.delenv("CUDA_HOME", raising=False)
     return machine
-
-
-def install_toolkit(machine: FakeMachine) -> None:
-    for name in ("nvcc", "ptxas"):
-        machine.write(f"usr/local/cuda/bin/{name}", NVCC_13).chmod(0o755)
 
 
 def gpu(machine: FakeMachine, line: str, compute_cap: str) -> None:
@@ -55,6 +47,15 @@ def set_up_system(
     return result.stdout
 
 
+def without_headers(machine: FakeMachine) -> None:
+    """The system's Python lacks the venv module and its headers. The path is the system's, as readlink shows it."""
+    machine.command("python3", 'case "$2" in *version_info*) echo 3.12 ;; *) exit 1 ;; esac')
+    machine.command("readlink", "echo /usr/bin/python3.12")
+
+
+INSTALL = "apt-get install --yes python3.12-venv python3.12-dev"
+
+
 def changes(machine: FakeMachine) -> list[str]:
     """The calls that change the machine."""
     return [
@@ -62,32 +63,11 @@ def changes(machine: FakeMachine) -> list[str]:
     ]
 
 
-def test_a_spark_without_nvcc_13_gets_the_toolkit_from_nvidia_s_repository(spark: FakeMachine) -> None:
+def test_a_spark_with_a_compiler_needs_nothing_from_root(spark: FakeMachine) -> None:
+    spark.command("cc")
     said = set_up_system(spark)
-    assert "found Ubuntu 24.04.3 LTS on aarch64, NVIDIA GB10, driver 580.95.05" in said
-    keyring, install, update, simulate, toolkit = changes(spark)
-    assert keyring.endswith("/compute/cuda/repos/ubuntu2404/sbsa/cuda-keyring_1.1-1_all.deb")
-    assert install.startswith("dpkg --install ") and install.endswith("/cuda-keyring.deb")
-    assert (update, simulate) == ("apt-get update", "apt-get install --simulate cuda-toolkit-13-0")
-    assert toolkit == "apt-get install --yes cuda-toolkit-13-0"
-
-
-def test_a_toolkit_that_would_change_the_driver_is_not_installed(spark: FakeMachine) -> None:
-    spark.command("apt-get", 'case "$*" in *simulate*) echo "Inst nvidia-driver-580 (580.95 [arm64])" ;; esac')
-    set_up_system(spark)
-    assert changes(spark)[-1] == "apt-get install --simulate cuda-toolkit-13-0"
-
-
-def test_with_the_toolkit_there_is_nothing_to_ask(spark: FakeMachine) -> None:
-    install_toolkit(spark)
-    assert "root" not in set_up_system(spark)
+    assert "found Ubuntu 24.04.3 LTS on aarch64, NVIDIA GB10, driver 580.95.05" in said and "root" not in said
     assert changes(spark) == []
-
-
-def test_a_second_time_the_key_is_there(spark: FakeMachine) -> None:
-    spark.write("usr/share/keyrings/cuda-archive-keyring.gpg", "key")
-    set_up_system(spark)
-    assert [call.split()[0] for call in changes(spark)] == ["apt-get"] * 3
 
 
 def test_an_installation_that_was_interrupted_is_finished_first(spark: FakeMachine) -> None:
@@ -97,61 +77,45 @@ def test_an_installation_that_was_interrupted_is_finished_first(spark: FakeMachi
 
 
 def test_dry_run_prints_each_command_with_its_reason_and_runs_none(spark: FakeMachine) -> None:
-    said = set_up_system(spark, dry_run=True)
+    without_headers(spark)
+    said = set_up_system(spark, python="python3", dry_run=True)
     assert changes(spark) == []
     lines = [line.strip() for line in said.splitlines()]
-    commands = [i for i, line in enumerate(lines) if line.startswith(("apt-get", "dpkg", "keyring=", "if "))]
-    assert len(commands) == 5
+    commands = [i for i, line in enumerate(lines) if line.startswith("apt-get")]
+    assert len(commands) == 2
     assert all(lines[i - 1].startswith("# ") for i in commands)
 
 
 @pytest.mark.parametrize("sudo", [False, True])
 def test_without_root_the_commands_are_printed_and_set_up_goes_on(spark: FakeMachine, sudo: bool) -> None:
+    without_headers(spark)
     spark.command("sudo", "exit 1")  # it would have to ask, and nobody is there
-    said = set_up_system(spark, sudo=sudo, is_root=False)
-    assert "  apt-get install --yes cuda-toolkit-13-0\n" in said
+    said = set_up_system(spark, python="python3", sudo=sudo, is_root=False)
+    assert f"  {INSTALL}\n" in said
     assert [call for call in changes(spark) if call != "sudo --non-interactive true"] == []
 
 
 def test_sudo_is_asked_once_for_everything(spark: FakeMachine) -> None:
+    without_headers(spark)
     spark.command("sudo", '[ "$1" = --non-interactive ] || "$@"')
-    set_up_system(spark, is_root=False)
+    set_up_system(spark, python="python3", is_root=False)
     first, once, *rest = changes(spark)
     assert first == "sudo --non-interactive true" and once.startswith("sudo bash -c ")
-    assert rest[-1] == "apt-get install --yes cuda-toolkit-13-0"
+    assert rest[-1] == INSTALL
     assert sum(call.startswith("sudo bash") for call in spark.calls) == 1
 
 
 def test_what_fails_as_root_does_not_end_set_up(spark: FakeMachine) -> None:
+    without_headers(spark)
     spark.command("apt-get", "exit 100")
-    set_up_system(spark)
-    assert changes(spark)[-1] == "apt-get update"
+    set_up_system(spark, python="python3")
+    assert changes(spark) == ["apt-get update"]
 
 
-@pytest.mark.parametrize("line", [H100, "NVIDIA GeForce RTX 4090, GPU-3, 580.95.05, 8.9, 40, 2520, 3105, 400.0, 0x0"])
-def test_another_gpu_needs_no_toolkit(spark: FakeMachine, line: str) -> None:
-    spark.command("uname", "echo x86_64")
-    gpu(spark, line, line.split(", ")[3])
-    set_up_system(spark)
-    assert changes(spark) == []
-
-
-def test_a_system_that_nvidia_has_no_packages_for_is_told_so(spark: FakeMachine) -> None:
-    spark.write("etc/os-release", "ID=fedora\nVERSION_ID=42\nPRETTY_NAME=Fedora\n")
-    assert "install its toolkit yourself" in set_up_system(spark)
-    assert changes(spark) == []
-
-
-def test_python_s_headers_and_the_venv_module_come_with_the_system_s_python(spark: FakeMachine, tmp_path: Path) -> None:
-    """The stand-in's path is the system's, as readlink shows it."""
-    spark.command("python3", 'case "$2" in *version_info*) echo 3.12 ;; *) exit 1 ;; esac')
-    spark.command("readlink", "echo /usr/bin/python3.12")
-    install_toolkit(spark)
-    subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", f'source "{ROOT}/scripts/system.sh"; set_up_system python3 false true'],
-        check=True,
-    )
-    assert changes(spark) == ["apt-get update", "apt-get install --yes python3.12-venv python3.12-dev"]
+def test_python_s_headers_and_the_venv_module_come_with_the_system_s_python(spark: FakeMachine) -> None:
+    without_headers(spark)
+    set_up_system(spark, python="python3")
+    assert changes(spark) == ["apt-get update", INSTALL]
 
 
 def test_set_up_without_a_gpu_asks_the_system_for_nothing(machine: FakeMachine, tmp_path: Path) -> None:

@@ -49,6 +49,11 @@ def test_a_dropped_clock_is_reported_after_a_minute(machine: FakeMachine, slowed
     assert "from 2400 to 1100 MHz at 86 °C" in warning and words in warning
 
 
+def test_low_power_under_load_is_reported_at_once(machine: FakeMachine) -> None:
+    (warning,) = alerts(machine.root).check([sample(clock=799.0, power=19.5, utilization=100.0)], now=0)
+    assert "799 of 3003 MHz" in warning and "unplug" in warning
+
+
 def test_a_short_pause_of_the_gpu_is_ignored(machine: FakeMachine) -> None:
     watch = alerts(machine.root)
     clocks = [2400.0, 300.0, 2400.0, 300.0, 2400.0]

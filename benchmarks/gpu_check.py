@@ -1,0 +1,281 @@
+"""Check and time everything that needs a GPU: one JSON and one Markdown file with the figures, in at most 8 minutes.
+
+benchmarks/gpu_check.sh
+
+Each check runs in a process of its own, so that one that fails or takes too long leaves the others their results.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.random_model import random_model
+from benchmarks.train_step import BenchmarkOptions, measure
+from nanochat import cli
+from nanochat.data.batches import RowBatches, StreamRows
+from nanochat.data.token_files import ShardedIds, TokenShards
+from nanochat.dist import World
+from nanochat.eval.multiple_choice import Option, Problem, score_options
+from nanochat.inference.model_runner import ModelRunner, Span
+from nanochat.model.gpt import GPT, GPTConfig
+from nanochat.runtime import Runtime, datasheet, has_unified_memory, software
+from nanochat.train.loop import train_step
+from nanochat.train.memory import estimate_memory
+from nanochat.train.optim import MuonAdamW, OptimizerOptions
+from nanochat.train.options import TrainOptions
+from nanochat.train.run import TrainingRun
+
+TOTAL_SECONDS = 465  # then the remaining checks are skipped
+CPU_CURVE = Path(__file__).parent / "results" / "gpu_check_cpu_curve.json"
+"""Losses of `curve` on a CPU in fp32, written by `python -m benchmarks.gpu_check --only curve --device-type cpu`."""
+CURVE_STEPS, CURVE_VOCAB = 60, 4096
+NUM_PROBLEMS = 200
+GPU_TESTS = ("tests/model", "tests/inference", "tests/spark/test_doctor.py")
+
+
+@dataclass
+class CheckOptions:
+    """Check and time everything that needs a GPU."""
+
+    folder: str = "benchmarks/results"
+    """folder for gpu_check.json and gpu_check.md"""
+    only: str = ""
+    """run one check in this process and print its figures as JSON"""
+    patience: float = 1.0
+    """factor on all time limits, for a slow machine"""
+    device_type: str = "cuda"
+
+
+def main(options: CheckOptions) -> None:
+    if options.only:
+        print(json.dumps(CHECKS[options.only][0](Runtime.start(options.device_type))))
+        return
+    start, folder = time.monotonic(), Path(options.folder)
+    results: dict[str, Any] = {"machine": machine(), "software": software(), "date": time.strftime("%Y-%m-%d")}
+    for name, (_, limit) in CHECKS.items():
+        left = options.patience * TOTAL_SECONDS - (time.monotonic() - start)
+        begin = time.monotonic()
+        results[name] = (
+            run_alone(name, min(options.patience * limit, left)) if left > 10 else {"error": "skipped: no time left"}
+        )
+        results[name]["seconds"] = round(time.monotonic() - begin, 1)
+        print(f"{name}: {json.dumps(results[name])}", flush=True)
+        (folder / "gpu_check.json").write_text(json.dumps(results, indent=2) + "\n")  # so far
+        (folder / "gpu_check.md").write_text(markdown(results))
+    failed = [name for name in CHECKS if "error" in results[name]]
+    print(f"{time.monotonic() - start:.0f} s; {'failed: ' + ', '.join(failed) if failed else 'no errors'}")
+    sys.exit(bool(failed))
+
+
+def run_alone(name: str, seconds: float) -> dict[str, Any]:
+    """Run one check in a process of its own; its figures, or the last line of its error."""
+    try:
+        command = [sys.executable, "-m", "benchmarks.gpu_check", "--only", name]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return {"error": f"took more than {seconds:.0f} s"}
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1][:300]}
+    figures: dict[str, Any] = json.loads(lines[-1])
+    return figures
+
+
+def machine() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+
+
+def gpu_tests(runtime: Runtime) -> dict[str, Any]:
+    """The tests that need a GPU."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *GPU_TESTS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return {"summary": (done.stdout.strip().splitlines() or ["no output"])[-1], "failed": failed}
+
+
+def new_run(runtime: Runtime, depth: int, vocab: int, context: int, dtype: torch.dtype) -> TrainingRun:
+    """A run with the same weights on every device."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig.from_depth(depth, vocab, context), dtype)
+    for name, parameter in model.named_parameters():  # no zeros, so that every gradient counts
+        if name.endswith(("o_proj.weight", "fc2.weight", "lm_head.weight")):
+            torch.nn.init.normal_(parameter, std=0.5 * parameter.size(1) ** -0.5)
+    model.to(runtime.device)
+    optimizer = MuonAdamW(model, OptimizerOptions())
+    return TrainingRun("base", "check", TrainOptions(), runtime, "", model, optimizer)
+
+
+def chain_batches(rows_per_step: int, context: int) -> RowBatches:
+    """Rows of a seeded Markov chain in which each token has 8 successors: something to learn, the same everywhere."""
+    random = np.random.default_rng(0)
+    successors = random.integers(1, CURVE_VOCAB, (CURVE_VOCAB, 8))
+    ids, choices = np.ones(200_000, np.uint16), random.integers(0, 8, 200_000)
+    for i in range(1, len(ids)):
+        ids[i] = successors[ids[i - 1], choices[i]]
+    rows = StreamRows(TokenShards(ShardedIds([ids]), 1, 0), context, bos_id=0)
+    return RowBatches(rows, rows_per_step=rows_per_step, device_batch_size=rows_per_step, world=World(), seed=0)
+
+
+def one_step(runtime: Runtime) -> dict[str, Any]:
+    """Loss and gradients of one step, eager and compiled, in bfloat16 and fp32, against those of a CPU in fp32."""
+    batches = chain_batches(8, 256).step_data(0).batches
+
+    def outcome(device: Runtime, dtype: torch.dtype, compiled: bool) -> tuple[float, list[torch.Tensor]]:
+        run = new_run(device, 4, CURVE_VOCAB, 256, dtype)
+        run.options.grad_clip = 0.0
+        if compiled:
+            run.model.compile_training([batches[0].tokens.shape])
+        loss = train_step(run, batches).loss
+        return loss, [p.grad.float().cpu() for p in run.model.parameters() if p.grad is not None]
+
+    expected, gradients = outcome(Runtime.start("cpu"), torch.float32, False)
+    figures: dict[str, Any] = {"cpu_loss": expected}
+    for name, dtype, compiled in (
+        ("fp32", torch.float32, False), ("bf16", torch.bfloat16, False), ("bf16_compiled", torch.bfloat16, True),
+    ):  # fmt: skip
+        loss, own = outcome(runtime, dtype, compiled)
+        errors = [float((a - b).norm() / b.norm()) for a, b in zip(own, gradients, strict=True)]
+        figures[name] = {"loss": loss, "max_relative_gradient_error": max(errors)}
+    return figures
+
+
+def step_of(depth: int, fp8: bool) -> Callable[[Runtime], dict[str, Any]]:
+    """Time a compiled training step of 32 rows of 2,048 tokens, and compare its peak memory with the estimate."""
+
+    def check(runtime: Runtime) -> dict[str, Any]:
+        options = BenchmarkOptions(
+            depth, 2048, 65_536, total_batch_size=65_536, device_batch_size=32, steps=3, compile=True, fp8=fp8
+        )
+        figures = measure(options, runtime)
+        with torch.device("meta"):
+            model = GPT(GPTConfig.from_depth(depth, 65_536, 2048), runtime.compute_dtype)
+            optimizer = MuonAdamW(model, OptimizerOptions())
+        if fp8:
+            model.train_in_fp8()
+        estimate = estimate_memory(model, optimizer, 32, shared=has_unified_memory(runtime.device))
+        kept = ("tokens_per_second", "step", "mfu_of_datasheet", "matmul_flops", "copy_bytes_per_second", "breakdown")
+        return {
+            **{name: figures[name] for name in (*kept, "first_step", "peak_memory_bytes")},
+            "estimated_memory_bytes": estimate.total - estimate.checkpoint,
+        }
+
+    return check
+
+
+@torch.inference_mode()
+def decode(runtime: Runtime) -> dict[str, Any]:
+    """Tokens/s of decoding at depth 20 after 512 tokens, by streams, with and without CUDA graphs."""
+    model = random_model(20, 65_536, 2048, runtime, gain=0.5)
+    model.to(runtime.compute_dtype)
+    figures: dict[str, Any] = {"weight_bytes": 2 * model.config.num_parameters}
+    for streams in (1, 16):
+        for graphs in (True, False):
+            runner = ModelRunner(model, streams, 65_536)
+            runner.use_graphs = graphs
+            tokens = torch.zeros(streams, dtype=torch.int64, device=runtime.device)
+            for slot in range(streams):
+                runner.hidden(torch.zeros(512, dtype=torch.int64, device=runtime.device), [Span(0, slot, (0,), 512)])
+
+            def step(position: int, runner: ModelRunner = runner) -> None:
+                nonlocal tokens
+                span = Span(0, 0, (position,) * len(tokens), 1)
+                logits = (
+                    runner.decode(tokens, [span])
+                    if runner.use_graphs
+                    else runner.compute_logits(runner.hidden(tokens, [span]))
+                )
+                tokens = logits.argmax(dim=1)
+
+            for position in range(512, 522):
+                step(position)
+            runtime.synchronize()
+            start = time.perf_counter()
+            for position in range(522, 586):
+                step(position)
+            runtime.synchronize()
+            speed = 64 * streams / (time.perf_counter() - start)
+            figures[f"{streams}_{'graphs' if graphs else 'launches'}"] = {
+                "tokens_per_second": speed,
+                "captured": runner.use_graphs,
+                "weights_read_gbps": figures["weight_bytes"] * speed / streams / 1e9,
+            }
+    return figures
+
+
+def curve(runtime: Runtime) -> dict[str, Any]:
+    """Losses of 60 steps at depth 8 against those of a CPU in fp32, which it writes if it runs on a CPU."""
+    run = new_run(runtime, 8, CURVE_VOCAB, 128, runtime.compute_dtype)
+    batches = chain_batches(8, 128)
+    losses = [train_step(run, batches.step_data(step).batches, 0.3).loss for step in range(CURVE_STEPS)]
+    if runtime.device.type == "cpu":
+        CPU_CURVE.write_text(json.dumps([round(loss, 4) for loss in losses]) + "\n")
+        return {"losses": losses}
+    expected = json.loads(CPU_CURVE.read_text())
+    return {
+        "losses": [round(loss, 4) for loss in losses],
+        "last_of_cpu": expected[-1],
+        "max_difference": max(abs(a - b) for a, b in zip(losses, expected, strict=True)),
+    }
+
+
+def core(runtime: Runtime) -> dict[str, Any]:
+    """Time 200 problems of the size of CORE's: four options after 600 tokens; check one against a CPU."""
+    model, random = random_model(20, 65_536, 2048, runtime), np.random.default_rng(0)
+    problems = []
+    for _ in range(NUM_PROBLEMS):
+        context = random.integers(1, 65_536, 600).tolist()
+        answers = random.integers(1, 65_536, (4, 10)).tolist()
+        problems.append(Problem([Option(context + answer, 600) for answer in answers], 0))
+    start = time.perf_counter()
+    scores = list(score_options(model, problems, 32 * 2048))
+    seconds = time.perf_counter() - start
+    expected = next(score_options(model.cpu().to(torch.float32), problems[:1], 2048))
+    errors = [abs(a.mean_loss - b.mean_loss) for a, b in zip(scores[0], expected, strict=True)]
+    return {"problems_per_second": NUM_PROBLEMS / seconds, "max_loss_error": max(errors)}
+
+
+CHECKS: dict[str, tuple[Callable[[Runtime], dict[str, Any]], float]] = {
+    "tests": (gpu_tests, 120),
+    "one_step": (one_step, 90),
+    "curve": (curve, 60),
+    "decode": (decode, 60),
+    "d12": (step_of(12, False), 90),
+    "d20": (step_of(20, False), 120),
+    "d20_fp8": (step_of(20, True), 150),
+    "d12_fp8": (step_of(12, True), 120),
+    "core": (core, 60),
+}
+"""Function and maximum seconds of each check, the most informative first."""
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The figures as a table per check."""
+    origin = f"`benchmarks/gpu_check.sh`, {results['date']}. {results['software']}."
+    lines = [f"# GPU check: {results['machine']}", "", origin]
+    if sheet := datasheet(results["machine"]):
+        lines.append(f"Datasheet: {sheet.tflops} TFLOP/s dense in bfloat16, {sheet.gbps} GB/s.")
+    for name in CHECKS:
+        if name in results:
+            lines += ["", f"## {name}", "", "| | |", "|---|---|"]
+            lines += [f"| {key} | {format_value(value)} |" for key, value in results[name].items()]
+    return "\n".join(lines) + "\n"
+
+
+def format_value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {format_value(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return " ".join(map(format_value, value)) or "none"
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    cli.run(main, CheckOptions)
