@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,11 +146,11 @@ class Mixture(NamedTuple):
 
         Smaller sources are repeated. Raises UserError if a source is not prepared.
         """
-        sources = parse(specs)
-        parts = []
+        specs = [specs] if isinstance(specs, str) else specs
+        sources, parts = parse(specs), []
         for number, source in enumerate(sources):
             folder, record = paths.tokens_dir(source.folder), source.record
-            command = f"run ./prepare.sh --dataset {' '.join(map(str, specs))}"
+            command = f"run ./prepare.sh --dataset {shlex.join(specs)}"
             if not folder.exists():
                 raise UserError(f"no tokens of {source.name} in {folder}: {command} first")
             if record.get("location") not in (None, str(source.location)) and source.location:
@@ -160,8 +161,8 @@ class Mixture(NamedTuple):
             parts.append(TokenShards.open(folder, split, tokenizer))
         sizes = [len(part.ids) for part in parts]
         by_weight = shares(sources, sizes)
-        total = min(max_tokens, max(size / share for size, share in zip(sizes, by_weight, strict=True) if share))
-        counts = [round(total * share) for share in by_weight]
+        total = max((size / share for size, share in zip(sizes, by_weight, strict=True) if share), default=0)
+        counts = [round(min(total, max_tokens) * share) for share in by_weight]
         return cls(sources, parts, by_weight, TokenShards.join(parts, counts))
 
     @property
