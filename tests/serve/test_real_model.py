@@ -1,4 +1,4 @@
-"""The server with a real engine process, used by the real openai client.
+"""The server with a real engine process, used by the real clients.
 
 The model is small and its weights are random: it talks nonsense, but the same nonsense for the same seed.
 """
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
+import anthropic
+import ollama
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
@@ -91,6 +93,21 @@ def test_async_client_streams_and_several_replies_differ(served: Served) -> None
 def test_text_is_continued(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="", prompt="the quick", max_tokens=5, temperature=0, echo=True)
     assert answer.choices[0].text.startswith("the quick") and answer.usage is not None
+
+
+def test_every_api_gives_the_same_reply(client: openai.OpenAI, served: Served) -> None:
+    chat = client.chat.completions.create(model="", messages=HELLO, temperature=0, max_tokens=20)
+    response = client.responses.create(model="", input="hello", temperature=0, max_output_tokens=20)
+    message = anthropic.Anthropic(base_url=served.url, api_key="key").messages.create(
+        model="", messages=[{"role": "user", "content": "hello"}], max_tokens=20, extra_body={"temperature": 0}
+    )
+    ollama_client = ollama.Client(served.url, headers={"Authorization": "Bearer key"})
+    model = ollama_client.list().models[0].model or ""
+    options = {"temperature": 0, "num_predict": 20}
+    from_ollama = ollama_client.generate(model, "hello", options=options).response
+    (block,) = message.content
+    assert block.type == "text"
+    assert chat.choices[0].message.content == response.output_text == block.text == from_ollama
 
 
 def test_errors_are_the_clients_own(client: openai.OpenAI, served: Served) -> None:

@@ -1,10 +1,10 @@
 """Try the server with real clients, each installed in an environment of its own, and print a table of the results.
 
-python -m benchmarks.clients --url http://127.0.0.1:8000
+python -m benchmarks.clients.run --url http://127.0.0.1:8000
 
 Each script in scripts/ uses one client and fails if an answer is wrong. Its docstring has the packages, what it does,
 and the setting that a user of the client types. Python packages come from PyPI, those of .mjs files from the npm
-registry, which needs Node.js.
+registry, which needs Node.js. lm-eval also needs NANOCHAT_EXPORT, the folder of the exported model.
 """
 
 import ast
@@ -75,7 +75,7 @@ def prepare_python(script: Path, packages: list[str]) -> tuple[list[str], str]:
         venv.create(folder, with_pip=True)
     run([python, "-m", "pip", "install", "--quiet", *packages])
     listed = json.loads(run([python, "-m", "pip", "list", "--format", "json"]))
-    installed = {entry["name"].lower(): entry["version"] for entry in listed}
+    installed = {entry["name"].lower().replace("_", "-"): entry["version"] for entry in listed}
     names = [package.partition("[")[0] for package in packages]
     return [str(python), "-P", str(script)], ", ".join(f"{name} {installed[name]}" for name in names)
 
@@ -88,7 +88,7 @@ def prepare_node(script: Path, packages: list[str]) -> tuple[list[str], str]:
     copy = folder / script.name  # Node.js looks for packages next to the script
     copy.write_text(script.read_text())
     manifests = [json.loads((folder / "node_modules" / name / "package.json").read_text()) for name in packages]
-    return ["node", str(copy)], ", ".join(f"{entry['name']} {entry['version']}" for entry in manifests)
+    return ["node", str(copy)], ", ".join(f"{entry['name']} {entry['version']} (npm)" for entry in manifests)
 
 
 def environment_folder(script: Path) -> Path:
