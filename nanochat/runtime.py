@@ -243,7 +243,8 @@ def free_memory(device: torch.device) -> int:
     if not has_unified_memory(device):
         return torch.cuda.mem_get_info(device)[0] + cached
     memory = host.memory()
-    assert memory is not None  # Linux reports it
+    if memory is None:
+        raise UserError(f"cannot read the free memory in {host.root() / 'proc/meminfo'}: unset NANOCHAT_ROOT")
     return memory.available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + cached
 
 

@@ -118,7 +118,8 @@ class CoreTask:
 
 def read_tasks(bundle: Path) -> list[CoreTask]:
     """The tasks of the bundle, in its order. Raises UserError if the folder is not a bundle."""
-    with reading(bundle, "--eval-bundle must be the folder that holds core.yaml"):
+    fix = "--eval-bundle must be the folder that holds core.yaml"
+    with reading(bundle / "eval_meta_data.csv", fix), reading(bundle / "core.yaml", fix):
         listed = yaml.safe_load((bundle / "core.yaml").read_text())["icl_tasks"]
         with open(bundle / "eval_meta_data.csv", newline="") as file:
             baselines = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
