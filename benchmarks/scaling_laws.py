@@ -11,8 +11,8 @@ budget and its ratio of tokens to parameters come from a parabola in log(ratio),
 budget C: C'/C, where C' is the compute with which the other recipe reaches the same loss. Intervals are from a
 parametric bootstrap with the standard deviation between seeds.
 
-A run is one line of a JSON Lines file and is not repeated. A recipe includes the code it ran with: name it anew after
-changing the code.
+A run is one line of a JSON Lines file and is not repeated. A recipe includes the code it ran with: give it a new name
+after changing the code.
 """
 
 import json

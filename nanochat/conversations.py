@@ -144,8 +144,8 @@ def _problem_in_message(message: Any) -> str | None:
 def scan(path: Path, check: Callable[[Conversation], str | None] = lambda _: None) -> Iterator[Line]:
     """Yield the lines of a file, or of all .jsonl and .json files of a folder, except blank ones.
 
-    `check` returns the reason why a valid conversation is not usable, or None. Raises UserError if `path` cannot be
-    read or is a folder without such files.
+    `check` returns the reason why a valid conversation is not usable, or None. Raises UserError if `path` is not
+    readable or is a folder without such files.
     """
     files = sorted(f for f in path.rglob("*.json*") if f.suffix in (".jsonl", ".json")) if path.is_dir() else [path]
     if not files:

@@ -86,7 +86,7 @@ def run_alone(
 
 
 def problem_in(exit_code: int | None, output: str) -> str | None:
-    """What is wrong with the end of a command: success, or exit code 2 after one line, is right."""
+    """Return what is wrong with how a command ended. It must succeed, or print one line and exit with code 2."""
     lines = output.splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
     if exit_code not in (0, 2) or any("Traceback" in line or "panicked" in line for line in lines):
