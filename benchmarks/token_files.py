@@ -15,7 +15,8 @@ from pathlib import Path
 from nanochat import cli, paths
 from nanochat.data import documents
 from nanochat.data.progress import in_processes
-from nanochat.data.token_files import TextShard, TokenShards, write_shards
+from nanochat.data.token_files import TokenShards
+from nanochat.data.token_writer import TextShard, write_shards
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
 

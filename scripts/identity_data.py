@@ -22,8 +22,9 @@ from rich.panel import Panel
 from rich.table import Column, Table
 from rich.text import Text
 
-from nanochat import cli, conversations, paths
-from nanochat.conversations import Conversation, Line, Message, conversation
+from nanochat import cli, conversation_files, paths
+from nanochat.conversation_files import Line
+from nanochat.conversations import Conversation, Message, conversation, find_problem
 from nanochat.errors import UserError
 from nanochat.tasks import problems
 from nanochat.tasks.mixtures import load_task
@@ -105,7 +106,7 @@ def main(options: Options) -> None:
         raise UserError(f"{path} does not exist: run ./prepare.sh to create the default file, or pass --file")
     if isinstance(command, Add):
         add(path, command)
-    lines = read_lines(options.file) if options.file else list(conversations.scan(path))
+    lines = read_lines(options.file) if options.file else list(conversation_files.scan(path))
     if not lines:
         raise UserError(f"{path} is empty: add one conversation per line")
     invalid = [line for line in lines if line.conversation is None]
@@ -134,8 +135,8 @@ def main(options: Options) -> None:
 def read_lines(name: str) -> list[Line]:
     """Read the file or folder `name`, with a check of graders, or the dataset `name` of the hub."""
     if Path(name).expanduser().exists() or Path(name).suffix:
-        check = problems.find_problem
-        return list(conversations.scan(Path(name).expanduser(), lambda row: check(row) if "grader" in row else None))
+        path, check = Path(name).expanduser(), problems.find_problem
+        return list(conversation_files.scan(path, lambda row: check(row) if "grader" in row else None))
     rows = load_task(name, graded=False)
     return [Line(Path(name), number, row, None) for number, row in enumerate(rows, start=1)]
 
@@ -156,9 +157,9 @@ def add(path: Path, command: Add) -> None:
     if path.suffix != ".jsonl":
         raise UserError(f"--file must end in .jsonl to add to it, got {path}: export to such a file first")
     new = conversation(command.user, command.assistant)
-    if problem := conversations.find_problem(new):
+    if problem := find_problem(new):
         raise UserError(f"--user and --assistant must not be empty ({problem})")
-    conversations.append(path, [new])
+    conversation_files.append(path, [new])
     console.print(Text(f"added to {path}"))
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from nanochat import cli, host, paths
-from nanochat.data.sources import CHARS_PER_TOKEN, DATASETS, MAX_EPOCHS, Source, fit, parse
+from nanochat.data.amount import CHARS_PER_TOKEN, MAX_EPOCHS, fit
+from nanochat.data.sources import DATASETS, Source, parse
 from nanochat.errors import UserError
 from nanochat.model.gpt import GPTConfig
 from nanochat.runtime import DATASHEETS, has_unified_memory

@@ -26,24 +26,13 @@ from huggingface_hub import HfApi, hf_hub_download
 from nanochat import cli, paths
 from nanochat.atomic import atomic_write
 from nanochat.data import demo_data, documents
+from nanochat.data.amount import CHARS_PER_TOKEN, SHARD_CHARS, SPARE, fit, shards_for_depth, tokens_for_depth
 from nanochat.data.documents import Part, Problems, Span
 from nanochat.data.download import fetch
 from nanochat.data.progress import in_processes
-from nanochat.data.sources import (
-    CHARS_PER_TOKEN,
-    DATASETS,
-    HUB_NAME,
-    RECORD_FILE,
-    SHARD_CHARS,
-    SPARE,
-    Source,
-    fit,
-    parse,
-    shards_for_depth,
-    shares,
-    tokens_for_depth,
-)
-from nanochat.data.token_files import TextShard, TokenShards, write_shards
+from nanochat.data.sources import DATASETS, HUB_NAME, RECORD_FILE, Source, parse, shares
+from nanochat.data.token_files import TokenShards
+from nanochat.data.token_writer import TextShard, write_shards
 from nanochat.errors import UserError
 from nanochat.locks import folder_lock
 from nanochat.tasks import identity, mixtures

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nanochat import conversations
+from nanochat import conversation_files
 from nanochat.conversations import conversation, find_problem
 from nanochat.errors import UserError
 
@@ -61,9 +61,9 @@ PARTS = [{"type": "text", "text": "Hi"}, {"type": "text", "text": "!"}]
     ],
 )
 def test_other_formats_are_converted(record: Any, expected: Any) -> None:
-    converted = conversations.convert(record)
+    converted = conversation_files.convert(record)
     assert converted == expected and find_problem(converted) is None
-    assert conversations.convert(converted) == converted
+    assert conversation_files.convert(converted) == converted
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_other_formats_are_converted(record: Any, expected: Any) -> None:
     ],
 )
 def test_what_cannot_be_converted_has_a_reason(record: Any, reason: str) -> None:
-    assert reason in str(find_problem(conversations.convert(record)))
+    assert reason in str(find_problem(conversation_files.convert(record)))
 
 
 def test_a_folder_and_a_json_array_are_read(tmp_path: Path) -> None:
@@ -92,14 +92,14 @@ def test_a_folder_and_a_json_array_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps([CHAT, {"prompt": "a", "completion": "b"}], indent=1))
     (tmp_path / "more" / "b.jsonl").write_text(f"{json.dumps(GOOD)}\n{{oops\n")
     (tmp_path / "notes.txt").write_text("no data")
-    found = [(line.file.name, line.number, line.problem is None) for line in conversations.scan(tmp_path)]
+    found = [(line.file.name, line.number, line.problem is None) for line in conversation_files.scan(tmp_path)]
     assert found == [("a.json", 1, True), ("a.json", 2, True), ("b.jsonl", 1, True), ("b.jsonl", 2, False)]
     with pytest.raises(UserError, match=r"line 2 of .*b\.jsonl"):
-        conversations.read(tmp_path)
+        conversation_files.read(tmp_path)
     (tmp_path / "more" / "b.jsonl").unlink()
-    assert len(conversations.read(tmp_path)) == 2
+    assert len(conversation_files.read(tmp_path)) == 2
     with pytest.raises(UserError, match=r"no \.jsonl or \.json files"):
-        conversations.read(tmp_path / "more")
+        conversation_files.read(tmp_path / "more")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_scan_gives_each_line_its_number_and_problem(tmp_path: Path) -> None:
         b"\xef\xbb\xbf"
         + b"\n".join([good, b"", b"{oops", b"\xff", b"{}", b"[" * 100_000, good + b"\r", b"", HALF_A_PAIR])
     )
-    lines = list(conversations.scan(path))
+    lines = list(conversation_files.scan(path))
     assert [line.number for line in lines] == [1, 3, 4, 5, 6, 7, 9]
     assert [line.conversation == GOOD for line in lines] == [True, False, False, False, False, True, False]
     assert all((line.problem is None) == (line.conversation is not None) for line in lines)
@@ -142,15 +142,15 @@ def test_scan_gives_each_line_its_number_and_problem(tmp_path: Path) -> None:
 
 def test_a_text_with_unicode_line_separators_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "chats.jsonl"
-    conversations.append(path, [conversation("a\u2028b\x85c", "d")])
-    assert conversations.read(path) == [conversation("a\u2028b\x85c", "d")]
+    conversation_files.append(path, [conversation("a\u2028b\x85c", "d")])
+    assert conversation_files.read(path) == [conversation("a\u2028b\x85c", "d")]
 
 
 def test_read_names_the_broken_line_and_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps(GOOD) + "\n{oops\n")
     with pytest.raises(UserError, match=r"line 2 of .*chats\.jsonl is invalid"):
-        conversations.read(path)
+        conversation_files.read(path)
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])
@@ -158,54 +158,54 @@ def test_read_refuses_an_empty_file(tmp_path: Path, content: str) -> None:
     path = tmp_path / "chats.jsonl"
     path.write_text(content)
     with pytest.raises(UserError, match="is empty"):
-        conversations.read(path)
+        conversation_files.read(path)
 
 
 def test_read_refuses_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read"):
-        conversations.read(tmp_path / "absent.jsonl")
+        conversation_files.read(tmp_path / "absent.jsonl")
 
 
 def test_append_keeps_every_old_byte(tmp_path: Path) -> None:
     path = tmp_path / "chats.jsonl"
     old = b"{half a line\xff\n\n  {}\r\n{no newline at the end"
     path.write_bytes(old)
-    conversations.append(path, [GOOD])
+    conversation_files.append(path, [GOOD])
     assert path.read_bytes() == old + b"\n" + json.dumps(GOOD).encode() + b"\n"
 
 
 def test_append_writes_through_a_link_and_keeps_permissions(tmp_path: Path) -> None:
     target, link = tmp_path / "mine" / "chats.jsonl", tmp_path / "link.jsonl"
-    conversations.append(target, [GOOD])
+    conversation_files.append(target, [GOOD])
     assert [path.name for path in target.parent.iterdir()] == ["chats.jsonl"]
     target.chmod(0o640)
     link.symlink_to(target)
-    conversations.append(link, [GOOD])
-    assert link.is_symlink() and len(conversations.read(target)) == 2
+    conversation_files.append(link, [GOOD])
+    assert link.is_symlink() and len(conversation_files.read(target)) == 2
     assert target.stat().st_mode & 0o777 == 0o640
 
 
 def test_appending_at_the_same_time_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "chats.jsonl"
     threads = [
-        threading.Thread(target=conversations.append, args=(path, [conversation(f"{i}", "ok")])) for i in range(16)
+        threading.Thread(target=conversation_files.append, args=(path, [conversation(f"{i}", "ok")])) for i in range(16)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(int(str(c["messages"][0]["content"])) for c in conversations.read(path)) == list(range(16))
+    assert sorted(int(str(c["messages"][0]["content"])) for c in conversation_files.read(path)) == list(range(16))
     assert not list(tmp_path.glob("*.partial"))
 
 
 def test_append_refuses_what_is_not_a_conversation(tmp_path: Path) -> None:
     path = tmp_path / "chats.jsonl"
     with pytest.raises(ValueError, match="is empty"):
-        conversations.append(path, [conversation("", "")])
+        conversation_files.append(path, [conversation("", "")])
     assert not path.exists()
 
 
 def test_append_to_an_unwritable_place_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        conversations.append(tmp_path / "file" / "chats.jsonl", [GOOD])
+        conversation_files.append(tmp_path / "file" / "chats.jsonl", [GOOD])

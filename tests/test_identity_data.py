@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from nanochat import cli, conversations
+from nanochat import cli, conversation_files
 from nanochat.conversations import conversation
 from nanochat.tokenizer import Tokenizer
 from scripts import identity_data
@@ -22,7 +22,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "80")
     path = tmp_path / "identity_conversations.jsonl"
-    conversations.append(path, ROWS)
+    conversation_files.append(path, ROWS)
     return path
 
 
@@ -36,7 +36,7 @@ def view(*args: str) -> int:
 
 
 def test_show_is_the_default_and_fits_80_columns(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    conversations.append(file, [conversation("word " * 100, "answer " * 100)])
+    conversation_files.append(file, [conversation("word " * 100, "answer " * 100)])
     assert view() == 0
     out = capsys.readouterr().out
     assert "Ada [did]" in out and "[python: 1 + 1]" in out and "line 2" in out
@@ -69,13 +69,13 @@ def test_validate(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_add(file: Path) -> None:
     assert view("add", "--user", "Hi!", "--assistant", "Hello!") == 0
-    assert conversations.read(file) == [*ROWS, conversation("Hi!", "Hello!")]
+    assert conversation_files.read(file) == [*ROWS, conversation("Hi!", "Hello!")]
 
 
 def test_add_refuses_an_empty_text(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert view("add", "--user", "Hi!", "--assistant", "") == 2
     assert "message 2" in capsys.readouterr().err
-    assert conversations.read(file) == ROWS
+    assert conversation_files.read(file) == ROWS
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_export_rejects_existing_files_and_unknown_formats(file: Path, tmp_path:
 
 def test_file_and_demo_options(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "demo" / "identity_conversations.jsonl"
-    conversations.append(other, ROWS[:1])
+    conversation_files.append(other, ROWS[:1])
     assert view("count", "--file", str(other)) == 0
     assert "1 conversations" in capsys.readouterr().out
     assert view("--demo", "count") == 0
@@ -131,7 +131,7 @@ def sharegpt(tmp_path: Path) -> Path:
 def test_another_format_is_converted(file: Path, sharegpt: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     assert view("export", "--file", str(sharegpt), "--output", str(output)) == 0
-    assert conversations.read(output) == [conversation("Hi!", "Hello " * n) for n in (1, 40)]
+    assert conversation_files.read(output) == [conversation("Hi!", "Hello " * n) for n in (1, 40)]
     assert view("validate", "--file", str(output)) == 0
 
 
@@ -146,14 +146,14 @@ def test_tokens_are_counted_and_shown_as_the_model_sees_them(
     assert "run ./prepare.sh to count tokens" in capsys.readouterr().out
     tokenizer.save(file.parent / "tokenizer")
     assert view("count", "--file", str(sharegpt), "--context", "24") == 0
-    lengths = [len(tokenizer.render_conversation(row).ids) for row in conversations.read(sharegpt)]
+    lengths = [len(tokenizer.render_conversation(row).ids) for row in conversation_files.read(sharegpt)]
     out = " ".join(capsys.readouterr().out.split())
     assert f"{sum(lengths)} tokens" in out
     assert f"1 conversations are longer than the context of 24 tokens: {lengths[1] - 24} tokens" in out
     assert view("show", "--tokens", "--file", str(sharegpt), "--context", "24") == 0
     assert "<|assistant_start|>[Hello" in capsys.readouterr().out  # there are no colors here
     monkeypatch.setattr(identity_data, "console", Console(color_system="standard"))
-    shown = identity_data.as_tokens(tokenizer.render_conversation(conversations.read(sharegpt)[1]), tokenizer, 24)
+    shown = identity_data.as_tokens(tokenizer.render_conversation(conversation_files.read(sharegpt)[1]), tokenizer, 24)
     spans = [(shown.plain[span.start : span.end], span.style) for span in shown.spans]
     assert [style for _, style in spans] == [
         identity_data.LEGEND[kind][0] for kind in ("only read", "trained on", LOST)

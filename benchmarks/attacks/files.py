@@ -21,7 +21,7 @@ import torch
 from benchmarks.random_model import random_model
 from nanochat import cli, paths
 from nanochat.data import demo_data, documents
-from nanochat.data.token_files import TextShard, write_shards
+from nanochat.data.token_writer import TextShard, write_shards
 from nanochat.eval import core
 from nanochat.hub import card, export, verify
 from nanochat.inference.chat import load_chat

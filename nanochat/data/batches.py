@@ -37,6 +37,13 @@ class Rows(Protocol):
     def __getitem__(self, index: int, /) -> Row: ...
 
 
+class WholeRows(Rows, Protocol):
+    """Rows of one length."""
+
+    @property
+    def sequence_len(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class StreamRows:
     """Text as one stream of documents, cut every `sequence_len` tokens.

@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from nanochat.data.batches import StreamRows, in_order
-from nanochat.data.packing import PackedRows
+from nanochat.data.batches import WholeRows, in_order
 from nanochat.model.gpt import GPT
 from nanochat.runtime import Runtime, cpu_rows
 from nanochat.tokenizer import Tokenizer
@@ -15,7 +14,7 @@ from nanochat.tokenizer import Tokenizer
 def bits_per_byte(
     model: GPT,
     tokenizer: Tokenizer,
-    rows: StreamRows | PackedRows,
+    rows: WholeRows,
     device_batch_size: int,
     max_tokens: int,
     runtime: Runtime,

@@ -21,7 +21,7 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from rich.console import Console
 
-from nanochat import conversations
+from nanochat import conversation_files
 from nanochat.conversations import Message, Part, text_of
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
@@ -227,7 +227,7 @@ class TerminalChat:
             return "Usage: /save FILE." if self.messages else "Nothing to save yet."
         path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
         try:
-            conversations.append(path, [{"messages": [*_system_message(self.system), *self.messages]}])
+            conversation_files.append(path, [{"messages": [*_system_message(self.system), *self.messages]}])
         except ValueError as error:  # such as a reply that was stopped before its first word
             return f"Cannot save this conversation: {error}."
         return f"Appended to {path}."
@@ -238,7 +238,7 @@ class TerminalChat:
         path = os.path.expanduser(name)
         if not os.path.isfile(path):
             return f"File not found: {path}."
-        *_, last = conversations.read(Path(path))
+        *_, last = conversation_files.read(Path(path))
         messages = list(last["messages"])
         self.system = str(messages.pop(0)["content"]) if messages[0]["role"] == "system" else None
         self.messages = messages

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from nanochat.data.sources import CHARS_PER_TOKEN, DATASETS, SHARD_CHARS, shards_for_depth
+from nanochat.data.amount import CHARS_PER_TOKEN, SHARD_CHARS, shards_for_depth
+from nanochat.data.sources import DATASETS
 from nanochat.model.gpt import GPTConfig
 from nanochat.spark.plan import MID_TOKENS
 from nanochat.stages import STAGES

@@ -7,7 +7,7 @@ import random
 import re
 from pathlib import Path
 
-from nanochat import conversations
+from nanochat import conversation_files
 from nanochat.conversations import Conversation, conversation
 from nanochat.locks import folder_lock
 from nanochat.tasks.task import ConversationList, GradedTask, Reply, final_text, load_wording
@@ -33,7 +33,7 @@ def write_default(path: Path) -> bool:
     with folder_lock(path.parent):
         if path.exists():
             return False
-        conversations.append(path, default_conversations())
+        conversation_files.append(path, default_conversations())
         return True
 
 

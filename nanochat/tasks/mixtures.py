@@ -13,12 +13,13 @@ from typing import Any
 
 import yaml
 
-from nanochat import conversations, paths
+from nanochat import conversation_files, paths
 from nanochat.atomic import atomic_write
 from nanochat.data import demo_data
 from nanochat.data.packing import PackedRows
 from nanochat.data.progress import track
-from nanochat.data.token_files import TokenFile, write_conversations
+from nanochat.data.token_files import TokenFile
+from nanochat.data.token_writer import write_conversations
 from nanochat.errors import UserError
 from nanochat.locks import folder_lock
 from nanochat.runtime import Runtime
@@ -55,8 +56,8 @@ OURS: Mapping[str, Callable[[int | None, int], Task]] = {
     "gsm8k": lambda *_: GSM8K("train"),
     "arc easy": lambda *_: ARC("Easy", "train"),
     "arc challenge": lambda *_: ARC("Challenge", "train"),
-    "identity": lambda *_: ConversationList("identity", conversations.read(paths.identity_file())),
-    "refusals": lambda *_: ConversationList("refusals", conversations.read(DATA / "refusals.jsonl")),
+    "identity": lambda *_: ConversationList("identity", conversation_files.read(paths.identity_file())),
+    "refusals": lambda *_: ConversationList("refusals", conversation_files.read(DATA / "refusals.jsonl")),
     "spelling": lambda rows, start: _words(Spelling, rows),
     "letter count": lambda rows, start: _words(LetterCount, rows),
     "arithmetic": lambda rows, start: Arithmetic("train", rows or ROWS_PER_STAGE, start),
@@ -153,7 +154,7 @@ def load_task(name: str, *, graded: bool, split: Split = "train") -> Task:
     if path.suffix == ".py":
         return problems.load_python(path, split)
     if path.exists():
-        rows = conversations.read(path, problems.find_problem) if graded else conversations.read(path)
+        rows = conversation_files.read(path, problems.find_problem) if graded else conversation_files.read(path)
         return (Problems if graded else ConversationList)(path.name, rows)
     if re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)?", name) and path.suffix not in (".json", ".jsonl"):
         return HubConversations(name)

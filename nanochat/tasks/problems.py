@@ -4,7 +4,8 @@
     {"question": "When did people first land on the moon?", "answer": "In 1969.", "grader": "contains", "rule": "1969"}
     {"question": "Name a prime number.", "answer": "7", "grader": "python", "rule": "int(reply) in (2, 3, 5, 7)"}
 
-`rule` is what the grader compares with, by default the answer. Any format of nanochat.conversations may have a grader.
+`rule` is what the grader compares with, by default the answer. Any format that nanochat.conversation_files reads may
+have a grader.
 """
 
 import ast

@@ -67,7 +67,7 @@ def train_step(run: TrainingRun, batches: Sequence[Batch], lr_scale: float = 1.0
     total, loss, out_of_memory = torch.zeros((), device=run.runtime.device), None, False
     try:
         for batch in micro_batches:
-            run.check_memory()
+            run.check_memory(len(batch.tokens))
             loss = run.model.loss(*batch.to(run.runtime.device)) / num_tokens
             run.reducer.is_last_backward = batch is micro_batches[-1]
             loss.backward()

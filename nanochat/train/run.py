@@ -26,11 +26,12 @@ from nanochat.runtime import Runtime, commit, is_out_of_memory, peak_memory_byte
 from nanochat.telemetry.console import LOG_FILE
 from nanochat.telemetry.run_log import RunLog
 from nanochat.train.checkpoint import CheckpointWriter
+from nanochat.train.memory_guard import MemoryGuard
 from nanochat.train.optim import MuonAdamW
 from nanochat.train.options import TrainOptions
 from nanochat.train.sharding import GradientReducer
 from nanochat.train.signals import SignalHandler, StopRequested
-from nanochat.train.watchdog import MemoryGuard, Watchdog
+from nanochat.train.watchdog import Watchdog
 from nanochat.units import format_duration, format_gib
 
 MAX_BAD_STEPS = 10  # consecutive steps with a non-finite loss or gradient after which a run ends
@@ -87,7 +88,7 @@ class TrainingRun:
     def __post_init__(self) -> None:
         self.reducer = GradientReducer(self.optimizer.shards, self.world)
         self.report: Callable[[str], None] = print  # prints a line about the run, also to the log during training
-        self.check_memory: Callable[[], None] = lambda: None  # raises MemoryError to ask for fewer rows
+        self.check_memory: Callable[[int], None] = lambda rows: None  # raises MemoryError to ask for fewer
         if self.options.fp8:
             self.model.train_in_fp8()
 

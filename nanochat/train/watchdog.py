@@ -1,4 +1,4 @@
-"""Threads that watch a run: they end all its processes when one dies, and act before memory runs out.
+"""End all processes of a run when one dies, and name it, instead of letting the others wait in a collective.
 
 A thread in each process writes a heartbeat to the key-value store of torchrun (TCPStore) every second and reads those
 of the others. A process that is alive but stuck is left to the timeouts of torch.distributed (NCCL, gloo).
@@ -17,26 +17,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch.distributed import TCPStore
 
-from nanochat import host
 from nanochat.dist import World
-from nanochat.errors import UserError
-from nanochat.runtime import has_unified_memory
-from nanochat.units import format_gib
 
 HEARTBEAT_SECONDS = 1.0
 SILENCE_SECONDS = 40.0
 """Time without a heartbeat after which a process that is stopped or on another machine counts as dead."""
 GRACE_SECONDS = 5.0  # time for processes that fail or end one after the other to do so by themselves
 START_SECONDS = 1800.0  # time for all processes to reach the start of training
-MEMORY_VARIABLE = "NANOCHAT_MIN_MEMORY_GIB"
-MIN_AVAILABLE, MAX_SHARE = 12 << 30, 0.1
-"""Driver errors were reported with 12.7 GiB available. On smaller machines a tenth of the memory."""
-SECONDS_BETWEEN_READINGS = 0.5
-SECONDS_TO_RECOVER = 6.0  # for the step to be repeated with fewer rows, before the run is stopped
-OOM_SCORE_ADJ = "500"
 
 
 class Process(NamedTuple):
@@ -151,67 +140,3 @@ def pid_namespace() -> str:
     """Identifies the boot and the namespace in which a process id is valid."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
-
-
-class MemoryGuard:
-    """A context manager around training. A GB10 that runs out of the memory that CPU and GPU share freezes.
-
-    While memory is low, it releases the cache of torch's allocator, then makes `check` raise MemoryError once, upon
-    which the loop takes fewer rows, then calls `stop`.
-    """
-
-    def __init__(self, device: torch.device, report: Callable[[str], None], stop: Callable[[], None]) -> None:
-        """Raises UserError if NANOCHAT_MIN_MEMORY_GIB is not a number."""
-        self._report, self._stop = report, stop
-        self._wants_fewer_rows = False
-        self._finished = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="memory guard", daemon=True)
-        memory = host.memory() if has_unified_memory(device) else None
-        self.threshold = memory_threshold(memory) if memory else 0.0
-
-    def __enter__(self) -> "MemoryGuard":
-        with contextlib.suppress(OSError):  # if a process has to be killed, it is this one, not the desktop or sshd
-            Path("/proc/self/oom_score_adj").write_text(OOM_SCORE_ADJ)
-        if self.threshold:
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._finished.set()
-
-    def check(self) -> None:
-        """Called before each forward pass. Raises MemoryError if the step should be repeated with fewer rows."""
-        if self._wants_fewer_rows:
-            self._wants_fewer_rows = False
-            raise MemoryError("memory is low")
-
-    def _watch(self) -> None:
-        low_since, readings = 0.0, 0
-        while not self._finished.wait(SECONDS_BETWEEN_READINGS):
-            memory, now = host.memory(), time.monotonic()
-            if memory is None or memory.available >= self.threshold:
-                readings, self._wants_fewer_rows = 0, False
-                continue
-            readings += 1
-            left = f"warning: {format_gib(memory.available)} of memory left, below {format_gib(self.threshold)}"
-            if readings == 1:
-                low_since = now
-                if torch.cuda.is_initialized():
-                    torch.cuda.empty_cache()
-            elif readings == 2:
-                self._report(f"{left}: fewer rows at once")
-                self._wants_fewer_rows = True
-            elif now - low_since > SECONDS_TO_RECOVER:
-                self._report(f"{left}: saving and stopping before the machine freezes; end other programs")
-                self._stop()
-                return
-
-
-def memory_threshold(memory: host.Memory) -> float:
-    """Bytes below which memory is low; half of what is available at the start if that is already little."""
-    text = os.environ.get(MEMORY_VARIABLE)
-    try:
-        wanted = float(text) * 2**30 if text else min(MIN_AVAILABLE, MAX_SHARE * memory.total)
-    except ValueError:
-        raise UserError(f'{MEMORY_VARIABLE} must be a number such as {MEMORY_VARIABLE}=8, got "{text}"') from None
-    return wanted if text else min(wanted, memory.available / 2)

@@ -7,7 +7,8 @@ import pytest
 
 from nanochat.data.batches import StreamRows
 from nanochat.data.packing import PackedRows, best_fit
-from nanochat.data.token_files import TokenFile, write_documents
+from nanochat.data.token_files import TokenFile
+from nanochat.data.token_writer import write_documents
 from nanochat.model.loss import IGNORE
 from nanochat.tokenizer import Tokenizer
 

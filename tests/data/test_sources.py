@@ -5,8 +5,9 @@ import pytest
 
 from nanochat import paths
 from nanochat.data import demo_data
-from nanochat.data.sources import MAX_EPOCHS, Mixture, Source, fit, parse, shards_for_depth, tokens_for_depth
-from nanochat.data.token_files import TextShard, write_shards
+from nanochat.data.amount import MAX_EPOCHS, fit, shards_for_depth, tokens_for_depth
+from nanochat.data.sources import Mixture, Source, parse
+from nanochat.data.token_writer import TextShard, write_shards
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
 

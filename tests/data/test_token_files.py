@@ -6,7 +6,8 @@ import pytest
 
 from nanochat.conversations import Conversation
 from nanochat.data.packing import PackedRows
-from nanochat.data.token_files import TokenFile, write_conversations, write_documents
+from nanochat.data.token_files import TokenFile
+from nanochat.data.token_writer import write_conversations, write_documents
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
 

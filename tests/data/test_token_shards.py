@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from nanochat.data.batches import StreamRows
-from nanochat.data.token_files import ShardedIds, TextShard, TokenFile, TokenShards, write_shards
+from nanochat.data.token_files import ShardedIds, TokenFile, TokenShards
+from nanochat.data.token_writer import TextShard, write_shards
 from nanochat.errors import UserError
 from nanochat.model.loss import IGNORE
 from nanochat.tokenizer import Tokenizer

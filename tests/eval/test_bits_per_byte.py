@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from nanochat.data.batches import StreamRows
-from nanochat.data.token_files import TokenFile, write_documents
+from nanochat.data.token_files import TokenFile
+from nanochat.data.token_writer import write_documents
 from nanochat.dist import World
 from nanochat.eval.bits_per_byte import bits_per_byte
 from nanochat.runtime import Runtime

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nanochat import cli, paths
 from nanochat.data import demo_data
-from nanochat.data.token_files import TextShard, write_shards
+from nanochat.data.token_writer import TextShard, write_shards
 from nanochat.errors import UserError
 from nanochat.hub import verify
 from nanochat.hub.convert_model import _unit_rows, round_weights, write_model

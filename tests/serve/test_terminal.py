@@ -15,7 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from nanochat import conversations
+from nanochat import conversation_files
 from nanochat.conversations import PartType
 from nanochat.errors import UserError
 from nanochat.inference.chat import ChatModel
@@ -132,7 +132,7 @@ def test_retry_asks_the_same_again_and_keeps_the_new_reply_only() -> None:
 def test_conversation_is_saved_and_loaded(tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
     talk([f"/save {path}", "/system be brief", "one", f"/save {path}", "calculate", f"/save {path}"])
-    assert len(conversations.read(path)) == 2
+    assert len(conversation_files.read(path)) == 2
     model = ScriptedChatModel()
     shown, chat = talk([f"/load {path}", "again"], model)
     assert "4 messages" in shown and "It is 1665." in shown and chat.system == "be brief"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat import conversations
+from nanochat import conversation_files
 from nanochat.conversations import Conversation, conversation, find_problem, text_of
 from nanochat.data import demo_data
 from nanochat.tasks import identity
@@ -57,8 +57,8 @@ def test_the_reply_must_contain_the_name(reply: str, grade: float) -> None:
 def test_the_user_s_file_is_made_once_and_read_from_then_on(tmp_path: Path) -> None:
     path = tmp_path / "identity.jsonl"
     assert identity.write_default(path)
-    assert conversations.read(path) == default_conversations()
+    assert conversation_files.read(path) == default_conversations()
     mine = conversation("Who built you?", "Ada did.")
     path.write_text(json.dumps(mine) + "\n")
     assert not identity.write_default(path)
-    assert conversations.read(path) == [mine]
+    assert conversation_files.read(path) == [mine]

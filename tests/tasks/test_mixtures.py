@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nanochat import conversations, paths
+from nanochat import conversation_files, paths
 from nanochat.conversations import conversation, find_problem
 from nanochat.errors import UserError
 from nanochat.tasks import identity, mixtures
@@ -31,7 +31,7 @@ def prepared(base_dir: Path, start_hub: StartHub) -> None:
 @pytest.fixture
 def talks(tmp_path: Path) -> Path:
     """A file of ten conversations."""
-    conversations.append(tmp_path / "my talks.jsonl", TALKS)
+    conversation_files.append(tmp_path / "my talks.jsonl", TALKS)
     return tmp_path / "my talks.jsonl"
 
 

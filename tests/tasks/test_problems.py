@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from nanochat import conversations
-from nanochat.conversations import convert
+from nanochat import conversation_files
+from nanochat.conversation_files import convert
 from nanochat.errors import UserError
 from nanochat.tasks import problems
 from nanochat.tasks.mixtures import load_mixture, load_task
@@ -97,7 +97,7 @@ def test_a_file_names_its_broken_line(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in (problem("exact"), problem("number", "x"))))
     with pytest.raises(UserError, match=r"line 2 of .*problems.jsonl is invalid .*number"):
         load_mixture("rl", [str(file)], only=True)
-    assert len(conversations.read(file)) == 2  # but they are conversations to learn from
+    assert len(conversation_files.read(file)) == 2  # but they are conversations to learn from
 
 
 def test_a_mixture_grades_each_row_with_its_own_task(tmp_path: Path) -> None:
@@ -156,9 +156,9 @@ def test_a_python_file_that_fails_is_a_user_error(tmp_path: Path, change: tuple[
 def test_the_example_of_the_documents_is_valid(tmp_path: Path) -> None:
     example = Path(__file__).resolve().parents[2] / "docs" / "example_data.py"
     runpy.run_path(str(example))["main"](tmp_path)
-    chats, held_out = (conversations.read(tmp_path / f"chats{part}.jsonl") for part in ("", "-held-out"))
+    chats, held_out = (conversation_files.read(tmp_path / f"chats{part}.jsonl") for part in ("", "-held-out"))
     asked, tested = (
-        {str(row["messages"][0]["content"]) for row in conversations.read(tmp_path / name, problems.find_problem)}
+        {str(row["messages"][0]["content"]) for row in conversation_files.read(tmp_path / name, problems.find_problem)}
         for name in ("problems.jsonl", "problems-held-out.jsonl")
     )
     assert len(chats) == 200 and len(held_out) == 40 and not asked & tested

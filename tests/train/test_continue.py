@@ -6,7 +6,7 @@ import pytest
 
 from nanochat import paths
 from nanochat.data import demo_data
-from nanochat.data.token_files import TextShard, write_shards
+from nanochat.data.token_writer import TextShard, write_shards
 from nanochat.errors import UserError
 from nanochat.hub.card import _stage_data
 from nanochat.report.history import newest_stages, pretraining_text

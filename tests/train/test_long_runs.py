@@ -20,7 +20,7 @@ import torch
 from nanochat import paths
 from nanochat.data import demo_data
 from nanochat.data.batches import StepData
-from nanochat.data.token_files import write_documents
+from nanochat.data.token_writer import write_documents
 from nanochat.errors import UserError
 from nanochat.runtime import Runtime
 from nanochat.telemetry import run_log

@@ -19,7 +19,8 @@ from nanochat.conversations import Conversation, conversation
 from nanochat.data import demo_data
 from nanochat.data.batches import BatchSource, RowBatches, StreamRows
 from nanochat.data.packing import PackedRows
-from nanochat.data.token_files import TokenFile, write_conversations, write_documents
+from nanochat.data.token_files import TokenFile
+from nanochat.data.token_writer import write_conversations, write_documents
 from nanochat.dist import World
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
