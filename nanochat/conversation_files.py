@@ -1,4 +1,5 @@
-"""Read conversations from JSON Lines and JSON files in OpenAI's and other formats, and append to such files.
+"""Check conversations, read them from JSON Lines and JSON files in OpenAI's and other formats, and append to
+such files.
 
 ShareGPT, Alpaca, prompt/completion and question/answer are converted when they are read.
 """
@@ -11,13 +12,15 @@ from typing import Any, NamedTuple
 
 from nanochat import paths
 from nanochat.atomic import atomic_write
-from nanochat.conversations import PAIRS, Conversation, find_problem
+from nanochat.conversations import Conversation
 from nanochat.errors import UserError
 from nanochat.locks import folder_lock
 from nanochat.untrusted import reading
 
 ROLES = {"human": "user", "developer": "system"} | dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant")
 """Names of roles in other formats."""
+PAIRS = {"instruction": "output", "prompt": "completion", "question": "answer"}
+"""Fields of a user's message and its answer in formats of one turn."""
 
 
 class Line(NamedTuple):
@@ -66,6 +69,45 @@ def _message(message: Any) -> Any:
 
 def _is_text(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def find_problem(value: Any) -> str | None:
+    """Return the reason why `value` is not a valid conversation, or None if it is."""
+    if not isinstance(value, dict) or not isinstance(value.get("messages"), list):
+        pairs = (f"{asked}/{answered}" for asked, answered in PAIRS.items())
+        return f'it is not an object with a list "messages" or "conversations", or with {", ".join(pairs)}'
+    expected = "user"
+    for i, message in enumerate(value["messages"]):
+        if problem := _problem_in_message(message):
+            return f"message {i + 1} {problem}"
+        if i == 0 and message["role"] == "system":
+            continue
+        if message["role"] != expected:
+            return f"message {i + 1} is from the {message['role']}, expected the {expected}"
+        expected = "assistant" if expected == "user" else "user"
+    if "assistant" not in [message["role"] for message in value["messages"]]:
+        return "it needs at least one user message and one assistant message"
+    return None
+
+
+def _problem_in_message(message: Any) -> str | None:
+    if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
+        role = message.get("role") if isinstance(message, dict) else None
+        return f'needs a "role": system, user or assistant{"" if role is None else f", not {role!r}"[:80]}'
+    content = message.get("content")
+    if isinstance(content, str):
+        return None if content.strip() else "is empty"
+    if not isinstance(content, list):
+        return 'needs a "content": text or a list of parts'
+    if message["role"] != "assistant":
+        return "has a list of parts, allowed only for the assistant"
+    for part in content:
+        kind, text = (part.get("type"), part.get("text")) if isinstance(part, dict) else (None, None)
+        if kind not in ("text", "python", "python_output") or not isinstance(text, str):
+            return 'has a part that is not {"type": text, python or python_output, "text": text}'
+        if not text.strip() and kind != "python_output":  # a program may print nothing
+            return f"has an empty {kind} part"
+    return None if content else "is empty"
 
 
 def scan(path: Path, check: Callable[[Conversation], str | None] = lambda _: None) -> Iterator[Line]:

@@ -20,7 +20,6 @@ STUCK_CLOCK, STUCK_WATTS = 0.4, 40.0
 """A GB10 stuck in low power runs at 799 of 3,003 MHz and 20 W under load, even after a reboot; a healthy one at 2,400
 MHz and 90 W."""
 UNPLUG = "shut down and unplug the power supply for a minute"
-OLDEST_VBIOS = "9A.0B.25"
 DROP_CACHE = "sync && echo 3 | sudo tee /proc/sys/vm/drop_caches"
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "StrictHostKeyChecking=accept-new")
 
@@ -93,17 +92,11 @@ class GPU:
 
     @property
     def is_stuck(self) -> bool:
-        """True if it works at a low clock and power for no reason that the driver gives."""
-        if not (self.clock and self.max_clock and self.power and self.utilization):
+        """True for a GB10 that works at a low clock and power for no reason that the driver gives."""
+        if not (self.is_gb10 and self.clock and self.max_clock and self.power and self.utilization):
             return False
         is_slow = self.clock < STUCK_CLOCK * self.max_clock and self.power < STUCK_WATTS
         return is_slow and self.utilization >= 90 and not self.slowed_by & (THERMAL | POWER_BRAKE)
-
-    @property
-    def has_old_firmware(self) -> bool:
-        """True for the GB10's firmware before 9A.0B.25, which halves its speed."""
-        parts = self.vbios.split(".")[:3]
-        return self.is_gb10 and len(parts) == 3 and parts < OLDEST_VBIOS.split(".")
 
 
 def parse_gpu(line: str) -> GPU | None:

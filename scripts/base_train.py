@@ -40,6 +40,7 @@ def main(options: PretrainOptions) -> None:
         agreement.check(agreement.TEXT)
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
         text = Mixture.open(options.dataset, "train", tokenizer)
+        held_out = Mixture.open(options.dataset, "val", tokenizer, options.eval_tokens)
         options = replace(options, dataset=tuple(map(str, text.sources)))
         parent = resume.continued(options.from_, runtime) if options.from_ else None
         if parent:
@@ -56,7 +57,6 @@ def main(options: PretrainOptions) -> None:
             options.short_rows_ratio, options.num_iterations,
             rows_per_step=rows, device_batch_size=device_batch_size, world=runtime.world, seed=options.seed,
         )  # fmt: skip
-        held_out = Mixture.open(options.dataset, "val", tokenizer, options.eval_tokens)
         held_out_rows = StreamRows(held_out.stream, config.sequence_len, tokenizer.bos_id)
 
         def evaluate(check_stop: Callable[[], None]) -> dict[str, float]:

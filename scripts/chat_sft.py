@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import UseAppendAction
 
 from nanochat import cli, paths
-from nanochat.data.batches import RowBatches
+from nanochat.data.packing import TrimmedBatches
 from nanochat.eval.samples import answers
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
@@ -58,13 +58,12 @@ def main(options: SFTOptions) -> None:
         sequence_len = run.model.config.sequence_len
         conversations = conversation_rows(mixture, tokenizer, sequence_len, runtime, learn_all=False, one_per_row=True)
         rows = options.target_examples_per_step
-        batches = RowBatches(
+        batches = TrimmedBatches(
             conversations,
             rows_per_step=rows,
             device_batch_size=choose_device_batch_size(run, max_rows=-(-rows // runtime.world.size)),
             world=runtime.world,
             seed=options.seed,
-            trim=True,
         )
         train(
             run,

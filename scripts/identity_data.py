@@ -23,8 +23,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from nanochat import cli, conversation_files, paths
-from nanochat.conversation_files import Line
-from nanochat.conversations import Conversation, Message, conversation, find_problem
+from nanochat.conversation_files import Line, find_problem
+from nanochat.conversations import Conversation, Message, conversation
 from nanochat.errors import UserError
 from nanochat.tasks import problems
 from nanochat.tasks.mixtures import load_task

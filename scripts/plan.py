@@ -17,7 +17,7 @@ from nanochat import cli, host, paths
 from nanochat.data.amount import CHARS_PER_TOKEN, MAX_EPOCHS, fit
 from nanochat.data.sources import DATASETS, Source, parse
 from nanochat.errors import UserError
-from nanochat.model.gpt import GPTConfig
+from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import DATASHEETS, has_unified_memory
 from nanochat.spark.disk import VOCAB_SIZE, default_config, disk_space
 from nanochat.spark.plan import (
@@ -31,7 +31,8 @@ from nanochat.spark.plan import (
     stage_table,
     stages_from,
 )
-from nanochat.train.memory import estimate_for_shape
+from nanochat.train.memory import estimate_memory
+from nanochat.train.optim import MuonAdamW, OptimizerOptions
 from nanochat.train.options import PretrainOptions, check_range
 from nanochat.train.scaling import default_batch_size
 from nanochat.units import format_bytes
@@ -142,7 +143,10 @@ def machines(hosts: int, watts: float | None = None) -> list[Machine]:
 def memory_lines(config: GPTConfig) -> str:
     """Peak memory by --device-batch-size, and the memory of this machine."""
     shared = has_unified_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    totals = {rows: estimate_for_shape(config, rows, shared=shared).total for rows in BATCH_SIZES}
+    with torch.device("meta"):
+        model = GPT(config, torch.bfloat16)
+        optimizer = MuonAdamW(model, OptimizerOptions())
+        totals = {rows: estimate_memory(model, optimizer, rows, shared=shared).total for rows in BATCH_SIZES}
     sizes = "  ".join(f"{rows}: {total / 1e9:.0f}" for rows, total in totals.items())
     here = ""
     if not shared:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from nanochat import conversation_files
-from nanochat.conversations import conversation, find_problem
+from nanochat.conversation_files import find_problem
+from nanochat.conversations import conversation
 from nanochat.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("base_dir")

@@ -37,13 +37,6 @@ class Rows(Protocol):
     def __getitem__(self, index: int, /) -> Row: ...
 
 
-class WholeRows(Rows, Protocol):
-    """Rows of one length."""
-
-    @property
-    def sequence_len(self) -> int: ...
-
-
 @dataclass(frozen=True)
 class StreamRows:
     """Text as one stream of documents, cut every `sequence_len` tokens.
@@ -129,15 +122,11 @@ class BatchSource(Protocol):
 class RowBatches:
     """Rows in a shuffled order, epoch after epoch."""
 
-    def __init__(
-        self, rows: Rows, *, rows_per_step: int, device_batch_size: int, world: World, seed: int, trim: bool = False
-    ) -> None:
-        """`trim`, for padded rows: batch rows of similar length and cut columns without targets."""
+    def __init__(self, rows: Rows, *, rows_per_step: int, device_batch_size: int, world: World, seed: int) -> None:
         self.rows = rows
         self.rows_per_step = rows_per_step
         self.device_batch_size = device_batch_size
         self.world = world
-        self.trim = trim
         self._permutation = lru_cache(maxsize=2)(
             lambda epoch: np.random.default_rng((seed, epoch)).permutation(len(rows))
         )
@@ -151,13 +140,9 @@ class RowBatches:
         return [self.row_index(position) for position in range(first, first + self.rows_per_step)]
 
     def step_data(self, step: int) -> StepData:
-        """Micro-batches of at most `device_batch_size` rows, or as many tokens of trimmed rows."""
+        """Micro-batches of at most `device_batch_size` rows."""
         indices = self.row_indices(step)[self.world.rank :: self.world.size]
-        if not self.trim:
-            return StepData(list(stack_all(self.rows, indices, self.device_batch_size)), {"epoch": self.epoch(step)})
-        own = sorted((self.rows[i] for i in indices), key=trained_length)
-        groups = group_by_tokens(list(map(trained_length, own)), self.device_batch_size * len(own[0].tokens))
-        return StepData([stack(own[group], trim=True) for group in groups], {"epoch": self.epoch(step)})
+        return StepData(list(stack_all(self.rows, indices, self.device_batch_size)), {"epoch": self.epoch(step)})
 
     def epoch(self, step: int) -> float:
         return step * self.rows_per_step / len(self.rows)
@@ -226,43 +211,14 @@ def rows_per_step(total_batch_size: int, sequence_len: int, world: World) -> int
     return total_batch_size // sequence_len
 
 
-def padded_length(length: int) -> int:
-    """Columns of a batch whose longest row has `length` tokens: the next multiple of 8, for tensor cores.
-
-    Multiples of 32 would mean fewer shapes, but would make training on the demo's conversations 1.15 times slower.
-    """
-    return max(-(-length // 8), 1) * 8
-
-
-def trained_length(row: Row) -> int:
-    """Positions up to the last target that is trained on."""
-    return int(np.flatnonzero(row.targets != IGNORE).max(initial=-1)) + 1
-
-
-def group_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[slice]:
-    """Group rows sorted by length into batches of at most `max_tokens` tokens, padding included.
-
-    A longer row gets a batch to itself.
-    """
-    starts = [0]
-    for i, length in enumerate(lengths):
-        if i > starts[-1] and (i + 1 - starts[-1]) * padded_length(length) > max_tokens:
-            starts.append(i)
-    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(lengths)], strict=True) if start < end]
-
-
 def stack_all(rows: Rows, indices: Sequence[int], device_batch_size: int) -> Iterator[Batch]:
     """Batches of at most `device_batch_size` of the rows with these indices, in order."""
     for start in range(0, len(indices), device_batch_size):
         yield stack([rows[i] for i in indices[start : start + device_batch_size]])
 
 
-def stack(rows: list[Row], trim: bool = False) -> Batch:
-    tokens = torch.from_numpy(np.stack([row.tokens for row in rows]))
-    targets = torch.from_numpy(np.stack([row.targets for row in rows]))
-    if trim:
-        length = padded_length(max(map(trained_length, rows)))
-        tokens, targets = tokens[:, :length], targets[:, :length]
+def stack(rows: Sequence[Row]) -> Batch:
+    tokens, targets = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
     return Batch(tokens, targets)
 
 

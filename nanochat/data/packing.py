@@ -1,8 +1,10 @@
-"""Conversations packed whole into rows."""
+"""Conversations packed whole into rows, and batches of padded rows without most of the padding."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
-from nanochat.data.batches import Row
+from nanochat.data.batches import Batch, Row, RowBatches, StepData, stack
 from nanochat.data.token_files import TokenFile
 from nanochat.model.loss import IGNORE
 
@@ -64,3 +66,46 @@ def best_fit(
         if max_per_row is None or len(rows[row]) < max_per_row:
             by_space[space - lengths[i]].append(row)
     return rows
+
+
+class TrimmedBatches(RowBatches):
+    """Padded rows in a shuffled order. Rows of similar length share a batch, and columns without targets are cut."""
+
+    def step_data(self, step: int) -> StepData:
+        """Micro-batches of at most as many tokens as `device_batch_size` whole rows have."""
+        indices = self.row_indices(step)[self.world.rank :: self.world.size]
+        own = sorted((self.rows[i] for i in indices), key=lambda row: trained_length(row.targets))
+        lengths = [trained_length(row.targets) for row in own]
+        groups = group_by_tokens(lengths, self.device_batch_size * len(own[0].tokens))
+        return StepData([trim(stack(own[group])) for group in groups], {"epoch": self.epoch(step)})
+
+
+def trim(batch: Batch) -> Batch:
+    """Cut the columns after the last target of all rows."""
+    length = padded_length(max(map(trained_length, batch.targets.numpy())))
+    return Batch(batch.tokens[:, :length], batch.targets[:, :length])
+
+
+def padded_length(length: int) -> int:
+    """Columns of a batch whose longest row has `length` tokens: the next multiple of 8, for tensor cores.
+
+    Multiples of 32 would mean fewer shapes, but would make training on the demo's conversations 1.15 times slower.
+    """
+    return max(-(-length // 8), 1) * 8
+
+
+def trained_length(targets: np.ndarray) -> int:
+    """Positions of one row up to the last target that is trained on."""
+    return int(np.flatnonzero(targets != IGNORE).max(initial=-1)) + 1
+
+
+def group_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[slice]:
+    """Group rows sorted by length into batches of at most `max_tokens` tokens, padding included.
+
+    A longer row gets a batch to itself.
+    """
+    starts = [0]
+    for i, length in enumerate(lengths):
+        if i > starts[-1] and (i + 1 - starts[-1]) * padded_length(length) > max_tokens:
+            starts.append(i)
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(lengths)], strict=True) if start < end]

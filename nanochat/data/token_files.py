@@ -106,14 +106,6 @@ class TokenFile:
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{folder / name}.json is damaged: delete it and run ./prepare.sh again") from None
 
-    @classmethod
-    def is_current(cls, folder: Path, name: str, tokenizer: Tokenizer, origin: str) -> bool:
-        """True if the file is complete, and from this tokenizer and the text identified by `origin`."""
-        try:
-            return cls.open(folder, name, tokenizer).origin == origin
-        except UserError:
-            return False
-
 
 class ShardedIds:
     """Arrays, or the first `lengths` of each, read as one: `ids[a:b]` copies from as many of them as it spans."""

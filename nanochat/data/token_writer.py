@@ -19,6 +19,7 @@ from nanochat.atomic import atomic_write
 from nanochat.conversations import Conversation
 from nanochat.data.progress import in_processes
 from nanochat.data.token_files import TokenFile, checksums, index_file
+from nanochat.errors import UserError
 from nanochat.locks import folder_lock
 from nanochat.tokenizer import Rendered, Tokenizer
 
@@ -45,12 +46,20 @@ def write_shards(
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
         shards = [shard for part in splits.values() for shard in part]
-        stale = [shard for shard in shards if not TokenFile.is_current(folder, shard.name, tokenizer, shard.origin)]
+        stale = [shard for shard in shards if not is_current(folder, shard.name, tokenizer, shard.origin)]
         in_processes("tokenizing", partial(_write_shard, folder, tokenizer), stale, workers)
         for split, part in splits.items():
             with atomic_write(index_file(folder, split)) as file:
                 file.write(json.dumps({"shards": [shard.name for shard in part]}, indent=2) + "\n")
     return len(stale)
+
+
+def is_current(folder: Path, name: str, tokenizer: Tokenizer, origin: str) -> bool:
+    """True if the token file is complete, and from this tokenizer and the text identified by `origin`."""
+    try:
+        return TokenFile.open(folder, name, tokenizer).origin == origin
+    except UserError:
+        return False
 
 
 def _write_shard(folder: Path, tokenizer: Tokenizer, shard: TextShard) -> None:

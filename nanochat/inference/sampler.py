@@ -47,7 +47,7 @@ class Sampler:
             self._penalties = _Penalties(samplings, tokens, prompt_lengths, vocab_size, device)
         biases = [(row, token, bias) for row, s in enumerate(samplings) for token, bias in s.logit_bias]
         self._biases = [on_device(values, device) for values in zip(*biases, strict=True)]
-        self.restricted_rows = [row for row, s in enumerate(samplings) if s.json_schema or s.min_tokens]
+        self.restricted_rows = [row for row, s in enumerate(samplings) if s.constraint or s.min_tokens]
         self.logprob_rows = [row for row, sampling in enumerate(samplings) if sampling.logprobs is not None]
         self._max_logprobs = max((s.logprobs for s in samplings if s.logprobs is not None), default=0)
 

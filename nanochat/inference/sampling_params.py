@@ -1,10 +1,16 @@
 """Sampling parameters of a request, and the random numbers used to sample its tokens."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from nanochat.errors import UserError
+from nanochat.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from nanochat.inference.json_constraint import JsonConstraint
 
 MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 20
@@ -28,7 +34,7 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()  # token ids and what is added to their logits
     min_tokens: int = 0  # no earlier token ends the reply, but a stop string does
     stop_token_ids: tuple[int, ...] = ()  # the reply ends before the first of these tokens
-    json_schema: str | None = None  # the reply is JSON that matches this schema
+    constraint: "Callable[[Tokenizer], JsonConstraint] | None" = None  # restricts which tokens may come next
     stop: tuple[str, ...] = ()  # the reply ends before the first of these strings
     logprobs: int | None = None  # also return the logprobs of each token and of this many alternatives
     echo_from: int | None = None  # the text starts with the prompt's, from this token on, with `logprobs` if set

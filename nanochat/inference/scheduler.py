@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nanochat.inference.detokenizer import Delta, Detokenizer, TokenLogprob
-from nanochat.inference.json_constraint import JsonConstraint
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.tokenizer import Tokenizer
 
@@ -40,7 +39,7 @@ class Request:
     def __init__(self, prompt: Sequence[int], sampling: SamplingParams, context: int, tokenizer: Tokenizer) -> None:
         """context: maximum length of prompt and completion together."""
         self.sampling = sampling
-        self.constraint = JsonConstraint(sampling.json_schema, tokenizer) if sampling.json_schema else None
+        self.constraint = sampling.constraint(tokenizer) if sampling.constraint else None
         self.completion = Completion()
         self.prompt_length = len(prompt)
         # With max_tokens of 0 a token is sampled too, but not added.

@@ -97,7 +97,7 @@ class ReplyGenerator:
         samplings = body.sampling_params(self.defaults)
         self._check_tokens([token for token, _ in samplings[0].logit_bias], "logit_bias")
         self._check_tokens(samplings[0].stop_token_ids, "stop_token_ids")
-        if schema := samplings[0].json_schema:
+        if schema := body.json_schema_text:
             await asyncio.to_thread(check_schema, schema)
         return samplings
 

@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 from fastapi.responses import JSONResponse
@@ -30,6 +31,7 @@ from pydantic import (
 
 from nanochat import conversations
 from nanochat.conversations import Part
+from nanochat.inference.json_constraint import JsonConstraint
 from nanochat.inference.sampling_params import MAX_LOGPROBS, MAX_STOP_STRINGS, SamplingParams
 from nanochat.serve.model_registry import ModelCard
 
@@ -275,7 +277,7 @@ class SamplingRequest(BaseModel):
             stop_token_ids=tuple(self.stop_token_ids or ()),
             logit_bias=tuple((self.logit_bias or {}).items()),
             seed=secrets.randbits(63) if self.seed in (None, -1) else self.seed % 2**63,
-            json_schema=self.json_schema_text,
+            constraint=partial(JsonConstraint, schema) if (schema := self.json_schema_text) else None,
             logprobs=self.num_logprobs,
         )
         return [params.child(i) for i in range(self.n or 1)]

@@ -30,6 +30,7 @@ MAX_CACHE = 0.5
 """Fraction of a GB10's memory in the page cache that causes a warning, because CUDA cannot always reclaim it."""
 MAX_SWAP = 2**30
 NETWORK_SECONDS = 5.0
+OLDEST_VBIOS = "9A.0B.25"
 MASK_SLEEP = "sudo systemctl mask sleep.target suspend.target hibernate.target hybrid-sleep.target"
 MORE_DISK = "free space, or set NANOCHAT_BASE_DIR to another disk"
 
@@ -116,13 +117,13 @@ def clocks(gpus: list[GPU]) -> Check | None:
 
 
 def firmware(gpus: list[GPU]) -> Check | None:
-    old = [gpu.vbios for gpu in gpus if gpu.has_old_firmware]
+    """Firmware of a GB10 before OLDEST_VBIOS halves its speed."""
+    versions = [gpu.vbios for gpu in gpus if gpu.is_gb10]
+    old = [version for version in versions if version.count(".") >= 2 and version.split(".") < OLDEST_VBIOS.split(".")]
     if not old:
         return None
     fix = "sudo fwupdmgr refresh && sudo fwupdmgr update    # then reboot"
-    return Check(
-        "firmware", "warning", f"VBIOS {old[0]} is older than {host.OLDEST_VBIOS}, which is twice as fast", fix
-    )
+    return Check("firmware", "warning", f"VBIOS {old[0]} is older than {OLDEST_VBIOS}, which is twice as fast", fix)
 
 
 def memory(gpus: list[GPU]) -> Check | None:

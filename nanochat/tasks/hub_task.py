@@ -12,8 +12,8 @@ import pyarrow
 import pyarrow.parquet
 
 from nanochat import paths
-from nanochat.conversation_files import convert
-from nanochat.conversations import Conversation, find_problem
+from nanochat.conversation_files import convert, find_problem
+from nanochat.conversations import Conversation
 from nanochat.data.download import HubFile, fetch
 from nanochat.errors import UserError, one_line
 from nanochat.tasks.task import Task

@@ -19,7 +19,7 @@ from nanochat.data import demo_data
 from nanochat.data.packing import PackedRows
 from nanochat.data.progress import track
 from nanochat.data.token_files import TokenFile
-from nanochat.data.token_writer import write_conversations
+from nanochat.data.token_writer import is_current, write_conversations
 from nanochat.errors import UserError
 from nanochat.locks import folder_lock
 from nanochat.runtime import Runtime
@@ -171,7 +171,7 @@ def conversation_rows(
     if runtime.world.is_local_main:
         folder.mkdir(parents=True, exist_ok=True)
         with folder_lock(folder):
-            if not TokenFile.is_current(folder, "train", tokenizer, mixture.fingerprint):
+            if not is_current(folder, "train", tokenizer, mixture.fingerprint):
                 rows = track(f"tokenizing {mixture.name}", mixture, len(mixture))
                 write_conversations(folder, "train", tokenizer, rows, mixture.fingerprint)
     runtime.world.barrier()

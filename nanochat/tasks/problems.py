@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from nanochat import conversations
+from nanochat import conversation_files
 from nanochat.conversations import Conversation
 from nanochat.errors import UserError, one_line
 from nanochat.sandbox.calculator import Calculator
@@ -79,7 +79,7 @@ def load_python(path: Path, split: Split) -> Task:
         if len(classes) != 1:
             raise UserError(f"{path} must define one class derived from Task or GradedTask, found {len(classes)}")
         task: Task = classes[0](**({"split": split} if "split" in inspect.signature(classes[0]).parameters else {}))
-        if problem := conversations.find_problem(task[0]):
+        if problem := conversation_files.find_problem(task[0]):
             raise UserError(f"{path}: row 0 is not a conversation ({problem})")
         if isinstance(task, GradedTask):
             task.grade(task[0], task[0]["messages"][-1]["content"])

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from nanochat.data.batches import Batch, StepData, group_by_tokens, padded_length
+from nanochat.data.batches import Batch, StepData
+from nanochat.data.packing import group_by_tokens, padded_length
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.detokenizer import reply_parts
 from nanochat.inference.sampling_params import SamplingParams

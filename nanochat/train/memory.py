@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 
 from nanochat.model.cpu_kernels import saved_attention_weights
-from nanochat.model.gpt import GPT, GPTConfig
+from nanochat.model.gpt import GPT
 from nanochat.model.loss import workspace_bytes
 from nanochat.runtime import cpu_rows, free_memory, has_unified_memory
 from nanochat.train.checkpoint import checkpoint_bytes
-from nanochat.train.optim import MuonAdamW, OptimizerOptions
+from nanochat.train.optim import MuonAdamW
 from nanochat.train.run import TrainingRun
 from nanochat.units import format_gib
 
@@ -78,13 +78,6 @@ def estimate_memory(model: GPT, optimizer: MuonAdamW, rows: int, *, shared: bool
         rows=rows,
         checkpoint=checkpoint_bytes(config) if shared and optimizer.world.is_main else 0,
     )
-
-
-def estimate_for_shape(config: GPTConfig, rows: int, *, shared: bool) -> MemoryEstimate:
-    """`estimate_memory` on a GPU for a model that does not exist yet."""
-    with torch.device("meta"):
-        model = GPT(config, torch.bfloat16)
-        return estimate_memory(model, MuonAdamW(model, OptimizerOptions()), rows, shared=shared)
 
 
 def choose_device_batch_size(run: TrainingRun, max_rows: int) -> int:

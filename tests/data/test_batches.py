@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from nanochat.data.batches import BatchSource, Row, RowBatches, StreamRows, group_by_tokens, stack, text_batches
+from nanochat.data.batches import BatchSource, Row, RowBatches, StreamRows, stack, text_batches
+from nanochat.data.packing import group_by_tokens, trim
 from nanochat.data.token_files import ShardedIds, TokenShards
 from nanochat.dist import World
 from nanochat.model.loss import IGNORE
@@ -62,9 +63,9 @@ def test_short_rows_share_a_batch_up_to_its_tokens() -> None:
 def test_trimming_drops_columns_nothing_is_learned_in() -> None:
     targets = np.full(100, IGNORE)
     targets[:40] = 5
-    batch = stack([Row(np.zeros(100, np.int64), targets)], trim=True)
+    batch = trim(stack([Row(np.zeros(100, np.int64), targets)]))
     assert batch.tokens.shape == (1, 40) and torch.equal(batch.targets[0, :40], torch.full((40,), 5))
-    assert stack([Row(np.zeros(100, np.int64), np.full(100, IGNORE))], trim=True).tokens.shape == (1, 8)
+    assert trim(stack([Row(np.zeros(100, np.int64), np.full(100, IGNORE))])).tokens.shape == (1, 8)
 
 
 SHORT_STEPS = 70

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from nanochat.conversations import find_problem, text_of
+from nanochat.conversation_files import find_problem
+from nanochat.conversations import text_of
 from nanochat.data import demo_data
 from nanochat.errors import UserError
 

@@ -7,7 +7,7 @@ import pytest
 from nanochat.conversations import Conversation
 from nanochat.data.packing import PackedRows
 from nanochat.data.token_files import TokenFile
-from nanochat.data.token_writer import write_conversations, write_documents
+from nanochat.data.token_writer import is_current, write_conversations, write_documents
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
 
@@ -23,10 +23,10 @@ def test_conversations_keep_their_mask(tmp_path: Path, tokenizer: Tokenizer) -> 
 
 def test_another_tokenizer_or_text_is_noticed(tmp_path: Path, tokenizer: Tokenizer) -> None:
     write_documents(tmp_path, "val", tokenizer, ["text"], "version 1")
-    assert TokenFile.is_current(tmp_path, "val", tokenizer, "version 1")
-    assert not TokenFile.is_current(tmp_path, "val", tokenizer, "version 2")
+    assert is_current(tmp_path, "val", tokenizer, "version 1")
+    assert not is_current(tmp_path, "val", tokenizer, "version 2")
     other = Tokenizer.train(["some other text for other merges"] * 3, 270)
-    assert not TokenFile.is_current(tmp_path, "val", other, "version 1")
+    assert not is_current(tmp_path, "val", other, "version 1")
     with pytest.raises(UserError, match="tokenizer"):
         TokenFile.open(tmp_path, "val", other)
 
@@ -48,7 +48,7 @@ def test_an_interrupted_write_leaves_no_split(tmp_path: Path, tokenizer: Tokeniz
 
     with pytest.raises(KeyboardInterrupt):
         write_documents(tmp_path, "train", tokenizer, texts(), "x")
-    assert not TokenFile.is_current(tmp_path, "train", tokenizer, "x")
+    assert not is_current(tmp_path, "train", tokenizer, "x")
 
 
 def test_an_interrupted_rewrite_leaves_the_split_that_was_there(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -59,7 +59,7 @@ def test_an_interrupted_rewrite_leaves_the_split_that_was_there(tmp_path: Path, 
     write_documents(tmp_path, "train", tokenizer, ["first"], "1")
     with pytest.raises(KeyboardInterrupt):
         write_documents(tmp_path, "train", tokenizer, texts(), "2")
-    assert TokenFile.is_current(tmp_path, "train", tokenizer, "1")
+    assert is_current(tmp_path, "train", tokenizer, "1")
     assert tokenizer.decode(TokenFile.open(tmp_path, "train", tokenizer).ids[:].tolist()) == "<|bos|>first"
 
 
@@ -87,4 +87,4 @@ def test_damaged_settings_are_named(tmp_path: Path, tokenizer: Tokenizer) -> Non
     (tmp_path / "train.json").write_text('{"tokenizer": ')
     with pytest.raises(UserError, match=r"train.json is damaged"):
         TokenFile.open(tmp_path, "train", tokenizer)
-    assert not TokenFile.is_current(tmp_path, "train", tokenizer, "x")
+    assert not is_current(tmp_path, "train", tokenizer, "x")

@@ -2,7 +2,8 @@ import re
 
 import pytest
 
-from nanochat.conversations import Conversation, Part, find_problem, text_of
+from nanochat.conversation_files import find_problem
+from nanochat.conversations import Conversation, Part, text_of
 from nanochat.tasks.arithmetic import Arithmetic, ToolProblems, WordProblems, canonical
 from nanochat.tasks.task import Split
 

@@ -1,6 +1,7 @@
 import pytest
 
-from nanochat.conversations import find_problem, text_of
+from nanochat.conversation_files import find_problem
+from nanochat.conversations import text_of
 from nanochat.data import demo_data
 from nanochat.tasks.encyclopedia import MAX_ANSWER_CHARS, Encyclopedia, first_sentences
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.conversations import Part, find_problem
+from nanochat.conversation_files import find_problem
+from nanochat.conversations import Part
 from nanochat.sandbox.calculator import Calculator
 from nanochat.tasks.gsm8k import GSM8K, answer_parts, marked_answer, normalize_number
 from nanochat.tasks.task import Reply

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.conversations import find_problem
+from nanochat.conversation_files import find_problem
 from nanochat.sandbox.runner import missing_protection
 from nanochat.tasks.humaneval import HumanEval, function
 from tests.conftest import StartHub

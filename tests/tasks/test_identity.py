@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from nanochat import conversation_files
-from nanochat.conversations import Conversation, conversation, find_problem, text_of
+from nanochat.conversation_files import find_problem
+from nanochat.conversations import Conversation, conversation, text_of
 from nanochat.data import demo_data
 from nanochat.tasks import identity
 from nanochat.tasks.identity import HELD_OUT_QUESTIONS, IdentityQuestions, default_conversations

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from nanochat import conversation_files, paths
-from nanochat.conversations import conversation, find_problem
+from nanochat.conversation_files import find_problem
+from nanochat.conversations import conversation
 from nanochat.errors import UserError
 from nanochat.tasks import identity, mixtures
 from nanochat.tasks.hub_task import HubConversations, SmolTalk

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.conversations import find_problem, text_of
+from nanochat.conversation_files import find_problem
+from nanochat.conversations import text_of
 from nanochat.tasks.multiple_choice import ARC, LETTERS, MMLU, CategoricalTask
 from nanochat.tokenizer import Tokenizer
 from tests.conftest import StartHub

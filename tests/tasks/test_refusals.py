@@ -1,4 +1,5 @@
-from nanochat.conversations import find_problem, text_of
+from nanochat.conversation_files import find_problem
+from nanochat.conversations import text_of
 from nanochat.tasks.mixtures import load_mixture
 
 REFUSALS = ("I can't help with", "I won't", "call a crisis line")

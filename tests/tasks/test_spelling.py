@@ -2,7 +2,8 @@ from collections.abc import Callable
 
 import pytest
 
-from nanochat.conversations import Part, conversation, find_problem
+from nanochat.conversation_files import find_problem
+from nanochat.conversations import Part, conversation
 from nanochat.tasks.spelling import LetterCount, Spelling
 from nanochat.tasks.task import GradedTask, final_text
 

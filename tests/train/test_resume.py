@@ -18,7 +18,7 @@ from nanochat import paths
 from nanochat.conversations import Conversation, conversation
 from nanochat.data import demo_data
 from nanochat.data.batches import BatchSource, RowBatches, StreamRows
-from nanochat.data.packing import PackedRows
+from nanochat.data.packing import PackedRows, TrimmedBatches
 from nanochat.data.token_files import TokenFile
 from nanochat.data.token_writer import write_conversations, write_documents
 from nanochat.dist import World
@@ -71,7 +71,7 @@ class Stages:
 
     def sft(self, run: TrainingRun) -> BatchSource:
         rows = PackedRows(self.chat, SEQUENCE_LEN, self.bos_id, learn_all=False, documents_per_row=1)
-        return self._rows(rows, trim=True)
+        return self._rows(rows, TrimmedBatches)
 
     def rl(self, run: TrainingRun) -> BatchSource:
         return RolloutBatches(
@@ -84,8 +84,8 @@ class Stages:
             sampling=SamplingParams(max_tokens=12, top_k=None, seed=3),
         )
 
-    def _rows(self, rows: Any, trim: bool = False) -> BatchSource:
-        return RowBatches(rows, rows_per_step=6, device_batch_size=4, world=World(), seed=1, trim=trim)
+    def _rows(self, rows: Any, kind: type[RowBatches] = RowBatches) -> BatchSource:
+        return kind(rows, rows_per_step=6, device_batch_size=4, world=World(), seed=1)
 
 
 def logged(run: TrainingRun) -> list[dict[str, Any]]:
