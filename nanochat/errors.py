@@ -10,4 +10,4 @@ class UserError(Exception):
 
 def one_line(error: BaseException) -> str:
     """Return the type and message of an exception on one line, for a UserError or a note."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")[:200]

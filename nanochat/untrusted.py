@@ -1,4 +1,4 @@
-"""Read files that others made, which may be damaged or made to do harm."""
+"""Read files from elsewhere, which may be damaged or malicious."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -35,7 +35,7 @@ def reading(path: Path, fix: str) -> Iterator[None]:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file of at most 256 MB. To be called inside `reading`: a malformed file can raise anything."""
+    """Parse a JSON file of at most 256 MB. Call it inside `reading`: a malformed file can raise anything."""
     if (size := path.stat().st_size) > MAX_JSON_BYTES:
         raise ValueError(f"{size:,} bytes of JSON")
     return json.loads(path.read_bytes())

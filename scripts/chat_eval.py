@@ -83,6 +83,10 @@ def main(options: EvalOptions) -> None:
     sources = [options.source]
     if options.source == "all":
         sources = [s for s in STAGES if checkpoint.newest(s, options.model_tag, options.step)]
+    if options.task and "base" in sources:
+        sources.remove("base")
+        if not sources:
+            raise UserError("--task needs a chat model, but only a base model was found: run ./midtrain.sh first")
     if not sources:
         raise UserError(f"no checkpoints in {paths.base_dir()}: run ./pretrain.sh first")
     found = [checkpoint.find(source, options.model_tag, options.step) for source in sources]
@@ -103,10 +107,9 @@ def main(options: EvalOptions) -> None:
                 for benchmark in benchmarks:
                     if stage.source != "base" or not benchmark.needs_chat:
                         scores[benchmark.name][stage.source] = model.benchmark(benchmark, status.update)
-                if stage.source != "base":
-                    for task in conversations:
-                        bits = answer_bits_per_byte(model.chat, task, options.device_batch_size, runtime)
-                        console.print(f"{stage.describe()}: {bits:.3f} bits per byte of the answers in {task.name}")
+                for task in conversations:
+                    bits = answer_bits_per_byte(model.chat, task, options.device_batch_size, runtime)
+                    console.print(f"{stage.describe()}: {bits:.3f} bits per byte of the answers in {task.name}")
     if results:
         console.print(stage_table(results))
     for name, by_stage in scores.items():

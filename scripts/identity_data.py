@@ -148,7 +148,7 @@ def sequence_len(options: Options) -> int:
 
 
 def place(line: Line) -> str:
-    """Name a line; with its file unless that is the identity file."""
+    """Line number, preceded by the name of its file unless that is the identity file."""
     return f"line {line.number}" if line.file == paths.identity_file() else f"{line.file.name} line {line.number}"
 
 

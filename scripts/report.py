@@ -6,6 +6,7 @@
 from dataclasses import dataclass
 
 from nanochat import cli
+from nanochat.errors import one_line
 
 
 @dataclass
@@ -26,8 +27,7 @@ def main(options: ReportOptions) -> None:
     except Exception as error:
         if not options.quiet:
             raise
-        reason = " ".join(str(error).split())
-        print(f"note: report not written ({reason}); ./nanochat.sh report retries")
+        print(f"note: report not written ({one_line(error)}); ./nanochat.sh report retries")
     else:
         print(f"report: {path}" if options.quiet else path)
 

@@ -27,7 +27,7 @@ from huggingface_hub.utils import hf_raise_for_status, http_backoff
 from nanochat import paths
 from nanochat.data.download import resume_download
 from nanochat.data.progress import progress_bar
-from nanochat.errors import UserError
+from nanochat.errors import UserError, one_line
 from nanochat.eval.multiple_choice import Option, Problem, common_prefix, is_right, score_options
 from nanochat.eval.results import TaskScore
 from nanochat.inference.chat import ChatModel
@@ -200,8 +200,7 @@ def fetch_bundle() -> Path:
             if not folder.exists():
                 _download(downloads, folder)
     except httpx2.HTTPError as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"cannot download {URL} ({reason}): try again later, or {ALTERNATIVES}") from error
+        raise UserError(f"cannot download {URL} ({one_line(error)}): try again later, or {ALTERNATIVES}") from error
     return folder
 
 

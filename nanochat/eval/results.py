@@ -29,8 +29,8 @@ class TaskScore:
 
     def __post_init__(self) -> None:
         check_types(vars(self), {"task": str, "problems": int, "accuracy": float, "baseline": float})
-        if self.accuracy > 1 or self.baseline >= 1:
-            raise ValueError(f"shares must be at most 1: {self}")
+        if self.problems < 1 or self.accuracy > 1 or self.baseline >= 1:
+            raise ValueError(f"not a score: {self}")
 
     @property
     def centered(self) -> float:
@@ -68,7 +68,7 @@ class StageResult:
         check_types(vars(self), {"source": str, "tag": str, "step": int, "bits_per_byte": float, "seconds": float})
 
     def task_scores(self, problems: int) -> list[TaskScore]:
-        """`problems`: as in the StageEvalConfig of the evaluation."""
+        """The shares as scores. `problems` is that of the StageEvalConfig."""
         return [
             TaskScore("identity", IDENTITY_QUESTIONS, self.identity, 0.0),
             TaskScore("arithmetic", problems, self.arithmetic, 0.0),
@@ -97,11 +97,8 @@ def saved_result(checkpoint: Checkpoint, suffix: str) -> tuple[dict[str, Any], A
     with suppress(UserError), reading(path, "ignored"):
         saved = read_json(path)
         key, result = saved["key"], saved["result"]
-        if isinstance(result, dict):
-            StageResult(**result).task_scores(key["problems"])
-        else:
-            [TaskScore(**score) for score in result]
-        if key["saved_at"] == checkpoint.meta["saved_at"]:
+        scores = [TaskScore(**s) for s in result] if suffix else StageResult(**result).task_scores(key["problems"])
+        if scores and key["saved_at"] == checkpoint.meta["saved_at"]:
             return key, result
     return None
 

@@ -153,7 +153,7 @@ def _is_repository(origin: str) -> bool:
 
 
 def _stage_data(stage: Stage) -> dict[str, str | None]:
-    """Licenses of a stage's data, by repository on the hub or by name. Raises UserError if a text's is not known."""
+    """Licenses of a stage's data, by repository or name. Raises UserError if the license of a text is unknown."""
     if stage.source != "base":
         # Lines of trained_on start with a name: `  smoltalk: 1`.
         names = re.findall(r"^ *([\w./-][\w./ -]*?)(?::|,|  )", str(stage.facts.get("trained_on")), re.MULTILINE)

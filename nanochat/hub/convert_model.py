@@ -209,7 +209,7 @@ def write_model(
 def read_config(stored: dict[str, Any], where: str) -> GPTConfig:
     """The shape that a config.json describes. Raises UserError if our model does not compute the same function.
 
-    To be called inside `reading`: a malformed one can raise anything.
+    Call it inside `reading`: a malformed one can raise anything.
     """
     kind = (stored.get("architectures") or [stored.get("model_type")])[0]
     is_apertus = kind in (ApertusForCausalLM.__name__, ApertusConfig.model_type)

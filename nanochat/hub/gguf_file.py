@@ -55,7 +55,6 @@ def write_gguf(path: Path, kind: str, weights: dict[str, Tensor], config: GPTCon
     writer.add_name(path.stem.removesuffix(f"-{kind}"))
     writer.add_author(publisher.name)
     writer.add_license(publisher.license)
-    writer.add_languages(["en"])
     writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_sampling_temp(CHAT_SAMPLING.temperature)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nanochat import paths
 from nanochat.data.download import retry
-from nanochat.errors import UserError
+from nanochat.errors import UserError, one_line
 from nanochat.hub import import_karpathy, verify
 from nanochat.hub.card import read_card
 from nanochat.hub.convert_model import build_model, our_weights, read_config
@@ -88,8 +88,8 @@ def download_model(repository: str, step: int | None = None) -> Path:
         ) from None
     except (httpx2.HTTPError, ConnectionError) as error:
         raise UserError(
-            f"cannot download {repository} from {constants.ENDPOINT} ({' '.join(str(error).split())[:200]}): check its "
-            "name and the network, or set HF_TOKEN to a token with read access if it is private"
+            f"cannot download {repository} from {constants.ENDPOINT} ({one_line(error)}): check its name "
+            "and the network, or set HF_TOKEN to a token with read access if it is private"
         ) from None
 
 

@@ -18,7 +18,7 @@ from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils.sha import git_hash
 
 from nanochat.data.download import retry
-from nanochat.errors import UserError
+from nanochat.errors import UserError, one_line
 from nanochat.hub.card import read_card
 from nanochat.train.checkpoint import sha256
 
@@ -73,13 +73,14 @@ def _hub_errors() -> Iterator[None]:
             "you are not logged in: run .venv/bin/hf auth login, or set HF_TOKEN to a token with write access"
         ) from None
     except (httpx2.HTTPError, OSError, RuntimeError) as error:  # Xet raises RuntimeErrors
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
             raise UserError(
-                f"{constants.ENDPOINT} denies access ({reason}): make a token with write access at "
+                f"{constants.ENDPOINT} denies access ({one_line(error)}): make a token with write access at "
                 f"{constants.ENDPOINT}/settings/tokens and run .venv/bin/hf auth login, or set HF_TOKEN"
             ) from error
-        raise UserError(f"{constants.ENDPOINT} failed ({reason}): run the same command again to resume") from error
+        raise UserError(
+            f"{constants.ENDPOINT} failed ({one_line(error)}): run the same command again to resume"
+        ) from error
 
 
 def check_login(api: HfApi, account: str) -> None:

@@ -132,7 +132,7 @@ def check_token_ids(ours: Tokenizer, folder: Path, *, check_defaults: bool = Tru
     """
     if check_defaults:
         theirs = load_tokenizer(folder)
-    else:  # somebody else's: nothing but tokenizer.json is read
+    else:  # from elsewhere: read nothing but tokenizer.json
         theirs = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     texts = sample_texts(NUM_TEXTS)
     expected = [ours.encode(text) for text in texts]

@@ -91,13 +91,14 @@ def _stages(stages: Sequence[Stage], tariff: Tariff) -> str:
 
 def _plan(stages: Sequence[Stage], tariff: Tariff) -> str:
     """The estimate of the first stage that made one, next to the time and energy that the stages really took."""
-    planner = next((stage for stage in stages if stage.plan), None)
+    by_source = {stage.source: stage for stage in stages}  # of a continued base model, only the last run
+    planner = next((stage for stage in by_source.values() if stage.plan), None)
     if planner is None or planner.plan is None:
         return ""
     plan, machine = planner.plan, planner.plan.machine
     if tariff.watts is not None:
         machine = replace(machine, watts=tariff.watts * planner.facts.get("machines", 1))
-    by_source, rows = {stage.source: stage for stage in stages}, []
+    rows = []
     for work in plan.work:
         stage, start = by_source.get(work.name), plan.step if work.name == planner.source else 0
         taken, used = "", None

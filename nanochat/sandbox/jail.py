@@ -1,4 +1,4 @@
-"""The processes inside the sandbox: one runs a program, the other one tests it.
+"""The processes inside the sandbox: one runs a program, the other tests it.
 
 nanochat.sandbox.runner starts each as `python -I -S jail.py` with a JSON object on standard input. It imports only the
 standard library, because the program can use everything that is imported here. In this order it limits

@@ -59,7 +59,7 @@ class ProgramResult(NamedTuple):
 
 
 def missing_protection() -> str | None:
-    """Return why this machine cannot confine a program, None if it can."""
+    """Return the reason why this machine cannot confine a program, None if it can."""
     if not sys.platform.startswith("linux"):
         return f"{platform.system()} has no Landlock"
     if platform.machine() not in jail.ARCHITECTURES:
@@ -71,7 +71,7 @@ def check_sandbox(*, unconfined: bool = False) -> None:
     """Raise UserError if a correct program does not pass on this machine or under the limits of this shell."""
     result = run_program(EXAMPLE, "assert candidate([1, 2]) == 3", "total", unconfined=unconfined)
     if not result.passed:
-        raise UserError(f"a correct program fails in the sandbox ({result.reason}): raise the limits (ulimit -a)")
+        raise UserError(f"a correct program fails in the sandbox ({result.reason}): {FIX}")
 
 
 def run_program(
@@ -118,7 +118,7 @@ def run_program(
 
 @contextlib.contextmanager
 def _temporary_folder() -> Iterator[str]:
-    """A folder that another process removes when the block or this process ends."""
+    """Create a folder that another process removes when the block or this process ends."""
     with subprocess.Popen(
         ["sh", "-c", TEMPORARY_FOLDER, tempfile.gettempdir()],
         stdin=subprocess.PIPE,

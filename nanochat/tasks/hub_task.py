@@ -86,10 +86,11 @@ class HubConversations(Task):
             raise UserError(f"cannot load {name}, as a file or from the hub ({one_line(error)})") from error
         problems = {i: problem for i, row in enumerate(self._data) if (problem := find_problem(convert(row)))}
         self._rows = [i for i in range(len(self._data)) if i not in problems]
-        for row, problem in list(problems.items())[:1]:
-            note = f"{len(problems):,} of {len(self._data):,} rows of {name} are invalid (row {row}: {problem})"
-            if not self._rows:
-                raise UserError(f"{note}: choose another dataset")
+        first = next((f" (row {row}: {problem})" for row, problem in problems.items()), "")
+        note = f"{len(problems):,} of {len(self._data):,} rows of {name} are invalid{first}"
+        if not self._rows:
+            raise UserError(f"{note}: choose another dataset")
+        if problems:
             print(f"note: {note}, left out", flush=True)
 
     def __len__(self) -> int:

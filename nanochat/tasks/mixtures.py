@@ -77,7 +77,8 @@ def load_mixture(stage: str, given: Sequence[str] = (), *, only: bool = False) -
     entries: dict[str, Weight] = {} if only else read_mixtures().get(stage, {})
     entries |= dict(map(parse_given, given))
     if not entries:
-        raise UserError(f"{stage} has nothing to learn from: pass --add, or list data in {paths.mixtures_file()}")
+        option = "--task" if stage == "rl" else "--add"
+        raise UserError(f"{stage} has no training data: pass {option}, or list data in {paths.mixtures_file()}")
     start = ([*STAGES].index(stage) - 1) * ROWS_PER_STAGE
     tasks = []
     for name, weight in entries.items():

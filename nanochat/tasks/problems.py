@@ -43,7 +43,7 @@ GRADERS: dict[str, Callable[[str, str, str], float]] = {
 
 
 class Problems(ConversationList, GradedTask):
-    """Conversations with a grader each, which gets replies without tool calls and the space around them."""
+    """Conversations with graders, which get replies without tool calls and surrounding white space."""
 
     def grade(self, conversation: Conversation, reply: Reply) -> float:
         """Raises ValueError if the rule fails on this reply."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nanochat.errors import UserError
+from nanochat.errors import UserError, one_line
 
 
 class Tracker:
@@ -60,8 +60,7 @@ class Tracker:
             act(self._module)
         except Exception as error:  # each tracker has its own exceptions
             self._module = None
-            reason = " ".join(str(error).split()) or type(error).__name__
-            self._failure = f"{self._kind} {failure} ({reason})"
+            self._failure = f"{self._kind} {failure} ({one_line(error)})"
 
 
 def is_logged_in_to_wandb() -> bool:

@@ -133,7 +133,10 @@ def _own_checkpoint(
             return existing
         if existing and not may_restart:
             if existing.meta["data"] == data:
-                raise UserError(f"{existing.folder} was started from another checkpoint: {restart}")
+                raise UserError(
+                    f"{existing.folder} was started from another checkpoint: choose a new name with --model-tag, "
+                    f"or {restart}"
+                )
             raise UserError(
                 f"{existing.folder} was trained on {existing.meta['data']}, but the text prepared now is {data}: "
                 f"prepare the former again, or {restart}"

@@ -101,7 +101,7 @@ def test_the_printed_table_can_be_pasted_into_the_sheet(talks: Path) -> None:
 def test_names_of_files_in_the_sheet_are_relative_to_it(talks: Path) -> None:
     write_sheet(f"mid:\n  {talks.name}: 2\nsft:\n")
     assert load_mixture("mid").counts == [20]
-    with pytest.raises(UserError, match="sft has nothing to learn from"):
+    with pytest.raises(UserError, match="sft has no training data"):
         load_mixture("sft")
 
 
