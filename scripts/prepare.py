@@ -40,6 +40,7 @@ from nanochat.tasks.mixtures import HUB_TASKS
 from nanochat.tasks.spelling import write_words
 from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer
 from nanochat.units import format_bytes, format_duration, format_table
+from nanochat.untrusted import check_types, read_json, reading
 
 MAX_CHARS_FOR_WORDS = 100_000_000
 CHARS_PER_VOCABULARY_ENTRY = 1000  # with less text, rare words become tokens that are hardly ever trained
@@ -321,13 +322,15 @@ def prepare_tokenizer(texts: Sequence[Text], options: PrepareOptions) -> Tokeniz
 
 def check_tokenizer(tokenizer: Tokenizer, wanted: Sequence[str], options: PrepareOptions) -> None:
     """Raise UserError if the existing tokenizer is not the one that `options` would train, unless it is to be kept."""
+    if options.keep_tokenizer:
+        return
     folder = paths.tokenizer_dir()
     known = all(name in DATASETS for name in wanted)
     trained_on: dict[str, Any] = {"dataset": wanted if known else ["other text"], "vocab_size": tokenizer.vocab_size}
     if (folder / TRAINED_ON_FILE).exists():  # not if trained by an earlier version
-        trained_on = json.loads((folder / TRAINED_ON_FILE).read_text())
-    if options.keep_tokenizer:
-        return
+        with reading(folder / TRAINED_ON_FILE, "pass --keep-tokenizer to use the tokenizer, or --fresh"):
+            trained_on = read_json(folder / TRAINED_ON_FILE)
+            check_types(trained_on, {"dataset": list, "vocab_size": int})
     if trained_on["dataset"] != wanted:
         raise UserError(
             f"the tokenizer in {folder} was trained on {' '.join(trained_on['dataset'])}: pass --keep-tokenizer to use "

@@ -99,8 +99,7 @@ def fetch(
     Files that changed since their last verification (with `verify`, all files) are hashed again, and damaged ones are
     downloaded again. Needs no network if nothing is missing. A second process waits for the first. `disk_factor`: free
     disk space to require, as a multiple of the bytes to download. `revision` of the first download; default: the
-    newest. Raises UserError if a download fails or the disk is
-    too small, OSError if a write fails.
+    newest. Raises UserError if a download fails or the disk is too small, OSError if a write fails.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
