@@ -27,11 +27,11 @@ VLLM_NOT_OURS = {
     "test_invocations": "SageMaker's route",
     "test_completion_truncation_side_controls_prompt_truncation": "truncate_prompt_tokens is refused by name",
     "test_show_version": "vLLM's own version",
-    "test_server_load": "/load: /stats and /metrics have the load",
+    "test_server_load": "/load: /health and /metrics have the load",
 }
 LLAMA_CPP_NOT_OURS = {
     "test_server_props": "/props: /v1/models has the context and the defaults",
-    "test_server_slots": "/slots: /stats has the load",
+    "test_server_slots": "/slots: /metrics has the load",
     "test_load_split_model": "GGUF files",
     "test_no_webui": "the page has no switch",
     "test_server_model_aliases_and_tags": "a model has one name",

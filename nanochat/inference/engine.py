@@ -35,11 +35,8 @@ class Tool(Protocol):
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Current load, and totals since the engine was created."""
+    """Size of the KV cache, and totals since the engine was created."""
 
-    running: int
-    waiting: int
-    slots: int
     kv_bytes: int
     prompt_tokens: int
     prefilled_tokens: int  # prompt tokens that were computed, not reused
@@ -112,9 +109,6 @@ class Engine:
     def stats(self) -> EngineStats:
         scheduler = self.scheduler
         return EngineStats(
-            running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
-            slots=self.slots,
             kv_bytes=self._runner.cache.nbytes if self._runner else 0,
             prompt_tokens=scheduler.prompt_tokens,
             prefilled_tokens=scheduler.prompt_tokens - scheduler.prefix_tokens,

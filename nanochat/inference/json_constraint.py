@@ -81,7 +81,13 @@ def check_schema(schema: str) -> None:
 def _grammar(schema: str) -> str:
     # Without optional whitespace, which small models tend to repeat forever.
     return LLMatcher.grammar_from_json_schema(
-        schema, overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+        schema,
+        overrides={
+            "whitespace_flexible": False,
+            "item_separator": ", ",
+            "key_separator": ": ",
+            "coerce_one_of": True,  # read oneOf as anyOf
+        },
     )
 
 

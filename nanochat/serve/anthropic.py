@@ -36,7 +36,6 @@ def routes(generator: ReplyGenerator) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/messages")
-    @router.post("/messages", include_in_schema=False)
     async def messages(body: MessagesRequest, request: Request) -> Response:
         """Reply to a conversation in Anthropic's format."""
         chat = body.to_chat()
@@ -76,7 +75,7 @@ def _chat_messages(message: Json) -> list[Json]:
 class MessageBuilder(ResponseBuilder):
     """Builds responses of /v1/messages."""
 
-    id_prefix = "msg"
+    id_prefix = "msg_"
     end = ""
 
     def event(self, chunk: Json) -> str:

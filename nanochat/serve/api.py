@@ -23,24 +23,21 @@ from nanochat.serve.responses import ChatResponseBuilder, Json, TextResponseBuil
 
 
 def routes(generator: ReplyGenerator) -> APIRouter:
-    """Create the routes under /v1, which also work without it, /tokenize and /stats."""
+    """Create the routes under /v1, /tokenize and /detokenize."""
     router = APIRouter()
     pool, tokenizer, defaults = generator.pool, generator.tokenizer, generator.defaults
 
     @router.get("/v1/models")
-    @router.get("/models", include_in_schema=False)
     def models() -> Json:
         """List the trained models and their default sampling parameters."""
         return {"object": "list", "data": [_model_object(card, pool, defaults) for card in pool.registry.cards()]}
 
     @router.get("/v1/models/{name}")
-    @router.get("/models/{name}", include_in_schema=False)
     async def model(name: str) -> Json:
         """Describe one model."""
         return _model_object(await generator.find_model(name), pool, defaults)
 
     @router.post("/v1/chat/completions")
-    @router.post("/chat/completions", include_in_schema=False)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Reply to a conversation, in one response or as a stream of server-sent events."""
         generation = await generator.chat(body)
@@ -48,7 +45,6 @@ def routes(generator: ReplyGenerator) -> APIRouter:
         return await generator.respond(generation, builder, request, stream=bool(body.stream))
 
     @router.post("/v1/completions")
-    @router.post("/completions", include_in_schema=False)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue text or tokens, without the chat format."""
         generation = await generator.completion(body)
@@ -71,39 +67,15 @@ def routes(generator: ReplyGenerator) -> APIRouter:
     @router.post("/detokenize")
     def detokenize(body: DetokenizeRequest) -> Json:
         """Convert tokens to text, which vLLM calls `prompt` and llama.cpp `content`."""
-        if not all(0 <= token < tokenizer.vocab_size for token in body.tokens):
-            raise ApiError(400, f"token ids must be between 0 and {tokenizer.vocab_size - 1}", param="tokens")
+        generator.check_tokens(body.tokens, "tokens")
         text = tokenizer.decode(body.tokens)
         return {"prompt": text, "content": text}
 
     @router.post("/v1/embeddings", include_in_schema=False)
-    @router.post("/embeddings", include_in_schema=False)
     @router.post("/api/embed", include_in_schema=False)
     @router.post("/api/embeddings", include_in_schema=False)
     def embeddings() -> None:
         raise ApiError(404, "the models of this server only generate text: for embeddings, use another server")
-
-    @router.get("/stats")
-    async def stats() -> Json:
-        """Return model, load and totals of each engine. Names of the counts as in karpathy/nanochat."""
-        engines = [
-            {
-                "gpu_id": engine.gpu or 0,
-                "model": engine.loaded.id if engine.loaded else None,
-                "replies": len(engine.replies),
-                "engine": asdict(engine.stats) if engine.stats else None,
-            }
-            for engine in pool.engines
-        ]
-        busy = sum(bool(engine.replies) for engine in pool.engines)
-        return {
-            "total_workers": len(engines),
-            "busy_workers": busy,
-            "available_workers": len(engines) - busy,
-            "running": pool.running,
-            "waiting": pool.waiting,
-            "workers": engines,
-        }
 
     return router
 

@@ -85,7 +85,13 @@ def create_app(
     generator = ReplyGenerator(pool, tokenizer, defaults or SamplingParams(), metrics)
     for protocol in (api, openai_responses, anthropic, ollama):
         app.include_router(protocol.routes(generator))
-    _add_error_handlers(app)
+
+    async def respond_to_error(request: Request, error: Exception) -> Response:
+        return _to_api_error(error).response_to(request.url.path)
+
+    # SecurityMiddleware handles all others, which are unexpected.
+    for error_type in (ApiError, UserError, HTTPException, RequestValidationError, ValidationError, RecursionError):
+        app.add_exception_handler(error_type, respond_to_error)
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
@@ -126,23 +132,15 @@ def create_app(
     return app
 
 
-def _add_error_handlers(app: FastAPI) -> None:
-    """Convert all errors to OpenAI's format, except unexpected ones, which SecurityMiddleware handles."""
-
-    @app.exception_handler(ApiError)
-    async def api_error(request: Request, error: ApiError) -> Response:
-        return error.response_to(request.url.path)
-
-    @app.exception_handler(UserError)
-    async def user_error(request: Request, error: UserError) -> Response:
-        return ApiError(400, str(error)).response_to(request.url.path)
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> Response:
-        reply = ApiError(error.status_code, str(error.detail), headers=error.headers)
-        return reply.response_to(request.url.path)
-
-    @app.exception_handler(RequestValidationError)
-    @app.exception_handler(ValidationError)
-    async def invalid_request(request: Request, error: RequestValidationError | ValidationError) -> Response:
-        return validation_error(error.errors()).response_to(request.url.path)
+def _to_api_error(error: Exception) -> ApiError:
+    match error:
+        case ApiError():
+            return error
+        case HTTPException():
+            return ApiError(error.status_code, str(error.detail), headers=error.headers)
+        case RequestValidationError() | ValidationError():
+            return validation_error(error.errors())
+        case RecursionError():
+            return ApiError(400, "the JSON of the request is nested too deeply")
+        case _:
+            return ApiError(400, str(error))

@@ -5,8 +5,6 @@ To add an API, convert its body to a ChatRequest or CompletionRequest and format
     generation = await generator.chat(ChatRequest(messages=..., temperature=...))
     builder = MyResponseBuilder(generation, tokenizer)
     return await generator.respond(generation, builder, request, stream=True)
-
-`ReplyGenerator.outputs` yields the replies' text in pieces for APIs that a builder cannot express.
 """
 
 import asyncio
@@ -83,7 +81,7 @@ class ReplyGenerator:
         prompts, length = [], 0
         for i, prompt in enumerate(body.prompt):
             tokens = await asyncio.to_thread(self.tokenizer.encode, prompt) if isinstance(prompt, str) else prompt
-            self._check_tokens(tokens, f"prompt[{i}]")
+            self.check_tokens(tokens, f"prompt[{i}]")
             added = [] if tokens[:1] == [self.tokenizer.bos_id] else [self.tokenizer.bos_id]
             tokens = added + tokens
             if len(tokens) + min(samplings[0].max_tokens, 1) > card.context:
@@ -95,13 +93,14 @@ class ReplyGenerator:
     async def _samplings(self, body: SamplingRequest) -> list[SamplingParams]:
         """Return the sampling parameters. Raises ApiError if token ids or the JSON schema are invalid."""
         samplings = body.sampling_params(self.defaults)
-        self._check_tokens([token for token, _ in samplings[0].logit_bias], "logit_bias")
-        self._check_tokens(samplings[0].stop_token_ids, "stop_token_ids")
+        self.check_tokens([token for token, _ in samplings[0].logit_bias], "logit_bias")
+        self.check_tokens(samplings[0].stop_token_ids, "stop_token_ids")
         if schema := body.json_schema_text:
             await asyncio.to_thread(check_schema, schema)
         return samplings
 
-    def _check_tokens(self, tokens: Sequence[int], param: str) -> None:
+    def check_tokens(self, tokens: Sequence[int], param: str) -> None:
+        """Raise ApiError if a token id is not in the vocabulary."""
         if not all(0 <= token < self.tokenizer.vocab_size for token in tokens):
             message = f"{param} must have token ids from 0 to {self.tokenizer.vocab_size - 1}"
             raise ApiError(400, message, param=param)
@@ -118,12 +117,7 @@ class ReplyGenerator:
         details = f"the shortest possible prompt has {length}: shorten {name} ({messages[longest].role})"
         return _too_long(card.context, f"{details}, which has {sizes[longest]}", name)
 
-    def submit(self, generation: GenerationRequest) -> ReplyStream:
-        """Start generating; call `cancel` on the result when the client disconnects."""
-        _check_logprobs(generation.prompts, generation.card.context)
-        return self.pool.submit(generation.card, generation.prompts)
-
-    async def outputs(self, replies: ReplyStream) -> AsyncIterator[tuple[int, RequestOutput]]:
+    async def _outputs(self, replies: ReplyStream) -> AsyncIterator[tuple[int, RequestOutput]]:
         """Yield reply index and output as they arrive, and record latency and speed of each reply."""
         start = time.monotonic()
         first: dict[int, tuple[float, int]] = {}
@@ -142,8 +136,11 @@ class ReplyGenerator:
     ) -> Response:
         """Generate the replies and return them in one response or as a stream."""
         headers = {DROPPED_HEADER: str(generation.dropped_messages)} if generation.dropped_messages else {}
-        replies = self.submit(generation)
-        outputs = self.outputs(replies)
+        if len(generation.prompts) > 1 and not builder.can_repeat:
+            raise ApiError(400, "n must be 1 in this API", param="n")
+        _check_logprobs(generation.prompts, generation.card.context)
+        replies = self.pool.submit(generation.card, generation.prompts)
+        outputs = self._outputs(replies)
         if stream:
             return _EventStream(_events(outputs, builder, replies), builder.media_type, replies, headers)
 

@@ -13,7 +13,7 @@ class RepeatFilter(logging.Filter):
         self._logged: dict[tuple[str, str, object], tuple[float, int]] = {}  # time of the last one, dropped since
 
     def filter(self, record: logging.LogRecord) -> bool:
-        first_line, *_ = str(record.msg).splitlines() or [""]  # asyncio adds lines that differ
+        first_line, *_ = record.getMessage().splitlines() or [""]  # asyncio adds lines that differ
         key = (record.name, first_line, record.exc_info and record.exc_info[0])
         logged, dropped = self._logged.get(key, (0.0, 0))
         if record.created - logged < REPEAT_SECONDS:

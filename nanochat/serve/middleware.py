@@ -23,6 +23,7 @@ SECURITY_HEADERS = {
 }
 PUBLIC_PATHS = ("/", "/health", "/code.css")
 """Need no API key, as well as /static: the page has to load before it can ask for the key."""
+V1_PATHS = ("models", "chat", "completions", "responses", "messages", "embeddings")
 MAX_BODY_BYTES = 1_000_000
 
 
@@ -111,16 +112,18 @@ class _BodyTooLargeError(BaseException):
 
 
 def _normalized(scope: Scope) -> Scope:
-    """Accept HEAD wherever GET is, and JSON of any Content-Type, such as that of `curl -d`.
+    """Accept HEAD wherever GET is, paths without /v1, and JSON of any Content-Type, such as that of `curl -d`.
 
-    Not from browsers, which send an Origin: another site could then post without a CORS preflight request.
+    The last not from browsers, which send an Origin: another site could then post without a CORS preflight request.
     """
-    method, headers = scope["method"], list(scope["headers"])
+    method, path, headers = scope["method"], scope["path"], list(scope["headers"])
+    if path.strip("/").partition("/")[0] in V1_PATHS:
+        path = f"/v1{path}"
     if method == "POST" and not any(name == b"origin" for name, _ in headers):
         headers = [(name, value) for name, value in headers if name != b"content-type"]
         headers.append((b"content-type", b"application/json"))
     # uvicorn sends no body in response to HEAD.
-    return {**scope, "method": "GET" if method == "HEAD" else method, "headers": headers}
+    return {**scope, "method": "GET" if method == "HEAD" else method, "path": path, "headers": headers}
 
 
 def _host_name(host: str) -> str:

@@ -26,7 +26,7 @@ class OllamaRequest(BaseModel, extra="allow"):
 
     model: Text | None = None
     stream: StrictBool = True
-    format: Text | Json | None = None  # "json", or a JSON schema
+    format: Any = None  # "json", or a JSON schema
     options: Json = {}
     messages: list[Json] = []
     prompt: Text = ""
@@ -103,7 +103,7 @@ def routes(generator: ReplyGenerator) -> APIRouter:
 class OllamaResponseBuilder(ResponseBuilder):
     """Builds responses of /api/chat and /api/generate."""
 
-    id_prefix = "ollama"
+    id_prefix = ""
     media_type = "application/x-ndjson"
     end = ""
 

@@ -4,11 +4,11 @@ import itertools
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, StrictBool
+from pydantic import BaseModel, BeforeValidator, StrictBool
 
 from nanochat.inference.detokenizer import Delta
 from nanochat.serve.engine_process import RequestOutput
@@ -41,10 +41,14 @@ class StoredConversations:
         return self._conversations[response_id]
 
 
+def _to_items(value: Any) -> Any:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
 class ResponsesRequest(BaseModel, extra="allow"):
     """Body of POST /v1/responses. Fields such as `temperature` have the same meaning in ChatRequest."""
 
-    input: Text | list[Json]
+    input: Annotated[list[Json], BeforeValidator(_to_items, str | list[Json])]
     instructions: Text | None = None
     previous_response_id: Text | None = None
     store: StrictBool | None = None
@@ -53,11 +57,9 @@ class ResponsesRequest(BaseModel, extra="allow"):
 
     def messages(self, stored: StoredConversations) -> list[Json]:
         """Return the conversation without the instructions, as messages of a chat request."""
-        id, items = self.previous_response_id, self.input
+        id = self.previous_response_id
         earlier = stored.get(id, "previous_response_id") if id else []
-        if isinstance(items, str):
-            return [*earlier, {"role": "user", "content": items}]
-        return [*earlier, *(message for item in items for message in _chat_messages(item, stored))]
+        return [*earlier, *(message for item in self.input for message in _chat_messages(item, stored))]
 
     def to_chat(self, messages: list[Json]) -> ChatRequest:
         system = [{"role": "system", "content": self.instructions}] if self.instructions else []
@@ -73,7 +75,6 @@ def routes(generator: ReplyGenerator) -> APIRouter:
     stored = StoredConversations()
 
     @router.post("/v1/responses")
-    @router.post("/responses", include_in_schema=False)
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         """Reply to a conversation in the format of OpenAI's Responses API."""
         messages = body.messages(stored)
@@ -105,7 +106,7 @@ def _chat_messages(item: Json, stored: StoredConversations) -> list[Json]:
 class ResponsesBuilder(ResponseBuilder):
     """Builds responses of /v1/responses and stores their conversations."""
 
-    id_prefix = "resp"
+    id_prefix = "resp_"
     end = ""
 
     def __init__(
@@ -120,7 +121,7 @@ class ResponsesBuilder(ResponseBuilder):
         self.body = body
         self.messages = messages
         self.stored = stored
-        self.id = str(self._shared["id"]).replace("-", "_")
+        self.id = str(self._shared["id"])
         self._place: Json = {"item_id": self.id.replace("resp_", "msg_"), "output_index": 0, "content_index": 0}
         self._numbers = itertools.count()
         self._deltas: list[Delta] = []

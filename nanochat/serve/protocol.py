@@ -83,7 +83,7 @@ class ApiError(Exception):
         """Build the response to a request of `path`, in the format of its API."""
         if path.startswith("/api/"):  # Ollama
             return JSONResponse({"error": str(self)}, self.status, self.headers)
-        anthropic = {"type": "error"} if path.removeprefix("/v1").startswith("/messages") else {}
+        anthropic = {"type": "error"} if path.startswith("/v1/messages") else {}
         return JSONResponse({**anthropic, **self.body}, self.status, self.headers)
 
 
@@ -184,13 +184,13 @@ def _check_tool_choice(value: Any) -> Any:
 
 
 REFUSED_FIELDS = (
-    "guided_regex guided_choice guided_grammar structured_outputs grammar json_schema regex ebnf chat_template "
-    "documents images audio web_search_options prompt_embeds truncate_prompt_tokens prompt_logprobs bad_words "
-    "allowed_token_ids logits_processors include_stop_str_in_output use_beam_search length_penalty typical_p mirostat "
-    "dry_multiplier xtc_probability top_n_sigma dynatemp_range"
+    "best_of suffix guided_regex guided_choice guided_grammar structured_outputs grammar json_schema regex ebnf "
+    "chat_template documents images audio web_search_options prompt_embeds truncate_prompt_tokens prompt_logprobs "
+    "bad_words allowed_token_ids logits_processors include_stop_str_in_output use_beam_search length_penalty typical_p "
+    "mirostat dry_multiplier xtc_probability top_n_sigma dynatemp_range"
 )
 """Fields of other servers that would change the reply, unless they are null, false, 0 or empty."""
-HARMLESS_VALUES = {"length_penalty": 1, "typical_p": 1, "truncate_prompt_tokens": -1}
+HARMLESS_VALUES = {"best_of": 1, "length_penalty": 1, "typical_p": 1, "truncate_prompt_tokens": -1}
 _ignored_fields: set[str] = set()  # logged already
 
 
@@ -325,14 +325,14 @@ class ChatRequest(SamplingRequest):
 
 def _to_prompts(value: Any) -> list[str | list[int]]:
     """Convert a prompt to a list of texts and lists of token ids."""
-    is_single = isinstance(value, str) or (isinstance(value, list) and value and type(value[0]) is int)
-    prompts = [value] if is_single else value
-    if not isinstance(prompts, list) or not prompts:
+
+    def is_prompt(value: Any) -> bool:
+        is_tokens = isinstance(value, list) and value and all(type(token) is int for token in value)
+        return isinstance(value, str) or bool(is_tokens)
+
+    prompts = [value] if is_prompt(value) else value
+    if not isinstance(prompts, list) or not prompts or not all(map(is_prompt, prompts)):
         raise ValueError("must be a string, a list of token ids, or a list of these")
-    for prompt in prompts:
-        is_tokens = isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt)
-        if not isinstance(prompt, str) and not is_tokens:
-            raise ValueError("must be a string, a list of token ids, or a list of these")
     return [_replace_surrogates(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
@@ -342,8 +342,6 @@ class CompletionRequest(SamplingRequest):
     prompt: Annotated[list[Any], BeforeValidator(_to_prompts, str | list[str] | list[Integer] | list[list[Integer]])]
     echo: StrictBool | None = None
     logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    best_of: Literal[1] | None = None
-    suffix: Literal[""] | None = None
 
     @property
     def num_logprobs(self) -> int | None:

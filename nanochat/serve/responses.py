@@ -35,11 +35,12 @@ def text_of(deltas: Iterable[Delta]) -> Delta:
 class ResponseBuilder:
     """Builds the JSON objects of one response, which share an id and a creation time."""
 
-    id_prefix: str
+    id_prefix: str  # with its separator
     object_type: str
     chunk_type: str
     final_choice: ClassVar[Json]  # streamed with the finish_reason
 
+    can_repeat = False  # several replies to one prompt
     media_type = "text/event-stream"
     end = "data: [DONE]\n\n"  # of a stream
 
@@ -48,8 +49,9 @@ class ResponseBuilder:
         self.generation = generation
         self.tokenizer = tokenizer
         self.include_usage = include_usage
+        self._has_logprobs = generation.prompts[0][1].logprobs is not None
         self._hidden = set(tokenizer.special_ids.values())  # have a logprob, but no text
-        own_id = f"{self.id_prefix}-{secrets.token_hex(12)}"
+        own_id = f"{self.id_prefix}{secrets.token_hex(12)}"
         self._shared = {"id": own_id, "created": int(time.time()), "model": generation.card.id}
 
     def event(self, chunk: Json) -> str:
@@ -72,10 +74,6 @@ class ResponseBuilder:
         extra = {"usage": None} if self.include_usage else {}  # the last chunk has it
         return {**self._shared, "object": self.chunk_type, "choices": choices, **extra}
 
-    def has_logprobs(self, index: int) -> bool:
-        """Return whether the request asks for the logprobs of reply `index`."""
-        return self.generation.prompts[index][1].logprobs is not None
-
     def usage(self, num_tokens: int) -> Json:
         """Build the usage object. Tool output counts as completion tokens because it uses up context."""
         prompt_tokens = self.generation.num_prompt_tokens
@@ -96,14 +94,14 @@ class ResponseBuilder:
         choices = []
         for index, own in enumerate(outputs):
             deltas = list(merge_deltas(delta for output in own for delta in output.deltas))
-            choices.append({"index": index, **self.choice(index, deltas), "finish_reason": own[-1].finish_reason})
+            choices.append({"index": index, **self.choice(deltas), "finish_reason": own[-1].finish_reason})
         return {**self._shared, "object": self.object_type, "choices": choices, "usage": self.usage(num_tokens)}
 
     def choice_delta(self, index: int, delta: Delta) -> Json | None:
         """Build a streamed choice; None: this delta is not sent."""
         raise NotImplementedError
 
-    def choice(self, index: int, deltas: list[Delta]) -> Json:
+    def choice(self, deltas: list[Delta]) -> Json:
         """Build a complete choice."""
         raise NotImplementedError
 
@@ -111,9 +109,10 @@ class ResponseBuilder:
 class ChatResponseBuilder(ResponseBuilder):
     """For /v1/chat/completions."""
 
-    id_prefix = "chatcmpl"
+    id_prefix = "chatcmpl-"
     object_type = "chat.completion"
     chunk_type = "chat.completion.chunk"
+    can_repeat = True
     final_choice: ClassVar[Json] = {"delta": {}, "logprobs": None}
 
     def opening_chunks(self) -> Iterable[Json]:
@@ -125,17 +124,17 @@ class ChatResponseBuilder(ResponseBuilder):
             return None
         if delta.type != "text":
             return {"delta": {"nanochat": {"type": delta.type, "text": delta.text}}, "logprobs": None}
-        return {"delta": {"content": delta.text}, "logprobs": self._logprobs(index, delta.logprobs)}
+        return {"delta": {"content": delta.text}, "logprobs": self._logprobs(delta.logprobs)}
 
-    def choice(self, index: int, deltas: list[Delta]) -> Json:
+    def choice(self, deltas: list[Delta]) -> Json:
         text = text_of(deltas)
         message: Json = {"role": "assistant", "content": text.text, "refusal": None}
         if any(delta.type != "text" for delta in deltas):
             message["nanochat"] = {"parts": [{"type": delta.type, "text": delta.text} for delta in deltas]}
-        return {"message": message, "logprobs": self._logprobs(index, text.logprobs)}
+        return {"message": message, "logprobs": self._logprobs(text.logprobs)}
 
-    def _logprobs(self, index: int, logprobs: Sequence[TokenLogprob]) -> Json | None:
-        if not self.has_logprobs(index):
+    def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> Json | None:
+        if not self._has_logprobs:
             return None
         content = [
             {**self._entry(own.token, own.logprob), "top_logprobs": [self._entry(*other) for other in own.top]}
@@ -152,8 +151,9 @@ class ChatResponseBuilder(ResponseBuilder):
 class TextResponseBuilder(ResponseBuilder):
     """For /v1/completions."""
 
-    id_prefix = "cmpl"
+    id_prefix = "cmpl-"
     object_type = chunk_type = "text_completion"
+    can_repeat = True
     final_choice: ClassVar[Json] = {"text": "", "logprobs": None}
 
     def __init__(self, generation: GenerationRequest, tokenizer: Tokenizer, include_usage: bool = False) -> None:
@@ -165,15 +165,15 @@ class TextResponseBuilder(ResponseBuilder):
             return None
         offset = self._num_characters[index]
         self._num_characters[index] += len(delta.text)
-        return {"text": delta.text, "logprobs": self._logprobs(index, delta.logprobs, offset)}
+        return {"text": delta.text, "logprobs": self._logprobs(delta.logprobs, offset)}
 
-    def choice(self, index: int, deltas: list[Delta]) -> Json:
+    def choice(self, deltas: list[Delta]) -> Json:
         text = text_of(deltas)
-        return {"text": text.text, "logprobs": self._logprobs(index, text.logprobs, 0)}
+        return {"text": text.text, "logprobs": self._logprobs(text.logprobs, 0)}
 
-    def _logprobs(self, index: int, logprobs: Sequence[TokenLogprob], offset: int) -> Json | None:
+    def _logprobs(self, logprobs: Sequence[TokenLogprob], offset: int) -> Json | None:
         """offset: of the first token in the reply's text, in characters."""
-        if not self.has_logprobs(index):
+        if not self._has_logprobs:
             return None
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # a character may have several tokens
         lengths = [

@@ -25,6 +25,7 @@ SENTENCES = {
     "list_type": "must be a list",
     "dict_type": "must be an object",
     "model_attributes_type": "must be an object",
+    "model_type": "must be an object",
     "value_error": "{error}",
     "json_invalid": "is not valid JSON: {error}",
 }

@@ -168,7 +168,7 @@ def test_a_cancelled_request_leaves_the_batch_and_the_others_continue(tokenizer:
     for _ in range(3):
         engine.step()
     engine.cancel(requests[0])
-    assert engine.stats().running == len(requests) - 1
+    assert len(engine.scheduler.running) == len(requests) - 1
     newcomer = engine.submit(prompts()[2], SamplingParams(max_tokens=10, temperature=0))
     finish(engine)
     assert requests[0].completion.finish_reason is None and len(requests[0].completion.tokens) <= 3
@@ -191,7 +191,7 @@ def test_slots_keep_to_the_memory_budget(tokenizer: Tokenizer) -> None:
     slot = 2 * 2 * 128 * 64 * 4  # keys and values of two layers, width 128, 64 positions, four bytes
     engine = Engine(model, tokenizer, max_batch_size=16, kv_cache_gb=3.5 * slot / 1e9)
     engine.generate(prompts(), SamplingParams(max_tokens=2))
-    assert engine.stats().slots == 3 and engine.stats().kv_bytes == 3 * slot
+    assert engine.slots == 3 and engine.stats().kv_bytes == 3 * slot
     with pytest.raises(UserError, match="kv-cache-gb"):
         Engine(model, tokenizer, kv_cache_gb=0.5 * slot / 1e9)
 

@@ -59,7 +59,7 @@ class ScriptedEngine:
         return bool(self._waiting or self._active)
 
     def stats(self) -> EngineStats:
-        return EngineStats(len(self._active), len(self._waiting), self.slots, 0, 0, 0, 0, 0)
+        return EngineStats(0, 0, 0, 0, 0)
 
     def submit(self, prompt: Sequence[int], sampling: SamplingParams) -> Request:
         self.prompts.append(list(prompt))

@@ -130,11 +130,11 @@ def test_repeated_log_lines_are_counted() -> None:
     repeats = RepeatFilter()
 
     def is_logged(seconds: float, message: str) -> str | None:
-        record = logging.LogRecord("name", logging.ERROR, "path", 1, message, ("x",), None)
+        record = logging.LogRecord("name", logging.ERROR, "path", 1, message, ("x",) if "%s" in message else None, None)
         record.created = 1e9 + seconds
         return record.getMessage() if repeats.filter(record) else None
 
-    assert is_logged(0, "one %s") == "one x"
+    assert is_logged(0, "one %s") == "one x" and is_logged(0, "one y") == "one y"
     assert is_logged(1, "two %s\nlines") == "two x\nlines"
     assert [is_logged(second, "one %s") for second in range(2, 9)] == [None] * 7
     assert is_logged(61, "one %s") == "one x (7 more since the last time)"

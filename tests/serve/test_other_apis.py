@@ -11,7 +11,7 @@ from nanochat.inference.sampling_params import SamplingParams
 from nanochat.serve import openai_responses
 from nanochat.tokenizer import Tokenizer
 from tests.serve.scripted import CONTEXT, ScriptedChatModel
-from tests.serve.serving import Served, scripted
+from tests.serve.serving import INTERNALS, Served, scripted
 
 MODEL = "nanochat-d4-sft"
 Both = tuple[Served, ScriptedChatModel]
@@ -173,6 +173,28 @@ class TestOllama:
             list(ollama_client.chat(MODEL, turns, stream=True))
         with pytest.raises(ollama.ResponseError, match="embeddings"):
             ollama_client.embed(MODEL, "hello")
+
+
+TURNS = [{"role": "user", "content": "hello"}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": 5}),
+        ("/v1/responses", {"input": [5]}),
+        ("/v1/responses", {"input": "hello", "n": 2}),
+        ("/v1/messages", {"messages": TURNS, "n": 2}),
+        ("/v1/messages", {"messages": TURNS, "stream_options": "x"}),
+        ("/api/chat", {"messages": TURNS, "format": 5}),
+        ("/api/chat", {"messages": TURNS, "options": {"n": 2}}),
+    ],
+)
+def test_bad_requests_get_a_sentence_about_the_field(both: Both, path: str, body: dict[str, object]) -> None:
+    response = both[0].client.post(path, json=body)
+    error = response.json()["error"]
+    message = error if isinstance(error, str) else error["message"]
+    assert response.status_code == 400 and "must be" in message and not INTERNALS.search(message)
 
 
 def test_embeddings_are_refused_with_the_reason(openai_client: openai.OpenAI) -> None:
