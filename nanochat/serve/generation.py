@@ -106,7 +106,7 @@ class ReplyGenerator:
             raise ApiError(400, message, param=param)
 
     def _conversation_too_long(self, card: ModelCard, messages: list[Message], length: int) -> ApiError:
-        """Build the error for messages of which even the system message and the last turn do not fit."""
+        """Build the error for a conversation whose system message and last turn alone do not fit."""
         roles = [message.turn_role for message in messages]
         last_user = max((i for i, role in enumerate(roles) if role != "assistant"), default=0)
         first_kept = max((i + 1 for i in range(last_user) if roles[i] == "assistant"), default=0)

@@ -78,7 +78,7 @@ class SecurityMiddleware:
                 await self.app(scope, receive_limited, send_with_headers)
                 return
             except _BodyTooLargeError:
-                error = _body_too_large()
+                error = ApiError(413, f"the request body must be at most {MAX_BODY_BYTES} bytes")
             except Exception:
                 if started:  # too late for another response: the connection is closed
                     raise
@@ -90,9 +90,6 @@ class SecurityMiddleware:
         host = _host_name(headers.get("host", ""))
         if self.allowed_hosts is not None and host not in self.allowed_hosts:
             return ApiError(400, f"host {host[:100]!r} is not allowed: start the server with --allow-host NAME")
-        length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > MAX_BODY_BYTES:
-            return _body_too_large()
         if self.api_key is not None and path not in PUBLIC_PATHS and not path.startswith("/static/"):
             scheme, _, token = headers.get("authorization", "").partition(" ")
             given = (token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""))
@@ -103,10 +100,6 @@ class SecurityMiddleware:
         return None
 
 
-def _body_too_large() -> ApiError:
-    return ApiError(413, f"the request body must be at most {MAX_BODY_BYTES} bytes")
-
-
 class _BodyTooLargeError(BaseException):
     """Not an Exception, so that it passes through the application without being handled by a route."""
 
@@ -114,7 +107,8 @@ class _BodyTooLargeError(BaseException):
 def _normalized(scope: Scope) -> Scope:
     """Accept HEAD wherever GET is, paths without /v1, and JSON of any Content-Type, such as that of `curl -d`.
 
-    The last not from browsers, which send an Origin: another site could then post without a CORS preflight request.
+    Browsers, which send an Origin, must send the right Content-Type: otherwise, another site could post without a CORS
+    preflight request.
     """
     method, path, headers = scope["method"], scope["path"], list(scope["headers"])
     if path.strip("/").partition("/")[0] in V1_PATHS:

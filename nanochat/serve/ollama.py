@@ -22,7 +22,7 @@ VERSION = "0.12.6"  # some clients refuse older versions of Ollama
 
 
 class OllamaRequest(BaseModel, extra="allow"):
-    """Body of POST /api/chat, /api/generate and /api/show. ChatRequest knows the other fields and the options."""
+    """Body of POST /api/chat, /api/generate and /api/show. ChatRequest defines the other fields and the options."""
 
     model: Text | None = None
     stream: StrictBool = True
