@@ -33,7 +33,7 @@ from nanochat.data.progress import in_processes
 from nanochat.data.sources import DATASETS, HUB_NAME, RECORD_FILE, Source, parse, shares
 from nanochat.data.token_files import TokenShards
 from nanochat.data.token_writer import TextShard, write_shards
-from nanochat.errors import UserError
+from nanochat.errors import UserError, one_line
 from nanochat.locks import folder_lock
 from nanochat.tasks import identity, mixtures
 from nanochat.tasks.mixtures import HUB_TASKS
@@ -184,9 +184,12 @@ def hub_text(source: Source, options: PrepareOptions, others: Sequence[Text]) ->
         large = [name for name in names[:count] if name not in hub["in_git"]]
         fetch(str(source.repository), large, folder, revision=hub["revision"], verify=options.verify, disk_factor=2.0)
         for name in set(names[:count]) & set(hub["in_git"]):  # small, and without a sha256
-            hf_hub_download(
-                str(source.repository), name, repo_type="dataset", revision=hub["revision"], local_dir=folder
-            )
+            try:
+                hf_hub_download(
+                    str(source.repository), name, repo_type="dataset", revision=hub["revision"], local_dir=folder
+                )
+            except (OSError, HTTPError) as error:
+                raise UserError(f"cannot download {name} of {source.name} ({one_line(error)}): run again") from None
         return [folder / name for name in names[:count]]
 
     count = options.num_shards

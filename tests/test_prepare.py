@@ -154,6 +154,9 @@ def test_the_tokenizer_of_other_text_is_kept_only_if_asked_for(books: Path, base
     with pytest.raises(UserError, match=r"trained on encyclopedia.*--keep-tokenizer.*--fresh"):
         prepare.main(own(books))
     prepare.main(own(books, keep_tokenizer=True))
+    (paths.tokenizer_dir() / prepare.TRAINED_ON_FILE).write_text("{")
+    with pytest.raises(UserError, match=r"trained_on\.json.*--keep-tokenizer"):
+        prepare.main(own(books))
     assert Tokenizer.load(paths.tokenizer_dir()).vocab_size == 512
     prepare.main(own(books, fresh=True))
     assert Tokenizer.load(paths.tokenizer_dir()).vocab_size == 400
