@@ -1,6 +1,5 @@
 """Programs that try to leave the sandbox, to exhaust the machine, or to pass tests without solving the problem."""
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -97,18 +96,12 @@ def leaves_files_when_killed(folder: Path, delay: float) -> bool:
         process.stdout.readline()
         time.sleep(delay)
         process.kill()
-    deadline = time.monotonic() + 10
-    while has_remover(folder) and time.monotonic() < deadline:  # it may not have created the folder yet
+    deadline, empty_checks = time.monotonic() + 10, 0
+    while empty_checks < 50:  # the folder may be created after the kill
+        if time.monotonic() > deadline:
+            return True
+        empty_checks = 0 if any(folder.iterdir()) else empty_checks + 1
         time.sleep(0.01)
-    return bool(list(folder.iterdir()))
-
-
-def has_remover(folder: Path) -> bool:
-    """True while a shell that creates and removes a temporary folder in `folder` is running."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it may end meanwhile
-            if str(folder).encode() in path.read_bytes():
-                return True
     return False
 
 
