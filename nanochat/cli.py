@@ -47,6 +47,8 @@ def run(
     args = list(sys.argv[1:] if args is None else args)
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # set by scripts/__init__.py
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not re.fullmatch(r"[0-9]{1,5}", os.environ.get("COLUMNS", "80")):
+        del os.environ["COLUMNS"]  # rich and tyro convert it to a number without a check
     try:
         _check_torchrun_variables()
         main(parse(options, args, demo=demo, quick=quick))

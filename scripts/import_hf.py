@@ -40,6 +40,8 @@ DEMO = Options()
 def main(options: Options) -> None:
     if not options.origin:
         raise UserError("import needs a repository or a folder: ./nanochat.sh import REPOSITORY")
+    if options.tag is not None:
+        paths.check_tag(options.tag, "--tag")
     imported = import_model.read_model(options.origin, options.step)
     import_model.check_tokenizer(imported)
     config = imported.model.config

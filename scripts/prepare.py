@@ -169,7 +169,7 @@ def local_files(location: Path) -> list[Path]:
     found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(location).parts)]
     if not found:
         formats = f"{', '.join(documents.FORMATS)}, each also with {' or '.join(documents.COMPRESSIONS)}"
-        raise UserError(f"no text in {location}: expected {formats}; files that are empty or different: {len(every)}")
+        raise UserError(f"no text in {location}: expected {formats}, found {len(every)} other or empty files")
     return found
 
 

@@ -262,7 +262,7 @@ def retry(
             raise
         except NOT_A_HUB as error:
             raise UserError(
-                f"cannot talk to {constants.ENDPOINT} ({one_line(error)}): check HF_ENDPOINT, HF_TOKEN, SSL_CERT_FILE "
+                f"cannot reach {constants.ENDPOINT} ({one_line(error)}): check HF_ENDPOINT, HF_TOKEN, SSL_CERT_FILE "
                 "and the proxy variables, and open any web page in case the network wants a login"
             ) from error
         except httpx2.HTTPError as error:
@@ -277,7 +277,7 @@ def retry(
             pause = FIRST_PAUSE_SECONDS * 2 ** (failures - 1) * random.uniform(0.8, 1.2)
             pause = min(max(pause, requested_pause(response.headers) if response else 0.0), MAX_PAUSE_SECONDS)
             if pause > SHOWN_PAUSE_SECONDS:
-                print(f"{constants.ENDPOINT} asks to wait, continuing in {pause:.0f} s", flush=True)
+                print(f"{constants.ENDPOINT} is not available, trying again in {pause:.0f} s", flush=True)
             if stop.wait(pause):
                 raise CancelledError from error
 
