@@ -2,7 +2,7 @@
 
 benchmarks/gpu_check.sh
 
-Each check runs in a process of its own, so that one that fails or takes too long leaves the others their results.
+Each check runs in a separate process, so that a failure or timeout does not affect the other results.
 """
 
 import json
@@ -76,7 +76,7 @@ def main(options: CheckOptions) -> None:
 
 
 def run_alone(name: str, seconds: float) -> dict[str, Any]:
-    """Run one check in a process of its own; its figures, or the last line of its error."""
+    """Run one check in a separate process. Returns its figures, or the last line of its error."""
     try:
         command = [sys.executable, "-m", "benchmarks.gpu_check", "--only", name]
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)

@@ -158,7 +158,7 @@ def read(path: Path, check: Callable[[Conversation], str | None] = lambda _: Non
 def append(path: Path, conversations: Iterable[Conversation]) -> None:
     """Append conversations to a file, creating it if needed. Existing lines, even invalid ones, are kept.
 
-    Atomic. Raises UserError if the file cannot be written, ValueError on an invalid conversation.
+    Atomic. Raises UserError if writing the file fails, ValueError on an invalid conversation.
     """
     lines = []
     for value in conversations:

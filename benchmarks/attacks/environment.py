@@ -49,7 +49,7 @@ COMMANDS = (
 
 
 def environment(folder: Path, tries: int = TRIES, seed: int = 0) -> Iterator[tuple[str, bool]]:
-    """Run commands with one variable set to an odd value, and in a base directory that cannot be written to.
+    """Run commands with one variable set to an odd value, and in a read-only base directory.
 
     An attack succeeds if a command prints a traceback, hangs, or fails without one line.
     """

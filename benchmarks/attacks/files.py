@@ -1,4 +1,4 @@
-"""Files that were damaged, or made to crash, hang or fill whoever reads them."""
+"""Damaged files, and files made to crash, hang or exhaust the program that reads them."""
 
 import json
 import multiprocessing
@@ -39,7 +39,7 @@ MAX_SECONDS = 10.0  # of CPU time, so that other work on the machine does not ma
 MAX_WAIT = 10  # times as long, for readers that wait
 STEP = 3
 PRELOADED = ["benchmarks.attacks.files"]
-"""Imported once: each file is read in a process of its own, forked from one that has imported torch."""
+"""Imported once, by the process from which the process that reads a file is forked."""
 ODD_VALUES: list[Any] = [
     None, True, -1, 0, 1, 7, 2**31, 10**7, 10**30, 10**400, 0.5, -0.0, 1e308, float("inf"), float("nan"), "", "x", "0",
     "../../x", "/etc/passwd", "\ud800", "\x1b[2J", "a" * 10**6, [], {}, [None], [[]], {"": None}, [0] * 1000, "(a+)+$",
@@ -74,7 +74,7 @@ def start_context() -> Any:
 def run_alone(
     context: Any, reader: Callable[[Path], None], path: Path, log: Path, seconds: float = MAX_SECONDS
 ) -> str | None:
-    """Call `reader(path)` as a script would, in a process of its own; return what went wrong, None if nothing did."""
+    """Call `reader(path)` as a script would, in a separate process. Returns the problem, or None."""
     process = context.Process(target=_call, args=(reader, path, log, round(seconds)))
     process.start()
     process.join(seconds * MAX_WAIT)

@@ -76,7 +76,7 @@ PAYLOADS = [
 
 
 def load_model(card: ModelCard, folder: Path) -> ChatModel:
-    """Build a small model with random weights, as soon as there is no file `hold`."""
+    """Wait until the file `hold` is removed, then build a small model with random weights."""
     while (folder / "hold").exists():
         time.sleep(0.01)
     model = random_model(1, VOCAB_SIZE, CARD.context, Runtime.start("cpu"))
@@ -88,7 +88,7 @@ def tokenizer() -> Tokenizer:
 
 
 def serve(folder: Path, pipe: Connection, max_descriptors: int | None) -> None:
-    """Run a server in a process group of its own, with stderr in the file `log`. Sends its port first."""
+    """Run a server in a new process group, with stderr in the file `log`. Sends its port first."""
     os.setsid()
     os.dup2(os.open(folder / "log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), sys.stderr.fileno())
     if max_descriptors:

@@ -1,4 +1,4 @@
-"""Try the server with real clients, each installed in an environment of its own, and print a table of the results.
+"""Try the server with real clients, each installed in a separate environment, and print a table of the results.
 
 python -m benchmarks.clients.run --url http://127.0.0.1:8000
 

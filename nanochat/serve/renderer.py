@@ -1,4 +1,4 @@
-"""Converts Markdown to HTML in a process of its own, which ends when a text takes too much CPU time.
+"""Convert Markdown to HTML in a separate process, which ends when a text takes too much CPU time.
 
 A thread could not be stopped, and would compete with the event loop for the GIL.
 """
