@@ -3,7 +3,7 @@
 #
 #   doctor        check the machine before a long run, with fixes
 #   plan          estimate data, disk, memory, hours and energy of a training run
-#   watch         follow a run in another terminal, or in the browser with --web
+#   watch         follow a run in another terminal
 #   report        rebuild the report: report.md, and report.html with its plots
 #   checkpoints   list, verify, prune, archive and restore checkpoints
 #   cluster       check two machines that train together, or copy files to them

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 
 from nanochat import cli
 from nanochat.errors import UserError
-from nanochat.hub.upload import add_to_collection, check_login, check_repository, exported_models, upload
+from nanochat.hub.upload import check_login, check_repository, exported_models, upload
 from nanochat.stages import StageName
 from nanochat.units import format_bytes
 
@@ -33,8 +33,6 @@ class Options:
     """list the files without sending them; needs no login and no network"""
     private: bool = False
     """create private repositories"""
-    collection: bool = False
-    """add the models to a collection"""
     revision: str | None = None
     """branch to upload to; default: main"""
 
@@ -65,8 +63,6 @@ def main(options: Options) -> None:
     for model in models:
         upload(api, model, options.private, options.revision)
         print(f"uploaded and verified: {model.url}", flush=True)
-    if options.collection:
-        print(f"collection: {add_to_collection(api, models, options.username, options.private)}")
 
 
 if __name__ == "__main__":

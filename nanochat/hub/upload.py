@@ -149,13 +149,3 @@ def upload(api: HfApi, model: ExportedModel, private: bool, revision: str | None
         if not is_same:
             problem = "differs on the hub" if entry else "is missing on the hub"
             raise UserError(f"{name} of {model.repository} {problem}: run the same command again to send it")
-
-
-def add_to_collection(api: HfApi, models: list[ExportedModel], account: str, private: bool) -> str:
-    """Add the models to a collection, created if needed; return its URL."""
-    with _hub_errors():
-        title = f"nanochat {models[0].tag}"
-        collection = api.create_collection(title, namespace=account, private=private, exists_ok=True)
-        for model in models:
-            api.add_collection_item(collection.slug, model.repository, "model", exists_ok=True)
-    return f"{constants.ENDPOINT}/collections/{collection.slug}"

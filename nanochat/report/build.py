@@ -56,15 +56,14 @@ def draw(stages: Sequence[Stage]) -> dict[str, bytes]:
     return pictures
 
 
-def page(stages: Sequence[Stage], pictures: Mapping[str, bytes], tariff: Tariff, refresh_seconds: int = 0) -> str:
-    """The report as one HTML page with embedded images, which reloads every `refresh_seconds` if not 0."""
+def page(stages: Sequence[Stage], pictures: Mapping[str, bytes], tariff: Tariff) -> str:
+    """The report as one HTML page with embedded images."""
     text = document(stages, {name: f"{name}.png" for name in pictures}, tariff)
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     for name, png in pictures.items():
         body = body.replace(f'src="{name}.png"', f'src="data:image/png;base64,{base64.b64encode(png).decode()}"')
     body = re.sub(r"<table>.*?</table>", r'<div class="wide">\g<0></div>', body, flags=re.DOTALL)
     template = files("nanochat.report").joinpath("page.html").read_text()
-    refresh = f'<meta http-equiv="refresh" content="{refresh_seconds}">' if refresh_seconds else ""
     title = f"nanochat {html.escape(str(stages[-1].facts['tag']))}"
-    parts = {"refresh": refresh, "title": title, "body": body}
+    parts = {"title": title, "body": body}
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)

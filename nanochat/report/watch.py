@@ -1,23 +1,14 @@
-"""Show a run in progress: a screen for the terminal, and the report as a live web page."""
+"""Show a run in progress in the terminal."""
 
-import html
-import threading
-import time
 from collections.abc import Sequence
 
-from fastapi import FastAPI
-from fastapi.responses import HTMLResponse
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from nanochat.errors import UserError
-from nanochat.report import build
-from nanochat.report.history import Stage, newest_stages
+from nanochat.report.history import Stage
 from nanochat.report.plots import downsample
-from nanochat.spark.plan import Tariff
 from nanochat.units import format_duration, printable
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -27,8 +18,6 @@ CURVES = {  # on the screen, by key in metrics.jsonl
     "gradient_norm": "gradient norm",
 }  # fmt: skip
 RECENT_STEPS = 20  # steps that the remaining time is estimated from
-REFRESH_SECONDS = 20
-MAX_CPU_SHARE = 0.05  # maximum fraction of one core that drawing the page takes from the run
 
 
 def screen(stages: Sequence[Stage], now: float) -> RenderableType:
@@ -73,42 +62,3 @@ def sparkline(values: Sequence[float], width: int = CURVE_WIDTH) -> str:
     low, high = means.min(), means.max()
     heights = (means - low) / (high - low or 1.0) * (len(BLOCKS) - 1)
     return "".join(BLOCKS[round(float(height))] for height in heights)
-
-
-class LivePage:
-    """The current report, rebuilt on request, but rarely enough not to slow down the run."""
-
-    def __init__(self, model_tag: str | None) -> None:
-        self._model_tag = model_tag
-        self._lock = threading.Lock()
-        self._page = ""
-        self._fresh_until = 0.0
-
-    def html(self) -> str:
-        """Return the page, cached for 20 times as long as it took to draw."""
-        with self._lock:
-            start = time.monotonic()
-            if start < self._fresh_until:
-                return self._page
-            try:
-                stages = newest_stages(self._model_tag)
-                self._page = build.page(stages, build.draw(stages), Tariff.from_environment(), REFRESH_SECONDS)
-            except UserError as error:
-                refresh = f'<meta http-equiv="refresh" content="{REFRESH_SECONDS}">'
-                self._page = f"{refresh}<p>{html.escape(str(error))}</p>"
-            end = time.monotonic()
-            self._fresh_until = end + (end - start) / MAX_CPU_SHARE
-            return self._page
-
-
-def create_app(model_tag: str | None, allowed_hosts: Sequence[str] | None) -> FastAPI:
-    """A server of the live page. `allowed_hosts`: accepted Host headers, None for all."""
-    page = LivePage(model_tag)
-    app = FastAPI(openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts or ["*"])  # against DNS rebinding
-
-    @app.get("/")
-    def report() -> HTMLResponse:
-        return HTMLResponse(page.html(), headers={"Cache-Control": "no-cache"})
-
-    return app

@@ -166,7 +166,7 @@ class Server(uvicorn.Server):
 
     error: UserError | None = None
 
-    def __init__(self, app: FastAPI, finish_replies: Callable[[float], Awaitable[None]] | None = None) -> None:
+    def __init__(self, app: FastAPI, finish_replies: Callable[[float], Awaitable[None]]) -> None:
         """finish_replies: ends all replies within that many seconds when the server stops."""
         self.finish_replies = finish_replies
         configure_logging()
@@ -196,8 +196,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let replies finish for SHUTDOWN_SECONDS. Clients of the others receive an error."""
-        if self.finish_replies:
-            await self.finish_replies(SHUTDOWN_SECONDS)
+        await self.finish_replies(SHUTDOWN_SECONDS)
         asyncio.get_running_loop().call_later(SHUTDOWN_SECONDS, self._abort_connections)
         await super().shutdown(sockets)
 

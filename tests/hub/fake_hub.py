@@ -99,7 +99,6 @@ class FakeHub:
     failures: int = 0
     """number of next calls that get `status`"""
 
-    collections: dict[str, list[str]] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     """LFS files by sha256"""
     received: list[int] = field(default_factory=list)
@@ -376,30 +375,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.commits.append(changed)
         self._answer(200, {"commitUrl": f"{self.hub.address}/{name}/commit/{COMMIT}", "commitOid": COMMIT})
 
-    def collect(self, body: bytes) -> None:
-        slug = f"ada/{json.loads(body)['title'].replace(' ', '-')}"
-        self.hub.collections.setdefault(slug, [])
-        self._answer(200, _collection(slug))
-
-    def add_item(self, body: bytes, slug: str) -> None:
-        self.hub.collections[slug].append(json.loads(body)["item"]["id"])
-        self._answer(200, _collection(slug))
-
-
-def _collection(slug: str) -> dict[str, Any]:
-    return {
-        "slug": slug, "title": slug, "owner": {"name": "ada"}, "items": [], "position": 0, "private": False,
-        "lastUpdated": "2026-01-01T00:00:00.000Z", "theme": "blue", "upvotes": 0,
-    }  # fmt: skip
-
 
 NAME, REVISION = r"(?P<name>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
 ROUTES: list[tuple[str, Callable[..., None]]] = [
     (r"GET /api/whoami-v2", _Handler.whoami),
     (r"POST /api/repos/create", _Handler.create),
     (r"POST /api/validate-yaml", _Handler.validate),
-    (r"POST /api/collections", _Handler.collect),
-    (r"POST /api/collections/(?P<slug>[^/]+/[^/]+)/items", _Handler.add_item),
     (rf"POST /api/models/{NAME}/branch/(?P<branch>[^/]+)", _Handler.branch),
     (rf"POST /api/models/{NAME}/preupload/{REVISION}", _Handler.preupload),
     (rf"POST /api/models/{NAME}/commit/{REVISION}", _Handler.commit),

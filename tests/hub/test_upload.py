@@ -149,10 +149,9 @@ def test_private_and_never_into_a_public_repository(hub: FakeHub, prepared: Path
         upload(prepared, private=True)
 
 
-def test_a_branch_and_a_collection(hub: FakeHub, prepared: Path) -> None:
-    upload(prepared, revision="trial", collection=True)
+def test_a_branch(hub: FakeHub, prepared: Path) -> None:
+    upload(prepared, revision="trial")
     assert hub.files(NAME, "trial") == contents(prepared) and hub.files(NAME) == {}
-    assert hub.collections == {"ada/nanochat-d2": [NAME]}
 
 
 def test_only_the_stage_asked_for(hub: FakeHub, prepared: Path) -> None:
