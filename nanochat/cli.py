@@ -19,7 +19,7 @@ from nanochat.errors import UserError
 
 Options = TypeVar("Options")
 EXIT_INTERRUPTED = 130
-MAX_MESSAGE = 1000
+MAX_MESSAGE = 900
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 STAGE_COMMAND = r"\./(prepare|pretrain|midtrain|sft|rl)\.sh|\./nanochat\.sh (watch|report|checkpoints)"
 FREE_SPACE = "free some space there, or set NANOCHAT_BASE_DIR to a folder on another disk, and run again"
@@ -67,8 +67,10 @@ def run(
             sys.stdout.flush()
             os._exit(EXIT_INTERRUPTED)  # torch's threads may abort a process that exits regularly
         sys.exit(EXIT_INTERRUPTED)
-    # One line, whatever a file or an option that it quotes contains.
-    message = "".join(c if c.isprintable() else " " for c in message[:MAX_MESSAGE])
+    # One line that ends with the fix, whatever a file or an option that it quotes contains.
+    if len(message) > MAX_MESSAGE:
+        message = f"{message[: MAX_MESSAGE // 2]} ... {message[-MAX_MESSAGE // 2 :]}"
+    message = "".join(c if c.isprintable() else " " for c in message)
     message = re.sub(STAGE_COMMAND, rf"\g<0>{paths.demo_option()}", message)
     rank = os.environ.get("RANK", "")
     process = f"process {rank}: " if rank.isdecimal() and rank != "0" else ""

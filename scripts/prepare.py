@@ -28,7 +28,7 @@ from nanochat.atomic import atomic_write
 from nanochat.data import demo_data, documents
 from nanochat.data.amount import CHARS_PER_TOKEN, SHARD_CHARS, SPARE, fit, shards_for_depth, tokens_for_depth
 from nanochat.data.documents import Part, Problems, Span
-from nanochat.data.download import fetch
+from nanochat.data.download import fetch, stop_above
 from nanochat.data.progress import in_processes
 from nanochat.data.sources import DATASETS, HUB_NAME, RECORD_FILE, Source, parse, shares
 from nanochat.data.token_files import TokenShards
@@ -186,8 +186,9 @@ def hub_text(source: Source, options: PrepareOptions, others: Sequence[Text]) ->
         for name in set(names[:count]) & set(hub["in_git"]):  # small, and without a sha256
             try:
                 hf_hub_download(
-                    str(source.repository), name, repo_type="dataset", revision=hub["revision"], local_dir=folder
-                )
+                    str(source.repository), name, repo_type="dataset", revision=hub["revision"], local_dir=folder,
+                    tqdm_class=stop_above(0),
+                )  # fmt: skip
             except (OSError, HTTPError) as error:
                 raise UserError(f"cannot download {name} of {source.name} ({one_line(error)}): run again") from None
         return [folder / name for name in names[:count]]

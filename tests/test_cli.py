@@ -67,6 +67,16 @@ def test_a_user_s_mistake_is_exit_code_2_without_a_traceback(capsys: pytest.Capt
     assert stop.value.code == 2 and capsys.readouterr().err == "error: this is wrong: do that\n"
 
 
+def test_a_long_message_keeps_its_end_which_is_the_fix(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(options: Options) -> None:
+        raise UserError(f"it is {'x' * 10**6}: do that")
+
+    with pytest.raises(SystemExit):
+        cli.run(fails, Options, args=[])
+    message = capsys.readouterr().err
+    assert len(message) < 1000 and message.startswith("error: it is xx") and message.endswith("xx: do that\n")
+
+
 @pytest.mark.parametrize(("rank", "said"), [("0", "error: this"), ("3", "process 3: error: this")])
 def test_each_of_several_processes_tells_its_own_mistake(
     rank: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -5,9 +5,10 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.attacks.files import make_sound_folder, problem_in, start_context
+from benchmarks.attacks.files import NUM_PROCESSES, make_sound_folder, problem_in
 
 TRIES = 60
 MAX_SECONDS = 120.0  # starting takes a few, many more on a busy machine
@@ -53,17 +54,21 @@ def environment(folder: Path, tries: int = TRIES, seed: int = 0) -> Iterator[tup
 
     An attack succeeds if a command prints a traceback, hangs, or fails without one line.
     """
-    base = make_sound_folder(folder, start_context()) / "base"
+    base = make_sound_folder(folder) / "base"
     rng = random.Random(seed)
-    for number in range(tries):
-        names = rng.choice(list(VALUES))
-        name, value = rng.choice(names), rng.choice(VALUES[names])
-        command = COMMANDS[number % len(COMMANDS)]
-        problem = run_with({name: value}, base, command)
-        yield f"{name}={value[:30]!r} {command[1][:20]}: {problem}", problem is not None
-    for command in (("-m", "scripts.checkpoints"), ("-m", "scripts.report"), CHAT):
-        problem = run_with({}, base, command, read_only=True)
-        yield f"read-only {command[1]}: {problem}", problem is not None
+    with ThreadPoolExecutor(NUM_PROCESSES) as pool:
+        results: dict[str, Future[str | None]] = {}
+        for number in range(tries):
+            names = rng.choice(list(VALUES))
+            name, value = rng.choice(names), rng.choice(VALUES[names])
+            command = COMMANDS[number % len(COMMANDS)]
+            label = f"{number}: {name}={value[:30]!r} {command[1][:20]}"
+            results[label] = pool.submit(run_with, {name: value}, base, command)
+        for command in (("-m", "scripts.checkpoints"), ("-m", "scripts.report"), CHAT):
+            results[f"read-only {command[1]}"] = pool.submit(run_with, {}, base, command, read_only=True)
+        for label, result in results.items():
+            problem = result.result()
+            yield f"{label}: {problem}", problem is not None
 
 
 def run_with(variables: dict[str, str], base: Path, command: tuple[str, ...], read_only: bool = False) -> str | None:

@@ -1,5 +1,6 @@
 """Damaged files, and files made to crash, hang or exhaust the program that reads them."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -9,6 +10,8 @@ import resource
 import shutil
 import sys
 import tempfile
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -37,9 +40,8 @@ from scripts.checkpoints import main as list_checkpoints
 MUTATIONS = 500
 MAX_SECONDS = 10.0  # of CPU time, so that other work on the machine does not matter
 MAX_WAIT = 10  # times as long, for readers that wait
+NUM_PROCESSES = os.cpu_count() or 1
 STEP = 3
-PRELOADED = ["benchmarks.attacks.files"]
-"""Imported once, by the process from which the process that reads a file is forked."""
 ODD_VALUES: list[Any] = [
     None, True, -1, 0, 1, 7, 2**31, 10**7, 10**30, 10**400, 0.5, -0.0, 1e308, float("inf"), float("nan"), "", "x", "0",
     "../../x", "/etc/passwd", "\ud800", "\x1b[2J", "a" * 10**6, [], {}, [None], [[]], {"": None}, [0] * 1000, "(a+)+$",
@@ -51,38 +53,46 @@ def files(folder: Path, mutations: int = MUTATIONS, seed: int = 0) -> Iterator[t
 
     An attack succeeds if the reader prints a traceback, takes over ten seconds, hangs, or fails without one line.
     """
-    context = start_context()
-    sound = make_sound_folder(folder, context)
-    for number in range(mutations):
-        rng = random.Random(f"{seed} {number}")
-        kind = rng.choices(list(READERS), [weight for weight, _ in READERS.values()])[0]
-        reader = READERS[kind][1]
-        copy = Path(tempfile.mkdtemp(dir=folder))
-        shutil.copytree(sound / kind, copy / kind)
-        what = mutate(copy / kind, rng)
-        problem = run_alone(context, reader, copy / kind, copy / "log")
-        yield f"{kind} {number}: {what}: {problem}", problem is not None
+    sound = make_sound_folder(folder)
+    cases = (start_case(folder, sound, random.Random(f"{seed} {number}"), number) for number in range(mutations))
+    running = deque(itertools.islice(cases, NUM_PROCESSES))
+    while running:
+        name, copy, reader = running.popleft()
+        problem = reader.problem()
+        yield f"{name}: {problem}", problem is not None
         shutil.rmtree(copy)
+        running.extend(itertools.islice(cases, 1))
 
 
-def start_context() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
+def start_case(folder: Path, sound: Path, rng: random.Random, number: int) -> tuple[str, Path, "RunningReader"]:
+    """Change a copy of sound files and start its reader; return a description, the copy's folder and the reader."""
+    kind = rng.choices(list(READERS), [weight for weight, _ in READERS.values()])[0]
+    copy = Path(tempfile.mkdtemp(dir=folder))
+    shutil.copytree(sound / kind, copy / kind)
+    name = f"{kind} {number}: {mutate(copy / kind, rng)}"
+    return name, copy, RunningReader(READERS[kind][1], copy / kind, copy / "log")
 
 
-def run_alone(
-    context: Any, reader: Callable[[Path], None], path: Path, log: Path, seconds: float = MAX_SECONDS
-) -> str | None:
-    """Call `reader(path)` as a script would, in a separate process. Returns the problem, or None."""
-    process = context.Process(target=_call, args=(reader, path, log, round(seconds)))
-    process.start()
-    process.join(seconds * MAX_WAIT)
-    if process.is_alive():
-        process.kill()
-        process.join()
-        return f"took over {MAX_WAIT * seconds:.0f} s"
-    return problem_in(process.exitcode, log.read_text(errors="replace"))
+class RunningReader:
+    """A separate process that calls `reader(path)` as a script would, forked from one that has the modules."""
+
+    def __init__(self, reader: Callable[[Path], None], path: Path, log: Path, seconds: float = MAX_SECONDS) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["benchmarks.attacks.warm"])
+        self.log = log
+        self.max_wait = seconds * MAX_WAIT
+        self.process = context.Process(target=_call, args=(reader, path, log, round(seconds)))
+        self.process.start()
+        self.deadline = time.monotonic() + self.max_wait
+
+    def problem(self) -> str | None:
+        """Wait until it ends, or end it when its time is up. Returns what went wrong, None if nothing did."""
+        self.process.join(max(0.0, self.deadline - time.monotonic()))
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+            return f"took over {self.max_wait:.0f} s"
+        return problem_in(self.process.exitcode, self.log.read_text(errors="replace"))
 
 
 def problem_in(exit_code: int | None, output: str) -> str | None:
@@ -109,11 +119,10 @@ def _call(reader: Callable[[Path], None], path: Path, log: Path, seconds: int) -
     cli.run(lambda _: reader(path), CheckpointOptions, args=[])
 
 
-def make_sound_folder(folder: Path, context: Any) -> Path:
+def make_sound_folder(folder: Path) -> Path:
     """Write one of each kind of files; return their folder."""
     sound, log = folder / "sound", folder / "log"
-    problem = run_alone(context, make_sound_files, sound, log, seconds=300)
-    if problem:
+    if problem := RunningReader(make_sound_files, sound, log, seconds=300).problem():
         raise RuntimeError(f"{problem}: {log.read_text()}")
     return sound
 

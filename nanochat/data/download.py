@@ -20,7 +20,7 @@ from typing import TypeVar
 import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RevisionNotFoundError
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, parse_ratelimit_headers
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, parse_ratelimit_headers, tqdm
 
 from nanochat.atomic import atomic_write, sha256
 from nanochat.data.progress import Advance, progress_bar
@@ -156,12 +156,9 @@ def _obtain_all(manifest: Manifest, files: Sequence[HubFile], disk_factor: float
     folder, title = manifest.folder, f"verifying {manifest.repository}"
     if missing := [file for file in files if _size(folder / file.name) != file.size]:
         num_bytes = sum(max(0, file.size - _size(_partial(folder, file))) for file in missing)
-        needed, free = round(num_bytes * disk_factor) + DISK_RESERVE_BYTES, shutil.disk_usage(folder).free
-        if needed > free:
-            raise UserError(
-                f"{folder} needs {format_bytes(needed)} of free disk space and has {format_bytes(free)}: free some, "
-                "lower --num-shards, or set NANOCHAT_BASE_DIR to a folder on a larger disk"
-            )
+        check_disk_space(
+            folder, num_bytes * disk_factor, "lower --num-shards, or set NANOCHAT_BASE_DIR to a folder on a larger disk"
+        )
         title = manifest.repository
         print(f"downloading {title}: {format_bytes(num_bytes)}, files: {len(missing)}", flush=True)
     stop = threading.Event()
@@ -176,6 +173,34 @@ def _obtain_all(manifest: Manifest, files: Sequence[HubFile], disk_factor: float
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def check_disk_space(folder: Path, num_bytes: float, fix: str) -> None:
+    """Raise UserError unless `folder` has room for `num_bytes` and DISK_RESERVE_BYTES."""
+    needed, free = round(num_bytes) + DISK_RESERVE_BYTES, shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{folder} needs {format_bytes(needed)} of free disk space and has {format_bytes(free)}: free some, {fix}"
+        )
+
+
+def stop_above(num_bytes: int) -> type[tqdm]:
+    """Return a `tqdm_class` for huggingface_hub that raises UserError once DISK_RESERVE_BYTES more have arrived.
+
+    huggingface_hub compares sizes only at the end, but updates its progress bar before it writes. The reserve is for
+    Xet, which may transfer more than it writes.
+    """
+
+    class Limited(tqdm):
+        received = 0.0
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.received += n or 0
+            if self.received > num_bytes + DISK_RESERVE_BYTES:
+                raise UserError(f"{constants.ENDPOINT} sends more bytes than it lists: check HF_ENDPOINT")
+            return super().update(n)
+
+    return Limited
 
 
 def _obtain(manifest: Manifest, file: HubFile, advance: Advance, stop: threading.Event) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nanochat import paths
-from nanochat.data.download import retry
+from nanochat.data.download import check_disk_space, retry, stop_above
 from nanochat.errors import UserError, one_line
 from nanochat.hub import import_karpathy, verify
 from nanochat.hub.card import read_card
@@ -81,12 +81,22 @@ def download_model(repository: str, step: int | None = None) -> Path:
         validate_repo_id(repository)
         listed = retry(lambda: HfApi().model_info(repository)).siblings or []
         names = files_to_download([file.rfilename for file in listed], step)
-        return Path(retry(lambda: snapshot_download(repository, allow_patterns=names))) if names else Path(repository)
+        if not names:
+            return Path(repository)
+        files = retry(lambda: snapshot_download(repository, allow_patterns=names, dry_run=True))
+        num_bytes = sum(file.file_size or 0 for file in files if file.will_download)
+        cache = Path(constants.HF_HUB_CACHE)
+        cache.mkdir(parents=True, exist_ok=True)
+        check_disk_space(cache, num_bytes, "or set HF_HOME to a folder on a larger disk")
+        bar = stop_above(num_bytes)
+        return Path(retry(lambda: snapshot_download(repository, allow_patterns=names, tqdm_class=bar)))
     except HFValidationError:
         raise UserError(
             f"{repository} must be an existing folder or the name of a repository, such as ada/nanochat-d20"
         ) from None
-    except (httpx2.HTTPError, ConnectionError) as error:
+    except (httpx2.HTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
+            raise  # of this machine
         raise UserError(
             f"cannot download {repository} from {constants.ENDPOINT} ({one_line(error)}): check its name "
             "and the network, or set HF_TOKEN to a token with read access if it is private"

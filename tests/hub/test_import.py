@@ -8,17 +8,19 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiktoken
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import ApertusConfig, ApertusForCausalLM
 
 from nanochat import paths
-from nanochat.data import demo_data
+from nanochat.data import demo_data, download
 from nanochat.errors import UserError
 from nanochat.hub import import_karpathy, verify
 from nanochat.hub.convert_model import hf_weights
@@ -235,6 +237,27 @@ def test_from_the_hub(hub: FakeHub, exported: Path, base_dir: Path) -> None:
     assert checkpoint.find("sft", "nanochat-d2-sft").meta["origin"] == "ada/nanochat-d2-sft"
     assert not any("huge" in request for request in hub.requests)
     with pytest.raises(UserError, match=r"nanochat-d2-sft.*--tag"):
+        import_hf.main(Options("ada/nanochat-d2-sft"))
+
+
+def test_a_hub_that_sends_more_than_it_lists_is_stopped(
+    hub: FakeHub, exported: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: StoredFile(path.read_bytes(), path.suffix == ".safetensors") for path in exported.iterdir()}
+    hub.repositories["ada/nanochat-d2-sft"] = Repository(branches={"main": files})
+    with monkeypatch.context() as context:
+        context.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+        with pytest.raises(UserError, match=r"disk space.*HF_HOME"):
+            import_hf.main(Options("ada/nanochat-d2-sft"))
+    assert hub.downloads == 0
+    monkeypatch.setattr(download, "DISK_RESERVE_BYTES", 0)
+    size = sum(len(file.content) for file in files.values())
+    hub.surplus = b"x" * size
+    with pytest.raises(UserError, match=r"more bytes than.*HF_ENDPOINT"):
+        import_hf.main(Options("ada/nanochat-d2-sft"))
+    assert sum(path.stat().st_size for path in Path(constants.HF_HUB_CACHE).rglob("*") if path.is_file()) <= size
+    hub.surplus = b"x"
+    with pytest.raises(UserError, match=r"cannot download.*size"):
         import_hf.main(Options("ada/nanochat-d2-sft"))
 
 
