@@ -5,10 +5,11 @@
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/scripts/env.sh"
 
 stage_options=(--demo)
-summary_options=(--demo)
+eval_options=(--demo)
+tag=(--model-tag d4)
 for option in "$@"; do
   case "$option" in
-    --quick) stage_options+=(--quick) summary_options+=(--quick) ;;
+    --quick) stage_options+=(--quick) eval_options+=(--quick) tag=(--model-tag d2) ;;
     --fresh) stage_options+=(--fresh) ;;
     -h | --help)
       sed -n '2,3s/^# //p' "${BASH_SOURCE[0]}"
@@ -21,6 +22,7 @@ for option in "$@"; do
   esac
 done
 
-for stage in prepare pretrain midtrain sft rl; do "$root/$stage.sh" "${stage_options[@]}"; done
-python -m scripts.chat_eval "${summary_options[@]}"
-exec python -m scripts.demo_summary "${summary_options[@]}"
+"$root/prepare.sh" "${stage_options[@]}"
+for stage in pretrain midtrain sft rl; do "$root/$stage.sh" "${stage_options[@]}" "${tag[@]}"; done
+python -m scripts.chat_eval "${eval_options[@]}" "${tag[@]}"
+exec python -m scripts.demo_summary --demo "${tag[@]}"

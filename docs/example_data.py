@@ -1,4 +1,4 @@
-"""Write example data for docs/your-own-data.md: the conversations of a workshop's assistant, and unit conversions.
+"""Write example data for docs/your-own-data.md: conversations of a workshop's assistant, and unit conversions.
 
 .venv/bin/python docs/example_data.py mydata
 """
@@ -9,94 +9,57 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-FACTS = [
-    ("your opening hours", "when you are open", "We are open from Tuesday to Saturday, from nine to six."),
-    ("your address", "where to find you", "You find us at 12 Harbor Lane, next to the fish market."),
-    ("the price of a check", "what a check costs", "A full check of your bicycle costs 45 euros."),
-    ("the price of a new chain", "what a new chain costs", "A new chain costs 30 euros, with fitting."),
-    ("fixing a flat tire", "how long a flat tire takes", "A flat tire takes a quarter of an hour while you wait."),
-    (
-        "electric bicycles",
-        "if you repair electric bicycles",
-        "Yes, but not their batteries.",
-    ),
-    ("renting a bicycle", "what it costs to rent a bicycle", "A bicycle costs 15 euros per day, and a helmet is free."),
-    ("used bicycles", "if you sell used bicycles", "Yes, we sell used bicycles with a warranty of one year."),
-    ("paying by card", "how to pay", "You can pay in cash or by card."),
-    ("appointments", "if an appointment is needed", "Small repairs need no appointment. For a check, please call us."),
-    ("your phone number", "how to call you", "Please call 555 0142 during our opening hours."),
-    (
-        "children's bicycles",
-        "if you have bicycles for children",
-        "Yes, from four years on.",
-    ),
-    ("your name", "what you are called", "I am Sprocket, the assistant of the Harbor Lane bicycle workshop."),
-    ("the owner", "who runs the workshop", "Two sisters run the workshop, and four people work here."),
-    ("old inner tubes", "what happens to old inner tubes", "We make bags of old inner tubes, and sell them here."),
-    (
-        "the repair evening",
-        "when the repair evening is",
-        "On the first Friday of each month, for free.",
-    ),
-    (
-        "winter storage",
-        "if you store bicycles in winter",
-        "Yes, from November to March, for 60 euros.",
-    ),
-    ("cargo bicycles", "if cargo bicycles fit in", "Yes, cargo bicycles fit through our wide door."),
-    ("lost keys", "what to do about a lost key", "Bring the bicycle and a proof of purchase, and we open the lock."),
-    ("the warranty on repairs", "how long repairs are guaranteed", "We guarantee every repair for six months."),
-]
-ASKED = ["Please explain {0}.", "I have a question about {0}.", "Do you know {1}?", "I want to know {1}.", "{0}?"]
-HELD_OUT = ["Could you explain {1}, please?", "Hello! I would like to know about {0}."]
-UNITS = [("kilometers", "meters", 1000), ("hours", "minutes", 60), ("meters", "centimeters", 100), ("weeks", "days", 7),
-         ("dozen", "pieces", 12), ("feet", "inches", 12)]  # fmt: skip
+CHATS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+UNITS = {
+    ("kilometers", "meters"): 1000, ("meters", "centimeters"): 100, ("kilograms", "grams"): 1000,
+    ("liters", "milliliters"): 1000, ("yards", "feet"): 3, ("feet", "inches"): 12, ("pounds", "ounces"): 16,
+    ("years", "months"): 12, ("weeks", "days"): 7, ("days", "hours"): 24, ("hours", "minutes"): 60,
+    ("minutes", "seconds"): 60, ("dozen", "pieces"): 12,
+}  # fmt: skip
+GRADERS = [*["number"] * 16, "exact", "contains", "regex", "python"]
 
 
-def chats(patterns: Iterable[str], greetings: Iterable[str]) -> list[dict[str, object]]:
-    """Conversations in ShareGPT's format, one per fact, pattern and greeting."""
-    greetings = list(greetings)
+def chats(answers: dict[str, str], questions: Iterable[str]) -> list[dict[str, object]]:
+    """Conversations in ShareGPT's format, one per question and answer."""
     return [
-        {"conversations": [
-            {"from": "human", "value": greeting + pattern.format(topic, clause)}, {"from": "gpt", "value": answer},
-        ]}
-        for topic, clause, answer in FACTS for pattern in patterns for greeting in greetings
-    ]  # fmt: skip
+        {"conversations": [{"from": "human", "value": question.format(topic)}, {"from": "gpt", "value": answer}]}
+        for question in questions
+        for topic, answer in answers.items()
+    ]
 
 
-def problems(count: int, numbers: range) -> list[dict[str, object]]:
-    """Unit conversions, solved with the python tool. Every fifth has another grader than `number`."""
-    rng, rows = random.Random(count), []
-    for i in range(count):
-        (large, small, factor), number = rng.choice(UNITS), rng.choice(numbers)
-        result = number * factor
-        text = f"{number} {large} are {result} {small}."
-        answer = [
-            {"type": "python", "text": f"{number} * {factor}"},
-            {"type": "python_output", "text": str(result)},
-            {"type": "text", "text": text},
-        ]
-        row = {"question": f"How many {small} are {number} {large}?", "answer": answer, "grader": "number"}
-        if i % 5 == 0:
-            rules = {
-                "exact": text,
-                "contains": f"{result} {small}",
-                "regex": rf"\b{result} {small}",
-                "python": f"'{result}' in reply.split()",
-            }
-            row["grader"], row["rule"] = list(rules.items())[i // 5 % 4]
-        rows.append(row)
-    return rows
+def problem(number: int, large: str, small: str, grader: str) -> dict[str, object]:
+    """A unit conversion, solved with the python tool."""
+    factor = UNITS[large, small]
+    result = number * factor
+    text = f"{number} {large} are {result} {small}."
+    answer = [
+        {"type": "python", "text": f"{number} * {factor}"},
+        {"type": "python_output", "text": str(result)},
+        {"type": "text", "text": text},
+    ]
+    rules = {
+        "exact": text,
+        "contains": f"{result} {small}",
+        "regex": rf"\b{result} {small}",
+        "python": f"'{result}' in reply.split()",
+    }
+    rule = {"rule": rules[grader]} if grader in rules else {}
+    return {"question": f"How many {small} are {number} {large}?", "answer": answer, "grader": grader, **rule}
 
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    files = {
-        "chats.jsonl": chats(ASKED, ["", "Hi! "]),
-        "chats-held-out.jsonl": chats(HELD_OUT, [""]),
-        "problems.jsonl": problems(300, range(2, 200, 2)),
-        "problems-held-out.jsonl": problems(200, range(3, 200, 2)),
-    }
+    files = {}
+    for language, name in (("en", "chats"), ("de", "chats-de")):
+        texts = CHATS[language]
+        asked = [greeting + question for greeting in texts["greetings"] for question in texts["questions"]]
+        files[f"{name}.jsonl"] = chats(texts["answers"], asked)
+        files[f"{name}-held-out.jsonl"] = chats(texts["answers"], texts["held_out"])
+    pairs = [(number, *units) for units in UNITS for number in range(2, 102)]
+    random.Random(0).shuffle(pairs)
+    rows = [problem(*pair, GRADERS[i % len(GRADERS)]) for i, pair in enumerate(pairs)]
+    files |= {"problems.jsonl": rows[:300], "problems-held-out.jsonl": rows[300:]}
     for name, rows in files.items():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / name).write_text(text, encoding="utf-8")

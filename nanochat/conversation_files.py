@@ -15,7 +15,8 @@ from nanochat.atomic import atomic_write
 from nanochat.conversations import Conversation
 from nanochat.errors import UserError
 from nanochat.locks import folder_lock
-from nanochat.untrusted import reading
+from nanochat.units import format_bytes
+from nanochat.untrusted import MAX_LINE_BYTES, reading, skip_line
 
 ROLES = {"human": "user", "developer": "system"} | dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant")
 """Names of roles in other formats."""
@@ -120,19 +121,14 @@ def scan(path: Path, check: Callable[[Conversation], str | None] = lambda _: Non
     if not files:
         raise UserError(f"{path} has no .jsonl or .json files: choose another folder")
     for file in files:
-        with reading(file, "run ./prepare.sh to create it" if file == paths.identity_file() else "check its name"):
-            data = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
-        # Split at b"\n" only: str.splitlines would also split at U+2028 within a text.
-        records: list[Any] = data.split(b"\n")
-        if file.suffix == ".json":
-            with contextlib.suppress(ValueError, RecursionError):
-                whole = json.loads(data)
-                records = whole if isinstance(whole, list) else [whole]
-        for number, record in enumerate(records, start=1):
+        for number, record in enumerate(_records(file), start=1):
             if isinstance(record, bytes) and not record.strip():
                 continue
+            if isinstance(record, bytes) and len(record) > MAX_LINE_BYTES:
+                yield Line(file, number, None, f"it is longer than {format_bytes(MAX_LINE_BYTES)}")
+                continue
             try:
-                value = convert(json.loads(record.decode()) if isinstance(record, bytes) else record)
+                value = convert(json.loads(record.decode("utf-8-sig")) if isinstance(record, bytes) else record)
                 json.dumps(value, ensure_ascii=False).encode()  # raises ValueError for half a surrogate pair
                 problem = find_problem(value) or check(value)
             except json.JSONDecodeError as error:
@@ -140,6 +136,21 @@ def scan(path: Path, check: Callable[[Conversation], str | None] = lambda _: Non
             except (ValueError, RecursionError) as error:  # not UTF-8, too many digits, brackets nested too deep
                 problem = f"it is not JSON in UTF-8 ({error})"
             yield Line(file, number, None if problem else value, problem)
+
+
+def _records(file: Path) -> Iterator[Any]:
+    """Yield the items of a JSON array, or the lines of other files: bytes that end at b"\\n", not at U+2028."""
+    with reading(file, "run ./prepare.sh to create it" if file == paths.identity_file() else "check its name"):
+        if file.suffix == ".json":
+            with contextlib.suppress(ValueError, RecursionError):
+                whole = json.loads(file.read_bytes())
+                yield from whole if isinstance(whole, list) else [whole]
+                return
+        with open(file, "rb") as lines:
+            while line := lines.readline(MAX_LINE_BYTES + 1):
+                yield line
+                if not line.endswith(b"\n"):
+                    skip_line(lines)
 
 
 def read(path: Path, check: Callable[[Conversation], str | None] = lambda _: None) -> list[Conversation]:

@@ -18,7 +18,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        print(f"waiting for another process that holds the lock on {folder}", flush=True)
+        if os.environ.get("RANK", "0") == "0":  # one of the processes of a run
+            print(f"waiting for another process that holds the lock on {folder}", flush=True)
         lock.acquire()
     try:
         yield

@@ -1,15 +1,17 @@
 """Read files from elsewhere, which may be damaged or malicious."""
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
-from typing import Any
+from typing import Any, BinaryIO
 
 from nanochat.errors import UserError, one_line
 
 MAX_JSON_BYTES = 1 << 28
+MAX_LINE_BYTES = 64_000_000  # of JSON Lines
 MAX_NUMBER = 1e30  # larger ones are damage, and their sums overflow
 
 
@@ -39,6 +41,16 @@ def read_json(path: Path) -> Any:
     if (size := path.stat().st_size) > MAX_JSON_BYTES:
         raise ValueError(f"{size:,} bytes of JSON")
     return json.loads(path.read_bytes())
+
+
+def skip_line(file: BinaryIO, limit: int = sys.maxsize) -> int:
+    """Read to the end of the line, or about `limit` bytes, in little memory. Return how many bytes were read."""
+    count = 0
+    while count < limit and (rest := file.readline(1 << 20)):
+        count += len(rest)
+        if rest.endswith(b"\n"):
+            break
+    return count
 
 
 def check_types(value: Any, types: Mapping[str, type | UnionType]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from nanochat import cli, paths
 from nanochat.data.batches import StreamRows, rows_per_step, text_batches
-from nanochat.data.sources import Mixture
+from nanochat.data.sources import MixedText
 from nanochat.errors import UserError
 from nanochat.eval.bits_per_byte import bits_per_byte
 from nanochat.eval.samples import continuations
@@ -39,8 +39,8 @@ def main(options: PretrainOptions) -> None:
     with Runtime.start(options.device_type) as runtime:
         agreement.check(agreement.TEXT)
         tokenizer = Tokenizer.load(paths.tokenizer_dir())
-        text = Mixture.open(options.dataset, "train", tokenizer)
-        held_out = Mixture.open(options.dataset, "val", tokenizer, options.eval_tokens)
+        text = MixedText.open(options.dataset, "train", tokenizer)
+        held_out = MixedText.open(options.dataset, "val", tokenizer, options.eval_tokens)
         options = replace(options, dataset=tuple(map(str, text.sources)))
         parent = resume.continued(options.from_, runtime) if options.from_ else None
         if parent:
@@ -65,9 +65,10 @@ def main(options: PretrainOptions) -> None:
             return {"bpb": bpb}
 
         trained_on = text.table(options.num_iterations * options.total_batch_size)
-        if parent and run.step == 0:
-            before = evaluate(lambda: None)["bpb"]
-            trained_on += f"\nbits per byte of the held-out text before training, from {parent.tag}: {before:.3f}"
+        if parent and not run.step:
+            run.bpb_before = evaluate(lambda: None)["bpb"]
+        if run.bpb_before:
+            trained_on += f"\nbits per byte of the held-out text before training: {run.bpb_before:.3f}"
         if runtime.world.is_main:
             print(f"{trained_on}\n")
         short_rows = f", the first {batches.steps:,} in short rows" if batches.steps else ""
@@ -84,7 +85,7 @@ def main(options: PretrainOptions) -> None:
         rebuild_report(run)
 
 
-def continue_model(options: PretrainOptions, parent: Checkpoint, text: Mixture) -> PretrainOptions:
+def continue_model(options: PretrainOptions, parent: Checkpoint, text: MixedText) -> PretrainOptions:
     """Options to continue `parent` under another name. Raises UserError if the name is the same."""
     names = "-".join([parent.tag, *(source.name for source in text.sources)])
     tag = options.model_tag or re.sub(r"[^\w.+-]+", "-", names)

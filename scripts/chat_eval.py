@@ -53,10 +53,10 @@ class EvalOptions:
     """maximum number of tokens of that text"""
     max_problems: int = 500
     """held-out arithmetic problems; spelling and letter counting get a fifth as many words each"""
-    tasks: Literal["both", "core", "chat", "none"] = "both"
+    benchmarks: Literal["both", "core", "chat", "none"] = "both"
     """CORE for every stage, ChatCORE for chat models, or neither"""
     task: Annotated[list[str], UseAppendAction] = field(default_factory=list)
-    """FILE, folder or .py file with your own problems, or conversations: only these; may be given several times"""
+    """FILE, folder or .py file with problems or conversations of your own, in place of all others; may be repeated"""
     max_per_task: int | None = None
     """maximum number of problems per task of CORE and ChatCORE; default: all"""
     eval_bundle: Path | None = None
@@ -74,8 +74,8 @@ class EvalOptions:
         check_range("device_batch_size", self.device_batch_size, 1)
 
 
-DEMO = EvalOptions(model_tag="d4", tasks="none", device_batch_size=128)
-QUICK = replace(DEMO, model_tag="d2", max_problems=25)
+DEMO = EvalOptions(benchmarks="none", device_batch_size=128)
+QUICK = replace(DEMO, max_problems=25)
 
 
 def main(options: EvalOptions) -> None:
@@ -147,11 +147,11 @@ def load_own(options: EvalOptions) -> tuple[list[GradedTask], list[Task]]:
 
 
 def load_benchmarks(options: EvalOptions) -> list[Benchmark]:
-    """The benchmarks that --tasks names, data loaded, so that a download fails before hours of work, not after."""
+    """The benchmarks that --benchmarks names, data loaded, so that a download fails before hours of work, not after."""
     benchmarks: list[Benchmark] = []
-    if options.tasks in ("both", "core"):
+    if options.benchmarks in ("both", "core"):
         benchmarks.append(Core(options.eval_bundle or fetch_bundle(), options.max_per_task))
-    if options.tasks in ("both", "chat"):
+    if options.benchmarks in ("both", "chat"):
         benchmarks.append(ChatCore(options.max_per_task, unconfined_code=options.unconfined_code))
     return benchmarks
 

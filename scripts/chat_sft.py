@@ -42,8 +42,8 @@ class SFTOptions(TrainOptions):
         check_not_compiled(self)
 
 
-DEMO = SFTOptions(model_tag="d4", init_lr_frac=0.4, target_examples_per_step=64, save_every=0)
-QUICK = replace(DEMO, model_tag="d2", num_iterations=8)
+DEMO = SFTOptions(init_lr_frac=0.4, target_examples_per_step=64, save_every=0)
+QUICK = replace(DEMO, num_iterations=8)
 
 
 def main(options: SFTOptions) -> None:

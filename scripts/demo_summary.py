@@ -64,4 +64,4 @@ def answer(chat: ChatModel, prompt: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.run(main, SummaryOptions, demo=SummaryOptions("d4"), quick=SummaryOptions("d2"))
+    cli.run(main, SummaryOptions, demo=SummaryOptions())

@@ -37,8 +37,8 @@ class MidtrainOptions(TrainOptions):
     """epochs over the mixture, unless --num-iterations is given"""
 
 
-DEMO = MidtrainOptions(model_tag="d4", init_lr_frac=0.7, save_every=0)
-QUICK = replace(DEMO, model_tag="d2", num_iterations=12)
+DEMO = MidtrainOptions(init_lr_frac=0.7, save_every=0)
+QUICK = replace(DEMO, num_iterations=12)
 
 
 def main(options: MidtrainOptions) -> None:

@@ -40,7 +40,7 @@ from nanochat.tasks.mixtures import HUB_TASKS
 from nanochat.tasks.spelling import write_words
 from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer
 from nanochat.units import format_bytes, format_duration, format_table
-from nanochat.untrusted import check_types, read_json, reading
+from nanochat.untrusted import MAX_LINE_BYTES, check_types, read_json, reading
 
 MAX_CHARS_FOR_WORDS = 100_000_000
 CHARS_PER_VOCABULARY_ENTRY = 1000  # with less text, rare words become tokens that are hardly ever trained
@@ -293,7 +293,8 @@ def report_problems(source: Source, found: Sequence[Problems], duplicates: int) 
     if unreadable:
         first = next(p.first_unreadable for p in found if p.unreadable)
         print(
-            f"{source.name}: left out {unreadable:,} lines that are not JSON objects with a text, the first is {first}"
+            f"{source.name}: left out {unreadable:,} lines that are not JSON objects with a text, or longer than "
+            f"{format_bytes(MAX_LINE_BYTES)}; the first is {first}"
         )
 
 
@@ -374,17 +375,11 @@ def prepare_tokens(text: Text, tokenizer: Tokenizer) -> None:
     name, folder = text.source.name, paths.tokens_dir(text.source.folder)
     start = time.perf_counter()
     workers = 1 if text.num_chars < ONE_PROCESS_CHARS else None
-    if num_written := write_shards(folder, text.splits, tokenizer, workers):
+    if num_written := write_shards(folder, text.splits, tokenizer, workers, remove_others=text.record is not None):
         print(f"{name}: wrote {num_written} token files in {format_duration(time.perf_counter() - start)}")
-    if text.record is None:
-        return
-    with atomic_write(folder / RECORD_FILE) as file:
-        file.write(json.dumps(text.record, indent=2) + "\n")
-    current = {shard.name for shards in text.splits.values() for shard in shards}
-    current |= {f"{split}.shards" for split in text.splits}
-    for path in folder.glob("*.*.*"):  # small-07.train.ids
-        if path.stem not in current and path.suffix in (".ids", ".offsets", ".mask", ".json"):
-            path.unlink()
+    if text.record is not None:
+        with atomic_write(folder / RECORD_FILE) as file:
+            file.write(json.dumps(text.record, indent=2) + "\n")
 
 
 def summarize(texts: Sequence[Text], tokenizer: Tokenizer, depth: int) -> None:

@@ -105,7 +105,7 @@ def test_any_stage_is_scored_on_core_in_one_command(demo: tuple[Path, str]) -> N
     base, _ = demo
     if not (shared := os.environ.get("NANOCHAT_SHARED")):
         pytest.skip("NANOCHAT_SHARED does not name the folder with the evaluation bundle")
-    asked = ("--tasks", "core", "--max-per-task", "2", "--eval-bundle", f"{shared}/hub/eval_bundle")
+    asked = ("--benchmarks", "core", "--max-per-task", "2", "--eval-bundle", f"{shared}/hub/eval_bundle")
     result = script("eval.sh", "--quick", "--source", "sft", *asked, base=base)
     assert result.returncode == 0, result.stderr
     assert re.search(r"^CORE +0 +-?\d\.\d{3}±\d\.\d{3} *$", result.stdout, re.MULTILINE)

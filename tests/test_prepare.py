@@ -8,7 +8,7 @@ import pytest
 
 from nanochat import paths
 from nanochat.data import demo_data
-from nanochat.data.sources import Mixture, Source
+from nanochat.data.sources import MixedText, Source
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
 from scripts import prepare
@@ -33,7 +33,7 @@ def texts(base_dir: Path, start_hub: StartHub) -> list[str]:
 
 def stream(split: str, name: str = "fineweb-edu") -> str:
     tokenizer = Tokenizer.load(paths.tokenizer_dir())
-    return tokenizer.decode(Mixture.open([name], split, tokenizer).stream.ids[:].tolist())
+    return tokenizer.decode(MixedText.open([name], split, tokenizer).stream.ids[:].tolist())
 
 
 def documents(name: str, split: str) -> list[str]:
@@ -145,7 +145,7 @@ def test_several_sources_leave_out_each_other_s_documents(books: Path, base_dir:
     both = (f"{books}:0.5", f"{base_dir / 'notes.jsonl'}:0.5")
     prepare.main(PrepareOptions(dataset=both, vocab_size=400, tasks=False))
     tokenizer = Tokenizer.load(paths.tokenizer_dir())
-    notes = [Mixture.open(both, split, tokenizer).parts[1].ids[:].tolist() for split in ("train", "val")]
+    notes = [MixedText.open(both, split, tokenizer).parts[1].ids[:].tolist() for split in ("train", "val")]
     assert sorted(tokenizer.decode(ids) for ids in notes) == ["<|bos|>one note", "<|bos|>two"]
 
 

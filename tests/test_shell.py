@@ -187,9 +187,10 @@ def test_the_demo_passes_its_options_to_every_stage(project: Path, tmp_path: Pat
     result = run(project / "demo.sh", "--quick", "--fresh", cwd=tmp_path, NANOCHAT_BASE_DIR=str(tmp_path))
     assert result.returncode == 0, result.stderr
     runs = result.stdout.split(f"{project / '.venv'}\n")[1:]
-    assert [run.splitlines()[3:-1] for run in runs] == [["--demo", "--quick", "--fresh"]] * 5 + [
-        ["--demo", "--quick"]
-    ] * 2
+    common, tag = ["--demo", "--quick", "--fresh"], ["--model-tag", "d2"]
+    assert [run.splitlines()[3:-1] for run in runs] == [
+        common, *[[*common, *tag]] * 4, ["--demo", "--quick", *tag], ["--demo", *tag],
+    ]  # fmt: skip
 
 
 def test_an_option_that_the_demo_does_not_have_is_refused(project: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ documents are cut into sections: this bounds memory, and even a single book has 
 import codecs
 import io
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ import pyarrow.parquet
 
 from nanochat.data.split import digest64
 from nanochat.errors import UserError
-from nanochat.untrusted import reading
+from nanochat.units import format_bytes
+from nanochat.untrusted import MAX_LINE_BYTES, reading, skip_line
 
 REPLACE = "replace the file, or if it was downloaded, run ./prepare.sh --verify"
 FORMATS = (".txt", ".md", ".jsonl", ".parquet")
@@ -116,6 +118,8 @@ def _spans(path: Path, columns: Sequence[str]) -> Iterator[Span]:
 
 def _choose_column(path: Path, kinds: dict[str, str], columns: Sequence[str]) -> str:
     """The first of `columns` that a file has. `kinds`: type of each of its columns."""
+    if not kinds:
+        raise UserError(f"{path} must be JSON Lines, of at most {format_bytes(MAX_LINE_BYTES)} each: convert it")
     textual = [name for name, kind in kinds.items() if kind in ("str", *TEXT_TYPES)]
     choice = f"pass --text-column with one of: {', '.join(textual)}" if textual else "no column has text"
     for column in columns:
@@ -123,7 +127,7 @@ def _choose_column(path: Path, kinds: dict[str, str], columns: Sequence[str]) ->
             return column
         if column in kinds:
             raise UserError(f"column {column} of {path} holds {kinds[column]}, not text; {choice}")
-    raise UserError(f"{path} has no column {' or '.join(columns)}, only {', '.join(kinds) or 'none'}; {choice}")
+    raise UserError(f"{path} has no column {' or '.join(columns)}, only {', '.join(kinds)}; {choice}")
 
 
 def read(part: Part, problems: Problems | None = None) -> Iterator[str]:
@@ -201,18 +205,17 @@ def _parse(line: bytes) -> Any:
 
 
 def _lines(span: Span) -> Iterator[tuple[int, bytes]]:
-    """Yield position and content of the lines that start in the span."""
+    """Yield position and content of the lines that start in the span, at most MAX_LINE_BYTES of each."""
     with _open(span.path) as file:
         position = 0
         if span.start:
             position = file.seek(span.start - 1)
-            while rest := file.readline(1 << 20):
-                position += len(rest)
-                if rest.endswith(b"\n"):
-                    break
-        while (span.stop is None or position < span.stop) and (line := file.readline()):
+            position += skip_line(file, (span.stop or sys.maxsize) - position)
+        while (span.stop is None or position < span.stop) and (line := file.readline(MAX_LINE_BYTES)):
             yield position, line
             position += len(line)
+            if not line.endswith(b"\n"):
+                position += skip_line(file)
 
 
 def _kind(kind: pyarrow.DataType) -> str:

@@ -98,14 +98,15 @@ def fetch(
 
     Files that changed since their last verification (with `verify`, all files) are hashed again, and damaged ones are
     downloaded again. Needs no network if nothing is missing. A second process waits for the first. `disk_factor`: free
-    disk space to require, as a multiple of the bytes to download. `revision` of the first download; default: the
-    newest. Raises UserError if a download fails or the disk is too small, OSError if a write fails.
+    disk space to require, as a multiple of the bytes to download. `revision`: default that of the files in
+    `folder`, else the newest. Raises UserError if a download fails or the disk is too small, OSError if a write fails.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with folder_lock(folder):
             manifest = Manifest.load(folder, repository)
-            manifest.revision = manifest.revision or revision
+            if revision not in (None, manifest.revision):
+                manifest.revision, manifest.files = revision, {}  # unchanged files are hashed, not downloaded again
             pending = [name for name in names if verify or not manifest.is_verified(name)]
             if pending:
                 _obtain_all(manifest, _describe(manifest, pending), disk_factor)

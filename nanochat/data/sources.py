@@ -125,7 +125,7 @@ def shares(sources: Sequence[Source], sizes: Sequence[float]) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-class Mixture(NamedTuple):
+class MixedText(NamedTuple):
     """The tokens of one split of several sources, as one stream."""
 
     sources: list[Source]
@@ -136,7 +136,7 @@ class Mixture(NamedTuple):
     @classmethod
     def open(
         cls, specs: str | Sequence[str], split: str, tokenizer: Tokenizer, max_tokens: int = sys.maxsize
-    ) -> "Mixture":
+    ) -> "MixedText":
         """Mix the tokens of sources by weight: as many as it takes to use each of them once, at most `max_tokens`.
 
         Smaller sources are repeated. Raises UserError if a source is not prepared.

@@ -23,6 +23,7 @@ from nanochat.errors import UserError
 from nanochat.locks import folder_lock
 from nanochat.tokenizer import Rendered, Tokenizer
 
+SUFFIXES = (".ids", ".offsets", ".mask", ".json")  # of the files of a shard
 DOCUMENTS_AT_ONCE = 256  # per numpy call: one call per document took a sixth of the time
 
 
@@ -36,12 +37,18 @@ class TextShard:
 
 
 def write_shards(
-    folder: Path, splits: Mapping[str, Sequence[TextShard]], tokenizer: Tokenizer, workers: int | None = None
+    folder: Path,
+    splits: Mapping[str, Sequence[TextShard]],
+    tokenizer: Tokenizer,
+    workers: int | None = None,
+    *,
+    remove_others: bool = False,
 ) -> int:
     """Write all missing or stale token files, with one process per core or `workers`; return how many were written.
 
     tiktoken encodes 12 MB/s per core on a 2-core x86 machine; threads would wait for each other. A second call waits
-    for the first. Raises UserError if a process was killed, OSError if the disk is full; finished shards are kept.
+    for the first. `remove_others`: delete the token files of other shards. Raises UserError if a process was killed,
+    OSError if the disk is full; finished shards are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
@@ -51,6 +58,10 @@ def write_shards(
         for split, part in splits.items():
             with atomic_write(index_file(folder, split)) as file:
                 file.write(json.dumps({"shards": [shard.name for shard in part]}, indent=2) + "\n")
+        kept = {shard.name for shard in shards} | {index_file(folder, split).stem for split in splits}
+        for path in folder.glob("*.*.*") if remove_others else ():  # small-07.train.ids
+            if path.suffix in SUFFIXES and path.stem not in kept:
+                path.unlink()
     return len(stale)
 
 

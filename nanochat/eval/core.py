@@ -42,7 +42,7 @@ EXAMPLES_SEED = 1234
 """These two seeds are karpathy/nanochat's: the same problems and examples make the scores comparable."""
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 """No digest is published: the size and the CRC-32 of each file are checked, and cached results store `fingerprint`."""
-ALTERNATIVES = "pass --eval-bundle FOLDER if you have the bundle, or --tasks chat to skip CORE"
+ALTERNATIVES = "pass --eval-bundle FOLDER if you have the bundle, or --benchmarks chat to skip CORE"
 MAX_SHOTS = 100
 MAX_BUNDLE_BYTES = 1 << 32
 PROBLEMS_AT_A_TIME = 2048  # sorted by length together: enough for even batches, few enough to hold in memory

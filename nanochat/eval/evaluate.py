@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from nanochat.atomic import atomic_write
 from nanochat.data import demo_data
 from nanochat.data.batches import StreamRows
-from nanochat.data.sources import Mixture
+from nanochat.data.sources import MixedText
 from nanochat.eval import results
 from nanochat.eval.bits_per_byte import bits_per_byte
 from nanochat.eval.chat_eval import reply_grades
@@ -80,7 +80,7 @@ class EvalModel:
 
     def _evaluate_stage(self, config: StageEvalConfig) -> StageResult:
         found, chat = self.checkpoint, self.chat
-        text = Mixture.open(config.dataset, "val", chat.tokenizer, config.eval_tokens)
+        text = MixedText.open(config.dataset, "val", chat.tokenizer, config.eval_tokens)
         rows = StreamRows(text.stream, chat.context, chat.tokenizer.bos_id)
         words = demo_data.frequent_words(DEMO_WORDS)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from nanochat.data.sources import DATASETS, parse
@@ -155,8 +156,10 @@ def _is_repository(origin: str) -> bool:
 def _stage_data(stage: Stage) -> dict[str, str | None]:
     """Licenses of a stage's data, by repository or name. Raises UserError if the license of a text is unknown."""
     if stage.source != "base":
-        # Lines of trained_on start with a name: `  smoltalk: 1`.
-        names = re.findall(r"^ *([\w./-][\w./ -]*?)(?::|,|  )", str(stage.facts.get("trained_on")), re.MULTILINE)
+        mixture: Any = None
+        with suppress(yaml.YAMLError):  # before version 0.3 it was not YAML
+            mixture = yaml.safe_load(str(stage.facts.get("trained_on")))
+        names = mixture.get(stage.source, {}) if isinstance(mixture, dict) else {}
         found = (DATA["sources"].get(name, name if _is_repository(name) else None) for name in names)
         return {name: DATA["licenses"].get(name) for name in found if name}
     licenses: dict[str, str | None] = {}
@@ -179,7 +182,7 @@ def _scores(stage: Stage) -> list[Score]:
     result = stage.stage_result
     rows = [Score("held-out text", "held-out", "bits per byte", result.bits_per_byte)] if result else []
     for benchmark, scores in stage.scores().items():
-        if benchmark != "stages":
+        if benchmark in ("CORE", "ChatCORE"):
             mean, error = centered_mean(scores), centered_mean_error(scores)
             rows.append(Score(benchmark, benchmark, "centered accuracy", mean, error, 0.0))
         for score in scores:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from nanochat.conversations import Message
 from nanochat.data import demo_data
-from nanochat.data.sources import Mixture
+from nanochat.data.sources import MixedText
 from nanochat.data.token_files import ShardedIds
 from nanochat.errors import UserError
 from nanochat.model.gpt import GPT
@@ -58,7 +58,7 @@ def held_out_passages(dataset: Sequence[str], tokenizer: Tokenizer, sequence_len
     """
     ids: ShardedIds | np.ndarray
     try:
-        text = Mixture.open(dataset, "val", tokenizer)
+        text = MixedText.open(dataset, "val", tokenizer)
         ids, origin = text.stream.ids, f"{text.name} val"
     except UserError:
         texts = demo_data.documents("val")

@@ -22,6 +22,7 @@ CAPTIONS = {  # by plot
     "stages": "Scores of the chat model after each stage.",
     "CORE": "The 22 tasks of CORE.",
     "ChatCORE": "The six tasks of ChatCORE.",
+    "tasks": "Tasks given with --task.",
 }
 MAX_SAMPLES = 4  # per stage, from its first to its last
 Row = Sequence[str]
@@ -140,7 +141,7 @@ def _results(stages: Sequence[Stage], plots: Mapping[str, str]) -> str:
         if name == "stages":
             results = [stage.stage_result for stage in stages if stage.label in measured]
             rows.append(("bits per byte", "", "", *(f"{result.bits_per_byte:.3f}" for result in results if result)))
-        else:
+        elif name != "tasks":
             means = (f"{centered_mean(s):.3f} ± {centered_mean_error(s):.3f}" for s in measured.values())
             rows.append((f"**{name}**", "", "0", *means))
         table = _table(("task", "problems", "guessing", *measured), rows)

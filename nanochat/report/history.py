@@ -22,7 +22,8 @@ FACTS: dict[str, type | UnionType] = {
     "machine": str, "software": str, "parent": dict | None,
 }  # fmt: skip
 """Types of the entries of run.json and meta.json that every report needs."""
-RESULT_SUFFIXES = {"stages": "", "CORE": "-core", "ChatCORE": "-chatcore"}  # of the files, by benchmark
+RESULT_SUFFIXES = {"stages": "", "CORE": "-core", "ChatCORE": "-chatcore", "tasks": "-tasks"}
+"""Suffixes of the files with scores, by benchmark."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Stage:
         return StageResult(**kept[1]) if kept else None
 
     def scores(self) -> dict[str, list[TaskScore]]:
-        """Task scores of the checkpoint by benchmark: stages, CORE and ChatCORE, as far as evaluated."""
+        """Task scores of the checkpoint by benchmark, as far as evaluated."""
         found: dict[str, list[TaskScore]] = {}
         for name, suffix in RESULT_SUFFIXES.items():
             if kept := self.checkpoint and saved_result(self.checkpoint, suffix):
@@ -103,7 +104,7 @@ class Stage:
 
 
 def scores_by_benchmark(stages: Sequence[Stage]) -> dict[str, dict[str, list[TaskScore]]]:
-    """Task scores by benchmark (stages, CORE, ChatCORE) and stage, as far as evaluated."""
+    """Task scores by benchmark and stage, as far as evaluated."""
     found: dict[str, dict[str, list[TaskScore]]] = {name: {} for name in RESULT_SUFFIXES}
     for stage in stages:
         for benchmark, scores in stage.scores().items():

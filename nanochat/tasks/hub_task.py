@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import islice
@@ -90,7 +91,7 @@ class HubConversations(Task):
         note = f"{len(problems):,} of {len(self._data):,} rows of {name} are invalid{first}"
         if not self._rows:
             raise UserError(f"{note}: choose another dataset")
-        if problems:
+        if problems and os.environ.get("RANK", "0") == "0":  # one of the processes of a run
             print(f"note: {note}, left out", flush=True)
 
     def __len__(self) -> int:

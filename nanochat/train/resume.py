@@ -23,7 +23,9 @@ from nanochat.train.optim import MuonAdamW, OptimizerOptions
 from nanochat.train.options import TrainOptions, check_resumable
 from nanochat.train.run import TrainingRun
 
-RESUMED = ("run_id", "parent", "data", "results", "evaluated", "saved_at", "best", "skipped_steps", "tracker_id")
+RESUMED = (
+    "run_id", "parent", "data", "results", "evaluated", "saved_at", "best", "bpb_before", "skipped_steps", "tracker_id",
+)  # fmt: skip
 """Fields of TrainingRun that a resumed run takes from meta.json."""
 
 

@@ -80,6 +80,7 @@ class TrainingRun:
     evaluated: int = 0  # step of the last evaluation
     saved_at: float = 0.0  # Unix time at which the current step was first saved
     best: dict[str, float] = field(default_factory=dict)  # lowest bits per byte of any evaluation, and its step
+    bpb_before: float | None = None  # with --from, bits per byte of the held-out text before training
     skipped_steps: int = 0  # steps skipped because of a non-finite loss or gradient
     bad_steps: int = 0  # skipped steps since the last good one
     tracker_id: str | None = None  # id of this run in wandb or trackio
@@ -172,6 +173,7 @@ class TrainingRun:
             "results": self.results,
             "evaluated": self.evaluated,
             "best": self.best,
+            "bpb_before": self.bpb_before,
             "skipped_steps": self.skipped_steps,
             "tracker_id": self.tracker_id,
             "peak_memory": peak_memory_bytes(self.runtime.device),

@@ -147,6 +147,19 @@ def test_a_modified_file_is_downloaded_again(start_hub: StartHub, root: Path, tm
     assert_whole(root, tmp_path / "data", NAMES)
 
 
+def test_another_revision_replaces_the_files_that_changed(start_hub: StartHub, root: Path, tmp_path: Path) -> None:
+    start_hub("--root", root)
+    fetch(REPOSITORY, NAMES, tmp_path / "data")
+    changed = root / "datasets" / REPOSITORY / NAMES[2]
+    old = changed.read_bytes()
+    changed.write_bytes(old[::-1])
+    start_hub("--root", root)
+    fetch(REPOSITORY, NAMES, tmp_path / "data")
+    assert (tmp_path / "data" / NAMES[2]).read_bytes() == old
+    fetch(REPOSITORY, NAMES, tmp_path / "data", revision="main")
+    assert_whole(root, tmp_path / "data", NAMES)
+
+
 def test_copied_files_are_hashed_not_downloaded(
     start_hub: StartHub, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import pytest
 from nanochat import paths
 from nanochat.data import demo_data
 from nanochat.data.amount import MAX_EPOCHS, fit, shards_for_depth, tokens_for_depth
-from nanochat.data.sources import Mixture, Source, parse
+from nanochat.data.sources import MixedText, Source, parse
 from nanochat.data.token_writer import TextShard, write_shards
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
@@ -69,16 +69,16 @@ def test_mistakes_in_names(specs: list[str], message: str) -> None:
 
 def test_a_mixture_has_the_asked_for_shares_and_loses_nothing(tokenizer: Tokenizer) -> None:
     large, small = prepared(tokenizer, "climbmix", 40), prepared(tokenizer, "encyclopedia", 3)
-    alone = Mixture.open(["climbmix"], "train", tokenizer).stream
+    alone = MixedText.open(["climbmix"], "train", tokenizer).stream
     assert alone.ids[:].tolist() == large
-    together = Mixture.open(["climbmix", "encyclopedia"], "train", tokenizer).stream
+    together = MixedText.open(["climbmix", "encyclopedia"], "train", tokenizer).stream
     assert together.ids[:].tolist() == large + small
-    weighted = Mixture.open(["climbmix:0.6", "encyclopedia:0.4"], "train", tokenizer)
+    weighted = MixedText.open(["climbmix:0.6", "encyclopedia:0.4"], "train", tokenizer)
     ids = weighted.stream.ids[:].tolist()
     assert ids[: len(large)] == large
     assert len(ids) == pytest.approx(len(large) / 0.6, abs=1)
     assert ids[len(large) : len(large) + 2 * len(small)] == small * 2
-    few = Mixture.open(["climbmix:0.6", "encyclopedia:0.4"], "val", tokenizer, 100).stream.ids
+    few = MixedText.open(["climbmix:0.6", "encyclopedia:0.4"], "val", tokenizer, 100).stream.ids
     assert few[:].tolist() == large[:60] + small[:40]
 
 
@@ -86,13 +86,13 @@ def test_a_source_that_is_not_prepared_or_prepared_otherwise(tokenizer: Tokenize
     (tmp_path / "mybooks").mkdir()
     name = str(tmp_path / "mybooks")
     with pytest.raises(UserError, match=rf"no tokens of mybooks .*\./prepare\.sh --dataset {name}"):
-        Mixture.open([name], "train", tokenizer)
+        MixedText.open([name], "train", tokenizer)
     prepared(tokenizer, "mybooks", 3)
     record = paths.tokens_dir("local--mybooks") / "source.json"
     record.write_text(json.dumps({"location": "/elsewhere/mybooks", "after": []}))
     with pytest.raises(UserError, match="made from /elsewhere/mybooks"):
-        Mixture.open([name], "train", tokenizer)
+        MixedText.open([name], "train", tokenizer)
     record.write_text(json.dumps({"location": name, "after": ["notes"]}))
     with pytest.raises(UserError, match="other sources"):
-        Mixture.open(["mybooks"], "train", tokenizer)
-    assert Mixture.open(["mybooks"], "val", tokenizer).stream.num_documents == 3
+        MixedText.open(["mybooks"], "train", tokenizer)
+    assert MixedText.open(["mybooks"], "val", tokenizer).stream.num_documents == 3

@@ -101,11 +101,13 @@ def test_a_run_without_a_checkpoint_is_included(trained: Path) -> None:
 
 def test_scores_are_those_of_this_checkpoint(trained: Path, runtime: Runtime, tokenizer: Tokenizer) -> None:
     mid = checkpoint.find("mid")
-    file = result_file(mid, "-chatcore")
-    file.parent.mkdir()
+    result_file(mid, "").parent.mkdir()
     score = {"task": "GSM8K", "problems": 50, "accuracy": 0.5, "baseline": 0.0}
-    file.write_text(json.dumps({"key": {"saved_at": mid.meta["saved_at"]}, "result": [score]}))
-    assert newest_stages()[-1].scores()["ChatCORE"][0].problems == 50
+    for suffix in ("-chatcore", "-tasks"):
+        file = result_file(mid, suffix)
+        file.write_text(json.dumps({"key": {"saved_at": mid.meta["saved_at"]}, "result": [score]}))
+    scores = newest_stages()[-1].scores()
+    assert [scores[name][0].problems for name in ("ChatCORE", "tasks")] == [50, 50]
     (trained / "mid_checkpoints" / "test").rename(trained / "elsewhere")
     train_mid(runtime, tokenizer)  # the same steps under the same name, but another model
     assert newest_stages()[-1].scores() == {}

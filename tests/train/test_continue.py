@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_a_base_model_continues_on_other_text(pretrained: Path, capsys: pytest.C
     found = checkpoint.find("base", "d1-mybooks")
     assert found.meta["parent"] == before.identity
     assert found.meta["options"]["depth"] == 1 and found.config == before.config
-    assert "mybooks" in found.meta["trained_on"] and "before training, from d1" in out
+    assert "mybooks" in found.meta["trained_on"] and "before training: " in out
     assert checkpoint.find("base", "d1").meta["saved_at"] == before.meta["saved_at"]
     stages = newest_stages()
     assert [stage.label for stage in stages] == ["base", "base d1-mybooks"]
@@ -53,6 +54,11 @@ def test_a_base_model_continues_on_other_text(pretrained: Path, capsys: pytest.C
         _stage_data(stages[1])
     base_train.main(options)
     assert "complete" in capsys.readouterr().out
+    base_train.main(replace(options, num_epochs=4.0))
+    resumed = checkpoint.find("base", "d1-mybooks")
+    assert resumed.step > found.step
+    assert resumed.meta["bpb_before"] == found.meta["bpb_before"]
+    assert resumed.meta["trained_on"].splitlines()[-1] == found.meta["trained_on"].splitlines()[-1]
 
 
 def test_the_name_of_the_continued_model_is_not_reused(pretrained: Path) -> None:
