@@ -8,6 +8,6 @@ set -euo pipefail
 
 root="$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")"
 python="${PYTHON:-$root/.venv/bin/python}"
-export PYTHONPATH="$root" PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1 PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1 PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
 cd "$root"
 exec "$python" -m benchmarks.gpu_check "$@"

@@ -10,7 +10,8 @@ def random_model(depth: int, vocab_size: int, sequence_len: int, runtime: Runtim
     """Build a model whose matrices are all normal with a standard deviation of `gain` / sqrt(columns)."""
     torch.manual_seed(0)
     config = GPTConfig.from_depth(depth, vocab_size, sequence_len)
-    model = GPT(config, runtime.compute_dtype).to(runtime.device).eval()
+    with torch.device(runtime.device):
+        model = GPT(config, runtime.compute_dtype).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=gain * parameter.size(1) ** -0.5)
     return model

@@ -13,7 +13,7 @@ import torch
 from nanochat.dist import World
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.train import memory
-from nanochat.train.memory import SAFE_SHARE
+from nanochat.train.memory import SAFE_SHARE, SAFE_UNIFIED_SHARE
 from nanochat.train.optim import POLAR_EXPRESS, MuonAdamW, OptimizerOptions
 from nanochat.train.sharding import partition
 
@@ -77,7 +77,7 @@ def needs(depth: int, setting: Setting, rows: int) -> memory.MemoryEstimate:
 def rows_that_fit(depth: int, setting: Setting) -> int:
     """Rows per forward pass: at most 32, or the share of the batch that one process gets."""
     rows = min(32, BATCH[depth] // SEQUENCE_LEN // setting.processes)
-    while needs(depth, setting, rows).total > SAFE_SHARE * setting.memory:
+    while needs(depth, setting, rows).total > setting.memory * (SAFE_UNIFIED_SHARE if setting.shared else SAFE_SHARE):
         rows //= 2
     return rows
 

@@ -79,6 +79,12 @@ def main(options: BenchmarkOptions) -> None:
 
 def measure(options: BenchmarkOptions, runtime: Runtime) -> dict[str, Any]:
     """Run the benchmark. Times are in seconds, speeds in units per second."""
+    figures, step = time_steps(options, runtime)
+    return figures | {"breakdown": breakdown(step, runtime)}
+
+
+def time_steps(options: BenchmarkOptions, runtime: Runtime) -> tuple[dict[str, Any], Step]:
+    """Return the figures without the breakdown, and the step."""
     torch.manual_seed(0)
     model = new_model(options, runtime)
     ours = our_step(options, runtime, model)
@@ -120,13 +126,12 @@ def measure(options: BenchmarkOptions, runtime: Runtime) -> dict[str, Any]:
         "mfu_of_datasheet": flops / datasheet if datasheet else None,
         "first_step": first_step,  # from the start of the process to the end of its first step
         "peak_memory_bytes": memory,
-        "breakdown": breakdown(ours, runtime),
         "peer": options.peer,
     }
     if options.peer != "none":
         figures["peer_tokens_per_second"] = options.total_batch_size / statistics.median(peer for _, peer in times)
         figures["ratio_to_peer"] = statistics.median(peer / own for own, peer in times)
-    return figures
+    return figures, ours
 
 
 def new_model(options: BenchmarkOptions, runtime: Runtime) -> GPT:
@@ -218,7 +223,7 @@ def measure_copy(runtime: Runtime) -> float:
 
 
 def breakdown(step: Step, runtime: Runtime) -> dict[str, float]:
-    """Profile one step and return each category's share of its time."""
+    """Profile one step and return each category's share of its time; nothing where a container forbids profiling."""
     gpu = runtime.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiled:
         step()
@@ -227,7 +232,7 @@ def breakdown(step: Step, runtime: Runtime) -> dict[str, float]:
     for event in profiled.events() or ():
         if event.device_type == DeviceType.CPU:  # includes the time of the kernels that it launched
             seconds[category(event)] += event.self_device_time_total if gpu else event.self_cpu_time_total
-    return {name: value / seconds.total() for name, value in seconds.most_common()}
+    return {name: value / seconds.total() for name, value in seconds.most_common() if value}
 
 
 def category(event: FunctionEvent) -> str:

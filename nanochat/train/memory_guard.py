@@ -19,7 +19,7 @@ MEMORY_VARIABLE = "NANOCHAT_MIN_MEMORY_GIB"
 MIN_AVAILABLE, MAX_SHARE = 12 << 30, 0.1
 """Driver errors were reported with 12.7 GiB available. On smaller machines a tenth of the memory."""
 SECONDS_BETWEEN_READINGS = 0.5
-SECONDS_TO_RECOVER = 6.0  # for the step to be repeated with fewer rows, before the run is stopped
+SECONDS_TO_RECOVER = 10.0  # for the forward pass under way, then for the step with fewer rows
 OOM_SCORE_ADJ = "500"
 
 
@@ -33,7 +33,7 @@ class MemoryGuard:
     def __init__(self, device: torch.device, report: Callable[[str], None], stop: Callable[[], None]) -> None:
         """Raises UserError if NANOCHAT_MIN_MEMORY_GIB is not a number."""
         self._report, self._stop = report, stop
-        self._wants_fewer_rows = False
+        self._wants_fewer_rows, self._waiting_since = False, 0.0
         self._finished = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="memory guard", daemon=True)
         self.threshold = memory_threshold(device)
@@ -51,26 +51,26 @@ class MemoryGuard:
     def check(self, rows: int) -> None:
         """Called before a forward pass of `rows` rows. Raises MemoryError if the step should run with fewer."""
         if self._wants_fewer_rows and rows > 1:
-            self._wants_fewer_rows = False
+            self._wants_fewer_rows, self._waiting_since = False, time.monotonic()
             raise MemoryError("memory is low")
 
     def _watch(self) -> None:
-        low_since, readings = 0.0, 0
+        readings = 0
         while not self._finished.wait(SECONDS_BETWEEN_READINGS):
-            memory, now = host.memory(), time.monotonic()
+            memory = host.memory()
             if memory is None or memory.available >= self.threshold:
                 readings, self._wants_fewer_rows = 0, False
                 continue
             readings += 1
             left = f"warning: {format_gib(memory.available)} of memory left, below {format_gib(self.threshold)}"
             if readings == 1:
-                low_since = now
+                self._waiting_since = time.monotonic()
                 if torch.cuda.is_initialized():
                     torch.cuda.empty_cache()
             elif readings == 2:
-                self._report(f"{left}: taking fewer rows at once")
                 self._wants_fewer_rows = True
-            elif now - low_since > SECONDS_TO_RECOVER:
+                self._report(f"{left}: taking fewer rows at once")
+            elif time.monotonic() - self._waiting_since > SECONDS_TO_RECOVER:
                 self._report(f"{left}: saving and stopping before the machine freezes; end other programs")
                 self._stop()
                 return
