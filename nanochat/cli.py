@@ -27,6 +27,7 @@ OS_ERROR_FIXES = {
     errno.ENOSPC: FREE_SPACE,
     errno.EDQUOT: FREE_SPACE,
     errno.EEXIST: "move that file or broken link away, or set NANOCHAT_BASE_DIR to another folder",
+    errno.ELOOP: "move that link away, or set NANOCHAT_BASE_DIR to another folder",
     errno.ENOTDIR: "move that file away, or set NANOCHAT_BASE_DIR to another folder",
     errno.EIO: "check the disk, or set NANOCHAT_BASE_DIR to a folder on another one",
     errno.EROFS: "set NANOCHAT_BASE_DIR to a folder you can write to",

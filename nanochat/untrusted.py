@@ -23,8 +23,7 @@ def reading(path: Path, fix: str) -> Iterator[None]:
     Exception. A pipe or a device is refused before the block, which might wait for it forever.
     """
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise ValueError("not a regular file")
+        check_regular(path)
         yield
     except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
@@ -34,6 +33,12 @@ def reading(path: Path, fix: str) -> Iterator[None]:
         else:
             reason = one_line(error)
         raise UserError(f"cannot read {path} ({reason}): {fix}") from error
+
+
+def check_regular(path: Path) -> None:
+    """Raise ValueError for a pipe, socket or device, reading which may never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"{path.name} is not a regular file")
 
 
 def read_json(path: Path) -> Any:

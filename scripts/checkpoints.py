@@ -114,7 +114,7 @@ def show(saved: list[tuple[str, str, Checkpoint]], console: Console) -> None:
             continue
         meta = checkpoint.meta if checkpoint.is_readable() else {}
         bpb = meta.get("results", {}).get("bpb")
-        size = sum(file.stat().st_size for file in checkpoint.folder.iterdir())
+        size = sum(file.lstat().st_size for file in checkpoint.folder.iterdir())
         age = time.time() - float(meta.get("saved_at") or checkpoint.folder.stat().st_mtime)
         table.add_row(
             source,

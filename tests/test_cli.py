@@ -103,7 +103,7 @@ def test_a_full_disk_is_a_sentence(base_dir: Path, capsys: pytest.CaptureFixture
     )
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EIO])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EEXIST, errno.ELOOP, errno.ENOTDIR, errno.EIO])
 def test_a_file_that_the_system_refuses_is_named(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(options: Options) -> None:
         raise OSError(number, os.strerror(number), "/there/it is")

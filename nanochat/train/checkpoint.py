@@ -30,7 +30,7 @@ from nanochat.errors import UserError
 from nanochat.model.gpt import ARCHITECTURE, GPT, NANOCHAT_1_SOFTCAP, GPTConfig
 from nanochat.stages import STAGES
 from nanochat.tokenizer import Tokenizer
-from nanochat.untrusted import check_types, read_json, reading
+from nanochat.untrusted import check_regular, check_types, read_json, reading
 
 State = dict[str, Tensor]
 MODEL_FILE = "model.safetensors"
@@ -110,6 +110,7 @@ class Checkpoint:
             for name in files:
                 if name not in sums:
                     return f"{SUMS_FILE} does not list {name}"
+                check_regular(self.folder / name)
                 if sha256(self.folder / name) != sums[name]:
                     return f"{name} does not match its checksum"
         except FileNotFoundError as error:
@@ -167,6 +168,7 @@ def checkpoint_bytes(config: GPTConfig) -> int:
 
 def read_sums(path: Path) -> dict[str, str]:
     """Read a file in the format of sha256sum: digests by name."""
+    check_regular(path)
     return {name: digest for digest, name in (line.split("  ", 1) for line in path.read_text().splitlines())}
 
 

@@ -96,6 +96,15 @@ def test_a_missing_file_is_named(base_dir: Path, tokenizer: Tokenizer) -> None:
     assert saved.damage() == f"{SUMS_FILE} is missing"
 
 
+@pytest.mark.parametrize("name", [SUMS_FILE, OPTIMIZER_FILE, META_FILE])
+@pytest.mark.parametrize("device", [None, "/dev/zero"])
+def test_a_pipe_or_device_is_not_read(base_dir: Path, tokenizer: Tokenizer, name: str, device: str | None) -> None:
+    path = save(tokenizer).folder / name
+    path.unlink()
+    path.symlink_to(device) if device else os.mkfifo(path)
+    assert name in str(Checkpoint(path.parent).damage())
+
+
 def test_a_damaged_file_is_named(base_dir: Path, tokenizer: Tokenizer) -> None:
     saved = save(tokenizer)
     weights = saved.folder / MODEL_FILE
