@@ -48,7 +48,10 @@ def main(options: PretrainOptions) -> None:
         config = GPTConfig.from_depth(options.depth, tokenizer.vocab_size, options.max_seq_len)
         options = scale_options(options, config, runtime, len(text.stream.ids))
         data = f"{text.name}, {len(text.stream.ids):,} tokens"
-        run = resume.start_or_resume("base", options, runtime, tokenizer, parent=parent, config=config, data=data)
+        first_row = rows_read(parent) if parent and parent.meta["data"] == data else 0
+        run = resume.start_or_resume(
+            "base", options, runtime, tokenizer, parent=parent, config=config, data=data, first_row=first_row
+        )
         assert options.total_batch_size and options.num_iterations
         rows = rows_per_step(options.total_batch_size, config.sequence_len, runtime.world)
         device_batch_size = choose_device_batch_size(run, max_rows=rows // runtime.world.size)
@@ -56,6 +59,7 @@ def main(options: PretrainOptions) -> None:
             StreamRows(text.stream, config.sequence_len, tokenizer.bos_id),
             options.short_rows_ratio, options.num_iterations,
             rows_per_step=rows, device_batch_size=device_batch_size, world=runtime.world, seed=options.seed,
+            first_row=run.first_row,
         )  # fmt: skip
         held_out_rows = StreamRows(held_out.stream, config.sequence_len, tokenizer.bos_id)
 
@@ -83,6 +87,12 @@ def main(options: PretrainOptions) -> None:
             evaluation=Evaluation(options.eval_every, evaluate),
         )
         rebuild_report(run)
+
+
+def rows_read(parent: Checkpoint) -> int:
+    """Position in the order of the rows of text after the last one that `parent` was trained on."""
+    tokens: int = parent.step * parent.meta["options"]["total_batch_size"]
+    return int(parent.meta.get("first_row", 0)) + tokens // parent.config.sequence_len
 
 
 def continue_model(options: PretrainOptions, parent: Checkpoint, text: MixedText) -> PretrainOptions:

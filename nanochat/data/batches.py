@@ -120,10 +120,13 @@ class BatchSource(Protocol):
 
 
 class RowBatches:
-    """Rows in a shuffled order, epoch after epoch."""
+    """Rows in a shuffled order, epoch after epoch, from position `first_row` of that order."""
 
-    def __init__(self, rows: Rows, *, rows_per_step: int, device_batch_size: int, world: World, seed: int) -> None:
+    def __init__(
+        self, rows: Rows, *, rows_per_step: int, device_batch_size: int, world: World, seed: int, first_row: int = 0
+    ) -> None:
         self.rows = rows
+        self.first_row = first_row
         self.rows_per_step = rows_per_step
         self.device_batch_size = device_batch_size
         self.world = world
@@ -132,7 +135,8 @@ class RowBatches:
         )
 
     def row_index(self, position: int) -> int:
-        """Index of the row at `position` of the order over all epochs and processes."""
+        """Index of the row at `position` of the order over all epochs and processes, counted from `first_row`."""
+        position += self.first_row
         return int(self._permutation(position // len(self.rows))[position % len(self.rows)])
 
     def row_indices(self, step: int) -> list[int]:
@@ -145,7 +149,7 @@ class RowBatches:
         return StepData(list(stack_all(self.rows, indices, self.device_batch_size)), {"epoch": self.epoch(step)})
 
     def epoch(self, step: int) -> float:
-        return step * self.rows_per_step / len(self.rows)
+        return (self.first_row + step * self.rows_per_step) / len(self.rows)
 
 
 class ShortRowsFirst:
@@ -189,11 +193,12 @@ class ShortRowsFirst:
 
 def text_batches(
     rows: StreamRows, short_rows_ratio: float, num_iterations: int, *,
-    rows_per_step: int, device_batch_size: int, world: World, seed: int,
+    rows_per_step: int, device_batch_size: int, world: World, seed: int, first_row: int = 0,
 ) -> ShortRowsFirst:  # fmt: skip
     """Batches for pretraining, with short rows in the first `short_rows_ratio` of the steps."""
     whole = RowBatches(
-        rows, rows_per_step=rows_per_step, device_batch_size=device_batch_size, world=world, seed=seed
+        rows, rows_per_step=rows_per_step, device_batch_size=device_batch_size, world=world, seed=seed,
+        first_row=first_row,
     )  # fmt: skip
     pieces_per_row = math.gcd(rows.sequence_len, PIECES_PER_ROW)
     steps = round(short_rows_ratio * num_iterations)

@@ -24,7 +24,8 @@ from nanochat.train.options import TrainOptions, check_resumable
 from nanochat.train.run import TrainingRun
 
 RESUMED = (
-    "run_id", "parent", "data", "results", "evaluated", "saved_at", "best", "bpb_before", "skipped_steps", "tracker_id",
+    "run_id", "parent", "data", "first_row", "results", "evaluated", "saved_at", "best", "bpb_before", "skipped_steps",
+    "tracker_id",
 )  # fmt: skip
 """Fields of TrainingRun that a resumed run takes from meta.json."""
 
@@ -72,10 +73,11 @@ def start_or_resume(
     parent: Checkpoint | None = None,
     config: GPTConfig | None = None,
     data: str | None = None,
+    first_row: int = 0,
 ) -> TrainingRun:
     """Resume the newest checkpoint of this model, or start from the weights of `parent` or with shape `config`.
 
-    A run with a different parent or different conversations (`data`) starts over and sets the old checkpoints aside,
+    With a parent of the same stage, the optimizer continues from its state. A run with a different parent or different conversations (`data`) starts over and sets the old checkpoints aside,
     which costs minutes or hours. Pretraining takes days, so different text is an error instead. Raises UserError if the
     checkpoint has a different shape, tokenizer or options, or if the device does not support FP8.
     """
@@ -111,7 +113,9 @@ def start_or_resume(
             model = GPT(config, runtime.compute_dtype)
         runtime.world.broadcast(model.parameters())  # other kinds of machines may draw different weights
     optimizer = MuonAdamW(model, optimizer_options(options), runtime.world)
-    return TrainingRun(source, tag, options, runtime, tokenizer.hash, model, optimizer, ancestry, data)
+    if parent and parent.source == source and "origin" not in parent.meta:  # imported models have no state
+        _load_optimizer(optimizer, parent, runtime)
+    return TrainingRun(source, tag, options, runtime, tokenizer.hash, model, optimizer, ancestry, data, first_row)
 
 
 def _own_checkpoint(
@@ -182,9 +186,7 @@ def _resume(
     meta = existing.meta
     check_resumable(options, meta["options"])
     optimizer = MuonAdamW(model, optimizer_options(options), runtime.world)
-    state: dict[str, Tensor] = {}
-    runtime.world.call_on_main(lambda: state.update(existing.load_optimizer()))
-    optimizer.load_full_state(state)
+    _load_optimizer(optimizer, existing, runtime)
     saved = {name: meta[name] for name in RESUMED if name in meta}
     run = TrainingRun(existing.source, existing.tag, options, runtime, tokenizer.hash, model, optimizer, **saved)
     run.step, run.previous_seconds = existing.step, meta["seconds"]
@@ -197,6 +199,13 @@ def _load_model(saved: Checkpoint, runtime: Runtime, tokenizer: Tokenizer) -> GP
     runtime.world.call_on_main(lambda: saved.load_weights(model))
     runtime.world.broadcast(model.parameters())
     return model
+
+
+def _load_optimizer(optimizer: MuonAdamW, saved: Checkpoint, runtime: Runtime) -> None:
+    """Load the optimizer's state, which only the main process reads."""
+    state: dict[str, Tensor] = {}
+    runtime.world.call_on_main(lambda: state.update(saved.load_optimizer()))
+    optimizer.load_full_state(state)
 
 
 def optimizer_options(options: TrainOptions) -> OptimizerOptions:

@@ -73,6 +73,7 @@ class TrainingRun:
     optimizer: MuonAdamW
     parent: dict[str, Any] | None = None  # checkpoint this stage started from; None for pretraining
     data: str | None = None  # identifies the data; a run on different data is a different run
+    first_row: int = 0  # where in the order of the rows of text it began; after those of its parent with --from
     run_id: str = field(default_factory=lambda: secrets.token_hex(8))  # kept on resume
     step: int = 0  # optimizer steps taken
     previous_seconds: float = 0.0  # wall time before the last resume
@@ -159,6 +160,7 @@ class TrainingRun:
             "options": dataclasses.asdict(self.options),
             "parent": self.parent,
             "data": self.data,
+            "first_row": self.first_row,
             "machine": self.runtime.describe(),
             "software": software(),
             "commit": commit(),

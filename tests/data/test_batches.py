@@ -42,6 +42,12 @@ def test_the_same_step_gives_the_same_rows_at_any_time() -> None:
     assert rows_of(used, 1) == rows_of(source(), 1)
 
 
+def test_an_extension_begins_after_the_rows_already_read() -> None:
+    extended = RowBatches(NumberedRows(), rows_per_step=4, device_batch_size=8, world=World(), seed=7, first_row=8)
+    assert extended.row_indices(0) == source().row_indices(2)
+    assert extended.epoch(0) == source().epoch(2)
+
+
 def test_processes_share_a_step_without_overlap() -> None:
     for step in range(6):
         parts = [rows_of(source(rank, 2), step) for rank in range(2)]

@@ -61,6 +61,17 @@ def test_a_base_model_continues_on_other_text(pretrained: Path, capsys: pytest.C
     assert resumed.meta["trained_on"].splitlines()[-1] == found.meta["trained_on"].splitlines()[-1]
 
 
+def test_a_run_is_extended_from_where_its_text_and_optimizer_ended(pretrained: Path) -> None:
+    extension = ContinueOptions(from_="d1", dataset=("encyclopedia",), num_iterations=3, model_tag="longer", **SMALL)  # type: ignore[arg-type]
+    base_train.main(extension)
+    longer = checkpoint.find("base", "longer")
+    assert longer.meta["first_row"] == 2 * SMALL["total_batch_size"] // 64  # after the parent's two steps
+    assert int(longer.load_optimizer()["steps"]) == 2 + 3
+    again = replace(extension, from_="longer", num_iterations=1, model_tag="longest")
+    base_train.main(again)
+    assert checkpoint.find("base", "longest").meta["first_row"] == 5 * SMALL["total_batch_size"] // 64
+
+
 def test_the_name_of_the_continued_model_is_not_reused(pretrained: Path) -> None:
     with pytest.raises(UserError, match="--model-tag must differ from --from d1"):
         base_train.main(ContinueOptions(from_="d1", model_tag="d1", dataset=("mybooks",), **SMALL))  # type: ignore[arg-type]
