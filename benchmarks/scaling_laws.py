@@ -31,8 +31,9 @@ import numpy as np
 from benchmarks.learning import BenchmarkOptions, Recipe, Text, Training
 from nanochat import cli
 from nanochat.errors import UserError
-from nanochat.model.gpt import GPT, GPTConfig
+from nanochat.model.gpt import GPTConfig
 from nanochat.runtime import Runtime, commit, software
+from nanochat.spark.plan import flops_per_token
 from nanochat.train.options import check_range
 
 NUM_SAMPLES = 1000  # of the bootstrap
@@ -107,17 +108,10 @@ class Law(NamedTuple):
         return (self.scale / (loss - self.floor)) ** (1 / self.exponent) if loss > self.floor else math.inf
 
 
-def tokens_for(budget: float, model: GPT, short_rows_ratio: float) -> int:
-    """Tokens that `budget` FLOPs train on, if a share of the steps has rows of a quarter of the context."""
-    context = model.config.sequence_len
-    short, full = model.flops_per_token(context // 4), model.flops_per_token(context)
-    return int(budget / (short_rows_ratio * short + (1 - short_rows_ratio) * full))
-
-
 def train(options: LawOptions, text: Text, runtime: Runtime, budget: float, depth: int, seed: int) -> Run:
     """Train one model and measure it on held-out text."""
     config = GPTConfig.from_depth(depth, text.tokenizer.vocab_size, options.max_seq_len)
-    tokens = tokens_for(budget, GPT(config, runtime.compute_dtype), options.recipe.short_rows_ratio)
+    tokens = int(budget / flops_per_token(config, options.recipe.short_rows_ratio))
     training = Training(
         BenchmarkOptions(depth=depth, max_seq_len=options.max_seq_len, tokens=tokens),
         options.recipe,
@@ -127,9 +121,8 @@ def train(options: LawOptions, text: Text, runtime: Runtime, budget: float, dept
     )
     training.train(training.num_iterations)
     point = training.evaluate(options.eval_tokens)
-    parameters = config.num_parameters - config.vocab_size * config.n_embd
     where = (options.dataset, options.max_seq_len, options.eval_tokens)
-    return Run(options.name, budget, depth, seed, *where, point.tokens, parameters, point.bits_per_byte)
+    return Run(options.name, budget, depth, seed, *where, point.tokens, config.num_multiplied, point.bits_per_byte)
 
 
 def read_runs(file: Path) -> list[Run]:

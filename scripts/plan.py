@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from nanochat import cli, host, paths
-from nanochat.data.amount import CHARS_PER_TOKEN, MAX_EPOCHS, fit
+from nanochat.data.amount import CHARS_PER_TOKEN, MAX_EPOCHS, fit, tokens_for_depth
 from nanochat.data.sources import DATASETS, Source, parse
 from nanochat.errors import UserError
 from nanochat.model.gpt import GPT, GPTConfig
@@ -23,11 +23,12 @@ from nanochat.spark.disk import VOCAB_SIZE, default_config, disk_space
 from nanochat.spark.plan import (
     PLAN_FILE,
     SPARK_FLOPS,
+    SPARK_MFU,
     Machine,
     Plan,
     Tariff,
-    flops_per_token,
     format_count,
+    pretraining,
     stage_table,
     stages_from,
 )
@@ -39,6 +40,12 @@ from nanochat.units import format_bytes
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 SPARK_WATTS, LINK_EFFICIENCY = 120.0, 0.97
+GPT2_GRADE = pretraining(default_config(22), 6.3e9).flops
+GPT2_SOURCE = (
+    "GPT-2's CORE is 0.2565; nanochat's d22 had 0.263 (mean of three) after 6.3B tokens of ClimbMix: "
+    "github.com/karpathy/nanochat/pull/733. FineWeb-Edu takes 1.4 times as long (its log). "
+    "Its architecture has parts that this one lacks; we have not trained a model of this size."
+)
 H100_FLOPS = DATASHEETS["H100"].tflops * 1e12 * 0.51
 
 
@@ -62,15 +69,17 @@ class PlanOptions:
 
 def main(options: PlanOptions) -> None:
     config = default_config(options.depth)
-    tokens = PretrainOptions.target_param_data_ratio * config.num_parameters
+    tokens = tokens_for_depth(options.depth, VOCAB_SIZE)
     batch = default_batch_size(tokens, config.sequence_len)
     steps = max(1, round(tokens / batch))
+    work = pretraining(config, steps * batch)
     sources = parse(options.dataset)
     own = {source: num_tokens(source) for source in sources if source.name not in DATASETS}
     disk = disk_space(options.depth, None if len(own) < len(sources) else sum(own.values()))
     print(
         f"depth {options.depth}: {format_count(config.num_parameters)} parameters, "
-        f"{format_count(steps * batch)} tokens, {steps * batch * flops_per_token(config):.1e} operations\n"
+        f"{format_count(steps * batch)} tokens, {work.flops:.1e} operations\n"
+        f"          {work.flops / GPT2_GRADE:.0%} of those that reached GPT-2's CORE score in nanochat\n"
         f"steps     {steps:,} of {batch:,} tokens\n"
         f"download  {format_bytes(disk.download)}: {disk.num_shards} shards of text, and the tasks\n"
         f"{text_lines(own, sources, options.depth)}"
@@ -87,6 +96,7 @@ def main(options: PlanOptions) -> None:
     for machine in columns:
         for source in machine.sources:
             print(textwrap.fill(f"{machine.name}: {source}", 80, subsequent_indent="  ", break_on_hyphens=False))
+    print(textwrap.fill(f"GPT-2: {GPT2_SOURCE}", 80, subsequent_indent="  ", break_on_hyphens=False))
     print(
         "Not included: validation, checkpoints, downloads. Midtraining's token count is\n"
         "the one published for a similar mixture; those of SFT and RL are assumptions.\n"
@@ -123,8 +133,8 @@ def machines(hosts: int, watts: float | None = None) -> list[Machine]:
     """One Spark, `hosts` of them, one H100 and eight. `watts`: power of one Spark, if the user measured it."""
     link = LINK_EFFICIENCY if hosts > 1 else 1.0
     mfu = (
-        "MFU 40%: d20's 11.2B tokens in 9 days, github.com/jasonacox/dgx-spark (38% at d12: "
-        "lakshmankolasani.github.io, 8.95e17 operations in 316.5 minutes)"
+        f"MFU {SPARK_MFU:.0%} of 125 TFLOP/s: a model of a compiled step (benchmarks/results/gpu-model.md), not "
+        "measured. nanochat in 2025 had 40% (github.com/jasonacox/dgx-spark) and 38% (lakshmankolasani.github.io)"
     )
     power = f"{SPARK_WATTS:g} W for the whole machine: github.com/jasonacox/dgx-spark"
     if watts is not None:

@@ -67,12 +67,12 @@ class PrepareOptions:
     depth: int = 20
     """depth of the model to train; sets how much text is downloaded"""
     num_shards: int | None = None
-    """files of text, one of them for validation; default: as many as the depth needs, 240 for depth 20"""
+    """files of text, one of them for validation; default: as many as the depth needs, 104 for depth 20"""
     tasks: bool = True
     """also download the data of the later stages and of the evaluation"""
     verify: bool = False
     """verify the checksums of all files and download damaged ones again"""
-    vocab_size: int = 65536
+    vocab_size: int = 32768
     """number of tokens, including the nine special ones"""
     max_chars: int = 2_000_000_000
     """maximum number of characters to train the tokenizer on"""

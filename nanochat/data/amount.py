@@ -5,19 +5,20 @@ import math
 from nanochat.model.gpt import GPTConfig
 
 SHARD_CHARS = 250_000_000
-CHARS_PER_TOKEN = 4.8  # English prose with a vocabulary of 65,536
-TOKENS_PER_PARAMETER = 20
+CHARS_PER_TOKEN = 4.6  # English prose with a vocabulary of 32,768
+TOKENS_PER_PARAMETER = 11.0  # of matrices and head, the best ratio at equal compute (docs/experiments.md)
 SPARE = 1.1  # shards differ in length: 10% more than needed keeps a run within one epoch
 MAX_EPOCHS = 4  # repeated up to four times, text is nearly as good as new: https://arxiv.org/abs/2305.16264
 
 
-def shards_for_depth(depth: int, vocab_size: int) -> int:
-    """Number of shards that a model of `depth` trains on in one epoch, plus validation; 240 for d20."""
-    return math.ceil(SPARE * tokens_for_depth(depth, vocab_size) * CHARS_PER_TOKEN / SHARD_CHARS / 8) * 8
-
-
 def tokens_for_depth(depth: int, vocab_size: int) -> float:
-    return TOKENS_PER_PARAMETER * GPTConfig.from_depth(depth, vocab_size, 2048).num_parameters
+    """Number of tokens that a model of `depth` trains on by default."""
+    return TOKENS_PER_PARAMETER * GPTConfig.from_depth(depth, vocab_size, 2048).num_multiplied
+
+
+def shards_for_depth(depth: int, vocab_size: int) -> int:
+    """Number of shards that a model of `depth` trains on in one epoch, plus validation."""
+    return math.ceil(SPARE * tokens_for_depth(depth, vocab_size) * CHARS_PER_TOKEN / SHARD_CHARS / 8) * 8
 
 
 def fit(num_tokens: float, depth: int, vocab_size: int) -> str | None:

@@ -78,6 +78,11 @@ class GPTConfig:
         return self.n_layer * self.n_embd * (10 * self.n_embd + kv) + 2 * self.vocab_size * self.n_embd
 
     @property
+    def num_multiplied(self) -> int:
+        """Number of parameters in matrix products: all but those of the embedding."""
+        return self.num_parameters - self.vocab_size * self.n_embd
+
+    @property
     def head_dim(self) -> int:
         return self.n_embd // self.n_head
 
@@ -285,7 +290,7 @@ class GPT(nn.Module):
         appendix B (https://arxiv.org/abs/2204.02311) the attention matrix counts in full and the embedding does not.
         """
         head = self.lm_head.weight.numel()
-        matrices = self.config.num_parameters - self.embed_tokens.weight.numel() - (1 - trained_share) * head
+        matrices = self.config.num_multiplied - (1 - trained_share) * head
         return 6 * matrices + 12 * self.config.n_layer * self.config.n_embd * (row_len or self.config.sequence_len)
 
     def hidden(self, tokens: Tensor, cache: AttentionCache | None = None) -> Tensor:

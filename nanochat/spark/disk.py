@@ -10,7 +10,7 @@ from nanochat.stages import STAGES
 from nanochat.train.checkpoint import checkpoint_bytes
 from nanochat.train.options import PretrainOptions
 
-VOCAB_SIZE = 65_536  # default of prepare.sh
+VOCAB_SIZE = 32_768  # default of prepare.sh
 SHARD_BYTES = 100e6  # a published shard of text (comments of nanochat's speedrun.sh)
 TOKEN_BYTES = 2
 TASK_BYTES = 600e6 + MID_TOKENS * (TOKEN_BYTES + 1)

@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 
 from nanochat.atomic import atomic_write
+from nanochat.data.batches import PIECES_PER_ROW
 from nanochat.errors import UserError
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.stages import STAGES
+from nanochat.train.options import PretrainOptions
 from nanochat.units import format_duration
 from nanochat.untrusted import check_types, read_json, reading
 
@@ -29,7 +31,8 @@ RL_REPLIES, RL_REPLY_TOKENS, RL_PROMPT_TOKENS = 200 * 256, 256, 128
 """200 steps of replies at their maximum length, to prompts of GSM8K's typical length."""
 DECODE_BATCH, BYTES_PER_WEIGHT_READ = 128, 8
 """Replies generated at once (assumed), and bytes moved per weight and step: read in fp32, written and read in bf16."""
-SPARK_FLOPS, SPARK_DECODE_BANDWIDTH = 0.40 * 125e12, 0.5 * 273e9
+SPARK_MFU = 0.48
+SPARK_FLOPS, SPARK_DECODE_BANDWIDTH = SPARK_MFU * 125e12, 0.5 * 273e9
 """FLOP/s in training, and bytes/s while decoding (half of the datasheet's, assumed)."""
 MEASURED_STEPS, SKIPPED_STEPS = 20, 3
 """Steps after which a run re-estimates, and how many of them do not count because they compile."""
@@ -81,10 +84,17 @@ class Machine:
         return None if self.watts is None else self.hours(*work) * self.watts / 1000
 
 
-def flops_per_token(config: GPTConfig) -> float:
-    """FLOPs to train on one token, without allocating the model."""
+def flops_per_token(config: GPTConfig, short_rows_ratio: float = 0.0) -> float:
+    """FLOPs to train on one token, on average, if a share of the steps has rows of a quarter of the context."""
     with torch.device("meta"):
-        return GPT(config).flops_per_token()
+        model = GPT(config)
+    short, whole = model.flops_per_token(config.sequence_len // PIECES_PER_ROW), model.flops_per_token()
+    return short_rows_ratio * short + (1 - short_rows_ratio) * whole
+
+
+def pretraining(config: GPTConfig, tokens: float) -> StageWork:
+    """The work of pretraining on `tokens` with the default share of short rows."""
+    return StageWork("base", tokens, tokens * flops_per_token(config, PretrainOptions.short_rows_ratio))
 
 
 def stages_from(name: str, config: GPTConfig, tokens: float) -> list[StageWork]:
@@ -100,8 +110,10 @@ def stages_from(name: str, config: GPTConfig, tokens: float) -> list[StageWork]:
     num_tokens = {"mid": MID_TOKENS, "sft": SFT_TOKENS, name: tokens}
     stages = list(STAGES)[list(STAGES).index(name) :]
     work = [
-        StageWork(stage, num_tokens[stage], num_tokens[stage] * per_token) for stage in stages if stage in num_tokens
-    ]
+        pretraining(config, tokens) if stage == "base"
+        else StageWork(stage, num_tokens[stage], num_tokens[stage] * per_token)
+        for stage in stages if stage in num_tokens
+    ]  # fmt: skip
     return [*work, StageWork("rl", rl_tokens, rl_flops)]
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_t
 
 import tyro
 
+from nanochat.data.amount import TOKENS_PER_PARAMETER
 from nanochat.errors import UserError
 from nanochat.train.optim import OptimizerOptions
 
@@ -108,8 +109,8 @@ class PretrainOptions(TrainOptions):
     """tokens per optimizer step, over all processes and micro-batches; default: follows from depth"""
     num_epochs: Annotated[float | None, Range(0.01), FREE] = None
     """epochs over the text, unless --num-iterations is given; default: 1 with --from"""
-    target_param_data_ratio: Annotated[float, Range(0.01), FREE] = 20.0
-    """tokens per parameter (Chinchilla: 20), unless --num-iterations or --num-epochs is given"""
+    target_param_data_ratio: Annotated[float, Range(0.01), FREE] = TOKENS_PER_PARAMETER
+    """tokens per parameter of matrices and head, unless --num-iterations or --num-epochs is given"""
     short_rows_ratio: Annotated[float, FRACTION] = 0.6
     """initial fraction of the steps, in which rows are a quarter of the context"""
     warmdown_ratio: Annotated[float, FRACTION] = 0.5

@@ -77,9 +77,10 @@ def start_or_resume(
 ) -> TrainingRun:
     """Resume the newest checkpoint of this model, or start from the weights of `parent` or with shape `config`.
 
-    With a parent of the same stage, the optimizer continues from its state. A run with a different parent or different conversations (`data`) starts over and sets the old checkpoints aside,
-    which costs minutes or hours. Pretraining takes days, so different text is an error instead. Raises UserError if the
-    checkpoint has a different shape, tokenizer or options, or if the device does not support FP8.
+    With a parent of the same stage, the optimizer continues from its state. A run with a different parent or different
+    conversations (`data`) starts over and sets the old checkpoints aside, which costs minutes or hours. Pretraining
+    takes days, so different text is an error instead. Raises UserError if the checkpoint has a different shape,
+    tokenizer or options, or if the device does not support FP8.
     """
     if options.fp8 and not runtime.has_fp8:
         raise UserError(

@@ -14,7 +14,7 @@ def scale_options(
     options: PretrainOptions, config: GPTConfig, runtime: Runtime, tokens_per_epoch: int = 0
 ) -> PretrainOptions:
     """Fill in the options that were not given: tokens follow from the parameters, the batch size from the tokens."""
-    tokens = options.target_param_data_ratio * config.num_parameters
+    tokens = options.target_param_data_ratio * config.num_multiplied
     if options.num_epochs:
         tokens = options.num_epochs * tokens_per_epoch
     batch = options.total_batch_size or default_batch_size(tokens, config.sequence_len * runtime.world.size)

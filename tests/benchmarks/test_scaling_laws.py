@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scaling_laws import LawOptions, Run, describe, fit, grids, interval, multipliers, read_runs, tokens_for
+from benchmarks.scaling_laws import LawOptions, Run, describe, fit, grids, interval, multipliers, read_runs
 from nanochat.errors import UserError
-from nanochat.model.gpt import GPT, GPTConfig
 
 BUDGETS = (1e12, 1e13, 1e14, 1e15)
 
@@ -52,12 +51,6 @@ def test_a_recipe_that_needs_half_the_compute_has_a_multiplier_of_two() -> None:
         assert low < factors[budget] < high
     one_seed = [run for run in grid_runs("before") + grid_runs("after", savings=2) if run.seed == 0]
     assert "| after | 1e+12 |" in describe(one_seed, "before")
-
-
-def test_tokens_of_a_budget_count_short_rows() -> None:
-    model = GPT(GPTConfig.from_depth(2, 512, 64))
-    assert tokens_for(1e10, model, 0.0) == int(1e10 / model.flops_per_token(64))
-    assert tokens_for(1e10, model, 1.0) == int(1e10 / model.flops_per_token(16))
 
 
 def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:

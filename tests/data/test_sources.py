@@ -23,9 +23,9 @@ def prepared(tokenizer: Tokenizer, name: str, count: int) -> list[int]:
 
 
 def test_shards_for_depth() -> None:
-    # 20 tokens for each of d20's 561M parameters, at 4.8 characters, are 216 shards of 250M characters and a tenth.
-    assert shards_for_depth(20, 65536) == 240
-    assert [shards_for_depth(depth, 65536) for depth in (4, 12, 32)] == [16, 80, 800]
+    # 11 tokens for each of d20's 435M matrix and head parameters, at 4.6 characters, are 88 shards of 250M and a tenth.
+    assert shards_for_depth(20, 32768) == 104
+    assert [shards_for_depth(depth, 32768) for depth in (4, 12, 32)] == [8, 32, 376]
 
 
 def test_too_little_text_names_the_depth_that_fits() -> None:

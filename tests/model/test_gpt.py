@@ -158,4 +158,4 @@ def test_short_rows_cost_less_attention_and_the_same_matrices() -> None:
     whole, short = model.flops_per_token(), model.flops_per_token(config.sequence_len // 4)
     attention = 12 * config.n_layer * config.n_embd * config.sequence_len
     assert whole - short == attention * 3 // 4
-    assert whole - attention == 6 * (config.num_parameters - config.vocab_size * config.n_embd)
+    assert whole - attention == 6 * config.num_multiplied

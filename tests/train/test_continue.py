@@ -65,11 +65,11 @@ def test_a_run_is_extended_from_where_its_text_and_optimizer_ended(pretrained: P
     extension = ContinueOptions(from_="d1", dataset=("encyclopedia",), num_iterations=3, model_tag="longer", **SMALL)  # type: ignore[arg-type]
     base_train.main(extension)
     longer = checkpoint.find("base", "longer")
-    assert longer.meta["first_row"] == 2 * SMALL["total_batch_size"] // 64  # after the parent's two steps
+    assert longer.meta["first_row"] == 2 * 512 // 64  # after the parent's two steps
     assert int(longer.load_optimizer()["steps"]) == 2 + 3
     again = replace(extension, from_="longer", num_iterations=1, model_tag="longest")
     base_train.main(again)
-    assert checkpoint.find("base", "longest").meta["first_row"] == 5 * SMALL["total_batch_size"] // 64
+    assert checkpoint.find("base", "longest").meta["first_row"] == 5 * 512 // 64
 
 
 def test_the_name_of_the_continued_model_is_not_reused(pretrained: Path) -> None:
