@@ -12,13 +12,16 @@ import torch
 
 from nanochat.dist import World
 from nanochat.model.gpt import GPT, GPTConfig
+from nanochat.spark.disk import VOCAB_SIZE
+from nanochat.spark.plan import SPARK_MFU
 from nanochat.train import memory
 from nanochat.train.memory import SAFE_SHARE, SAFE_UNIFIED_SHARE
 from nanochat.train.optim import POLAR_EXPRESS, MuonAdamW, OptimizerOptions
+from nanochat.train.options import PretrainOptions
 from nanochat.train.sharding import partition
 
-VOCAB_SIZE, SEQUENCE_LEN = 65_536, 2_048
-BATCH = {20: 524_288, 26: 1_048_576, 32: 1_048_576}
+SEQUENCE_LEN = PretrainOptions.max_seq_len
+BATCH = {20: 262_144, 26: 524_288, 32: 524_288}
 """Tokens per step of pretrain.sh, by depth."""
 LINK_UTILIZATION = 0.8
 """Share of a link's nominal speed that collectives reach."""
@@ -33,7 +36,7 @@ class Setting:
     name: str
     processes: int
     flops: float
-    """FLOP/s of one GPU in training: 40% of its dense bf16 peak"""
+    """FLOP/s of one GPU in training: 48% of its dense bf16 peak"""
     link: float
     """nominal bytes/s that each process sends while all do"""
     memory: float
@@ -42,7 +45,7 @@ class Setting:
     """true if the GPU uses the memory of the CPU"""
 
 
-SPARK, H100 = 0.4 * 125e12, 0.4 * 989e12
+SPARK, H100 = SPARK_MFU * 125e12, SPARK_MFU * 989e12
 SETTINGS = (
     Setting("1 Spark", 1, SPARK, 1.0, 119 * 2**30, shared=True),
     Setting("2 Sparks, 200 Gb/s", 2, SPARK, 25e9, 119 * 2**30, shared=True),

@@ -2,7 +2,7 @@
 
 ./prepare.sh --vocab-size 8192 --num-shards 9
 python -m benchmarks.scaling_laws --name before --budgets 3e12 1e13 3e13 --depths 2 3 4 --seeds 0 1
-python -m benchmarks.scaling_laws --name after --recipe.warmdown-ratio 0.65 --budgets 3e12 1e13 3e13 --depths 2 3 4 \
+python -m benchmarks.scaling_laws --name after --warmdown-ratio 0.65 --budgets 3e12 1e13 3e13 --depths 2 3 4 \
     --seeds 0 1 --against before
 
 Each budget (FLOPs) trains one model per depth and seed, on as many tokens as the budget allows. The lowest loss at a

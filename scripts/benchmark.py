@@ -25,10 +25,10 @@ from nanochat.spark.gpu import hardware_checks
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks/results"
 STEP = "benchmarks.train_step"
 STEP_ON_A_GPU = (
-    f"{STEP} --depth 12 --max-seq-len 2048 --vocab-size 65536 --total-batch-size 524288 --device-batch-size 32"
+    f"{STEP} --depth 12 --max-seq-len 2048 --vocab-size 32768 --total-batch-size 524288 --device-batch-size 32"
 )
 ON_A_CPU = [f"{STEP} --peer transformers", "benchmarks.inference"]
-ON_A_GPU = [STEP_ON_A_GPU, "benchmarks.inference --depth 12 --vocab-size 65536 --max-seq-len 2048"]
+ON_A_GPU = [STEP_ON_A_GPU, "benchmarks.inference --depth 12 --vocab-size 32768 --max-seq-len 2048"]
 """Benchmarks, each run with --json; on a GPU, at the size of a model worth training there."""
 WITH_FP8 = [f"{STEP_ON_A_GPU} --fp8 --peer without-fp8"]
 """Compares FP8 with bf16, on GPUs that support FP8."""

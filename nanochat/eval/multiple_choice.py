@@ -1,8 +1,8 @@
 """Score the options of multiple-choice problems, many problems per forward pass.
 
 The common prefix of a problem's options is computed once. The options follow it in the same row, each at the positions
-that it would have alone, and an attention mask hides them from each other. The head, which at a vocabulary of 65,536
-costs a small model more than all its layers, is computed for the scored tokens only.
+that it would have alone, and an attention mask hides them from each other. The head, which is a large part of
+a small model's work, is computed for the scored tokens only.
 """
 
 from collections.abc import Iterator, Sequence

@@ -95,7 +95,7 @@ def test_plan_fits_80_columns_and_names_its_sources(
     plan.main(plan.PlanOptions(depth=20))
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 80
-    assert "477M parameters, 4.79B tokens" in said and "18,270 of 262,144" in said and "104 shards" in said
+    assert "477M parameters, 4.79B tokens" in said and "18,260 of 262,144" in said and "104 shards" in said
     assert all(f"{name}: " in said for name in ("GB10", "2 x GB10"))
     total = re.search(r"total +\w+ +(\d+)", said)
     cost = re.search(r"at 0.5/kWh +([\d.]+)", said)
