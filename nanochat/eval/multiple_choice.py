@@ -99,17 +99,10 @@ def common_prefix(sequences: list[list[int]]) -> int:
     return next((i for i, column in columns if len(set(column)) > 1), min(map(len, sequences)))
 
 
-class _Branches:
-    """An `AttentionCache` that stores nothing: it provides the positions and the mask of rows with branches."""
-
-    def __init__(self, positions: Tensor, branches: Tensor) -> None:
-        """positions, branches: (B, T). A token attends to the prefix and to earlier tokens of its own branch."""
-        self.positions = positions
-        keys, queries = branches[:, None, :], branches[:, :, None]
-        self._mask = (((keys == 0) | (keys == queries)).tril())[:, None]  # (B, 1, T, T)
-
-    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return key, value, self._mask
+def _mask(branches: Tensor) -> Tensor:
+    """A token attends to the prefix and to earlier tokens of its own branch. (B, T) -> (B, 1, T, T)."""
+    keys, queries = branches[:, None, :], branches[:, :, None]
+    return ((keys == 0) | (keys == queries)).tril()[:, None]
 
 
 @torch.inference_mode()
@@ -122,7 +115,7 @@ def _score_rows(model: GPT, rows: Sequence[_Row]) -> list[list[OptionScore]]:
     tokens, positions, branches = tokens.clamp(min=0).to(device), positions.clamp(min=0).to(device), branches.to(device)
     # With one option per row, causal attention needs no mask and does half the work.
     causal = all(len(row.counts) == 1 for row in rows)
-    hidden = model.hidden(tokens, None if causal else _Branches(positions, branches))
+    hidden = model.hidden(tokens) if causal else model.hidden(tokens, positions, _mask(branches))
     where = torch.tensor([(i, source) for i, row in enumerate(rows) for source in row.sources], device=device)
     targets = torch.tensor([target for row in rows for target in row.targets], device=device)
     losses, hits = _token_scores(model, hidden[where[:, 0], where[:, 1]], targets)

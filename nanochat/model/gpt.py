@@ -8,7 +8,6 @@ squared-ReLU MLP of four times the width, no biases, an untied head. A special c
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -87,15 +86,6 @@ class GPTConfig:
         return self.n_embd // self.n_head
 
 
-class AttentionCache(Protocol):
-    """The part of a KV cache that `GPT.forward` uses."""
-
-    positions: Tensor  # (B, T) position of each new token in its sequence
-
-    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Store the new key and value, (B, H_kv, T, D); return all keys, all values and the attention mask."""
-
-
 def rms_norm(x: Tensor) -> Tensor:
     """x divided by its root mean square along the last dimension; no gains."""
     if cpu_kernels.enabled(x):
@@ -155,25 +145,23 @@ class Linear(nn.Linear):
 class Attention(nn.Module):
     """Causal self-attention with rotary positions and QK-norm."""
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.layer = layer
         self.head_dim = config.head_dim
         self.q_proj = Linear(config.n_embd, config.n_head * self.head_dim)
         self.k_proj = Linear(config.n_embd, config.n_kv_head * self.head_dim)
         self.v_proj = Linear(config.n_embd, config.n_kv_head * self.head_dim)
         self.o_proj = Linear(config.n_head * self.head_dim, config.n_embd)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: AttentionCache | None) -> Tensor:
-        """x: (B, T, C) -> (B, T, C)."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        """x: (B, T, C) -> (B, T, C). mask: as in `GPT.hidden`."""
         heads = (*x.shape[:2], -1, self.head_dim)
         query = norm_and_rotate(self.q_proj(x).view(heads), cos, sin)
         key = norm_and_rotate(self.k_proj(x).view(heads), cos, sin)
         value = self.v_proj(x).view(heads).transpose(1, 2)
-        if cache is None:
+        if mask is None:
             y = causal_attention(query, key, value)
         else:
-            key, value, mask = cache.update(self.layer, key, value)
             grouped = query.size(1) != key.size(1)
             y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
         return self.o_proj(y.transpose(1, 2).reshape(x.shape))
@@ -195,14 +183,14 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention, then MLP, each added to the residual stream."""
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.self_attn = Attention(config, layer)
+        self.self_attn = Attention(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: AttentionCache | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         """x: (B, T, C) -> (B, T, C)."""
-        x = x + self.self_attn(rms_norm(x), cos, sin, cache)
+        x = x + self.self_attn(rms_norm(x), cos, sin, mask)
         return x + self.mlp(rms_norm(x))
 
 
@@ -217,7 +205,7 @@ class GPT(nn.Module):
         self.config = config
         self.compute_dtype = compute_dtype
         self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.lm_head = Linear(config.n_embd, config.vocab_size)
         frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
         angles = torch.outer(torch.arange(config.sequence_len, dtype=torch.float32), frequencies)
@@ -293,30 +281,33 @@ class GPT(nn.Module):
         matrices = self.config.num_multiplied - (1 - trained_share) * head
         return 6 * matrices + 12 * self.config.n_layer * self.config.n_embd * (row_len or self.config.sequence_len)
 
-    def hidden(self, tokens: Tensor, cache: AttentionCache | None = None) -> Tensor:
-        """Final hidden states. tokens: (B, T) -> (B, T, C) in the compute dtype. Raises ValueError past the context."""
-        if cache is None:
+    def hidden(self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Final hidden states. tokens: (B, T) -> (B, T, C) in the compute dtype. Raises ValueError past the context.
+
+        positions: (B, T), default: 0 to T - 1. mask: (B, 1, T, T), True where a token attends; default: causal.
+        """
+        if positions is None:
             if tokens.size(1) > self.config.sequence_len:
                 raise ValueError(f"{tokens.size(1)} tokens exceed the context length of {self.config.sequence_len}")
             cos, sin = (table[None, : tokens.size(1), None] for table in (self.cos, self.sin))
         else:
-            cos, sin = (table[cache.positions].unsqueeze(2) for table in (self.cos, self.sin))
+            cos, sin = (table[positions].unsqueeze(2) for table in (self.cos, self.sin))
         cos, sin = cos.to(self.compute_dtype), sin.to(self.compute_dtype)
         x = rms_norm(self.embed_tokens(tokens).to(self.compute_dtype))
         run_block: Callable[..., Tensor] = Block.__call__
-        if self._compiled_block and cache is None and torch.is_grad_enabled():
+        if self._compiled_block and mask is None and torch.is_grad_enabled():
             run_block = self._compiled_block
         for block in self.layers:
-            x = run_block(block, x, cos, sin, cache)
+            x = run_block(block, x, cos, sin, mask)
         return rms_norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits in fp32. hidden: (..., C) -> (..., V)."""
         return soft_cap(self.lm_head(hidden), self.config.logit_softcap)
 
-    def forward(self, tokens: Tensor, cache: AttentionCache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:
         """Logits at every position. tokens: (B, T) -> (B, T, V) in fp32."""
-        return self.head(self.hidden(tokens, cache))
+        return self.head(self.hidden(tokens))
 
     def loss(
         self, tokens: Tensor, targets: Tensor, token_weights: Tensor | None = None, trained: Tensor | None = None
