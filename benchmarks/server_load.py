@@ -95,7 +95,7 @@ def load_model(card: ModelCard, slots: int) -> ChatModel:
     """Build the engine in its process. The model has no end-of-turn preference, so replies have the same length."""
     tokenizer = Tokenizer.train(demo_data.documents("train"), VOCAB_SIZE)
     model = random_model(int(card.model_tag[1:]), VOCAB_SIZE, CONTEXT, Runtime.start())
-    return ChatModel(card.source, card.model_tag, card.step, Engine(model, tokenizer, Calculator(), slots))
+    return ChatModel(card.source, Engine(model, tokenizer, Calculator(), slots))
 
 
 def serve(options: BenchmarkOptions, pipe: Connection) -> None:

@@ -50,7 +50,8 @@ DEMO = Options(temperature=0.3)  # small models need a low temperature
 
 def main(options: Options) -> None:
     def load(card: ModelCard) -> ChatModel:
-        return load_chat(card.source, card.model_tag, card.step, options.device_type, max_batch_size=1)
+        found = checkpoint.find(card.source, card.model_tag, card.step)
+        return load_chat(found, options.device_type, max_batch_size=1)
 
     if options.json and options.prompt is None:
         raise UserError("--json requires -p TEXT, or -p - to read the question from stdin")

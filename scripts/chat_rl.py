@@ -77,7 +77,7 @@ def main(options: RLOptions) -> None:
         # --device-batch-size also limits generation, although it needs far less memory per token than training.
         concurrent = min(replies, MAX_CONCURRENT_REPLIES, 16 * device_batch_size)
         engine = Engine(run.model, tokenizer, calculator, max_batch_size=concurrent)
-        chat = ChatModel("rl", run.tag, run.step, engine)
+        chat = ChatModel("rl", engine)
         room = min(options.max_new_tokens, chat.context // 2)
         too_long = sum(len(chat.prompt(row["messages"][:-1])) > chat.context - room for row in mixture)
         if too_long and runtime.world.is_main:

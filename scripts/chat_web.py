@@ -104,7 +104,8 @@ def main(options: Options) -> None:
 
 def load_model(card: ModelCard, device_type: str, max_batch_size: int, kv_cache_gb: float | None) -> ChatModel:
     """Load a model in the engine process."""
-    return load_chat(card.source, card.model_tag, card.step, device_type, max_batch_size, kv_cache_gb)
+    found = checkpoint.find(card.source, card.model_tag, card.step)
+    return load_chat(found, device_type, max_batch_size, kv_cache_gb)
 
 
 if __name__ == "__main__":

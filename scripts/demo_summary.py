@@ -43,7 +43,7 @@ def main(options: SummaryOptions) -> None:
         f"at most {format_gib(max(found.meta['peak_memory'] for found in stages))} of memory, "
         f"on {stages[-1].meta['machine']}\n"
     )
-    chat = load_chat(model_tag=options.model_tag, device_type=options.device_type)
+    chat = load_chat(stages[-1], options.device_type)
     for prompt in PROMPTS:
         console.print(f"[bold]{escape(prompt)}[/bold]")
         for line in answer(chat, prompt):

@@ -188,7 +188,7 @@ def use_base_directory(folder: Path) -> None:
     errors = []
 
     def chat() -> None:
-        load = load_chat(device_type="cpu")
+        load = load_chat(checkpoint.find(None), "cpu")
         load.engine.generate([load.prompt([{"role": "user", "content": "Hi"}])], SamplingParams(max_tokens=2))
 
     for action in (lambda: list_checkpoints(CheckpointOptions()), build.write, chat):

@@ -80,7 +80,7 @@ def load_model(card: ModelCard, folder: Path) -> ChatModel:
     while (folder / "hold").exists():
         time.sleep(0.01)
     model = random_model(1, VOCAB_SIZE, CARD.context, Runtime.start("cpu"))
-    return ChatModel(card.source, card.model_tag, card.step, Engine(model, tokenizer(), max_batch_size=4))
+    return ChatModel(card.source, Engine(model, tokenizer(), max_batch_size=4))
 
 
 def tokenizer() -> Tokenizer:

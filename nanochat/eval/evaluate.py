@@ -48,8 +48,7 @@ class EvalModel:
 
     @cached_property
     def chat(self) -> ChatModel:
-        found = self.checkpoint
-        return load_chat(found.source, found.tag, found.step, self.runtime.device.type, self.device_batch_size)
+        return load_chat(self.checkpoint, self.runtime.device.type, self.device_batch_size)
 
     def cached(self, suffix: str, key: Mapping[str, Any], evaluate: Callable[[], Any]) -> Any:
         """Return the saved result if its key matches, else save and return `evaluate()`, which must be JSON."""

@@ -13,7 +13,7 @@ from nanochat.inference.scheduler import Completion
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import checkpoint
+from nanochat.train.checkpoint import Checkpoint
 
 
 @dataclass
@@ -21,9 +21,8 @@ class ChatModel:
     """A trained model with its tokenizer and engine."""
 
     source: str  # base, mid, sft or rl
-    model_tag: str
-    step: int
     engine: Engine
+    description: str = ""  # readable name: `sft d4 step 300`
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -33,11 +32,6 @@ class ChatModel:
     def context(self) -> int:
         """Maximum number of tokens of conversation and reply together."""
         return self.engine.model.config.sequence_len
-
-    @property
-    def description(self) -> str:
-        """Readable name: `sft d4 step 300`."""
-        return f"{self.source} {self.model_tag} step {self.step}"
 
     def prompt(self, messages: Sequence[Message], max_reply: int | None = None) -> list[int]:
         """Render a conversation as the tokens of a prompt.
@@ -73,21 +67,12 @@ def prompt_tokens(tokenizer: Tokenizer, source: str, messages: Sequence[Message]
 
 
 def load_chat(
-    source: str | None = None,
-    model_tag: str | None = None,
-    step: int | None = None,
-    device_type: str = "auto",
-    max_batch_size: int = 16,
-    kv_cache_gb: float | None = None,
+    found: Checkpoint, device_type: str = "auto", max_batch_size: int = 16, kv_cache_gb: float | None = None
 ) -> ChatModel:
-    """Load the newest checkpoint of a source; by default, the most advanced one: rl > sft > mid > base.
-
-    max_batch_size, kv_cache_gb: passed to Engine. Raises UserError if no checkpoint matches or its tokenizer differs.
-    """
-    found = checkpoint.find(source, model_tag, step)
+    """Load a checkpoint. max_batch_size, kv_cache_gb: passed to Engine. Raises UserError if its tokenizer differs."""
     tokenizer = Tokenizer.load(paths.tokenizer_dir())
     runtime = Runtime.start(device_type)
     model = found.load_model(runtime.device, runtime.compute_dtype, tokenizer).eval()
     model.to(runtime.compute_dtype)  # inference needs no fp32 weights: half the memory, and no cast per token
     engine = Engine(model, tokenizer, Calculator(), max_batch_size, kv_cache_gb)
-    return ChatModel(found.source, found.tag, found.step, engine)
+    return ChatModel(found.source, engine, found.describe())

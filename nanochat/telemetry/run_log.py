@@ -35,11 +35,12 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         """`facts` about the run are written to run.json. Raises UserError if the requested tracker is not installed."""
         main = run.world.is_main
         self._folder = run.folder
-        config = dataclasses.asdict(run.options)
         self._tracker = Tracker(
-            run.options.tracker if main else "none", run.options.run, f"nanochat-{run.source}", config, run.tracker_id
+            run.options.tracker if main else "none",
+            run.options.run,
+            run.tracker_id,
+            lambda failure: self.print(f"warning: {failure}; {METRICS_FILE} continues without it"),
         )
-        run.tracker_id = self._tracker.run_id
         path = run.folder / METRICS_FILE
         self._machine = MachineWatch(run, num_iterations, energy_used(path) if run.step else 0.0) if main else None
         self._metrics = StepLog(path, run.step) if main else None
@@ -52,10 +53,11 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         self._terminal = Terminal(self._log) if self._log else None
         self._display = ProgressDisplay(f"{run.source} {run.tag}", num_iterations, run.step, self._terminal, self._log)
         self.print = self._display.print
+        self._tracker.start(f"nanochat-{run.source}", dataclasses.asdict(run.options))
+        run.tracker_id = self._tracker.run_id
         self._smooth_loss = math.nan
         for row in read_steps(path):  # of a resumed run
             self._smooth(number(row.get("loss")))
-        self._warn_of_tracker()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._display.close()
@@ -64,14 +66,9 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
             trace = [] if isinstance(error, UserError) else traceback.format_exception(kind, error, at)
             self._log.print("".join([*trace, f"error: {error}"]))
         self._tracker.close()
-        self._warn_of_tracker()
         for part in (self._metrics, self._samples, self._machine, self._log):
             if part:
                 part.close()
-
-    def _warn_of_tracker(self) -> None:
-        if failure := self._tracker.take_failure():
-            self.print(f"warning: {failure}; {METRICS_FILE} continues without it")
 
     def last_words(self, text: str) -> None:
         """Log and print why the run ends, from any process and thread, when no context will be left regularly."""
@@ -108,7 +105,6 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
             for line in self._machine.news(step, metrics):
                 self.print(line)
         self._tracker.log(step, metrics)
-        self._warn_of_tracker()
         self._smooth(metrics["loss"])
         shown = {"reward": metrics["reward"]} if "reward" in metrics else {"loss": self._smooth_loss, **results}
         figures = "  ".join(f"{name} {figure:.3f}" for name, figure in shown.items())
@@ -119,7 +115,6 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         if self._metrics:
             self._metrics.amend(step, {**results, "seconds": seconds})
         self._tracker.log(step, results)
-        self._warn_of_tracker()
         self.print(f"step {step}: " + "  ".join(f"{name} {figure:.3f}" for name, figure in results.items()))
 
     def samples(self, step: int, texts: Sequence[str]) -> None:

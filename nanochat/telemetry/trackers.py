@@ -10,35 +10,37 @@ from nanochat.errors import UserError, one_line
 
 
 class Tracker:
-    def __init__(
-        self, kind: str, run: str | None, project: str, config: Mapping[str, Any], run_id: str | None = None
-    ) -> None:
+    def __init__(self, kind: str, run: str | None, run_id: str | None, report: Callable[[str], None]) -> None:
         """`kind` auto: wandb if `run` is given or the user is logged in. Never prompts.
 
-        `run_id` is the id of a resumed run, whose curves continue. Raises UserError if the tracker is not installed.
+        `run` is the name of the run, `run_id` the tracker's id of a resumed one, whose curves continue. `report` is
+        called once if logging ends early, as for an unreachable server. Raises UserError if it is not installed.
         """
         if kind == "auto":
             kind = "wandb" if run is not None or is_logged_in_to_wandb() else "none"
-        self.run_id = run_id  # the tracker's id for this run, if any
-        self._kind = kind
-        self._failure: str | None = None
+        self.run_id = run_id
+        self._run, self._kind, self._report = run, kind, report
         self._module: Any = None
-        if kind == "none":
-            return
-        if importlib.util.find_spec(kind) is None:
+        if kind != "none" and importlib.util.find_spec(kind) is None:
             raise UserError(
                 f"--tracker {kind} is not installed: run .venv/bin/python -m pip install {kind}, or leave it out"
             )
-        if kind == "wandb" and not is_logged_in_to_wandb():
-            os.environ.setdefault("WANDB_MODE", "offline")  # `wandb sync` sends it later; a login prompt would block
-        self._module = importlib.import_module(kind)
-        self._try("failed to start", lambda module: self._start(module, run, project, config))
 
-    def _start(self, module: Any, run: str | None, project: str, config: Mapping[str, Any]) -> None:
+    def start(self, project: str, config: Mapping[str, Any]) -> None:
+        if self._kind == "none":
+            return
+        if self._kind == "wandb" and not is_logged_in_to_wandb():
+            os.environ.setdefault("WANDB_MODE", "offline")  # `wandb sync` sends it later; a login prompt would block
+        self._module = importlib.import_module(self._kind)
         # wandb identifies a run by its id, trackio by its name, which it makes up if none is given.
-        name = {"name": run, "id": self.run_id} if self._kind == "wandb" else {"name": run or self.run_id}
-        started = module.init(project=project, config=dict(config), resume="allow", **name)
-        self.run_id = str(started.id if self._kind == "wandb" else started.name)
+        is_wandb = self._kind == "wandb"
+        name = {"name": self._run, "id": self.run_id} if is_wandb else {"name": self._run or self.run_id}
+
+        def start(module: Any) -> None:
+            started = module.init(project=project, config=dict(config), resume="allow", **name)
+            self.run_id = str(started.id if is_wandb else started.name)
+
+        self._try("failed to start", start)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         numbers = {name: v for name, v in metrics.items() if isinstance(v, int | float)}
@@ -46,11 +48,6 @@ class Tracker:
 
     def close(self) -> None:
         self._try("failed to finish", lambda module: module.finish())
-
-    def take_failure(self) -> str | None:
-        """Why logging to the tracker ended, such as an unreachable server; returned once."""
-        failure, self._failure = self._failure, None
-        return failure
 
     def _try(self, failure: str, act: Callable[[Any], object]) -> None:
         """Use the module until it fails once: an unreachable server may take minutes to fail at every step."""
@@ -60,7 +57,7 @@ class Tracker:
             act(self._module)
         except Exception as error:  # each tracker has its own exceptions
             self._module = None
-            self._failure = f"{self._kind} {failure} ({one_line(error)})"
+            self._report(f"{self._kind} {failure} ({one_line(error)})")
 
 
 def is_logged_in_to_wandb() -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -209,28 +209,22 @@ def newest(source: str, tag: str | None = None, step: int | None = None) -> Chec
     return max((of_tag[-1] for of_tag in found if of_tag), key=lambda c: float(c.meta["saved_at"]), default=None)
 
 
-class Verified(NamedTuple):
-    """The newest undamaged checkpoint, and the skipped damaged ones with a message for each."""
-
-    checkpoint: Checkpoint | None  # None if there are no checkpoints at all
-    skipped: list[tuple[Checkpoint, str]]
-
-
 def newest_verified(
     source: str, tag: str | None = None, step: int | None = None, *, files: Sequence[str] = ALL_FILES
-) -> Verified:
+) -> tuple[Checkpoint | None, list[tuple[Checkpoint, str]]]:
     """Like `newest`, but verify the checksums of `files` and fall back to older steps.
 
-    Raises UserError if the requested step is damaged, or if all are.
+    Returns None if there are no checkpoints, and the skipped damaged ones with a message for each. Raises UserError if
+    the requested step is damaged, or if all are.
     """
     found = newest(source, tag, step)
     if not found:
-        return Verified(None, [])
+        return None, []
     skipped: list[tuple[Checkpoint, str]] = []
     for candidate in reversed(saved_steps(found.folder.parent)):
         if step in (None, candidate.step):
             if not (damage := candidate.damage(files)):
-                return Verified(candidate, skipped)
+                return candidate, skipped
             skipped.append((candidate, f"{candidate.folder} is damaged ({damage})"))
     raise UserError(
         skipped[0][1] + (", and so are the older ones" if len(skipped) > 1 else "") + ": restore one from an archive, "
@@ -244,11 +238,11 @@ def find(source: str | None, tag: str | None = None, step: int | None = None) ->
     Skips damaged ones with a note. Raises UserError, naming the script to run, if there is none.
     """
     for candidate in [source] if source else list(reversed(STAGES)):
-        verified = newest_verified(candidate, tag, step, files=WEIGHTS)
-        for _, note in verified.skipped:
+        found, skipped = newest_verified(candidate, tag, step, files=WEIGHTS)
+        for _, note in skipped:
             print(f"note: {note}, using the one before it", file=sys.stderr)
-        if verified.checkpoint:
-            return verified.checkpoint
+        if found:
+            return found
     wanted = f"{source} checkpoint" if source else "checkpoint"
     wanted += (f" tagged {tag}" if tag else "") + (f" at step {step}" if step is not None else "")
     remedy = f"run {STAGES[source or 'base'].script} first"

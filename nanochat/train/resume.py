@@ -47,7 +47,7 @@ def continued(tag: str, runtime: Runtime) -> Checkpoint:
 
 def _parent(source: str, tag: str | None, fresh: bool) -> Checkpoint:
     def own(tag: str | None) -> Checkpoint | None:
-        return None if fresh else checkpoint.newest_verified(source, tag, files=[META_FILE]).checkpoint
+        return None if fresh else checkpoint.newest_verified(source, tag, files=[META_FILE])[0]
 
     before = previous(source).name
     try:
@@ -161,14 +161,14 @@ def _own_checkpoint(
 
 def _newest_verified(source: str, tag: str) -> Checkpoint | None:
     """The checkpoint to resume. Damaged ones are renamed, so that they do not count toward those to keep."""
-    verified = checkpoint.newest_verified(source, tag)
-    for damaged, note in verified.skipped:
+    found, skipped = checkpoint.newest_verified(source, tag)
+    for damaged, note in skipped:
         kept = damaged.folder.with_name(f"{damaged.folder.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
         damaged.folder.rename(kept)
         line = f"note: {note}, using the one before it; kept as {kept.name}"
         print(line)
         LogFile(kept.parent / LOG_FILE).print(line)
-    return verified.checkpoint
+    return found
 
 
 def _resume(

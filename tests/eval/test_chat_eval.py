@@ -56,7 +56,7 @@ class Echo(GradedTask):
 
 def random_chat(tokenizer: Tokenizer, context: int) -> ChatModel:
     model = random_model(tokenizer.vocab_size, sequence_len=context)
-    return ChatModel("sft", "d2", 1, Engine(model, tokenizer, max_batch_size=4))
+    return ChatModel("sft", Engine(model, tokenizer, max_batch_size=4))
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 400, 10_000])

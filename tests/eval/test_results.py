@@ -65,7 +65,7 @@ def test_scores_are_kept_until_what_they_depend_on_changes(base_dir: Path, token
     (folder / META_FILE).write_text(json.dumps({"source": "sft", "saved_at": "one"}))
     found = Checkpoint(folder)
     model = EvalModel(found, runtime, 4)
-    model.chat = ChatModel("sft", "d2", 7, Engine(random_model(tokenizer.vocab_size, sequence_len=64), tokenizer))
+    model.chat = ChatModel("sft", Engine(random_model(tokenizer.vocab_size, sequence_len=64), tokenizer))
     counted = Counted()
     said: list[str] = []
     first = model.benchmark(counted, said.append)

@@ -222,7 +222,7 @@ def test_an_imported_model_chats_and_can_be_trained_on(
     import_hf.main(Options(str(exported), stage="mid", tag="theirs"))
     said = capsys.readouterr().out
     assert "./sft.sh --model-tag theirs" in said and "5,000" in said
-    chat = load_chat("mid", "theirs", device_type="cpu")
+    chat = load_chat(checkpoint.find("mid", "theirs"), "cpu")
     prompt = chat.prompt([{"role": "user", "content": "Hi"}])
     assert chat.engine.generate([prompt], SamplingParams(max_tokens=4))[0].tokens
     options = checkpoint.find("mid", "theirs").meta["options"]

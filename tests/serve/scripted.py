@@ -138,7 +138,7 @@ class ScriptedChatModel(ChatModel):
 
     def __init__(self, tokenizer: Tokenizer | None = None, slots: int = 16, pause: float = 0.0) -> None:
         engine = ScriptedEngine(tokenizer or small_tokenizer(), slots, pause)
-        super().__init__("sft", "d4", 300, engine)  # type: ignore[arg-type]
+        super().__init__("sft", engine, "sft d4 step 300")  # type: ignore[arg-type]
         self.seen: list[tuple[Sequence[Message], SamplingParams]] = []
 
     @property

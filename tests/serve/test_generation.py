@@ -31,7 +31,7 @@ def model(tokenizer: Tokenizer) -> GPT:
 
 @pytest.fixture(scope="module")
 def served(tokenizer: Tokenizer, model: GPT) -> Iterator[Served]:
-    chat = ChatModel("sft", "d4", 300, Engine(model, tokenizer))
+    chat = ChatModel("sft", Engine(model, tokenizer))
     with serving(lambda card: chat, tokenizer, cards=[ModelCard("sft", "d4", 300, CONTEXT)]) as served:
         yield served
 

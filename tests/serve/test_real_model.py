@@ -33,7 +33,7 @@ def load_small(card: ModelCard) -> ChatModel:
     """Create the model in the engine process."""
     tokenizer = small_tokenizer()
     model = random_model(tokenizer.vocab_size, depth=1, sequence_len=CONTEXT).eval()
-    return ChatModel(card.source, card.model_tag, card.step, Engine(model, tokenizer, Calculator(1), max_batch_size=4))
+    return ChatModel(card.source, Engine(model, tokenizer, Calculator(1), max_batch_size=4))
 
 
 @pytest.fixture(scope="module")

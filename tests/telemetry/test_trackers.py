@@ -86,16 +86,17 @@ def test_a_tracker_that_fails_is_one_warning_and_the_run_goes_on(
 def test_no_tracker_without_a_login_or_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    tracker = Tracker("auto", None, "project", {})
+    tracker = Tracker("auto", None, None, print)
+    tracker.start("project", {})
     tracker.log(0, {"loss": 1.0})
     tracker.close()
-    assert tracker.run_id is None and tracker.take_failure() is None
+    assert tracker.run_id is None
 
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install trackio"):
-        Tracker("trackio", "run", "project", {})
+        Tracker("trackio", "run", None, print)
 
 
 def test_wandb_out_of_reach_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -105,10 +106,12 @@ def test_wandb_out_of_reach_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "5")
     wandb.teardown()  # settings are read once in a process
-    tracker = Tracker("wandb", "run", "project", {}, run_id="before")
+    failures: list[str] = []
+    tracker = Tracker("wandb", "run", "before", failures.append)
+    tracker.start("project", {})
     tracker.log(1, {"loss": 1.0})
     tracker.close()
     wandb.teardown()  # ends its service process
-    failure = tracker.take_failure()
-    assert failure and "wandb failed to start" in failure and "\n" not in failure
+    (failure,) = failures
+    assert "wandb failed to start" in failure and "\n" not in failure
     assert tracker.run_id == "before"

@@ -21,7 +21,7 @@ from tests.training import EvenLength
 def source(tokenizer: Tokenizer, task: GradedTask, world: World = World()) -> RolloutBatches:  # noqa: B008  # frozen
     model = random_model(tokenizer.vocab_size, sequence_len=96)
     return RolloutBatches(
-        ChatModel("rl", "test", 0, Engine(model, tokenizer)),
+        ChatModel("rl", Engine(model, tokenizer)),
         task,
         Runtime(torch.device("cpu"), torch.float32, world),
         problems_per_step=4,

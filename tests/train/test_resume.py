@@ -75,7 +75,7 @@ class Stages:
 
     def rl(self, run: TrainingRun) -> BatchSource:
         return RolloutBatches(
-            ChatModel("rl", run.tag, run.step, Engine(run.model, self.tokenizer)),
+            ChatModel("rl", Engine(run.model, self.tokenizer)),
             EvenLength(),
             run.runtime,
             problems_per_step=3,
