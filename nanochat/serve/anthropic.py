@@ -8,8 +8,9 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from nanochat.serve.engine_process import RequestOutput
+from nanochat.serve.errors import ApiError
 from nanochat.serve.generation import ReplyGenerator
-from nanochat.serve.protocol import MAX_MESSAGES, ApiError, ChatRequest
+from nanochat.serve.protocol import MAX_MESSAGES, ChatRequest
 from nanochat.serve.responses import Json, ResponseBuilder, text_of
 
 

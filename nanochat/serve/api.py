@@ -8,11 +8,11 @@ from fastapi.responses import Response
 
 from nanochat.inference import chat
 from nanochat.inference.sampling_params import SamplingParams
+from nanochat.serve.errors import ApiError
 from nanochat.serve.generation import ReplyGenerator
 from nanochat.serve.model_registry import ModelCard
 from nanochat.serve.pool import EnginePool
 from nanochat.serve.protocol import (
-    ApiError,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,

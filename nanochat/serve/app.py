@@ -19,14 +19,14 @@ from starlette.middleware.cors import CORSMiddleware
 from nanochat.errors import UserError
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.serve import anthropic, api, ollama, openai_responses
+from nanochat.serve.errors import ApiError, to_api_error
 from nanochat.serve.generation import DROPPED_HEADER, ReplyGenerator
 from nanochat.serve.markdown import code_css
 from nanochat.serve.metrics import Metrics
 from nanochat.serve.middleware import SecurityMiddleware
 from nanochat.serve.pool import EnginePool
-from nanochat.serve.protocol import ApiError, RenderRequest
+from nanochat.serve.protocol import RenderRequest
 from nanochat.serve.renderer import Renderer
-from nanochat.serve.validation import validation_error
 from nanochat.tokenizer import Tokenizer
 
 STATIC = Path(__file__).parent / "static"
@@ -87,7 +87,7 @@ def create_app(
         app.include_router(protocol.routes(generator))
 
     async def respond_to_error(request: Request, error: Exception) -> Response:
-        return _to_api_error(error).response_to(request.url.path)
+        return to_api_error(error).response_to(request.url.path)
 
     # SecurityMiddleware handles all others, which are unexpected.
     for error_type in (ApiError, UserError, HTTPException, RequestValidationError, ValidationError, RecursionError):
@@ -130,17 +130,3 @@ def create_app(
         return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
 
     return app
-
-
-def _to_api_error(error: Exception) -> ApiError:
-    match error:
-        case ApiError():
-            return error
-        case HTTPException():
-            return ApiError(error.status_code, str(error.detail), headers=error.headers)
-        case RequestValidationError() | ValidationError():
-            return validation_error(error.errors())
-        case RecursionError():
-            return ApiError(400, "the JSON of the request is nested too deeply")
-        case _:
-            return ApiError(400, str(error))

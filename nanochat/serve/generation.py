@@ -21,11 +21,11 @@ from nanochat.inference import chat
 from nanochat.inference.json_constraint import check_schema
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.serve.engine_process import Prompts, RequestOutput
+from nanochat.serve.errors import ApiError
 from nanochat.serve.metrics import Metrics
 from nanochat.serve.model_registry import ModelCard
 from nanochat.serve.pool import EnginePool, ReplyStream
 from nanochat.serve.protocol import (
-    ApiError,
     ChatRequest,
     CompletionRequest,
     GenerationRequest,

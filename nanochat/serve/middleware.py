@@ -6,8 +6,8 @@ import logging
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nanochat.serve.errors import ApiError
 from nanochat.serve.metrics import Metrics
-from nanochat.serve.protocol import ApiError
 
 log = logging.getLogger(__name__)
 SECURITY_HEADERS = {

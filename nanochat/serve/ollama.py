@@ -12,9 +12,10 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, StrictBool
 
 from nanochat.serve.engine_process import RequestOutput
+from nanochat.serve.errors import ApiError
 from nanochat.serve.generation import ReplyGenerator
 from nanochat.serve.model_registry import ModelCard
-from nanochat.serve.protocol import ApiError, ChatRequest, CompletionRequest, GenerationRequest, Text
+from nanochat.serve.protocol import ChatRequest, CompletionRequest, GenerationRequest, Text
 from nanochat.serve.responses import Json, ResponseBuilder, text_of
 from nanochat.tokenizer import Tokenizer
 

@@ -12,8 +12,9 @@ from pydantic import BaseModel, BeforeValidator, StrictBool
 
 from nanochat.inference.detokenizer import Delta
 from nanochat.serve.engine_process import RequestOutput
+from nanochat.serve.errors import ApiError
 from nanochat.serve.generation import ReplyGenerator
-from nanochat.serve.protocol import ApiError, ChatRequest, GenerationRequest, Text
+from nanochat.serve.protocol import ChatRequest, GenerationRequest, Text
 from nanochat.serve.responses import Json, ResponseBuilder, merge_deltas, text_of
 from nanochat.tokenizer import Tokenizer
 

@@ -29,8 +29,9 @@ from nanochat.serve.engine_process import (
     StepOutputs,
     pack,
 )
+from nanochat.serve.errors import ApiError
 from nanochat.serve.model_registry import ModelCard, ModelRegistry
-from nanochat.serve.protocol import MAX_REPLIES_PER_REQUEST, ApiError
+from nanochat.serve.protocol import MAX_REPLIES_PER_REQUEST
 
 log = logging.getLogger(__name__)
 CLOSE_SECONDS = 5

@@ -9,12 +9,11 @@ import dataclasses
 import json
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
-from fastapi.responses import JSONResponse
 from pydantic import (
     AfterValidator,
     AliasChoices,
@@ -33,6 +32,7 @@ from nanochat import conversations
 from nanochat.conversations import Part
 from nanochat.inference.json_constraint import JsonConstraint
 from nanochat.inference.sampling_params import MAX_LOGPROBS, MAX_STOP_STRINGS, SamplingParams
+from nanochat.serve.errors import ApiError
 from nanochat.serve.model_registry import ModelCard
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,6 @@ MAX_LOGGED_FIELDS = 100
 MAX_REPLIES_PER_REQUEST = 256
 MAX_REPLIES = 16
 MAX_REPLY_FRACTION = 4  # at most a quarter of the context is reserved for the reply
-ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
 def _replace_surrogates(text: str) -> str:
@@ -58,33 +57,6 @@ StopString = Annotated[Text, StringConstraints(min_length=1, max_length=1000)]
 StopStrings = Annotated[
     list[StopString], BeforeValidator(lambda value: [value] if isinstance(value, str) else value, str | list[str])
 ]
-
-
-class ApiError(Exception):
-    """An error response in OpenAI's format."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        code: str | None = None,
-        param: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        error_type = ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-        self.body = {"error": {"message": message, "type": error_type, "param": param, "code": code}}
-        self.status = status
-        self.code = code
-        self.headers = headers
-
-    def response_to(self, path: str) -> JSONResponse:
-        """Build the response to a request of `path`, in the format of its API."""
-        if path.startswith("/api/"):  # Ollama
-            return JSONResponse({"error": str(self)}, self.status, self.headers)
-        anthropic = {"type": "error"} if path.startswith("/v1/messages") else {}
-        return JSONResponse({**anthropic, **self.body}, self.status, self.headers)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 from nanochat.inference.detokenizer import Delta, TokenLogprob
 from nanochat.serve.engine_process import RequestOutput
-from nanochat.serve.protocol import ApiError, GenerationRequest
+from nanochat.serve.errors import ApiError
+from nanochat.serve.protocol import GenerationRequest
 from nanochat.tokenizer import Tokenizer
 
 Json = dict[str, Any]

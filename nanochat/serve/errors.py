@@ -1,11 +1,15 @@
-"""Errors of request bodies as sentences, instead of pydantic's descriptions of its own validators."""
+"""Error responses. Validation errors become sentences, instead of pydantic's descriptions of its own validators."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nanochat.serve.protocol import ApiError
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 
+ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 SENTENCES = {
     "missing": "is required",
     "greater_than_equal": "must be at least {ge}",
@@ -38,7 +42,49 @@ KINDS: dict[type, str] = {
 }
 
 
-def validation_error(errors: Sequence[Any]) -> ApiError:
+class ApiError(Exception):
+    """An error response in OpenAI's format."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        error_type = ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+        self.body = {"error": {"message": message, "type": error_type, "param": param, "code": code}}
+        self.status = status
+        self.code = code
+        self.headers = headers
+
+    def response_to(self, path: str) -> JSONResponse:
+        """Build the response to a request of `path`, in the format of its API."""
+        if path.startswith("/api/"):  # Ollama
+            return JSONResponse({"error": str(self)}, self.status, self.headers)
+        anthropic = {"type": "error"} if path.startswith("/v1/messages") else {}
+        return JSONResponse({**anthropic, **self.body}, self.status, self.headers)
+
+
+def to_api_error(error: Exception) -> ApiError:
+    """Convert an exception that a route raised."""
+    match error:
+        case ApiError():
+            return error
+        case HTTPException():
+            return ApiError(error.status_code, str(error.detail), headers=error.headers)
+        case RequestValidationError() | ValidationError():
+            return _validation_error(error.errors())
+        case RecursionError():
+            return ApiError(400, "the JSON of the request is nested too deeply")
+        case _:
+            return ApiError(400, str(error))
+
+
+def _validation_error(errors: Sequence[Any]) -> ApiError:
     """Convert pydantic's errors to a sentence about the first one: the field's path, its rule and its value."""
     error = errors[0]
     steps = [step for step in error["loc"] if step not in ("body", "[key]")]
