@@ -5,6 +5,7 @@
 
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,8 +23,8 @@ from nanochat.errors import UserError
 from nanochat.eval.bits_per_byte import bits_per_byte
 from nanochat.eval.chat_eval import ChatCore, ChatTasks
 from nanochat.eval.core import Core, fetch_bundle
-from nanochat.eval.evaluate import Benchmark, EvalModel
-from nanochat.eval.results import StageEvalConfig, StageResult, TaskScore, score_table, stage_table
+from nanochat.eval.evaluate import Benchmark, EvalModel, StageTasks
+from nanochat.eval.results import STAGES_TABLE, Result, score_table, stage_table
 from nanochat.inference.chat import ChatModel
 from nanochat.report.history import pretraining_text, stages_until
 from nanochat.runtime import Runtime
@@ -31,6 +32,7 @@ from nanochat.stages import STAGES
 from nanochat.tasks.mixtures import load_task
 from nanochat.tasks.task import GradedTask, Task
 from nanochat.train import checkpoint
+from nanochat.train.checkpoint import Checkpoint
 from nanochat.train.options import PretrainOptions, check_range
 
 
@@ -91,30 +93,25 @@ def main(options: EvalOptions) -> None:
         raise UserError(f"no checkpoints in {paths.base_dir()}: run ./pretrain.sh first")
     found = [checkpoint.find(source, options.model_tag, options.step) for source in sources]
     dataset = list(options.dataset) or pretraining_text(stages_until(found[0])) or list(PretrainOptions.dataset)
-    config = StageEvalConfig(dataset, options.eval_tokens, options.max_problems)
     graded, conversations = load_own(options)
     benchmarks: list[Benchmark] = [ChatTasks(graded, options.max_per_task)] if graded else []
-    if not options.task:
-        benchmarks = load_benchmarks(options)
-    results: list[StageResult] = []
-    scores: dict[str, dict[str, list[TaskScore]]] = {benchmark.name: {} for benchmark in benchmarks}
+    results: dict[str, dict[Checkpoint, Result]] = defaultdict(dict)
     with Runtime.start(options.device_type) as runtime:
+        if not options.task:
+            table = StageTasks(dataset, options.eval_tokens, options.max_problems, runtime)
+            benchmarks = [table, *load_benchmarks(options)]
         for stage in found:
             model = EvalModel(stage, runtime, options.device_batch_size)
             with console.status(f"evaluating {stage.describe()}") as status:
-                if not options.task:
-                    results.append(model.stage_result(config))
                 for benchmark in benchmarks:
                     if stage.source != "base" or not benchmark.needs_chat:
-                        scores[benchmark.name][stage.source] = model.benchmark(benchmark, status.update)
+                        results[benchmark.name][stage] = model.result(benchmark, status.update)
                 for task in conversations:
                     bits = answer_bits_per_byte(model.chat, task, options.device_batch_size, runtime)
                     console.print(f"{stage.describe()}: {bits:.3f} bits per byte of the answers in {task.name}")
-    if results:
-        console.print(stage_table(results))
-    for name, by_stage in scores.items():
-        if by_stage:
-            console.print(score_table(name, by_stage))
+    for name, by_stage in results.items():
+        by_source = {stage.source: result for stage, result in by_stage.items()}
+        console.print(stage_table(by_stage) if name == STAGES_TABLE else score_table(name, by_source))
     report = [sys.executable, "-m", "scripts.report", "--model-tag", found[-1].tag, "--quiet"]
     subprocess.run(report, check=False)
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from nanochat.eval.multiple_choice import Option, Problem, is_right, score_options
-from nanochat.eval.results import TaskScore
+from nanochat.eval.results import Result, TaskScore
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.detokenizer import reply_parts
 from nanochat.inference.sampling_params import SamplingParams
@@ -41,7 +41,7 @@ class ChatTasks:
         tasks = [task.fingerprint for task in self.tasks]
         return {"tasks": tasks, "max_per_task": self.max_per_task, "max_reply_tokens": MAX_REPLY_TOKENS}
 
-    def scores(self, chat: ChatModel, batch_tokens: int, on_task: Callable[[str], None]) -> list[TaskScore]:
+    def evaluate(self, chat: ChatModel, batch_tokens: int, on_task: Callable[[str], None]) -> Result:
         scores = []
         for task in self.tasks:
             on_task(task.name)
@@ -53,7 +53,7 @@ class ChatTasks:
             else:
                 grades, baseline = reply_grades(chat, task, indices), 0.0
             scores.append(TaskScore(task.name, len(grades), sum(grades) / len(grades), baseline))
-        return scores
+        return Result(scores)
 
 
 class ChatCore(ChatTasks):

@@ -29,7 +29,7 @@ from nanochat.data.download import resume_download
 from nanochat.data.progress import progress_bar
 from nanochat.errors import UserError, one_line
 from nanochat.eval.multiple_choice import Option, Problem, common_prefix, is_right, score_options
-from nanochat.eval.results import TaskScore
+from nanochat.eval.results import Result, TaskScore
 from nanochat.inference.chat import ChatModel
 from nanochat.locks import folder_lock
 from nanochat.model.gpt import GPT
@@ -166,13 +166,13 @@ class Core:
     def key(self) -> dict[str, Any]:
         return {"bundle": fingerprint(self.bundle), "max_per_task": self.max_per_task}
 
-    def scores(self, chat: ChatModel, batch_tokens: int, on_task: Callable[[str], None]) -> list[TaskScore]:
+    def evaluate(self, chat: ChatModel, batch_tokens: int, on_task: Callable[[str], None]) -> Result:
         scores = []
         for task in self.tasks:
             on_task(task.name)
             right = right_answers(chat.engine.model, chat.tokenizer, task, batch_tokens, self.max_per_task)
             scores.append(TaskScore(task.name, len(right), sum(right) / len(right), task.baseline))
-        return scores
+        return Result(scores)
 
 
 def right_answers(

@@ -1,7 +1,7 @@
 """Evaluation results of checkpoints: scores per task, their centered mean, and the files in report/ that hold them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,10 @@ from nanochat.train.checkpoint import Checkpoint
 from nanochat.units import format_duration
 from nanochat.untrusted import check_types, read_json, reading
 
-IDENTITY_QUESTIONS = 5
+STAGES_TABLE = "stages"
+"""Name of the benchmark that every stage gets: bits per byte, identity, arithmetic, spelling."""
+CENTERED = ("CORE", "ChatCORE")  # benchmarks whose tasks have a common mean
+BENCHMARKS = (STAGES_TABLE, *CENTERED, "tasks")  # the last one: those given with --task
 
 
 @dataclass(frozen=True)
@@ -43,37 +46,11 @@ class TaskScore:
 
 
 @dataclass(frozen=True)
-class StageEvalConfig:
-    """Size of the evaluation that every stage gets."""
+class Result:
+    """Result of one checkpoint on one benchmark."""
 
-    dataset: list[str]  # held-out text for bits per byte
-    eval_tokens: int  # maximum number of tokens of that text
-    problems: int  # number of held-out sums; a fifth as many words to spell, and to count letters in
-
-
-@dataclass
-class StageResult:
-    """One row of the table of stages. Shares are 0 to 1."""
-
-    source: str
-    tag: str
-    step: int
-    bits_per_byte: float
-    identity: float
-    arithmetic: float
-    spelling: float
-    seconds: float  # training time of this stage
-
-    def __post_init__(self) -> None:
-        check_types(vars(self), {"source": str, "tag": str, "step": int, "bits_per_byte": float, "seconds": float})
-
-    def task_scores(self, problems: int) -> list[TaskScore]:
-        """The shares as scores. `problems` is that of the StageEvalConfig."""
-        return [
-            TaskScore("identity", IDENTITY_QUESTIONS, self.identity, 0.0),
-            TaskScore("arithmetic", problems, self.arithmetic, 0.0),
-            TaskScore("spelling", 2 * (problems // 5), self.spelling, 0.0),
-        ]
+    scores: list[TaskScore]
+    bits_per_byte: float | None = None  # of held-out text, in the table of stages
 
 
 def centered_mean(scores: Sequence[TaskScore]) -> float:
@@ -86,43 +63,50 @@ def centered_mean_error(scores: Sequence[TaskScore]) -> float:
     return math.hypot(*(score.standard_error / (1 - score.baseline) for score in scores)) / len(scores)
 
 
-def result_file(checkpoint: Checkpoint, suffix: str) -> Path:
-    """report/<source>-<tag>-<step><suffix>.json"""
+def result_file(checkpoint: Checkpoint, benchmark: str) -> Path:
+    """report/<source>-<tag>-<step>.json for the table of stages, else report/<source>-<tag>-<step>-<benchmark>.json"""
+    suffix = "" if benchmark == STAGES_TABLE else f"-{benchmark.lower()}"
     return paths.report_dir() / f"{checkpoint.source}-{checkpoint.tag}-{checkpoint.step:06d}{suffix}.json"
 
 
-def saved_result(checkpoint: Checkpoint, suffix: str) -> tuple[dict[str, Any], Any] | None:
+def saved_result(checkpoint: Checkpoint, benchmark: str) -> tuple[dict[str, Any], Result] | None:
     """Read (key, result) of an earlier evaluation; None if it is damaged or from another checkpoint."""
-    path = result_file(checkpoint, suffix)
+    path = result_file(checkpoint, benchmark)
     with suppress(UserError), reading(path, "ignored"):
         saved = read_json(path)
         key, result = saved["key"], saved["result"]
-        scores = [TaskScore(**s) for s in result] if suffix else StageResult(**result).task_scores(key["problems"])
+        result = {"scores": result} if isinstance(result, list) else result  # a list in version 0.1.0
+        bits = result.get("bits_per_byte")
+        check_types({"bits": bits}, {"bits": float if benchmark == STAGES_TABLE else float | None})
+        scores = [TaskScore(**score) for score in result["scores"]]
         if scores and key["saved_at"] == checkpoint.meta["saved_at"]:
-            return key, result
+            return key, Result(scores, bits)
     return None
 
 
-def stage_table(results: Sequence[StageResult]) -> Table:
+def stage_table(results: Mapping[Checkpoint, Result]) -> Table:
     """One row per stage; fits in 80 columns."""
     table = Table(title="What each stage taught")
-    for heading in ("stage", "step", "bits/byte", "identity", "arithmetic", "spelling", "time"):
+    tasks = [score.task for score in next(iter(results.values())).scores]
+    for heading in ("stage", "step", "bits/byte", *tasks, "time"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
-    for r in results:
-        shares = (f"{share:.1%}" for share in (r.identity, r.arithmetic, r.spelling))
-        table.add_row(r.source, str(r.step), f"{r.bits_per_byte:.3f}", *shares, format_duration(r.seconds))
+    for found, result in results.items():
+        shares = (f"{score.accuracy:.1%}" for score in result.scores)
+        time = format_duration(found.meta["seconds"])
+        table.add_row(found.source, str(found.step), f"{result.bits_per_byte:.3f}", *shares, time)
     return table
 
 
-def score_table(name: str, scores: dict[str, list[TaskScore]]) -> Table:
+def score_table(name: str, results: Mapping[str, Result]) -> Table:
     """One row per task, one column per stage; the centered mean of several as last row. Fits in 80 columns."""
     table = Table(title=f"{name}: % correct ± standard error", box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("task", "guess", *scores):
+    scores = [result.scores for result in results.values()]
+    for heading in ("task", "guess", *results):
         table.add_column(heading, justify="left" if heading == "task" else "right", no_wrap=True)
-    for row in zip(*scores.values(), strict=True):
+    for row in zip(*scores, strict=True):
         cells = (f"{100 * score.accuracy:.1f} ±{100 * score.standard_error:.1f}" for score in row)
         table.add_row(row[0].task.removeprefix("bigbench_"), f"{100 * row[0].baseline:.0f}", *cells)
     if table.row_count > 1:
-        means = (f"{centered_mean(column):.3f}±{centered_mean_error(column):.3f}" for column in scores.values())
+        means = (f"{centered_mean(column):.3f}±{centered_mean_error(column):.3f}" for column in scores)
         table.add_row(name, "0", *means, style="bold")
     return table

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from nanochat.data.sources import DATASETS, parse
 from nanochat.errors import UserError
-from nanochat.eval.results import centered_mean, centered_mean_error
+from nanochat.eval.results import CENTERED, centered_mean, centered_mean_error
 from nanochat.report.history import Stage, pretraining_text
 from nanochat.report.plots import CURVES, draw_curves
 from nanochat.spark.plan import Tariff
@@ -179,13 +179,14 @@ def _without_folders(text: object) -> str:
 
 
 def _scores(stage: Stage) -> list[Score]:
-    result = stage.stage_result
-    rows = [Score("held-out text", "held-out", "bits per byte", result.bits_per_byte)] if result else []
-    for benchmark, scores in stage.scores().items():
-        if benchmark in ("CORE", "ChatCORE"):
-            mean, error = centered_mean(scores), centered_mean_error(scores)
+    rows = []
+    for benchmark, result in stage.results().items():
+        if result.bits_per_byte is not None:
+            rows.append(Score("held-out text", "held-out", "bits per byte", result.bits_per_byte))
+        if benchmark in CENTERED:
+            mean, error = centered_mean(result.scores), centered_mean_error(result.scores)
             rows.append(Score(benchmark, benchmark, "centered accuracy", mean, error, 0.0))
-        for score in scores:
+        for score in result.scores:
             dataset, name = DATA["tasks"].get(score.task, (re.sub(r"\W+", "-", score.task), score.task))
             rows.append(Score(name, dataset, "accuracy", score.accuracy, score.standard_error, score.baseline))
     return rows

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from nanochat import paths
 from nanochat.atomic import atomic_write
+from nanochat.eval.results import STAGES_TABLE
 from nanochat.report.document import document
-from nanochat.report.history import Stage, newest_stages, scores_by_benchmark
+from nanochat.report.history import Stage, newest_stages, results_by_benchmark
 from nanochat.report.plots import CURVES, draw_curves, draw_scores
 from nanochat.spark.plan import Tariff
 
@@ -46,8 +47,9 @@ def write(model_tag: str | None = None) -> Path:
 def draw(stages: Sequence[Stage]) -> dict[str, bytes]:
     """All plots that have data, by name, as PNG."""
     figures: dict[str, Figure | None] = {name: draw_curves(stages, shown) for name, shown in CURVES.items()}
-    for name, measured in scores_by_benchmark(stages).items():
-        figures[name] = draw_scores("Scores after each stage" if name == "stages" else name, measured)
+    for name, measured in results_by_benchmark(stages).items():
+        scores = {stage: result.scores for stage, result in measured.items()}
+        figures[name] = draw_scores("Scores after each stage" if name == STAGES_TABLE else name, scores)
     pictures = {}
     for name, figure in figures.items():
         if figure:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import mean, median
 
-from nanochat.eval.results import centered_mean, centered_mean_error
-from nanochat.report.history import Stage, scores_by_benchmark
+from nanochat.eval.results import CENTERED, STAGES_TABLE, centered_mean, centered_mean_error
+from nanochat.report.history import Stage, results_by_benchmark
 from nanochat.spark.plan import Tariff
 from nanochat.stages import STAGES
 from nanochat.units import format_duration
@@ -132,20 +132,20 @@ def _machine(stages: Sequence[Stage]) -> str:
 
 def _results(stages: Sequence[Stage], plots: Mapping[str, str]) -> str:
     parts = []
-    for name, measured in scores_by_benchmark(stages).items():
+    for name, measured in results_by_benchmark(stages).items():
         rows = []
-        for scores in zip(*measured.values(), strict=False):
+        for scores in zip(*(result.scores for result in measured.values()), strict=False):
             cells = (f"{score.accuracy:.1%} ± {100 * score.standard_error:.1f}" for score in scores)
             task = _text(scores[0].task.removeprefix("bigbench_").replace("_", " "))
             rows.append((task, f"{scores[0].problems:,}", f"{scores[0].baseline:.0%}", *cells))
-        if name == "stages":
-            results = [stage.stage_result for stage in stages if stage.label in measured]
-            rows.append(("bits per byte", "", "", *(f"{result.bits_per_byte:.3f}" for result in results if result)))
-        elif name != "tasks":
-            means = (f"{centered_mean(s):.3f} ± {centered_mean_error(s):.3f}" for s in measured.values())
+        if name == STAGES_TABLE:
+            rows.append(("bits per byte", "", "", *(_figure(r.bits_per_byte, "{:.3f}") for r in measured.values())))
+        elif name in CENTERED:
+            columns = (result.scores for result in measured.values())
+            means = (f"{centered_mean(s):.3f} ± {centered_mean_error(s):.3f}" for s in columns)
             rows.append((f"**{name}**", "", "0", *means))
         table = _table(("task", "problems", "guessing", *measured), rows)
-        parts.append(("" if name == "stages" else f"### {name}\n\n") + table + _picture(plots, name))
+        parts.append(("" if name == STAGES_TABLE else f"### {name}\n\n") + table + _picture(plots, name))
     if not parts:
         return "## Results\n\nNot evaluated yet: run ./eval.sh."
     note = (

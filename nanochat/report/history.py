@@ -10,7 +10,7 @@ from typing import Any
 
 from nanochat import paths
 from nanochat.errors import UserError
-from nanochat.eval.results import StageResult, TaskScore, saved_result
+from nanochat.eval.results import BENCHMARKS, Result, saved_result
 from nanochat.spark.plan import PLAN_FILE, Plan, Tariff
 from nanochat.stages import STAGES
 from nanochat.telemetry.run_log import FACTS_FILE, METRICS_FILE, SAMPLES_FILE, is_sample, read_steps
@@ -22,8 +22,6 @@ FACTS: dict[str, type | UnionType] = {
     "machine": str, "software": str, "parent": dict | None,
 }  # fmt: skip
 """Types of the entries of run.json and meta.json that every report needs."""
-RESULT_SUFFIXES = {"stages": "", "CORE": "-core", "ChatCORE": "-chatcore", "tasks": "-tasks"}
-"""Suffixes of the files with scores, by benchmark."""
 
 
 @dataclass(frozen=True)
@@ -84,32 +82,17 @@ class Stage:
         values = self.series(key)[1]
         return values[-1] if values else None
 
-    @property
-    def stage_result(self) -> StageResult | None:
-        """The checkpoint's row in the table of stages, if it has been evaluated."""
-        kept = saved_result(self.checkpoint, "") if self.checkpoint else None
-        return StageResult(**kept[1]) if kept else None
-
-    def scores(self) -> dict[str, list[TaskScore]]:
-        """Task scores of the checkpoint by benchmark, as far as evaluated."""
-        found: dict[str, list[TaskScore]] = {}
-        for name, suffix in RESULT_SUFFIXES.items():
-            if kept := self.checkpoint and saved_result(self.checkpoint, suffix):
-                key, result = kept
-                if suffix:
-                    found[name] = [TaskScore(**score) for score in result]
-                else:
-                    found[name] = StageResult(**result).task_scores(key["problems"])
-        return found
+    def results(self) -> dict[str, Result]:
+        """Results of the checkpoint by benchmark, as far as evaluated."""
+        kept = {name: self.checkpoint and saved_result(self.checkpoint, name) for name in BENCHMARKS}
+        return {name: found[1] for name, found in kept.items() if found}
 
 
-def scores_by_benchmark(stages: Sequence[Stage]) -> dict[str, dict[str, list[TaskScore]]]:
-    """Task scores by benchmark and stage, as far as evaluated."""
-    found: dict[str, dict[str, list[TaskScore]]] = {name: {} for name in RESULT_SUFFIXES}
-    for stage in stages:
-        for benchmark, scores in stage.scores().items():
-            found[benchmark][stage.label] = scores
-    return {benchmark: by_stage for benchmark, by_stage in found.items() if by_stage}
+def results_by_benchmark(stages: Sequence[Stage]) -> dict[str, dict[str, Result]]:
+    """Results by benchmark and stage, as far as evaluated."""
+    results = {stage.label: stage.results() for stage in stages}
+    by_stage = {name: {label: own[name] for label, own in results.items() if name in own} for name in BENCHMARKS}
+    return {name: found for name, found in by_stage.items() if found}
 
 
 def read_stage(folder: Path) -> Stage | None:

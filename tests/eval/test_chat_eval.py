@@ -106,7 +106,7 @@ def test_code_that_cannot_be_confined_is_refused_before_anything_is_fetched(
 @pytest.mark.skipif(missing_protection() is not None, reason=f"{missing_protection()}")
 def test_the_six_tasks_of_a_random_model(start_hub: StartHub, tokenizer: Tokenizer) -> None:
     start_hub()
-    scores = ChatCore(4).scores(random_chat(tokenizer, 128), 1000, lambda task: None)
+    scores = ChatCore(4).evaluate(random_chat(tokenizer, 128), 1000, lambda task: None).scores
     assert [s.task for s in scores] == ["arc easy", "arc challenge", "mmlu", "gsm8k", "humaneval", "letter count"]
     assert [s.problems for s in scores] == [4] * 6
     assert [s.baseline for s in scores][2:] == [0.25, 0, 0, 0]
@@ -126,7 +126,7 @@ def test_own_problems_are_graded_and_conversations_measured(
     names = [str(tmp_path / "problems.jsonl"), str(tmp_path / "chats.jsonl")]
     graded, chats = load_own(EvalOptions(task=names))
     chat = random_chat(tokenizer, 64)
-    (scored,) = ChatTasks(graded, 4).scores(chat, 1000, lambda task: None)
+    (scored,) = ChatTasks(graded, 4).evaluate(chat, 1000, lambda task: None).scores
     assert (scored.task, scored.problems, scored.accuracy) == ("problems.jsonl", 4, 1.0)
 
     ids, mask = (torch.tensor(part) for part in tokenizer.render_conversation(chats[0][0]))

@@ -134,7 +134,7 @@ def test_the_bundle_has_22_tasks_and_each_scores_as_one_at_a_time(bundle: Path, 
     tasks = core.tasks
     assert len(tasks) == 22
     chat = ChatModel("base", Engine(model, tokenizer))
-    for task, score in zip(tasks, core.scores(chat, 2000, lambda task: None), strict=True):
+    for task, score in zip(tasks, core.evaluate(chat, 2000, lambda task: None).scores, strict=True):
         expected = 0
         for problem in (task.problem(i, tokenizer, context) for i in range(count)):
             options = brute_force(model, problem)

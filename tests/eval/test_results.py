@@ -9,7 +9,7 @@ from rich.console import Console
 
 from nanochat.dist import World
 from nanochat.eval.evaluate import EvalModel
-from nanochat.eval.results import TaskScore, centered_mean, centered_mean_error, score_table
+from nanochat.eval.results import Result, TaskScore, centered_mean, centered_mean_error, score_table
 from nanochat.inference.chat import ChatModel
 from nanochat.inference.engine import Engine
 from nanochat.runtime import Runtime
@@ -29,7 +29,7 @@ def test_scores_are_centered_on_guessing() -> None:
 
 def test_the_table_of_four_stages_fits_80_columns() -> None:
     scores = [TaskScore("bigbench_language_identification", 20, 0.5, 0.091), TaskScore("copa", 10, 1.0, 0.5)]
-    stages = dict.fromkeys(("base", "mid", "sft", "rl"), scores)
+    stages = dict.fromkeys(("base", "mid", "sft", "rl"), Result(scores))
     console = Console(width=80)
     with console.capture() as capture:
         console.print(score_table("CORE", stages))
@@ -52,10 +52,10 @@ class Counted:
     def key(self) -> dict[str, Any]:
         return {"effort": self.effort}
 
-    def scores(self, chat: ChatModel, batch_tokens: int, on_task: Callable[[str], None]) -> list[TaskScore]:
+    def evaluate(self, chat: ChatModel, batch_tokens: int, on_task: Callable[[str], None]) -> Result:
         self.times += 1
         on_task("counting")
-        return [TaskScore("counting", batch_tokens, self.times / 10, 0.0)]
+        return Result([TaskScore("counting", batch_tokens, self.times / 10, 0.0)])
 
 
 def test_scores_are_kept_until_what_they_depend_on_changes(base_dir: Path, tokenizer: Tokenizer) -> None:
@@ -68,12 +68,12 @@ def test_scores_are_kept_until_what_they_depend_on_changes(base_dir: Path, token
     model.chat = ChatModel("sft", Engine(random_model(tokenizer.vocab_size, sequence_len=64), tokenizer))
     counted = Counted()
     said: list[str] = []
-    first = model.benchmark(counted, said.append)
-    assert first == model.benchmark(counted, said.append) == [TaskScore("counting", 256, 0.1, 0.0)]
+    first = model.result(counted, said.append)
+    assert first == model.result(counted, said.append) == Result([TaskScore("counting", 256, 0.1, 0.0)])
     assert said == ["sft d2 step 7: counting"]
     file = base_dir / "report" / "sft-d2-000007-counted.json"
     assert json.loads(file.read_text())["key"] == {"saved_at": "one", "effort": 1}
     counted.effort = 2
-    assert model.benchmark(counted, said.append)[0].accuracy == 0.2
+    assert model.result(counted, said.append).scores[0].accuracy == 0.2
     found.meta["saved_at"] = "two"
-    assert model.benchmark(counted, said.append)[0].accuracy == 0.3
+    assert model.result(counted, said.append).scores[0].accuracy == 0.3

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nanochat.errors import UserError
-from nanochat.eval.results import result_file
+from nanochat.eval.results import STAGES_TABLE, result_file
 from nanochat.report import build
 from nanochat.report.history import newest_stages
 from nanochat.report.plots import CURVES, downsample, draw_curves, smoothed
@@ -22,11 +22,10 @@ from tests.spark.measured import CONFIG, take_steps
 def keep_scores(source: str, arithmetic: float) -> None:
     found = checkpoint.find(source)
     effort = {"dataset": "encyclopedia", "eval_tokens": 1000, "problems": 100}
-    result = {
-        "source": source, "tag": found.tag, "step": found.step, "bits_per_byte": 1.5, "identity": 1.0,
-        "arithmetic": arithmetic, "spelling": 0.5, "seconds": 1.0,
-    }  # fmt: skip
-    file = result_file(found, "")
+    shares = {"identity": 1.0, "arithmetic": arithmetic, "spelling": 0.5}
+    scores = [{"task": task, "problems": 100, "accuracy": share, "baseline": 0.0} for task, share in shares.items()]
+    result = {"scores": scores, "bits_per_byte": 1.5}
+    file = result_file(found, STAGES_TABLE)
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps({"key": {"saved_at": found.meta["saved_at"], **effort}, "result": result}))
 

@@ -96,18 +96,18 @@ def test_a_run_without_a_checkpoint_is_included(trained: Path) -> None:
     assert newest_folder() == folder
     *_, sft = newest_stages()
     assert (sft.source, sft.step, sft.is_finished, sft.checkpoint) == ("sft", 1, False, None)
-    assert sft.scores() == {}
+    assert sft.results() == {}
 
 
 def test_scores_are_those_of_this_checkpoint(trained: Path, runtime: Runtime, tokenizer: Tokenizer) -> None:
     mid = checkpoint.find("mid")
-    result_file(mid, "").parent.mkdir()
+    result_file(mid, "tasks").parent.mkdir()
     score = {"task": "GSM8K", "problems": 50, "accuracy": 0.5, "baseline": 0.0}
-    for suffix in ("-chatcore", "-tasks"):
-        file = result_file(mid, suffix)
+    for name in ("ChatCORE", "tasks"):
+        file = result_file(mid, name)
         file.write_text(json.dumps({"key": {"saved_at": mid.meta["saved_at"]}, "result": [score]}))
-    scores = newest_stages()[-1].scores()
-    assert [scores[name][0].problems for name in ("ChatCORE", "tasks")] == [50, 50]
+    results = newest_stages()[-1].results()
+    assert [results[name].scores[0].problems for name in ("ChatCORE", "tasks")] == [50, 50]
     (trained / "mid_checkpoints" / "test").rename(trained / "elsewhere")
     train_mid(runtime, tokenizer)  # the same steps under the same name, but another model
-    assert newest_stages()[-1].scores() == {}
+    assert newest_stages()[-1].results() == {}
