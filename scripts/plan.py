@@ -21,11 +21,9 @@ from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.runtime import DATASHEETS, has_unified_memory
 from nanochat.spark.disk import VOCAB_SIZE, default_config, disk_space
 from nanochat.spark.plan import (
-    PLAN_FILE,
     SPARK_FLOPS,
     SPARK_MFU,
     Machine,
-    Plan,
     Tariff,
     format_count,
     pretraining,
@@ -90,8 +88,6 @@ def main(options: PlanOptions) -> None:
     )
     tariff = Tariff.from_environment()
     columns = machines(options.hosts, tariff.watts)
-    if measured := Plan.load(paths.checkpoints_dir("base") / f"d{options.depth}" / PLAN_FILE):
-        columns = [measured.machine, *columns[:-1]]  # four columns fit into 80 characters
     print(*stage_table(stages_from("base", config, steps * batch), columns, tariff.price_per_kwh), "", sep="\n")
     for machine in columns:
         for source in machine.sources:

@@ -3,7 +3,6 @@
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from statistics import mean, median
 
 from nanochat.eval.results import CENTERED, STAGES_TABLE, centered_mean, centered_mean_error
@@ -33,7 +32,6 @@ def document(stages: Sequence[Stage], plots: Mapping[str, str], tariff: Tariff) 
     sections = [
         _opening(stages),
         _stages(stages, tariff),
-        _plan(stages, tariff),
         _machine(stages),
         _results(stages, plots),
         _curves(plots),
@@ -88,34 +86,6 @@ def _stages(stages: Sequence[Stage], tariff: Tariff) -> str:
     else:
         notes.append(f"Energy is time x {tariff.watts:g} W per machine, from NANOCHAT_WATTS.")
     return f"## Stages\n\n{_table(headings, rows)}\n\n{' '.join(notes)}"
-
-
-def _plan(stages: Sequence[Stage], tariff: Tariff) -> str:
-    """The estimate of the first stage that made one, next to the time and energy that the stages really took."""
-    by_source = {stage.source: stage for stage in stages}  # of a continued base model, only the last run
-    planner = next((stage for stage in by_source.values() if stage.plan), None)
-    if planner is None or planner.plan is None:
-        return ""
-    plan, machine = planner.plan, planner.plan.machine
-    if tariff.watts is not None:
-        machine = replace(machine, watts=tariff.watts * planner.facts.get("machines", 1))
-    rows = []
-    for work in plan.work:
-        stage, start = by_source.get(work.name), plan.step if work.name == planner.source else 0
-        taken, used = "", None
-        if stage:
-            before = stage.until(start)
-            taken = format_duration(stage.seconds - before.seconds)
-            taken += "" if stage.is_finished else f" until step {stage.step:,}"
-            if (kwh := stage.kwh(tariff)) is not None:
-                used = kwh - (before.kwh(tariff) or 0.0)
-        name = _text(f"{work.name} after step {start:,}" if start else work.name)
-        energy = _figure(machine.kwh(work), "{:.3g} kWh"), _figure(used, "{:.3g} kWh")
-        rows.append((name, format_duration(machine.hours(work) * 3600), taken, *energy))
-    table = _table(("stage", "planned", "taken", "energy planned", "energy used"), rows)
-    return (
-        f"### Plan\n\nEstimated by {planner.source} after step {plan.step:,}, {_text(machine.sources[0])}.\n\n{table}"
-    )
 
 
 def _machine(stages: Sequence[Stage]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from nanochat import paths
 from nanochat.errors import UserError
 from nanochat.eval.results import BENCHMARKS, Result, saved_result
-from nanochat.spark.plan import PLAN_FILE, Plan, Tariff
+from nanochat.spark.plan import Tariff
 from nanochat.stages import STAGES
 from nanochat.telemetry.run_log import FACTS_FILE, METRICS_FILE, SAMPLES_FILE, is_sample, read_steps
 from nanochat.train.checkpoint import META_FILE, Checkpoint, checkpoints, is_same
@@ -33,7 +33,6 @@ class Stage:
     samples: list[dict[str, Any]]  # samples.jsonl: steps, and the text that the model generated then
     checkpoint: Checkpoint | None  # newest checkpoint; None before the first is saved
     logged_at: float  # time of the last step, in seconds since 1970
-    plan: Plan | None = None  # the run's estimate for itself and the later stages
 
     @property
     def source(self) -> str:
@@ -112,8 +111,8 @@ def read_stage(folder: Path) -> Stage | None:
             check_types(facts["parent"], {"source": str, "tag": str, "step": int, "saved_at": float})
             paths.check_tag(facts["parent"]["tag"])
     log = folder / METRICS_FILE
-    samples, plan = list(filter(is_sample, read_steps(folder / SAMPLES_FILE))), Plan.load(folder / PLAN_FILE)
-    return Stage(facts, read_steps(log), samples, checkpoint, _modified_at(log), plan)
+    samples = list(filter(is_sample, read_steps(folder / SAMPLES_FILE)))
+    return Stage(facts, read_steps(log), samples, checkpoint, _modified_at(log))
 
 
 def newest_stages(model_tag: str | None = None) -> list[Stage]:

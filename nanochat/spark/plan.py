@@ -3,26 +3,20 @@
 A run estimates again after its first 20 steps, at its own speed (MeasuredPlan).
 """
 
-import contextlib
-import json
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
 
-from nanochat.atomic import atomic_write
 from nanochat.data.batches import PIECES_PER_ROW
 from nanochat.errors import UserError
 from nanochat.model.gpt import GPT, GPTConfig
 from nanochat.stages import STAGES
 from nanochat.train.options import PretrainOptions
 from nanochat.units import format_duration
-from nanochat.untrusted import check_types, read_json, reading
 
-PLAN_FILE = "plan.json"
 MID_TOKENS = 446e6
 """Conversations of one epoch: 851 steps of 524,288 tokens for 856K of them, as published for the same datasets under
 a vocabulary of 32,768 (github.com/lakshmankolasani/lakshmankolasani.github.io, dgx-spark-nanochat-training)."""
@@ -147,27 +141,6 @@ def format_count(number: float) -> str:
     return f"{number:.0f}"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """An estimate that a run made from its own first steps, saved as plan.json."""
-
-    machine: Machine
-    step: int  # after which it was made
-    work: tuple[StageWork, ...]  # the rest of the run's own stage, and the later ones
-
-    @classmethod
-    def load(cls, path: Path) -> "Plan | None":
-        """Read the file; None if it is missing or has another format."""
-        with contextlib.suppress(UserError), reading(path, "ignored"):
-            kept = read_json(path)
-            for stage in kept["work"]:
-                check_types(stage, {"name": str, "tokens": float, "flops": float})
-            check_types(kept["machine"], {"name": str, "flops": float, "watts": float | None, "sources": list})
-            work = tuple(StageWork(**stage) for stage in kept["work"])
-            return cls(Machine(**kept["machine"]), int(kept["step"]), work)
-        return None
-
-
 @dataclass
 class MeasuredPlan:
     """Collects the first steps of a run, then estimates once how long the rest takes."""
@@ -175,15 +148,11 @@ class MeasuredPlan:
     source: str  # stage of the run
     config: GPTConfig
     num_iterations: int
-    folder: Path  # of the run's files
     tariff: Tariff = field(default_factory=Tariff.from_environment)
     steps: list[Mapping[str, float]] = field(default_factory=list)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Record the metrics of one step; return lines to print after the 20th of a long pretraining or midtraining."""
-        file = self.folder / PLAN_FILE
-        if step == 1:
-            file.unlink(missing_ok=True)  # of an earlier run that was killed before its first checkpoint
         # The steps of SFT and RL differ too much from each other.
         if self.source not in ("base", "mid") or len(self.steps) >= MEASURED_STEPS:
             return []
@@ -193,11 +162,9 @@ class MeasuredPlan:
         tokens_left = (self.num_iterations - step) * self._median("tokens")
         if tokens_left / self._median("tokens_per_second") < MIN_SECONDS_LEFT:
             return []
-        plan = Plan(self._machine(), step, tuple(stages_from(self.source, self.config, tokens_left)))
-        with contextlib.suppress(OSError), atomic_write(file) as opened:  # a full disk does not end the run
-            json.dump(asdict(plan), opened, indent=2)
-        table = stage_table(plan.work, [plan.machine], self.tariff.price_per_kwh)
-        return [plan.machine.sources[0], "estimate for the rest at that speed:", *table]
+        machine, work = self._machine(), stages_from(self.source, self.config, tokens_left)
+        table = stage_table(work, [machine], self.tariff.price_per_kwh)
+        return [machine.sources[0], "estimate for the rest at that speed:", *table]
 
     def _machine(self) -> Machine:
         watts, power = None, ""

@@ -193,7 +193,7 @@ class MachineWatch(Sensors):
             gpu_ids = [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(count)]
         super().__init__(gpu_ids, energy_before)
         self._alerts = Alerts(run.folder, checkpoint_bytes(run.model.config))
-        self._plan = MeasuredPlan(run.source, run.model.config, num_iterations, run.folder)
+        self._plan = MeasuredPlan(run.source, run.model.config, num_iterations)
 
     def news(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Return lines to print after a step; `metrics` are those of the step, readings included."""

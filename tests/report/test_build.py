@@ -1,7 +1,6 @@
 """The report as Markdown and as one self-contained page."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -13,10 +12,9 @@ from nanochat.eval.results import STAGES_TABLE, result_file
 from nanochat.report import build
 from nanochat.report.history import newest_stages
 from nanochat.report.plots import CURVES, downsample, draw_curves, smoothed
-from nanochat.spark.plan import PLAN_FILE, MeasuredPlan, Tariff
+from nanochat.spark.plan import Tariff
 from nanochat.train import checkpoint
 from scripts import report
-from tests.spark.measured import CONFIG, take_steps
 
 
 def keep_scores(source: str, arithmetic: float) -> None:
@@ -95,32 +93,6 @@ def test_energy_and_cost_follow_nanochat_watts(trained: Path, monkeypatch: pytes
     monkeypatch.setenv("NANOCHAT_WATTS", "many")
     with pytest.raises(UserError, match=r"NANOCHAT_WATTS.*many"):
         Tariff.from_environment()
-
-
-def test_the_plan_is_compared_with_actual_time_and_energy(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build.write()
-    assert "### Plan" not in (trained / "report" / "report.md").read_text()
-    folder = trained / "base_checkpoints/test"
-    take_steps(MeasuredPlan("base", CONFIG, 21_400, folder))
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for row in rows:
-        row |= {"seconds": 100.0 * row["step"], "energy_j": 3.6e6 * row["step"]}
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.utime(folder / "metrics.jsonl", (0, 0))  # mid is what was trained last
-    build.write()
-    text = (trained / "report" / "report.md").read_text()
-    assert "base after step 20, measured over 17 steps: 13,000 tokens/s, mfu 0.360, 95 W" in text
-    assert "| base after step 20 | 9d23h | 6m40s | 22.8 kWh | 4 kWh |" in text  # of 24 steps
-    assert re.search(r"\| mid \| 9h\d\dm \| \d+s \| [\d.]+ kWh \|  \|", text)
-    assert re.search(r"\| rl \| \d+h\d\dm \|  \| [\d.]+ kWh \|  \|", text)
-
-    facts = json.loads((folder / "run.json").read_text()) | {"num_iterations": 100, "machines": 2}
-    (folder / "run.json").write_text(json.dumps(facts))
-    monkeypatch.setenv("NANOCHAT_WATTS", "100")
-    text = build.write().with_suffix(".md").read_text()
-    assert "| base after step 20 | 9d23h | 6m40s until step 24 | 47.9 kWh | 0.0222 kWh |" in text
-    (folder / PLAN_FILE).write_text("{}")
-    assert "### Plan" not in build.write().with_suffix(".md").read_text()
 
 
 def test_one_column_per_stage_with_data(trained: Path) -> None:
