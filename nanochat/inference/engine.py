@@ -72,7 +72,7 @@ class Engine:
         self._suppressed = torch.tensor([tokenizer.special(name) for name in SUPPRESSED_TOKENS], device=model.device)
         self._last_tokens = torch.zeros(self.slots, dtype=torch.long, device=model.device)  # sampled last, by slot
         self._runner: ModelRunner | None = None
-        self._sampler: tuple[list[Request], Sampler] = ([], Sampler([], [], [], 0, self._suppressed))
+        self._sampler: tuple[list[Request], Sampler] = ([], Sampler([], 0, self._suppressed))
         self._unread: SamplerOutput | None = None
         self._tool_threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="tool")
         self._generated_tokens = 0
@@ -230,10 +230,7 @@ class Engine:
         """Return the previous step's sampler if the batch is the same and no request was given tokens in between."""
         batch, sampler = self._sampler
         if has_prefill or batch != requests:
-            tokens = [request.tokens for request in requests]
-            samplings = [request.sampling for request in requests]
-            prompt_lengths = [request.prompt_length for request in requests]
-            sampler = Sampler(samplings, tokens, prompt_lengths, self.tokenizer.vocab_size, self._suppressed)
+            sampler = Sampler(requests, self.tokenizer.vocab_size, self._suppressed)
             if in_flight := [row for row, request in enumerate(requests) if request.num_in_flight]:
                 slots = self._slot_ids(requests[row] for row in in_flight)
                 sampler.count(on_device(in_flight, self.model.device), self._last_tokens[slots])

@@ -21,17 +21,11 @@ class Sampler:
     A request's token depends on its own row of logits only, not on the rest of the batch.
     """
 
-    def __init__(
-        self,
-        samplings: Sequence[SamplingParams],
-        tokens: Sequence[Sequence[int]],
-        prompt_lengths: Sequence[int],
-        vocab_size: int,
-        suppressed: Tensor,
-    ) -> None:
-        """tokens: prompt and reply of each request so far. suppressed: token ids that are never sampled."""
+    def __init__(self, requests: Sequence[Request], vocab_size: int, suppressed: Tensor) -> None:
+        """suppressed: token ids that are never sampled."""
         device = suppressed.device
         self.suppressed = suppressed
+        samplings = [request.sampling for request in requests]
         rows_of: dict[Method, list[int]] = {}
         for row, sampling in enumerate(samplings):
             method: Method = "top" if sampling.top_k or sampling.top_p < 1 else "all"
@@ -44,7 +38,7 @@ class Sampler:
         ]
         self._penalties: _Penalties | None = None
         if any(s.repetition_penalty != 1 or s.frequency_penalty or s.presence_penalty for s in samplings):
-            self._penalties = _Penalties(samplings, tokens, prompt_lengths, vocab_size, device)
+            self._penalties = _Penalties(requests, vocab_size, device)
         biases = [(row, token, bias) for row, s in enumerate(samplings) for token, bias in s.logit_bias]
         self._biases = [on_device(values, device) for values in zip(*biases, strict=True)]
         self.restricted_rows = [row for row, s in enumerate(samplings) if s.constraint or s.min_tokens]
@@ -155,24 +149,17 @@ class _Group:
 class _Penalties:
     """Repetition, frequency and presence penalties of a batch."""
 
-    def __init__(
-        self,
-        samplings: Sequence[SamplingParams],
-        tokens: Sequence[Sequence[int]],
-        prompt_lengths: Sequence[int],
-        vocab_size: int,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, requests: Sequence[Request], vocab_size: int, device: torch.device) -> None:
         self.repetition, self.frequency, self.presence = (
-            on_device([getattr(s, f"{name}_penalty") for s in samplings], device).unsqueeze(1)
+            on_device([getattr(r.sampling, f"{name}_penalty") for r in requests], device).unsqueeze(1)
             for name in ("repetition", "frequency", "presence")
         )
-        self.counts = torch.zeros(len(samplings), vocab_size, device=device)  # in the reply
-        self.seen = torch.zeros(len(samplings), vocab_size, dtype=torch.bool, device=device)  # in prompt or reply
-        for row, (own, length) in enumerate(zip(tokens, prompt_lengths, strict=True)):
-            ids = on_device(own, device).long()
+        self.counts = torch.zeros(len(requests), vocab_size, device=device)  # in the reply
+        self.seen = torch.zeros(len(requests), vocab_size, dtype=torch.bool, device=device)  # in prompt or reply
+        for row, request in enumerate(requests):
+            ids = on_device(request.tokens, device).long()
             self.seen[row].index_fill_(0, ids, True)
-            self.counts[row] += torch.bincount(ids[length:], minlength=vocab_size)
+            self.counts[row] += torch.bincount(ids[request.prompt_length :], minlength=vocab_size)
 
     def count(self, rows: Tensor, tokens: Tensor) -> None:
         self.counts[rows, tokens] += 1

@@ -1,6 +1,8 @@
 """Tokens are sampled from the requested distribution."""
 
 import dataclasses
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +15,13 @@ from nanochat.inference.sampling_params import SamplingParams
 NONE = torch.tensor([], dtype=torch.long)
 
 
+def requests(samplings: list[SamplingParams]) -> list[Any]:
+    return [SimpleNamespace(sampling=sampling, tokens=[], prompt_length=0) for sampling in samplings]
+
+
 def draw(logits: torch.Tensor, samplings: list[SamplingParams]) -> list[int]:
     """One token each. logits: (N, V)."""
-    sampler = Sampler(samplings, [[]] * len(samplings), [0] * len(samplings), logits.size(1), NONE)
+    sampler = Sampler(requests(samplings), logits.size(1), NONE)
     return sampler.sample(logits.clone(), [sampling.uniform(0) for sampling in samplings]).tolist()
 
 
@@ -82,7 +88,7 @@ def test_the_largest_uniform_selects_a_candidate() -> None:
         (SamplingParams(top_k=None, min_p=0.1), 1),
         (SamplingParams(top_k=None, top_p=0.5), 0),
     ):
-        tokens = Sampler([kind], [[]], [0], 4, NONE).sample(logits.clone(), [1 - 2**-53])
+        tokens = Sampler(requests([kind]), 4, NONE).sample(logits.clone(), [1 - 2**-53])
         assert tokens.item() <= last
 
 
