@@ -206,6 +206,7 @@ class EngineLoop:
         self._step_start = time.monotonic()
         try:
             engine.step()
+            outputs = [output for id, request in self.active.items() if (output := self._output(id, request))]
         except torch.AcceleratorError:
             raise
         except Exception:
@@ -217,9 +218,8 @@ class EngineLoop:
             return
         finally:
             self._step_start = math.inf
-        outputs = [output for id, request in self.active.items() if (output := self._output(id, request))]
         for output in outputs:
-            if output.finish_reason or output.error:
+            if output.finish_reason:
                 del self.active[output.id]
         if outputs:
             self._send_outputs(outputs)
@@ -227,13 +227,7 @@ class EngineLoop:
     def _output(self, id: int, request: Request) -> RequestOutput | None:
         """Return the output since the last call, None if there is none."""
         completion = request.completion
-        try:
-            deltas = request.new_deltas(end=bool(completion.finish_reason))
-        except Exception:  # fail this request only
-            log.exception("detokenization failed")
-            assert self.chat is not None
-            self.chat.engine.cancel(request)
-            return RequestOutput(id, error=GENERATION_FAILED)
+        deltas = request.new_deltas(end=bool(completion.finish_reason))
         if not deltas and not completion.finish_reason:
             return None
         stop_string = request.found_stop_string()
