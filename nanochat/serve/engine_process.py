@@ -71,18 +71,14 @@ class RequestOutput(NamedTuple):
 
 
 class StepOutputs(NamedTuple):
-    """Outputs of all requests in one step."""
+    """Outputs of all requests in one step; without any, a heartbeat, sent every HEARTBEAT_SECONDS."""
 
     outputs: list[RequestOutput]
-    stats: EngineStats | None  # None without a model
-
-
-class Heartbeat(NamedTuple):
-    """Sent every HEARTBEAT_SECONDS while the process works."""
+    stats: EngineStats | None = None  # None without a model, and in a heartbeat
 
 
 EngineRequest = LoadModel | AddRequest | AbortRequest
-EngineEvent = ModelLoaded | StepOutputs | Heartbeat
+EngineEvent = ModelLoaded | StepOutputs
 
 
 def pack(message: EngineRequest | EngineEvent) -> bytes:
@@ -136,7 +132,7 @@ class EngineLoop:
         with contextlib.suppress(OSError):
             while not self._stopped.wait(HEARTBEAT_SECONDS):
                 if time.monotonic() - self._step_start < MAX_STEP_SECONDS:
-                    self._send(Heartbeat())
+                    self._send(StepOutputs([]))
 
     def _send(self, event: EngineEvent) -> None:
         with self._send_lock:

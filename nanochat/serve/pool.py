@@ -26,7 +26,6 @@ from nanochat.serve.engine_process import (
     ModelLoader,
     Prompts,
     RequestOutput,
-    StepOutputs,
     pack,
 )
 from nanochat.serve.errors import ApiError
@@ -210,7 +209,7 @@ class EngineClient:
         self._silent_seconds = 0.0
         if isinstance(event, ModelLoaded):
             self._model_loaded(event)
-        elif isinstance(event, StepOutputs):
+        else:
             self.stats = event.stats or self.stats
             for output in event.outputs:
                 self._deliver(output)
