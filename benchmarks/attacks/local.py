@@ -18,7 +18,7 @@ from nanochat.data import demo_data
 from nanochat.errors import UserError
 from nanochat.hub.import_model import ImportedModel, save_checkpoint
 from nanochat.inference.detokenizer import Delta
-from nanochat.report import build, watch
+from nanochat.report import build
 from nanochat.report.history import Stage
 from nanochat.runtime import Runtime
 from nanochat.serve.terminal_output import MarkdownPrinter, PlainPrinter
@@ -27,6 +27,7 @@ from nanochat.telemetry.console import LogFile, ProgressDisplay
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import archive, checkpoint, resume
 from nanochat.train.options import PretrainOptions
+from scripts import watch
 
 TAGS = [
     "", ".", "..", "../x", "../../x", "/tmp/x", "a/b", "a/../../x", "aside", "aside/../../x", "aside/aside", "~/x",

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nanochat.report import watch
 from nanochat.report.history import newest_stages
+from scripts import watch
 
 
 def test_the_screen_shows_progress_and_fits_80_columns(trained: Path) -> None:
