@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -79,7 +79,9 @@ def main(options: CheckOptions) -> None:
             begin = time.monotonic()
             left = options.patience * TOTAL_SECONDS - (begin - start)
             if left > 10:
-                results[name] = run_alone(name, min(options.patience * limit, left), log)
+                log.write(f"== {name}\n")
+                command = [sys.executable, "-m", "benchmarks.gpu_check", "--only", name]
+                results[name] = run_alone(command, min(options.patience * limit, left), log)
             else:
                 results[name] = {"error": "skipped: no time left"}
             results[name]["seconds"] = round(time.monotonic() - begin, 1)
@@ -91,9 +93,8 @@ def main(options: CheckOptions) -> None:
     sys.exit(bool(failed))
 
 
-def run_alone(name: str, seconds: float, log: TextIO) -> dict[str, Any]:
-    """Run one check in a separate process. Returns the figures that it has printed, and an error if it did not end."""
-    command = [sys.executable, "-m", "benchmarks.gpu_check", "--only", name]
+def run_alone(command: Sequence[str], seconds: float, log: TextIO) -> dict[str, Any]:
+    """Run a command that prints figures as JSON lines. Returns them, with its `error` if it failed or was stopped."""
     error = ""
     with TemporaryFile("w+") as output, TemporaryFile("w+") as errors:
         with subprocess.Popen(command, stdout=output, stderr=errors, start_new_session=True) as process:
@@ -107,7 +108,7 @@ def run_alone(name: str, seconds: float, log: TextIO) -> dict[str, Any]:
         output.seek(0)
         errors.seek(0)
         lines, text = output.read().splitlines(), errors.read()
-    log.write(f"== {name}\n{text}\n")
+    log.write(text)
     log.flush()
     figures: dict[str, Any] = {}
     for line in lines:
@@ -126,12 +127,16 @@ def gpu_tests(runtime: Runtime) -> Figures:
     """The tests that need a GPU, each file in a separate process: an error of CUDA would fail all tests after it."""
     files = [path for path in sorted(Path("tests").rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text()]
     pytest = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    num_failed = 0
     running = [subprocess.Popen([*pytest, str(path)], stdout=subprocess.PIPE, text=True) for path in files]
     for path, process in zip(files, running, strict=True):
         lines = process.communicate()[0].strip().splitlines()
         sys.stderr.write("\n".join([*lines, ""]))
         failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+        num_failed += process.returncode != 0
         yield {str(path): [lines[-1] if lines else f"exit code {process.returncode}", *failed]}
+    if num_failed:
+        yield {"error": f"{num_failed} of {len(files)} files failed"}
 
 
 def new_run(runtime: Runtime, depth: int, vocab: int, context: int, dtype: torch.dtype) -> TrainingRun:
@@ -328,7 +333,9 @@ def format_value(value: Any) -> str:
         return ", ".join(f"{key} {format_value(each)}" for key, each in value.items())
     if isinstance(value, list):
         return " ".join(map(format_value, value)) or "none"
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, bool | str):
+        return str(value)
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 #
 #   benchmarks/gpu_check.sh [--folder FOLDER]    writes gpu_check.json and gpu_check.md; default: benchmarks/results
 #
-# PYTHON=/path/to/python chooses the Python, one with torch 2.11 or 2.13; otherwise .venv's.
+# PYTHON=/path/to/python chooses the Python, one with torch 2.11 or 2.13; otherwise .venv's. Of the project's packages it
+# needs numpy, pytest, pytest-timeout, pyarrow, safetensors, tiktoken, rustbpe, tokenizers, transformers, httpx2, tyro,
+# rich and huggingface_hub 2; PYTHONPATH may name folders with those that it lacks.
 set -euo pipefail
 
 root="$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")"

@@ -1,5 +1,7 @@
 """Device, dtype and peak of the machine."""
 
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -74,3 +76,14 @@ def test_a_cpu_can_compile_with_a_cpp_compiler(monkeypatch: pytest.MonkeyPatch, 
     assert here.can_compile()
     (tmp_path / "g++").unlink()
     assert not here.can_compile()
+
+
+def test_false_warnings_about_a_gb10_are_hidden() -> None:
+    code = """
+import logging, warnings, nanochat
+warnings.warn("Found GPU0 NVIDIA GB10 which is of compute capability (CC) 12.1.\\nIt is not supported.")
+logging.getLogger("torch._inductor.utils").warning("Not enough SMs to use max_autotune_gemm mode")
+logging.getLogger("torch._inductor.utils").warning("another warning")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr == "another warning\n"
