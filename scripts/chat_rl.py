@@ -10,8 +10,7 @@ from tyro.conf import UseAppendAction
 
 from nanochat import cli, paths
 from nanochat.errors import UserError
-from nanochat.eval.samples import answers
-from nanochat.inference.chat import ChatModel
+from nanochat.inference.chat import ChatModel, answers
 from nanochat.inference.engine import Engine
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.runtime import Runtime

@@ -10,7 +10,7 @@ from tyro.conf import UseAppendAction
 
 from nanochat import cli, paths
 from nanochat.data.packing import TrimmedBatches
-from nanochat.eval.samples import answers
+from nanochat.inference.chat import answers
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
 from nanochat.tasks.mixtures import conversation_rows, load_mixture

@@ -6,14 +6,18 @@ from dataclasses import dataclass
 
 from nanochat import paths
 from nanochat.conversations import Message, text_of
-from nanochat.inference.detokenizer import Delta
-from nanochat.inference.engine import Engine
+from nanochat.inference.detokenizer import Delta, reply_parts
+from nanochat.inference.engine import Engine, Tool
 from nanochat.inference.sampling_params import SamplingParams
 from nanochat.inference.scheduler import Completion
+from nanochat.model.gpt import GPT
 from nanochat.runtime import Runtime
 from nanochat.sandbox.calculator import Calculator
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.checkpoint import Checkpoint
+
+QUESTIONS = ("Who are you?", "What is 37 * 45?", "Why is the sky blue?")
+"""Asked during training."""
 
 
 @dataclass
@@ -76,3 +80,13 @@ def load_chat(
     model.to(runtime.compute_dtype)  # inference needs no fp32 weights: half the memory, and no cast per token
     engine = Engine(model, tokenizer, Calculator(), max_batch_size, kv_cache_gb)
     return ChatModel(found.source, engine, found.describe())
+
+
+def answers(model: GPT, tokenizer: Tokenizer, tool: Tool) -> list[str]:
+    """Greedy replies to `QUESTIONS`, one line each, with tool calls and their results in brackets."""
+    shown = {"text": "{}", "python": "[{}", "python_output": " → {}]"}
+    prompts = [tokenizer.render_prompt([{"role": "user", "content": question}]) for question in QUESTIONS]
+    completions = Engine(model, tokenizer, tool).generate(prompts, SamplingParams(max_tokens=40, temperature=0))
+    replies = (reply_parts(tokenizer, completion.tokens) for completion in completions)
+    lines = ("".join(shown[part["type"]].format(part["text"]) for part in parts) for parts in replies)
+    return [f"{question} — {' '.join(line.split())}" for question, line in zip(QUESTIONS, lines, strict=True)]
