@@ -75,12 +75,13 @@ def saved_result(checkpoint: Checkpoint, benchmark: str) -> tuple[dict[str, Any]
     with suppress(UserError), reading(path, "ignored"):
         saved = read_json(path)
         key, result = saved["key"], saved["result"]
-        result = {"scores": result} if isinstance(result, list) else result  # a list in version 0.1.0
-        bits = result.get("bits_per_byte")
-        check_types({"bits": bits}, {"bits": float if benchmark == STAGES_TABLE else float | None})
+        if isinstance(result, list):  # as version 0.1.0 wrote CORE and ChatCORE
+            result = {"scores": result, "bits_per_byte": None}
+        has_bits = benchmark == STAGES_TABLE
+        check_types(result, {"scores": list, "bits_per_byte": float if has_bits else float | None})
         scores = [TaskScore(**score) for score in result["scores"]]
         if scores and key["saved_at"] == checkpoint.meta["saved_at"]:
-            return key, Result(scores, bits)
+            return key, Result(scores, result["bits_per_byte"])
     return None
 
 

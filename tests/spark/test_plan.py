@@ -94,7 +94,7 @@ def test_plan_fits_80_columns_and_names_its_sources(
     assert max(map(len, said.splitlines())) <= 80
     assert "477M parameters, 4.79B tokens" in said and "18,260 of 262,144" in said and "104 shards" in said
     assert all(f"{name}: " in said for name in ("GB10", "2 x GB10"))
-    total = re.search(r"total +\w+ +(\d+)", said)
+    total = re.search(r"total +\w+ +([\d.]+)", said)
     cost = re.search(r"at 0.5/kWh +([\d.]+)", said)
     assert total and cost and float(cost[1]) == pytest.approx(float(total[1]) / 2, abs=0.3)
 
