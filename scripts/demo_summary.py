@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 
 from nanochat import cli
 from nanochat.errors import UserError
@@ -17,7 +18,10 @@ from nanochat.stages import STAGES
 from nanochat.train import checkpoint
 from nanochat.units import format_duration, format_gib
 
-PROMPTS = ("Who are you?", "What is 37 * 45?", "What is the Moon?")
+PROMPTS = {
+    "What a model of this size can do:": ("Who are you?", "What is 37 * 45?"),
+    "What it cannot do, because facts need a larger model:": ("What is the Moon?",),
+}
 NEXT = """\
 Chat:                  ./chat.sh --demo       (in the browser)
                        ./chat_cli.sh --demo   (in the terminal)
@@ -44,10 +48,12 @@ def main(options: SummaryOptions) -> None:
         f"on {stages[-1].meta['machine']}\n"
     )
     chat = load_chat(stages[-1], options.device_type)
-    for prompt in PROMPTS:
-        console.print(f"[bold]{escape(prompt)}[/bold]")
-        for line in answer(chat, prompt):
-            console.print(f"  {line}")
+    for heading, prompts in PROMPTS.items():
+        console.print(heading)
+        for prompt in prompts:
+            console.print(f"  [bold]{escape(prompt)}[/bold]")
+            for line in answer(chat, prompt):
+                console.print(Padding(line, (0, 0, 0, 4)))
     console.print(f"\nThis model has {chat.engine.model.config.num_parameters / 1e6:.1f} million parameters and was "
                   "trained for minutes.\n\n" + NEXT)  # fmt: skip
 

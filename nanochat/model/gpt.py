@@ -26,6 +26,8 @@ VOCAB_MULTIPLE = 64
 NANOCHAT_1_SOFTCAP = 15.0
 """`logit_softcap` of checkpoints of the architecture "nanochat-1", which is NanoChatForCausalLM in transformers."""
 RMS_NORM_EPS = 1.1920929e-07
+INIT_SCALE = 0.25
+"""Muon's updates have a fixed size: from smaller weights, the first hundred steps learn more (docs/experiments.md)."""
 
 
 @dataclass(frozen=True)
@@ -221,8 +223,8 @@ class GPT(nn.Module):
     def init_weights(self) -> None:
         """Initialize the parameters from torch's current random state.
 
-        Matrices: normal with std sqrt(min(1, out / in) / in) (https://arxiv.org/abs/2310.17813). The projections into
-        the residual stream and the head start at zero, so the first loss is exactly log(vocab_size).
+        Matrices: normal with std INIT_SCALE sqrt(min(1, out / in) / in) (https://arxiv.org/abs/2310.17813). The
+        projections into the residual stream and the head start at zero, so the first loss is exactly log(vocab_size).
         """
         nn.init.normal_(self.embed_tokens.weight)
         nn.init.zeros_(self.lm_head.weight)
@@ -232,7 +234,7 @@ class GPT(nn.Module):
                     nn.init.zeros_(weight)
                 else:
                     fan_out, fan_in = weight.shape
-                    nn.init.normal_(weight, std=(min(1.0, fan_out / fan_in) / fan_in) ** 0.5)
+                    nn.init.normal_(weight, std=INIT_SCALE * (min(1.0, fan_out / fan_in) / fan_in) ** 0.5)
 
     def compile_training(self, shapes: Iterable[torch.Size] = ()) -> None:
         """Compile what `loss` runs and, on a GPU, `token_losses` of batches with these shapes.

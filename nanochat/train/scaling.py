@@ -7,7 +7,7 @@ from nanochat.model.gpt import GPTConfig
 from nanochat.runtime import Runtime, fast_rows
 from nanochat.train.options import PretrainOptions, TrainOptions
 
-REFERENCE_TOKENS, REFERENCE_BATCH, MIN_BATCH = 11.2e9, 524_288, 4096
+REFERENCE_TOKENS, REFERENCE_BATCH, MIN_BATCH = 11.2e9, 524_288, 2048
 
 
 def scale_options(
@@ -30,9 +30,9 @@ def scale_options(
 def default_batch_size(tokens: float, unit: int) -> int:
     """Tokens per step for training on `tokens` tokens: a power of two, rounded to a multiple of `unit`.
 
-    A power law through two points: 4,096, measured to be best at 0.8 to 1.6 million tokens (docs/experiments.md), and
-    nanochat's 524,288 at the 11.2 billion tokens of depth 20. https://arxiv.org/abs/2505.13738 finds an exponent of
-    0.38 among larger models alone.
+    A power law through two points: 2,048, measured to be better than 4,096 at 0.4 to 0.8 million tokens
+    (docs/experiments.md), and nanochat's 524,288 at 11.2 billion. https://arxiv.org/abs/2505.13738 finds an exponent
+    of 0.38 among larger models alone.
     """
     ideal = max(MIN_BATCH, REFERENCE_BATCH * (tokens / REFERENCE_TOKENS) ** 0.6)
     return max(1, round(2 ** round(math.log2(ideal)) / unit)) * unit
