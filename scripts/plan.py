@@ -38,7 +38,7 @@ from nanochat.units import format_bytes
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 SPARK_WATTS, LINK_EFFICIENCY = 120.0, 0.97
-GPT2_GRADE = pretraining(default_config(22), 6.3e9).flops
+GPT2_DEPTH, GPT2_TOKENS = 22, 6.3e9
 GPT2_SOURCE = (
     "GPT-2's CORE is 0.2565; nanochat's d22 had 0.263 (mean of three) after 6.3B tokens of ClimbMix: "
     "github.com/karpathy/nanochat/pull/733. FineWeb-Edu takes 1.4 times as long (its log). "
@@ -71,13 +71,14 @@ def main(options: PlanOptions) -> None:
     batch = default_batch_size(tokens, config.sequence_len)
     steps = max(1, round(tokens / batch))
     work = pretraining(config, steps * batch)
+    share_of_gpt2 = work.flops / pretraining(default_config(GPT2_DEPTH), GPT2_TOKENS).flops
     sources = parse(options.dataset)
     own = {source: num_tokens(source) for source in sources if source.name not in DATASETS}
     disk = disk_space(options.depth, None if len(own) < len(sources) else sum(own.values()))
     print(
         f"depth {options.depth}: {format_count(config.num_parameters)} parameters, "
         f"{format_count(steps * batch)} tokens, {work.flops:.1e} operations\n"
-        f"          {work.flops / GPT2_GRADE:.0%} of those that reached GPT-2's CORE score in nanochat\n"
+        f"          {share_of_gpt2:.0%} of those that reached GPT-2's CORE score in nanochat\n"
         f"steps     {steps:,} of {batch:,} tokens\n"
         f"download  {format_bytes(disk.download)}: {disk.num_shards} shards of text, and the tasks\n"
         f"{text_lines(own, sources, options.depth)}"

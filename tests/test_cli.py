@@ -4,6 +4,8 @@ import errno
 import importlib
 import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +103,16 @@ def test_a_full_disk_is_a_sentence(base_dir: Path, capsys: pytest.CaptureFixture
         f"error: .*{base_dir} \\(No space left on device\\).*\n",
         capsys.readouterr().err,
     )
+
+
+@pytest.mark.parametrize("folder", ["/dev/null", "x" * 5000])
+def test_a_cache_folder_that_torch_cannot_create_gets_one_line(folder: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "scripts.plan"], env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    (line,) = result.stderr.splitlines()
+    assert result.returncode == 2 and "TORCHINDUCTOR_CACHE_DIR" in line and "unset" in line
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EEXIST, errno.ELOOP, errno.ENOTDIR, errno.EIO])

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +74,20 @@ def start_case(folder: Path, sound: Path, rng: random.Random, number: int) -> tu
     return name, copy, RunningReader(READERS[kind][1], copy / kind, copy / "log")
 
 
+def new_process(target: Callable[..., None], *args: Any) -> ForkServerProcess:
+    """Return a process that will be forked from one with modules and caches, which saves seconds of CPU time."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.attacks.warm"])
+    return context.Process(target=target, args=args)
+
+
 class RunningReader:
-    """A separate process that calls `reader(path)` as a script would, forked from one that has the modules."""
+    """A separate process that calls `reader(path)` as a script would."""
 
     def __init__(self, reader: Callable[[Path], None], path: Path, log: Path, seconds: float = MAX_SECONDS) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["benchmarks.attacks.warm"])
         self.log = log
         self.max_wait = seconds * MAX_WAIT
-        self.process = context.Process(target=_call, args=(reader, path, log, round(seconds)))
+        self.process = new_process(_call, reader, path, log, round(seconds))
         self.process.start()
         self.deadline = time.monotonic() + self.max_wait
 

@@ -24,6 +24,7 @@ from typing import Any
 import httpx
 from playwright.sync_api import sync_playwright
 
+from benchmarks.attacks.files import new_process
 from benchmarks.random_model import random_model
 from benchmarks.server_load import process_tree
 from nanochat.data import demo_data
@@ -129,13 +130,13 @@ class Served:
 
 @contextlib.contextmanager
 def serving(folder: Path, max_descriptors: int | None = None, wait: bool = True) -> Iterator[Served]:
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(folder, theirs, max_descriptors))
+    ours, theirs = multiprocessing.Pipe()
+    server = new_process(serve, folder, theirs, max_descriptors)
     server.start()
     assert server.pid
     served = Served(server.pid, ours.recv(), folder / "log")
     try:
-        assert not wait or until(lambda: served.health() == "ok", 120), served.log.read_text()
+        assert not wait or until(lambda: served.health() == "ok", 300), served.log.read_text()
         yield served
     finally:
         server.terminate()
@@ -201,10 +202,10 @@ def engines(folder: Path, kills: int = 3) -> Iterator[tuple[str, bool]]:
             pid = served.engine()
             os.kill(pid, signal.SIGKILL)
             reported = until(lambda: served.health() == "failed", 5)
-            replaced = until(lambda: served.engine() not in (0, pid), 60)  # noqa: B023  # called before the next pid
+            replaced = until(lambda: served.engine() not in (0, pid), 180)  # noqa: B023  # called before the next pid
             yield f"kill {number} while loading", not (reported and replaced)
         (folder / "hold").unlink()
-        yield "never loaded", not until(lambda: served.health() == "ok", 60)
+        yield "never loaded", not until(lambda: served.health() == "ok", 180)
         for name, number in (("kill", signal.SIGKILL), ("stop", signal.SIGSTOP)):
             os.kill(served.engine(), number)
             body = {"prompt": [[1] * 200] * 16, "n": 4, "max_tokens": 1}
@@ -216,7 +217,7 @@ def engines(folder: Path, kills: int = 3) -> Iterator[tuple[str, bool]]:
                 reported = until(lambda: served.health() not in ("ok", ""), 20)
                 answered = all(flood.result().status_code in (429, 500, 503) for flood in floods)
             delay = time.monotonic() - start
-            replaced = until(lambda: served.health() == "ok", 90)
+            replaced = until(lambda: served.health() == "ok", 180)
             yield (
                 f"{name} of an idle engine: {reported=}, {answered=}, {replaced=}, {delay:.0f} s",
                 not (reported and answered and replaced),

@@ -1,4 +1,4 @@
-"""Imports and caches that readers of files need, for the process that readers are forked from: it imports this once."""
+"""Imports and caches for the process that readers of files and servers are forked from, which imports this once."""
 
 import io
 
@@ -7,7 +7,7 @@ import pyarrow.compute  # noqa: F401
 from matplotlib.figure import Figure
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-from benchmarks import attack  # noqa: F401  # the main module, which multiprocessing imports in every process
+from benchmarks.attacks import environment, local, sandbox, server  # noqa: F401  # the main module imports them
 from nanochat.data import demo_data
 
 demo_data.articles("val")
