@@ -110,4 +110,4 @@ def test_any_stage_is_scored_on_core_in_one_command(demo: tuple[Path, str]) -> N
     assert result.returncode == 0, result.stderr
     assert re.search(r"^CORE +0 +-?\d\.\d{3}±\d\.\d{3} *$", result.stdout, re.MULTILINE)
     (kept,) = (base / "demo" / "report").glob("sft-*-core.json")
-    assert len(json.loads(kept.read_text())["result"]) == 22
+    assert len(json.loads(kept.read_text())["result"]["scores"]) == 22

@@ -117,7 +117,7 @@ def test_own_problems_are_graded_and_conversations_measured(
     base_dir: Path, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     rows: list[dict[str, object]] = [
-        {"question": f"{i}?", "answer": "a", "grader": "regex", "rule": "."} for i in range(6)
+        {"question": f"{i}?", "answer": "a", "grader": "regex", "rule": "^"} for i in range(6)
     ]
     (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "chats.jsonl").write_text(

@@ -100,7 +100,7 @@ def unrotated(file: GgufModel) -> None:
 
 
 def another_activation(file: GgufModel) -> None:
-    file.metadata["xielu.beta"] = [0.5, 0.5]
+    file.metadata["xielu.beta"] = [5.0, 5.0]
 
 
 def another_base(file: GgufModel) -> None:
