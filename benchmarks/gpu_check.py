@@ -270,17 +270,27 @@ def decode(runtime: Runtime) -> Figures:
 
 def curve(runtime: Runtime) -> Figures:
     """Losses of 60 steps at depth 8 against those of a CPU in fp32, which it writes if it runs on a CPU."""
-    on_cpu = runtime.device.type == "cpu"
-    run = new_run(runtime, 8, CURVE_VOCAB, 128, torch.float32 if on_cpu else runtime.compute_dtype)
-    batches = chain_batches(8, 128)
-    losses = [round(train_step(run, batches.step_data(step).batches, 0.3).loss, 4) for step in range(CURVE_STEPS)]
-    yield {"losses": losses}
-    if on_cpu:
-        CPU_CURVE.write_text(json.dumps(losses) + "\n")
+
+    def losses(runtime: Runtime, dtype: torch.dtype, num_steps: int) -> list[float]:
+        run, batches = new_run(runtime, 8, CURVE_VOCAB, 128, dtype), chain_batches(8, 128)
+        return [round(train_step(run, batches.step_data(step).batches, 0.3).loss, 4) for step in range(num_steps)]
+
+    if runtime.device.type == "cpu":
+        CPU_CURVE.write_text(json.dumps(losses(runtime, torch.float32, CURVE_STEPS)) + "\n")
+        return
+    own = losses(runtime, runtime.compute_dtype, CURVE_STEPS)
+    yield {"losses": own}
+    start = losses(Runtime.start("cpu"), torch.float32, 3)
+    yield {"first_of_cpu": start, "max_difference_in_3_steps": max_difference(own[:3], start)}
+    expected = json.loads(CPU_CURVE.read_text())
+    if max_difference(start, expected[:3]) > 0.01:
+        yield {"error": f"{CPU_CURVE.name} is out of date: record it with --only curve --device-type cpu"}
     else:
-        expected = json.loads(CPU_CURVE.read_text())
-        differences = [abs(a - b) for a, b in zip(losses, expected, strict=True)]
-        yield {"last_of_cpu": expected[-1], "max_difference": max(differences)}
+        yield {"last_of_cpu": expected[-1], "max_difference": max_difference(own, expected)}
+
+
+def max_difference(a: Sequence[float], b: Sequence[float]) -> float:
+    return max(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
 def core(runtime: Runtime) -> Figures:
