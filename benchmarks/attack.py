@@ -3,8 +3,9 @@
 python -m benchmarks.attack                    # all groups
 python -m benchmarks.attack --groups jail tags
 
-Servers listen on the loopback address only, and files are written to a temporary folder. Two idle cores need less than
-ten minutes. The exit code is 0 if no attack succeeded. docs/security.md lists what is protected and what is not.
+Servers listen on the loopback address only, and files are written to a temporary folder. Two cores that also did other
+work needed 12 minutes. The exit code is 0 if no attack succeeded. docs/security.md lists what is protected and what is
+not.
 """
 
 import os
