@@ -19,8 +19,8 @@ from nanochat.train import checkpoint
 from nanochat.units import format_duration, format_gib
 
 PROMPTS = {
-    "What a model of this size can do:": ("Who are you?", "What is 37 * 45?"),
-    "What it cannot do, because facts need a larger model:": ("What is the Moon?",),
+    "Questions that the model of the full demo answers:": ("Who are you?", "What is 37 * 45?"),
+    "A question that no model of this size answers, because facts need a larger one:": ("What is the Moon?",),
 }
 NEXT = """\
 Chat:                  ./chat.sh --demo       (in the browser)
