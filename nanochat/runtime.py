@@ -212,17 +212,21 @@ def measure_matmul_flops(
 ) -> float:
     """FLOP/s of a square matmul, best of five; on a GPU large and repeated enough to hide launch overhead.
 
-    2,048 wide on a CPU: 1,024 does not keep AMX busy and reaches little more than half of its peak.
+    On a CPU up to 2,048 wide: 1,024 does not keep AMX busy and reaches little more than half of its peak. A slow CPU is
+    measured with narrower matrices: under emulation, 2,048 takes minutes.
     """
-    size, products = (8192, 5) if device.type == "cuda" else (2048, 1)
-    a, b = torch.randn(2, size, size, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(5):
-        start = clock()
-        for _ in range(products):
-            product = a @ b
-        product[0, 0].item()
-        best = min(best, clock() - start)
+    sizes, products = ((8192,), 5) if device.type == "cuda" else ((256, 512, 1024, 2048), 1)
+    for size in sizes:
+        a, b = torch.randn(2, size, size, device=device).to(dtype)
+        best = float("inf")
+        for _ in range(5):
+            start = clock()
+            for _ in range(products):
+                product = a @ b
+            product[0, 0].item()
+            best = min(best, clock() - start)
+        if best > 0.2:  # the next one takes 8 times as long
+            break
     return 2 * size**3 * products / best
 
 

@@ -1,5 +1,6 @@
 """Device, dtype and peak of the machine."""
 
+import itertools
 import subprocess
 import sys
 import sysconfig
@@ -11,7 +12,7 @@ import torch
 from nanochat import runtime
 from nanochat.dist import World
 from nanochat.errors import UserError
-from nanochat.runtime import Runtime, native_dtype, peak_memory_bytes
+from nanochat.runtime import Runtime, measure_matmul_flops, native_dtype, peak_memory_bytes
 
 
 def test_a_device_that_is_not_there_gets_a_sentence() -> None:
@@ -34,6 +35,11 @@ def test_the_assumed_peak_says_where_it_is_from() -> None:
     with Runtime.start("cpu") as here:
         flops, origin = here.peak_flops()
     assert 1e9 < flops < 1e15 and origin == "measured matmul"
+
+
+def test_a_slow_cpu_is_measured_with_a_narrow_product() -> None:
+    clock = itertools.count(0.0, 1.0)  # each product takes one second
+    assert measure_matmul_flops(torch.device("cpu"), torch.float32, lambda: next(clock)) == 2 * 256**3
 
 
 def test_peak_memory_is_that_of_this_process() -> None:
