@@ -29,6 +29,12 @@ export PATH="$VIRTUAL_ENV/bin:$PATH"
 export PYTHONPATH="$root"
 export PYTHONSAFEPATH=1
 
+# NVIDIA's PyTorch images name their own torch here, and pip's CPU build would load those libraries instead of .venv's.
+if [[ "${LD_LIBRARY_PATH:-}" == */torch/lib* ]]; then
+  LD_LIBRARY_PATH="$(tr ':' '\n' <<<"$LD_LIBRARY_PATH" | sed '/\/torch\/lib\/*$/d' | paste -s -d ':')"
+  export LD_LIBRARY_PATH
+fi
+
 # Keep compiled kernels across reboots, unlike /tmp, the default: compiling takes minutes on a GPU.
 # Neither in a read-only folder, nor below a folder with a space in its name, which torch does not quote for the linker.
 if [[ -w "$NANOCHAT_BASE_DIR" && "$NANOCHAT_BASE_DIR" != *[[:space:]]* ]]; then

@@ -56,6 +56,13 @@ def test_without_a_gpu_glibc_keeps_what_is_freed(machine: FakeMachine) -> None:
     assert environment(MALLOC_TOP_PAD_="0")["MALLOC_TOP_PAD_"] == "0"
 
 
+def test_the_torch_of_nvidia_s_image_is_not_loaded(machine: FakeMachine) -> None:
+    theirs = "/usr/local/lib/python3.12/dist-packages/torch/lib"
+    for path, kept in ((f"{theirs}:/usr/local/cuda/compat/lib", "/usr/local/cuda/compat/lib"), (f"{theirs}/", "")):
+        assert run_sourced('echo "$LD_LIBRARY_PATH"', LD_LIBRARY_PATH=path) == f"{kept}\n"
+    assert run_sourced('echo "$LD_LIBRARY_PATH"', LD_LIBRARY_PATH="/a b:/c") == "/a b:/c\n"
+
+
 def test_there_are_as_many_threads_as_fast_cores(machine: FakeMachine) -> None:
     for core in range(20):
         fast = 1024 if core < 10 else 997  # the two clusters need not run at quite the same clock
