@@ -22,16 +22,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks.learning import BenchmarkOptions, Recipe, Text, Training
 from nanochat import cli
 from nanochat.errors import UserError
 from nanochat.model.gpt import GPTConfig
+from nanochat.report.plots import COLORS, STYLE
 from nanochat.runtime import Runtime, commit, software
 from nanochat.spark.plan import flops_per_token
 from nanochat.train.options import check_range
@@ -60,6 +63,8 @@ class LawOptions:
     """held-out tokens"""
     file: Path = Path("benchmarks/results/scaling_laws.jsonl")
     """one line per run"""
+    plot: Path | None = None
+    """picture to draw: losses and laws of all recipes in the file"""
     device_type: str = "auto"
 
     def __post_init__(self) -> None:
@@ -222,7 +227,7 @@ def describe(runs: Iterable[Run], against: str | None) -> str:
     laws = []
     for name, grid in by_recipe.items():
         law = fit(grid)
-        laws.append(f"{name}: {law.floor:.3f} + {law.scale:.4g} C^-{law.exponent:.4f}")
+        laws.append(f"{name}: {law.floor:.3f} + {law.scale:.4g} C^-{law.exponent:.4f}{held_back(grid)}")
         factors = multipliers(grid, by_recipe[against]) if against else {}
         ranges = interval(grid, by_recipe[against], sigma) if against and not math.isnan(sigma) else {}
         for budget, loss in law.losses.items():
@@ -232,6 +237,34 @@ def describe(runs: Iterable[Run], against: str | None) -> str:
             lines.append([name, f"{budget:.3g}", f"{loss:.4f}", f"{law.ratios[budget]:.1f}", factor])
     table = "\n".join(f"| {' | '.join(line[: None if against else -1])} |" for line in lines)
     return "\n".join([table, "", f"standard deviation between seeds: {sigma:.4f}", *laws])
+
+
+def held_back(grid: Grid) -> str:
+    """How well the law of the smaller budgets predicts the lowest loss at the largest; "" with fewer than 3 budgets."""
+    largest = max(budget for budget, _ in grid)
+    smaller = {key: cell for key, cell in grid.items() if key[0] < largest}
+    if len({budget for budget, _ in smaller}) < 2:
+        return ""
+    found, predicted = fit(grid).losses[largest], fit(smaller).loss(largest)
+    return f"; without {largest:.3g} FLOPs it predicts {predicted:.4f} there ({predicted / found - 1:+.2%})"
+
+
+def draw(runs: Iterable[Run], file: Path) -> None:
+    """Plot every mean over seeds, the lowest loss of each budget, and the laws, one color per recipe."""
+    with mpl.rc_context(fname=STYLE):
+        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        for (name, grid), color in zip(grids(runs)[0].items(), cycle(COLORS.values()), strict=False):
+            law = fit(grid)
+            budgets = np.geomspace(min(law.losses), max(law.losses), 50)
+            axes.plot(budgets, [law.loss(budget) for budget in budgets], color=color, label=name)
+            axes.plot(*zip(*law.losses.items(), strict=True), "o", color=color)
+            tried = [(budget, cell.loss) for (budget, _), cell in grid.items()]
+            axes.plot(*zip(*tried, strict=True), "o", color=color, alpha=0.3, markersize=4)
+        axes.set(xscale="log", xlabel="training compute in FLOPs", ylabel="bits per byte of held-out text")
+        axes.set_title("Loss and compute: all depths (pale), the best depth, and the law", loc="left")
+        axes.legend()
+        figure.savefig(file, dpi=150)
 
 
 def main(options: LawOptions) -> None:
@@ -257,6 +290,8 @@ def main(options: LawOptions) -> None:
                 )
                 runs.append(run)
     print(describe(runs, options.against))
+    if options.plot:
+        draw(runs, options.plot)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scaling_laws import LawOptions, Run, describe, fit, grids, interval, multipliers, read_runs
+from benchmarks.scaling_laws import LawOptions, Run, describe, draw, fit, grids, interval, multipliers, read_runs
 from nanochat.errors import UserError
 
 BUDGETS = (1e12, 1e13, 1e14, 1e15)
@@ -40,6 +40,14 @@ def test_the_law_and_the_best_ratio_are_recovered() -> None:
     assert law.exponent == pytest.approx(0.15, rel=0.03)
     assert law.loss(1e16) == pytest.approx(1.2 + 40 * 1e16**-0.15, rel=0.003)  # not used for the fit
     assert law.ratios == pytest.approx(dict.fromkeys(BUDGETS, 20.0), rel=0.01)
+
+
+def test_the_largest_budget_is_predicted_from_the_others_and_drawn(tmp_path: Path) -> None:
+    runs = grid_runs("a")
+    assert "without 1e+15 FLOPs it predicts 1.42" in describe(runs, None)
+    assert "predicts" not in describe([run for run in runs if run.budget <= BUDGETS[1]], None)
+    draw(runs, tmp_path / "laws.png")
+    assert (tmp_path / "laws.png").stat().st_size > 10_000
 
 
 def test_a_recipe_that_needs_half_the_compute_has_a_multiplier_of_two() -> None:
