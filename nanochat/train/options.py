@@ -113,7 +113,7 @@ class PretrainOptions(TrainOptions):
     """tokens per parameter of matrices and head, unless --num-iterations or --num-epochs is given"""
     short_rows_ratio: Annotated[float, FRACTION] = 0.6
     """initial fraction of the steps, in which rows are a quarter of the context"""
-    warmdown_ratio: Annotated[float, FRACTION] = 0.5
+    warmdown_ratio: Annotated[float, FRACTION] = 0.8
     eval_every: Annotated[int, Range(0), FREE] = 250
     """steps between validations; 0: at the end only"""
     eval_tokens: Annotated[int, Range(1), FREE] = 10_485_760
