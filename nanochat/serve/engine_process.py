@@ -36,6 +36,9 @@ ModelLoader = Callable[[ModelCard], ChatModel]
 Prompts = Sequence[tuple[list[int], SamplingParams]]
 GENERATION_FAILED = "the model failed to generate a reply"
 HEARTBEAT_SECONDS = 1.0
+SEND_SECONDS = 0.01
+"""Time between messages with new text, except the first and the last of a reply: a small model generates several tokens
+in that time, and sending and handling each one alone would slow it down."""
 MAX_STEP_SECONDS = 300  # a step that takes longer hangs, most likely in a GPU driver: the heartbeat stops
 
 
@@ -100,6 +103,7 @@ class EngineLoop:
         self._pending: deque[LoadModel | AddRequest] = deque()
         self._send_lock = threading.Lock()
         self._step_start = math.inf  # of the step in progress
+        self._last_sent = -math.inf
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -202,7 +206,7 @@ class EngineLoop:
         self._step_start = time.monotonic()
         try:
             engine.step()
-            outputs = [output for id, request in self.active.items() if (output := self._output(id, request))]
+            outputs = self._new_outputs()
         except torch.AcceleratorError:
             raise
         except Exception:
@@ -219,6 +223,19 @@ class EngineLoop:
                 del self.active[output.id]
         if outputs:
             self._send_outputs(outputs)
+
+    def _new_outputs(self) -> list[RequestOutput]:
+        """Return the outputs to send now."""
+        now = time.monotonic()
+        is_due = now - self._last_sent >= SEND_SECONDS
+        if is_due:
+            self._last_sent = now
+        outputs = (
+            self._output(id, request)
+            for id, request in self.active.items()
+            if is_due or request.completion.finish_reason or len(request.completion.tokens) == 1
+        )
+        return [output for output in outputs if output]
 
     def _output(self, id: int, request: Request) -> RequestOutput | None:
         """Return the output since the last call, None if there is none."""
