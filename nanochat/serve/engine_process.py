@@ -225,7 +225,7 @@ class EngineLoop:
             self._send_outputs(outputs)
 
     def _new_outputs(self) -> list[RequestOutput]:
-        """Return the outputs to send now."""
+        """Return what to send now: first and last text of replies, and every SEND_SECONDS the text of all."""
         now = time.monotonic()
         is_due = now - self._last_sent >= SEND_SECONDS
         if is_due:

@@ -467,3 +467,15 @@ def test_slow_client_receives_everything(client: httpx.Client) -> None:
         rest = [json.loads(line[6:]) for line in lines if line and not line.endswith("[DONE]")]
     assert streamed(rest) == "".join(f"{i + 1} " for i in range(40))
     assert streamed(chunks(client, say("hello"))) == "hello"
+
+
+def test_text_is_sent_at_intervals_but_first_and_last_at_once(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = "".join(f"{i + 1} " for i in range(40))
+    monkeypatch.setattr(engine_process, "SEND_SECONDS", 60.0)
+    messages = chunks(client, say("count to 40", stream=True))
+    assert streamed(messages) == counted and len(messages) < 8
+    monkeypatch.setattr(engine_process, "SEND_SECONDS", 0.0)
+    messages = chunks(client, say("count to 40", stream=True))
+    assert streamed(messages) == counted and len(messages) > 40
