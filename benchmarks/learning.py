@@ -28,7 +28,7 @@ from nanochat.train.loop import train_step
 from nanochat.train.optim import MuonAdamW, OptimizerOptions
 from nanochat.train.options import PretrainOptions, TrainOptions, check_range
 from nanochat.train.run import TrainingRun
-from nanochat.train.scaling import default_batch_size, lr_multiplier
+from nanochat.train.scaling import default_batch_size, lr_multiplier, matrix_lr_factor
 
 EVAL_ROWS = 8
 
@@ -57,6 +57,8 @@ class Recipe:
     """FP8 matmuls inside the blocks; a CPU emulates them, so its seconds mean nothing"""
     newton_schulz: bool = False
     """Muon with its original polynomial, applied five times"""
+    scale_lr: bool = True
+    """scale Muon's learning rate with batch size and steps, as pretrain.sh does"""
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
 
     def compute_dtype(self, runtime: Runtime) -> torch.dtype:
@@ -76,6 +78,7 @@ RECIPE_2025 = Recipe(
     short_rows_ratio=0.0,
     float32=True,
     newton_schulz=True,
+    scale_lr=False,
     optimizer=OptimizerOptions(
         matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004, weight_decay=0.0, adam_beta2=0.95
     ),
@@ -160,10 +163,12 @@ class Training:
             final_lr_frac=recipe.final_lr_frac,
             grad_clip=recipe.grad_clip,
         )
-        optimizer = (NewtonSchulzMuon if recipe.newton_schulz else MuonAdamW)(self.model, recipe.optimizer)
-        self.run = TrainingRun("base", "benchmark", self.schedule, runtime, "", self.model, optimizer)
         self.total_batch_size = recipe.total_batch_size or default_batch_size(options.tokens, options.max_seq_len)
         self.num_iterations = max(1, options.tokens // self.total_batch_size)
+        factor = matrix_lr_factor(self.total_batch_size, self.num_iterations) if recipe.scale_lr else 1.0
+        rates = replace(recipe.optimizer, matrix_lr=factor * recipe.optimizer.matrix_lr)
+        optimizer = (NewtonSchulzMuon if recipe.newton_schulz else MuonAdamW)(self.model, rates)
+        self.run = TrainingRun("base", "benchmark", self.schedule, runtime, "", self.model, optimizer)
         self.batches = text_batches(
             text.train,
             recipe.short_rows_ratio,
