@@ -153,11 +153,11 @@ def test_a_gradient_that_lies_by_columns_is_taken_too() -> None:
 
 def test_a_model_learns_a_batch_by_heart() -> None:
     torch.manual_seed(0)
-    model = GPT(GPTConfig.from_depth(2, 512, 32))
+    model = GPT(GPTConfig.from_depth(1, 512, 32))  # a CPU with AMX takes 0.2 s per FP8 product at depth 2
     model.train_in_fp8()
     run = run_of(model)
-    batch = random_batch(8, 32)
-    losses = [train_step(run, [batch]).loss for _ in range(60)]
+    batch = random_batch(4, 32)
+    losses = [train_step(run, [batch]).loss for _ in range(40)]
     assert losses[0] == pytest.approx(6.24, abs=0.01) and losses[-1] < 0.1
 
 

@@ -25,9 +25,9 @@ from nanochat.train import checkpoint, resume
 from nanochat.train import run as run_module
 from nanochat.train.checkpoint import MODEL_FILE
 from nanochat.train.loop import train
-from nanochat.train.options import TrainOptions, inherit
+from nanochat.train.options import PretrainOptions, TrainOptions, inherit
 from nanochat.train.run import TrainingRun
-from nanochat.train.scaling import lr_multiplier
+from nanochat.train.scaling import lr_multiplier, scale_options
 from tests.training import HOW, OPTIONS, SEQUENCE_LEN, FewRows, batches, begin, flip_a_byte, losses
 
 
@@ -288,6 +288,26 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     scales = [lr_multiplier(step, 10, options) for step in range(10)]
     assert scales[:7] == pytest.approx([0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5])
     assert scales[7:] == pytest.approx([0.5 * (s + (1 - s) * 0.1) for s in (0.75, 0.5, 0.25)])
+
+
+@pytest.mark.parametrize(
+    ("depth", "tokens", "batch", "rate"),
+    [
+        (2, 6_553_600, 4096, 0.0117),
+        (3, 2_457_600, 2048, 0.0104),
+        (20, 4.8e9, 262_144, 0.0177),
+        (26, 1e10, 524_288, 0.02),
+    ],
+)
+def test_batch_and_muons_rate_follow_from_the_tokens(
+    runtime: Runtime, depth: int, tokens: float, batch: int, rate: float
+) -> None:
+    config = GPTConfig.from_depth(depth, 8192, 512)
+    options = PretrainOptions(depth=depth, target_param_data_ratio=tokens / config.num_multiplied)
+    scaled = scale_options(options, config, runtime)
+    assert scaled.total_batch_size == batch and scaled.num_iterations == round(tokens / batch)
+    assert scaled.matrix_lr == pytest.approx(rate, abs=5e-5)
+    assert scale_options(replace(options, matrix_lr=0.03), config, runtime).matrix_lr == 0.03
 
 
 @pytest.mark.parametrize(
