@@ -23,9 +23,10 @@ from nanochat.train import agreement, resume
 from nanochat.train.checkpoint import Checkpoint
 from nanochat.train.loop import train
 from nanochat.train.memory import choose_device_batch_size
+from nanochat.train.optim import OptimizerOptions
 from nanochat.train.options import ContinueOptions, PretrainOptions
 from nanochat.train.run import Evaluation, rebuild_report
-from nanochat.train.scaling import scale_options
+from nanochat.train.scaling import matrix_lr_factor, scale_options
 
 DEMO = PretrainOptions(
     dataset=("encyclopedia",), depth=4, max_seq_len=256, total_batch_size=2048, num_iterations=380,
@@ -49,10 +50,11 @@ def main(options: PretrainOptions) -> None:
         options = scale_options(options, config, runtime, len(text.stream.ids))
         data = f"{text.name}, {len(text.stream.ids):,} tokens"
         first_row = rows_read(parent) if parent and parent.meta["data"] == data else 0
-        run = resume.start_or_resume(
-            "base", options, runtime, tokenizer, parent=parent, config=config, data=data, first_row=first_row
-        )
         assert options.total_batch_size and options.num_iterations
+        run = resume.start_or_resume(
+            "base", options, runtime, tokenizer, parent=parent, config=config, data=data, first_row=first_row,
+            matrix_lr=OptimizerOptions.matrix_lr * matrix_lr_factor(options.total_batch_size, options.num_iterations),
+        )  # fmt: skip
         rows = rows_per_step(options.total_batch_size, config.sequence_len, runtime.world)
         device_batch_size = choose_device_batch_size(run, max_rows=rows // runtime.world.size)
         batches = text_batches(

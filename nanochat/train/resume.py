@@ -74,9 +74,11 @@ def start_or_resume(
     config: GPTConfig | None = None,
     data: str | None = None,
     first_row: int = 0,
+    matrix_lr: float | None = None,
 ) -> TrainingRun:
     """Resume the newest checkpoint of this model, or start from the weights of `parent` or with shape `config`.
 
+    `matrix_lr`: Muon's learning rate of a new run whose options give none; a resumed run keeps its own.
     With a parent of the same stage, the optimizer continues from its state. A run with a different parent or different
     conversations (`data`) starts over and sets the old checkpoints aside, which costs minutes or hours. Pretraining
     takes days, so different text is an error instead. Raises UserError if the checkpoint has a different shape,
@@ -101,6 +103,9 @@ def start_or_resume(
     existing = runtime.world.call_on_main(
         lambda: _own_checkpoint(source, tag, options.fresh, ancestry, data, may_restart)
     )
+    if matrix_lr is not None and options.matrix_lr is None:
+        kept = existing.meta["options"].get("matrix_lr") if existing else matrix_lr
+        options = dataclasses.replace(options, matrix_lr=kept)
     if existing:
         return _resume(existing, options, runtime, tokenizer, config)
     if parent:

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 from nanochat.model.gpt import GPTConfig
 from nanochat.runtime import Runtime, fast_rows
-from nanochat.train.optim import OptimizerOptions
 from nanochat.train.options import PretrainOptions, TrainOptions
 
 REFERENCE_TOKENS, REFERENCE_BATCH, REFERENCE_STEPS, MIN_BATCH = 11.2e9, 524_288, 24_000, 2048
@@ -14,23 +13,17 @@ REFERENCE_TOKENS, REFERENCE_BATCH, REFERENCE_STEPS, MIN_BATCH = 11.2e9, 524_288,
 def scale_options(
     options: PretrainOptions, config: GPTConfig, runtime: Runtime, tokens_per_epoch: int = 0
 ) -> PretrainOptions:
-    """Fill in the options that were not given.
-
-    Tokens follow from the parameters, the batch size from the tokens, Muon's learning rate from batch size and steps.
-    """
+    """Fill in the options that were not given: tokens follow from the parameters, the batch size from the tokens."""
     tokens = options.target_param_data_ratio * config.num_multiplied
     if options.num_epochs:
         tokens = options.num_epochs * tokens_per_epoch
     batch = options.total_batch_size or default_batch_size(tokens, config.sequence_len * runtime.world.size)
-    steps = options.num_iterations or max(1, round(tokens / batch))
-    matrix_lr = OptimizerOptions.matrix_lr * matrix_lr_factor(batch, steps)
     rows = options.device_batch_size or fast_rows(config.sequence_len, runtime.device, runtime.compute_dtype)
     return replace(
         options,
         total_batch_size=batch,
         device_batch_size=rows,
-        num_iterations=steps,
-        matrix_lr=matrix_lr if options.matrix_lr is None else options.matrix_lr,
+        num_iterations=options.num_iterations or max(1, round(tokens / batch)),
     )
 
 

@@ -27,7 +27,7 @@ from nanochat.train.checkpoint import MODEL_FILE
 from nanochat.train.loop import train
 from nanochat.train.options import PretrainOptions, TrainOptions, inherit
 from nanochat.train.run import TrainingRun
-from nanochat.train.scaling import lr_multiplier, scale_options
+from nanochat.train.scaling import lr_multiplier, matrix_lr_factor, scale_options
 from tests.training import HOW, OPTIONS, SEQUENCE_LEN, FewRows, batches, begin, flip_a_byte, losses
 
 
@@ -306,8 +306,19 @@ def test_batch_and_muons_rate_follow_from_the_tokens(
     options = PretrainOptions(depth=depth, target_param_data_ratio=tokens / config.num_multiplied)
     scaled = scale_options(options, config, runtime)
     assert scaled.total_batch_size == batch and scaled.num_iterations == round(tokens / batch)
-    assert scaled.matrix_lr == pytest.approx(rate, abs=5e-5)
-    assert scale_options(replace(options, matrix_lr=0.03), config, runtime).matrix_lr == 0.03
+    assert 0.02 * matrix_lr_factor(batch, scaled.num_iterations) == pytest.approx(rate, abs=5e-5)
+
+
+def test_a_resumed_run_keeps_its_rate_of_muon(runtime: Runtime, tokenizer: Tokenizer) -> None:
+    config = GPTConfig.from_depth(1, tokenizer.vocab_size, SEQUENCE_LEN)
+
+    def start(matrix_lr: float) -> TrainingRun:  # the rate that would follow from the steps
+        return resume.start_or_resume("base", OPTIONS, runtime, tokenizer, config=config, matrix_lr=matrix_lr)
+
+    run = start(0.015)
+    assert run.options.matrix_lr == run.optimizer.param_groups[0]["initial_lr"] == 0.015
+    train(run, batches(FewRows()), 2, **HOW)
+    assert start(0.018).options.matrix_lr == start(0.01).options.matrix_lr == 0.015
 
 
 @pytest.mark.parametrize(
