@@ -140,8 +140,15 @@ class Linear(nn.Linear):
         if self.fp8_training and torch.is_grad_enabled():
             return fp8.linear(x, self.weight)
         if x.is_cuda and x.dtype == torch.bfloat16:
-            return gpu_kernels.linear(x, self.weight)
+            return gpu_kernels.linears(x, self.weight)[0]
         return F.linear(x, self.weight.to(x.dtype))
+
+
+def apply_all(x: Tensor, *layers: Linear) -> tuple[Tensor, ...]:
+    """Apply several layers to x: (..., in) -> (..., out) each."""
+    if x.is_cuda and x.dtype == torch.bfloat16 and not layers[0].fp8_training:
+        return gpu_kernels.linears(x, *(layer.weight for layer in layers))  # sums the gradient of x in the products
+    return tuple(layer(x) for layer in layers)
 
 
 class Attention(nn.Module):
@@ -158,9 +165,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         """x: (B, T, C) -> (B, T, C). mask: as in `GPT.hidden`."""
         heads = (*x.shape[:2], -1, self.head_dim)
-        query = norm_and_rotate(self.q_proj(x).view(heads), cos, sin)
-        key = norm_and_rotate(self.k_proj(x).view(heads), cos, sin)
-        value = self.v_proj(x).view(heads).transpose(1, 2)
+        query, key, value = (y.view(heads) for y in apply_all(x, self.q_proj, self.k_proj, self.v_proj))
+        query, key = norm_and_rotate(query, cos, sin), norm_and_rotate(key, cos, sin)
+        value = value.transpose(1, 2)
         if mask is None:
             y = causal_attention(query, key, value)
         else:
@@ -179,6 +186,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, C) -> (B, T, C)."""
+        if self.fc1.fp8_training and torch.is_grad_enabled():
+            return fp8.squared_relu_mlp(x, self.fc1.weight, self.fc2.weight)
         return self.fc2(squared_relu(self.fc1(x)))
 
 
@@ -246,7 +255,8 @@ class GPT(nn.Module):
         if self.device.type == "cpu":
             self._compiled_block = torch.compile(Block.forward, dynamic=False)
             return
-        self._compiled_hidden = torch.compile(self.hidden, dynamic=False)
+        # Inductor otherwise computes gradients twice that FP8 reads twice (benchmarks/results/gpu-model.md).
+        self._compiled_hidden = torch.compile(self.hidden, dynamic=False, options={"realize_reads_threshold": 3})
         self._compiled_shapes = set(shapes)
         try:
             for shape in self._compiled_shapes:

@@ -1,10 +1,12 @@
 """FP8 products are as near as FP8 allows, harm no tensor that is zero or not finite, and stay in training."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -100,6 +102,46 @@ def test_what_is_not_finite_stays_so(bad: float, where: str) -> None:
     results = {"gradient": y.detach(), "x": x.grad, "weight": weight.grad}
     for left_out, result in results.items():
         assert result is not None and result.isfinite().all() == (where == left_out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("outliers", [1.0, 300.0])
+def test_the_mlp_is_as_exact_as_two_layers_although_it_bounds_a_gradient(dtype: torch.dtype, outliers: float) -> None:
+    torch.manual_seed(0)
+    x, gradient = torch.randn(2, 37, 64), 1e-6 * torch.randn(2, 37, 64)
+    x[0, 3], gradient[1, 5] = outliers * x[0, 3], outliers * gradient[1, 5]  # a token that is far from the others
+    inputs = [x.to(dtype), 0.1 * torch.randn(256, 64), 0.1 * torch.randn(64, 256)]
+
+    def two_layers(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
+        return fp8.linear(F.relu(fp8.linear(x, fc1)).square(), fc2)
+
+    def exact(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
+        return F.linear(F.relu(F.linear(x, fc1)).square(), fc2)
+
+    def results(function: Callable[..., Tensor], inputs: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
+        leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+        y = function(*leaves)
+        return [y.detach().double(), *(g.double() for g in torch.autograd.grad(y, leaves, gradient))]
+
+    truth = results(exact, [tensor.double() for tensor in inputs], gradient.to(dtype).double())
+    ours = results(fp8.squared_relu_mlp, inputs, gradient.to(dtype))
+    other = results(two_layers, inputs, gradient.to(dtype))
+    for one, two, right in zip(ours, other, truth, strict=True):
+        assert (one - right).norm() < 1.05 * (two - right).norm() < 0.2 * right.norm()
+
+
+@pytest.mark.parametrize("bad", [0.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("where", ["x", "gradient"])
+def test_the_mlp_of_zeros_is_finite_and_that_of_what_is_not_finite_is_not(bad: float, where: str) -> None:
+    tensors = {"x": torch.randn(5, 32), "gradient": torch.randn(5, 32)}
+    tensors[where][:, 4] = bad
+    if bad == 0.0:
+        tensors[where].zero_()
+    x = tensors["x"].requires_grad_()
+    y = fp8.squared_relu_mlp(x, torch.randn(64, 32), torch.randn(32, 64))
+    y.backward(tensors["gradient"])
+    assert x.grad is not None and x.grad.isfinite().all() == (bad == 0.0)
+    assert y.isfinite().all() == (bad == 0.0 or where == "gradient")
 
 
 def run_of(model: GPT) -> TrainingRun:
