@@ -150,13 +150,16 @@ def resolve_device_type(device_type: str) -> str:
 
 
 def native_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on GPUs since Ampere and CPUs with AMX, else float32.
+    """bfloat16 on GPUs since Ampere, CPUs with AMX, and AMD's since Zen 4; else float32.
 
-    On an Intel Xeon with avx512_bf16 but no AMX, bfloat16 matmuls are 2 times slower than float32; emulated on AVX2, 8
-    times slower.
+    Against float32, bfloat16 matmuls are 2.2 times faster with the avx512_bf16 of an AMD EPYC (Zen 4), 2 times slower
+    with that of an Intel Xeon, and 8 times slower emulated on AVX2.
     """
-    on_gpu = device.type == "cuda"
-    is_faster = torch.cuda.get_device_capability(device) >= (8, 0) if on_gpu else "amx_bf16" in cpu_flags()
+    if device.type == "cuda":
+        is_faster = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        flags = cpu_flags()
+        is_faster = "amx_bf16" in flags or ("avx512_bf16" in flags and _cpuinfo("vendor_id") == "AuthenticAMD")
     return torch.bfloat16 if is_faster else torch.float32
 
 

@@ -23,11 +23,20 @@ def test_a_device_that_is_not_there_gets_a_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "dtype"),
-    [({"avx2"}, torch.float32), ({"avx512f", "avx512_bf16"}, torch.float32), ({"amx_bf16"}, torch.bfloat16)],
+    ("vendor", "flags", "dtype"),
+    [
+        ("GenuineIntel", "avx2", torch.float32),
+        ("GenuineIntel", "avx2 avx512f avx512_bf16", torch.float32),
+        ("GenuineIntel", "avx2 avx512f avx512_bf16 amx_bf16", torch.bfloat16),
+        ("AuthenticAMD", "avx2", torch.float32),
+        ("AuthenticAMD", "avx2 avx512f avx512_bf16", torch.bfloat16),
+        ("", "", torch.float32),  # ARM
+    ],
 )
-def test_bfloat16_only_on_cpus_with_amx(flags: set[str], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "cpu_flags", lambda: flags)
+def test_bfloat16_only_on_cpus_where_it_is_faster(
+    vendor: str, flags: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "_cpuinfo", {"vendor_id": vendor, "flags": flags}.__getitem__)
     assert native_dtype(torch.device("cpu")) == dtype
 
 
