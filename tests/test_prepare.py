@@ -9,6 +9,7 @@ import pytest
 from nanochat import paths
 from nanochat.data import demo_data
 from nanochat.data.sources import MixedText, Source
+from nanochat.data.texts import open_texts
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
 from scripts import prepare
@@ -79,7 +80,7 @@ def test_verify_replaces_what_is_damaged(texts: list[str], capsys: pytest.Captur
 
 def test_fresh_keeps_the_old_tokenizer(base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old = replace(prepare.DEMO, vocab_size=400, max_chars=20_000)
-    corpus = prepare.prepare_texts(old)
+    corpus = open_texts(old)
     first = prepare.prepare_tokenizer(corpus, old)
     second = prepare.prepare_tokenizer(corpus, replace(old, vocab_size=500, fresh=True))
     (aside,) = base_dir.glob("tokenizer.*")
@@ -90,7 +91,7 @@ def test_fresh_keeps_the_old_tokenizer(base_dir: Path, capsys: pytest.CaptureFix
 
 def test_an_earlier_tokenizer_is_kept_with_a_note(base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = replace(prepare.DEMO, vocab_size=400, max_chars=20_000)
-    corpus = prepare.prepare_texts(options)
+    corpus = open_texts(options)
     current = prepare.prepare_tokenizer(corpus, options)
     assert "GGUF" not in capsys.readouterr().out
     two_digits = Tokenizer(current.ranks, current.pattern.replace("{1,3}", "{1,2}"))
