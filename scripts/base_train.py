@@ -29,7 +29,7 @@ from nanochat.train.run import Evaluation, rebuild_report
 from nanochat.train.scaling import matrix_lr_factor, scale_options
 
 DEMO = PretrainOptions(
-    dataset=("encyclopedia",), depth=4, max_seq_len=256, total_batch_size=2048, num_iterations=380,
+    dataset=("encyclopedia",), depth=4, max_seq_len=256, total_batch_size=2048, num_iterations=420,
     matrix_lr=0.02, warmup_ratio=0.05, short_rows_ratio=0.0, eval_every=50, eval_tokens=8192, save_every=0,
 )  # fmt: skip
 QUICK = replace(DEMO, depth=2, total_batch_size=4096, num_iterations=20, eval_every=0)
