@@ -4,9 +4,16 @@ On a CPU, F.rms_norm and autograd's backward pass of a rotation take a dozen pas
 take three to six. nanochat.model.gpt has the plain expressions, which GPUs and torch.compile use.
 """
 
+import platform
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if platform.machine() == "aarch64":
+    # With SVE, oneDNN 3.12 (torch 2.13) packs a transposed matrix wrongly if 1 to 16 of its last 32 columns are used:
+    # it clears eight rows of them. Without oneDNN, torch multiplies with its BLAS library.
+    torch.backends.mkldnn.set_flags(_enabled=False)
 
 QUERY_BLOCK = {torch.float32: 128, torch.bfloat16: 256}
 """Queries per attention block: few enough that their scores stay in the cache and little of the work is masked.

@@ -67,3 +67,14 @@ def test_the_norm_of_zeros_is_zero() -> None:
     x = torch.zeros(2, 8, requires_grad=True)
     rms_norm(x).sum().backward()
     assert rms_norm(x).abs().max() == 0 and x.grad is not None and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("outputs", [33, 48, 129, 300])
+@pytest.mark.parametrize("rows", [1, 2, 44])
+def test_products_with_a_transposed_matrix_of_any_width_are_right(rows: int, outputs: int) -> None:
+    """oneDNN 3.12 zeroes some of the weights on aarch64; importing the kernels disables it there."""
+    torch.manual_seed(0)
+    x, weights = torch.randn(3, rows, 16), torch.randn(3, outputs, 16)
+    torch.testing.assert_close((x @ weights.mT).double(), x.double() @ weights.double().mT, atol=1e-5, rtol=1e-5)
+    linear = F.linear(x[0], weights[0])
+    torch.testing.assert_close(linear.double(), F.linear(x[0].double(), weights[0].double()), atol=1e-5, rtol=1e-5)
