@@ -87,7 +87,10 @@ def restore(file: Path) -> Checkpoint:
             with tarfile.open(file, "r:") as tar:  # uncompressed, so that it is not larger than it looks
                 if any(member.issparse() or not (member.isfile() or member.isdir()) for member in tar):
                     raise ValueError("it holds links, devices or sparse files")
-                tar.extractall(unpacked, filter="data")
+                if any(name.startswith("/") or ".." in name.split("/") for name in tar.getnames()):
+                    raise ValueError("it holds files that belong outside its folder")
+                tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Debian 12's Python 3.11.2 has none
+                tar.extractall(unpacked)
             ((found,),) = map(saved_steps, unpacked.glob("*_checkpoints/*"))
             folder = found.folder
             tokenizer = Tokenizer.load(unpacked / TOKENIZER)

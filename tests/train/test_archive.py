@@ -103,7 +103,8 @@ def repacked(file: Path, change: Callable[[Path], object]) -> Path:
     """A copy of an archive after `change` of its folder."""
     with tempfile.TemporaryDirectory() as temporary:
         with tarfile.open(file) as tar:
-            tar.extractall(temporary, filter="data")
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Debian 12's Python 3.11.2 has none
+            tar.extractall(temporary)
         change(Path(temporary))
         with tarfile.open(file.with_name("changed.tar"), "w") as tar:
             for entry in Path(temporary).iterdir():
@@ -145,3 +146,25 @@ def test_logs_without_checksums_are_not_restored(
     changed = repacked(archived(base_dir, tokenizer), lambda at: (at / "base_checkpoints/d2/SHA256SUMS").unlink())
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base_dir / "elsewhere"))
     assert [entry.name for entry in archive.restore(changed).folder.parent.iterdir()] == ["step_000001"]
+
+
+@pytest.mark.parametrize("has_filters", [True, False])
+@pytest.mark.parametrize("name", ["../outside", "base_checkpoints/../../outside", "{base}/outside"])
+def test_nothing_is_written_outside_even_by_a_python_without_filters(
+    base_dir: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, name: str, has_filters: bool
+) -> None:
+    file = archived(base_dir, tokenizer)
+    outside = file.with_name("outside.tar")
+    with tarfile.open(file) as tar, tarfile.open(outside, "w") as changed:
+        for member in tar:
+            changed.addfile(member, tar.extractfile(member) if member.isfile() else None)
+        entry = tarfile.TarInfo(name.format(base=base_dir))
+        changed.addfile(entry)
+    if not has_filters:
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    elsewhere = base_dir / "elsewhere"
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(elsewhere))
+    with pytest.raises(UserError, match=r"outside\.tar"):
+        archive.restore(outside)
+    assert not list(elsewhere.rglob("*")) and not list(base_dir.glob("outside"))
+    assert archive.restore(file).damage() is None
