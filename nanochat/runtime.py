@@ -1,5 +1,6 @@
 """The device of a run: compute dtype, peak FLOP/s, memory."""
 
+import functools
 import gc
 import os
 import platform
@@ -205,6 +206,7 @@ def cpu_name() -> str:
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
+@functools.cache  # every matrix of an engine asks
 def _cpuinfo(key: str) -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == key), "")

@@ -95,7 +95,7 @@ class ModelRunner:
         self.config = config = model.config
         self.device, self.matrix_dtype, self.dtype = model.device, model.compute_dtype, cache_dtype(model)
         self.n_rotated = config.n_head + config.n_kv_head
-        self.embedding = rms_norm(model.embed_tokens.weight.detach()).to(self.matrix_dtype)
+        self.embedding = rms_norm(model.embed_tokens.weight.detach()).to(self.dtype)
         self.layers = [Layer(block, self.matrix_dtype) for block in model.layers]
         self.head = Matrix(model.lm_head.weight[:vocab_size], self.matrix_dtype)
         # Rotary embedding in three operations: x cos + (x with its halves swapped) sin.
@@ -189,7 +189,7 @@ class ModelRunner:
         cache_rows = (first_rows.unsqueeze(1) + self.head_rows).flatten()
         cos, sin = self.cos_sin[positions].unbind(1)
         head_dim, half = config.head_dim, config.head_dim // 2
-        x = F.embedding(tokens, self.embedding).to(self.dtype)
+        x = F.embedding(tokens, self.embedding)
         for number, layer in enumerate(self.layers):
             heads = layer.qkv(self._norm(x)).to(self.dtype).view(len(x), -1, head_dim)
             rotated = heads[:, : self.n_rotated]

@@ -137,18 +137,17 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in_features) -> (..., out_features), in the dtype of x."""
-        if self.fp8_training and torch.is_grad_enabled():
-            return fp8.linear(x, self.weight)
-        if x.is_cuda and x.dtype == torch.bfloat16:
-            return gpu_kernels.linears(x, self.weight)[0]
-        return F.linear(x, self.weight.to(x.dtype))
+        return apply_all(x, self)[0]
 
 
 def apply_all(x: Tensor, *layers: Linear) -> tuple[Tensor, ...]:
-    """Apply several layers to x: (..., in) -> (..., out) each."""
-    if x.is_cuda and x.dtype == torch.bfloat16 and not layers[0].fp8_training:
-        return gpu_kernels.linears(x, *(layer.weight for layer in layers))  # sums the gradient of x in the products
-    return tuple(layer(x) for layer in layers)
+    """Apply several layers to x: (..., in) -> (..., out) each, in the dtype of x."""
+    weights = [layer.weight for layer in layers]
+    if layers[0].fp8_training and torch.is_grad_enabled():
+        return tuple(fp8.linear(x, weight) for weight in weights)
+    if x.is_cuda and x.dtype == torch.bfloat16:
+        return gpu_kernels.linears(x, *weights)  # sums the gradient of x in the products
+    return tuple(F.linear(x, weight.to(x.dtype)) for weight in weights)
 
 
 class Attention(nn.Module):
