@@ -50,7 +50,7 @@ LLAMA_CPP_NOT_OURS = {
     "test_anthropic_thinking_with_reasoning_model": "no reasoning",
     "test_local_media_file": "text only",
     "test_cors_options": "no other origin is allowed unless --allow-origin names it",
-    "test_access_public_endpoint, test_incorrect_api_key, ... (5)": "need a key: tests/serve/test_server.py",
+    "test_access_public_endpoint, test_incorrect_api_key, ... (5)": "need a key: tests/serve/test_access.py",
 }
 SCHEMA = {
     "type": "object",
