@@ -50,8 +50,10 @@ class RLOptions(TrainOptions):
         check_not_compiled(self)
 
 
-DEMO = RLOptions(init_lr_frac=0.04, num_iterations=24, num_samples=8, max_new_tokens=48, save_every=0)
-QUICK = replace(DEMO, num_iterations=2, examples_per_step=8, num_samples=4, max_new_tokens=32)
+DEMO = RLOptions(
+    init_lr_frac=0.08, num_iterations=24, examples_per_step=64, num_samples=4, max_new_tokens=48, save_every=0
+)
+QUICK = replace(DEMO, num_iterations=2, examples_per_step=8, max_new_tokens=32)
 
 
 def main(options: RLOptions) -> None:

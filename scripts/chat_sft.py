@@ -31,7 +31,7 @@ class SFTOptions(TrainOptions):
     only: Annotated[bool, FREE] = False
     """learn from --add alone, not from mixtures.yaml in the base directory"""
     warmdown_ratio: Annotated[float, FRACTION] = 1.0
-    init_lr_frac: Annotated[float, Range(0)] = 0.02
+    init_lr_frac: Annotated[float, Range(0)] = 0.3
     num_epochs: Annotated[float, Range(0.01), FREE] = 1.0
     """epochs over the mixture, unless --num-iterations is given"""
     target_examples_per_step: Annotated[int, Range(1)] = 32
