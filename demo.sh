@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Run the whole pipeline at small scale, even on a CPU: setup, tokenizer, base, mid, SFT, RL, evaluation, chat.
-# ./demo.sh takes 3 to 12 minutes on two cores, ./demo.sh --quick 2; --fresh starts over instead of resuming.
+# ./demo.sh takes 3 to 25 minutes on two cores, ./demo.sh --quick 2; --fresh starts over instead of resuming.
 # shellcheck source=scripts/env.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/scripts/env.sh"
 
