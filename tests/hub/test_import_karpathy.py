@@ -129,7 +129,7 @@ def test_a_pickle_that_is_no_tokenizer_is_refused_and_runs_nothing(
     monkeypatch.chdir(tmp_path)
     try:
         dumped = pickle.dumps(content)
-    except TypeError:  # modules cannot be pickled: call something harmless by name
+    except TypeError:  # pickle does not support modules; refer to a harmless function by name
         dumped = b"cbuiltins\nprint\n(S'x'\ntR."
     (tmp_path / "tokenizer.pkl").write_bytes(dumped)
     with pytest.raises(UserError, match="tokenizer"):
